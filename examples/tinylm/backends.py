@@ -1,0 +1,84 @@
+"""Where the model's K and V live and who attends to them: kvit's pages and kernels, or kvit.reference.
+
+Both are model.Attend callables and round q, k, v and the result to float16, so that they differ in nothing but the
+order and precision of the sums between: the reference adds in float64. float16 and not bfloat16: after RMSNorm and
+projection K and V are of order 1, far from float16's ends, and its three more bits of significand keep the two results
+eight times closer, so that both find the same byte the most likely one.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from model import Config
+
+import kvit
+import kvit.reference
+
+PAGE_SIZE = 16  # tokens
+
+
+class PagedAttention:
+    """One kvit.PagedCache per layer, each holding one sequence.
+
+    capacity   tokens that the pages must hold
+    device     "host", "cuda:0", ...
+
+    Raises kvit.NoGpuError, kvit.DeviceError: the device cannot be used. Calls raise kvit.CacheFull beyond the capacity.
+    """
+
+    def __init__(self, config: Config, capacity: int, device: str):
+        self.device = device
+        self._config = config
+        self._caches = [
+            kvit.PagedCache(
+                pages=-(-capacity // PAGE_SIZE),
+                page_size=PAGE_SIZE,
+                kv_heads=config.kv_heads,
+                head_dim=config.head_dim,
+                dtype="float16",
+                device=device,
+            )
+            for _ in range(config.layers)
+        ]
+        self._sequences = [cache.sequence() for cache in self._caches]
+
+    def __call__(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        cache, sequence, count = self._caches[layer], self._sequences[layer], len(q)
+        cache.append([sequence], self._place(k), self._place(v), lengths=[count])
+        return kvit.attention(self._place(q), cache, [sequence], lengths=[count]).numpy().astype(np.float32)
+
+    def _place(self, x: np.ndarray) -> np.ndarray | kvit.Buffer:
+        x = np.ascontiguousarray(x, dtype=np.float16)
+        return x if self.device == "host" else kvit.Buffer.from_numpy(x, self.device)
+
+    def memory(self) -> str:
+        """The pages in use, as a sentence; pages hold K and V of PAGE_SIZE tokens."""
+        tokens, pages = len(self._sequences[0]), len(self._sequences[0].pages)
+        page_bytes = 2 * PAGE_SIZE * self._config.kv_heads * self._config.head_dim * 2
+        return (
+            f"{tokens} tokens of K and V in {len(self._caches)} layers x {pages} pages of {PAGE_SIZE} tokens: "
+            f"{len(self._caches) * pages * page_bytes:,} bytes"
+        )
+
+
+class ReferenceAttention:
+    """kvit.reference.attention over K and V in plain arrays: shares no page and no kernel with PagedAttention."""
+
+    device = "kvit.reference"
+
+    def __init__(self, config: Config):
+        empty = np.empty((0, config.kv_heads, config.head_dim), np.float16)
+        self._kv = [(empty, empty)] * config.layers
+
+    def __call__(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        stored = tuple(
+            np.concatenate([old, new.astype(np.float16)]) for old, new in zip(self._kv[layer], (k, v), strict=True)
+        )
+        self._kv[layer] = stored
+        out, _ = kvit.reference.attention(q.astype(np.float16), *stored).rounded(np.float16)
+        return out.astype(np.float32)
+
+    def memory(self) -> str:
+        """The arrays' size, as a sentence."""
+        stored = sum(k.nbytes + v.nbytes for k, v in self._kv)
+        return f"{len(self._kv[0][0])} tokens of K and V in {len(self._kv)} layers: {stored:,} bytes"

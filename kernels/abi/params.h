@@ -1,0 +1,131 @@
+// What a launch hands to a kernel: plain C structs, passed by value. All strides are in bytes unless they say otherwise.
+#ifndef KVIT_ABI_PARAMS_H
+#define KVIT_ABI_PARAMS_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+// One of K, V, K parameters, V parameters: row (page, token in page, head) holds all channels, densely.
+typedef struct KvitPool {
+  void *base;  // NULL where the codec stores nothing here
+  int64_t page_stride, token_stride, head_stride;
+} KvitPool;
+
+// NHD, HND and any other order differ only in strides.
+typedef struct KvitCache {
+  KvitPool pool[4];  // indexed like the iterators: 0 K, 1 V, 2 K parameters, 3 V parameters
+  int32_t num_pages, page_size, num_kv_heads, head_dim;
+} KvitCache;
+
+// Which pages hold a sequence.
+//   dense    pages[sequence * row_stride + slot]
+//   ragged   pages[indptr[sequence] + slot]
+typedef struct KvitPageTable {
+  const int32_t *pages;
+  const int32_t *indptr;   // [sequences + 1], NULL when dense
+  const int32_t *lengths;  // [sequences] tokens in the cache, those of this call included
+  int64_t row_stride;      // in entries
+  int32_t num_sequences;
+  int32_t max_pages;  // dense: slots of a row; ragged: entries of pages
+} KvitPageTable;
+
+// [token, head, channel] of queries, outputs, or new keys and values; channels are dense.
+typedef struct KvitRows {
+  void *base;
+  int64_t token_stride, head_stride;
+} KvitRows;
+
+// [token, head] in f32, natural log. base NULL: not wanted.
+typedef struct KvitLse {
+  float *base;
+  int64_t token_stride, head_stride;
+} KvitLse;
+
+// What a KvitFault says.
+enum KvitFaultKind {
+  KVIT_FAULT_NONE = 0,
+  KVIT_FAULT_PAGE = 1,    // value = the page id, slot = its place in the sequence's row
+  KVIT_FAULT_LENGTH = 2,  // value = the length; negative, or more than the table's pages hold
+  KVIT_FAULT_INDPTR = 3,  // value = the offending entry
+};
+
+// The first fault that a kernel met, in device memory; kind 0 means none. Written once, read by the next check.
+typedef struct KvitFault {
+  int32_t kind, sequence, slot, value;
+} KvitFault;
+
+// Which of the call's new tokens (rows of q, or of new keys) belong to which sequence: the last ones of each.
+typedef struct KvitTokens {
+  const int32_t *indptr;  // [sequences + 1] into the rows; NULL: `each` rows per sequence
+  int32_t each;
+  int32_t total;
+} KvitTokens;
+
+// Attention of new tokens over the cache. Grid: any number of CTAs; workspace as KvitDecodeWorkspace says.
+typedef struct KvitDecodeParams {
+  KvitCache cache;
+  KvitPageTable table;
+  KvitTokens tokens;
+  KvitRows q, out;
+  KvitLse lse;
+  KvitFault *fault;
+  float *partials;     // [grid, 2, rows, head_dim + 2] f32: (O, max, sum) of a CTA's first and last unfinished head
+  uint32_t *counters;  // [grid], zero before the first launch; every launch leaves them zero
+  float scale;         // of the scores, before exp
+  int32_t num_query_heads;
+  int32_t causal;  // 1: query i of n sees keys up to length - n + i
+  int32_t reserved;
+} KvitDecodeParams;
+
+// Rows k and v of a call's tokens, to or from their pages: token j of n of a sequence is at position length - n + j.
+typedef struct KvitTransferParams {
+  KvitCache cache;
+  KvitPageTable table;
+  KvitTokens tokens;
+  KvitRows k, v;
+  KvitFault *fault;
+} KvitTransferParams;
+typedef KvitTransferParams KvitAppendParams;  // k and v are read
+typedef KvitTransferParams KvitGatherParams;  // k and v are written
+
+// Whole pages within one cache, pool by pool: for fork and copy-on-write.
+typedef struct KvitCopyPagesParams {
+  KvitCache cache;
+  const int32_t *source, *target;  // [count] page ids, checked by the kernel
+  int64_t row_bytes[4];            // bytes of one (page, token, head) row in each pool; 0: pool unused
+  KvitFault *fault;
+  int32_t count;
+  int32_t reserved;
+} KvitCopyPagesParams;
+
+// softmax-weighted union of states over disjoint keys.
+typedef struct KvitMergeParams {
+  KvitRows a, b, out;
+  KvitLse lse_a, lse_b, lse;
+  int32_t num_tokens, num_heads, head_dim, reserved;
+} KvitMergeParams;
+
+// One tile through one iterator; `entry/probe.cuh` draws what lands where.
+typedef struct KvitProbeParams {
+  KvitCache cache;
+  KvitPageTable table;
+  uint8_t *shared_image;     // [kSharedBytes] shared memory after the copy, poisoned before
+  uint8_t *fragments;        // [threads, kFragmentBytes] registers of every thread
+  KvitFault *fault;
+  int32_t sequence, head, tile, max_s;
+  int32_t s_begin, s_count;  // slice of the S iterations; s_count < 0: all
+  int32_t stage;             // ring slot that the tile lands in
+  int32_t advances;          // the tile is reached by SetTile(tile - advances), then so many Advance()
+} KvitProbeParams;
+
+#ifdef __cplusplus
+}
+static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 144, "the ABI of a cache is fixed");
+static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI of a page table is fixed");
+static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
+#endif
+
+#endif  // KVIT_ABI_PARAMS_H

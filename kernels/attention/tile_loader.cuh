@@ -1,0 +1,72 @@
+// Streams the K and V tiles of a CTA's share through a ring in shared memory, ahead of whoever computes on them.
+#ifndef KVIT_ATTENTION_TILE_LOADER_CUH
+#define KVIT_ATTENTION_TILE_LOADER_CUH
+
+#include "attention/work_line.cuh"
+#include "cache/fault.cuh"
+#include "core/pipe_iter.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// Runs over the same pieces as the computing cursor, `Stages` - 1 steps ahead and across the ends of pieces, so that copies
+/// never pause. Every warp loads what it consumes: no CTA-wide barrier is needed.
+template <class Line, class TileIter, class IterK, class IterV, int Stages>
+class TileLoader {
+ public:
+  KVIT_DEVICE TileLoader(const KvitDecodeParams& params, const Line& line, const Share& share,
+                         typename IterK::Pointer ring_k, typename IterV::Pointer ring_v)
+      : params_(params), line_(line), cursor_(line, params.cache.num_kv_heads, share), tiles_(params.cache, params.table) {
+    k_.SetSmem(ring_k);
+    v_.SetSmem(ring_v);
+    Enter();
+  }
+
+  /// Begins to copy the next tile, if there is one, into ring slot `stage`; one group of copies either way.
+  KVIT_DEVICE void Prefetch(int stage) {
+    if (!cursor_.Done()) {
+      k_.Prefetch(tiles_, IterK::ThreadMap::kDimS, stage);
+      v_.Prefetch(tiles_, IterV::ThreadMap::kDimS, stage);
+      const bool faulted = Ballot(tiles_.faulted()) != 0;
+      faulted_stages_ = (faulted_stages_ & ~(1u << stage)) | uint32_t(faulted) << stage;
+      if (tiles_.faulted()) ReportFault(params_.fault, tiles_.fault());
+      if (++tile_ < end_) {
+        tiles_.Advance();
+      } else {
+        cursor_.Next();
+        Enter();
+      }
+    }
+    CopyAsyncCommit();
+  }
+
+  /// Whether the tile in ring slot `stage` has rows that could not be found. The same in all lanes.
+  KVIT_DEVICE bool Faulted(int stage) const { return faulted_stages_ >> stage & 1u; }
+
+ private:
+  // Goes to the first tile of the cursor's piece, or of the next piece that has any tile to see.
+  KVIT_DEVICE void Enter() {
+    for (; !cursor_.Done(); cursor_.Next()) {
+      const Piece& piece = cursor_.piece();
+      tile_ = piece.first;
+      end_ = line_.VisibleEnd(piece);
+      if (tile_ >= end_) continue;
+      tiles_.SetSequence(piece.sequence, piece.head);
+      tiles_.SetTile(tile_);
+      return;
+    }
+  }
+
+  const KvitDecodeParams& params_;
+  const Line& line_;
+  WorkCursor<Line> cursor_;
+  TileIter tiles_;
+  IterK k_;
+  IterV v_;
+  int tile_ = 0, end_ = 0;
+  uint32_t faulted_stages_ = 0;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_TILE_LOADER_CUH

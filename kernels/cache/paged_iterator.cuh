@@ -1,0 +1,126 @@
+// The rows of a sequence that lies in pages, tile by tile.
+#ifndef KVIT_CACHE_PAGED_ITERATOR_CUH
+#define KVIT_CACHE_PAGED_ITERATOR_CUH
+
+#include <stdint.h>
+
+#include "abi/params.h"
+#include "cache/fast_divide.cuh"
+#include "cache/pool_set.cuh"
+#include "cache/sequence_view.cuh"
+#include "core/macros.h"
+#include "core/types.h"
+#include "layout/raked_thread_map.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// Finds the rows of a warp's band (Map::kFootprintS tokens of every Map::kDimS). Lane i looks up token i of the band,
+/// so a tile may cross any number of pages of any size; OffsetPtr hands the row to the lanes that copy it.
+///
+///   page_size = 3   band   token 0 1 2 3 4 5 ...     lane 0 1 2 3 4 5    one load of the page table per lane and tile
+///                          page  7 7 7 2 2 2                             serves all pools
+///
+/// Page ids are read one tile ahead, so that their latency hides behind the copies of the tile in between.
+template <unsigned Pools, class Map>
+class PagedIterator {
+ public:
+  static constexpr int kRows = CeilDiv(Map::kFootprintS, 32);  // rows that a lane looks up
+  static_assert(32 % Map::kDeltaS == 0, "the rows of one warp access must come from one round of lookups");
+
+  KVIT_DEVICE PagedIterator(const KvitCache& cache, const KvitPageTable& table, int warp = WarpIndex(),
+                            int lane = LaneIndex())
+      : cache_(cache), table_(table), page_of_(cache.page_size), band_(Map::BandBegin(warp)), lane_(lane) {}
+
+  /// Reads the sequence's length and forgets faults of the one before. Call SetTile next.
+  KVIT_DEVICE void SetSequence(int sequence, int head) {
+    const SequenceView view = ViewSequence(table_, cache_.page_size, sequence);
+    pages_ = table_.pages + view.begin;
+    length_ = view.length;
+    fault_ = view.fault;
+    head_ = head;
+  }
+
+  /// Moves to tokens [tile * Map::kDimS, (tile + 1) * Map::kDimS).
+  KVIT_DEVICE void SetTile(int tile) {
+    tile_ = tile;
+    ReadPages(tile);
+    FindRows();
+    ReadPages(tile + 1);
+  }
+
+  /// Moves to the next tile.
+  KVIT_DEVICE void Advance() {
+    ++tile_;
+    FindRows();
+    ReadPages(tile_ + 1);
+  }
+
+  /// Byte `byte` of the row of token s of the tile, in pool Index; null where there is no token or no such page.
+  /// All lanes of the warp call together, each for a token of the warp's band and of the same warp access.
+  template <int Index>
+  KVIT_DEVICE const char* OffsetPtr(int s, int byte) const {
+    static_assert(ContainsPool(Pools, Index), "this tile iterator was made without the pool that the copy asks for");
+    const int row = s - band_;
+    int64_t address = address_[Index][0];
+    KVIT_UNROLL
+    for (int r = 1; r < kRows; ++r) {
+      if (row / 32 == r) address = address_[Index][r];
+    }
+    address = Shuffle(address, row % 32);
+    return address == 0 ? nullptr : reinterpret_cast<const char*>(address) + byte;
+  }
+
+  /// Tokens of the sequence, never more than its pages hold.
+  KVIT_DEVICE int length() const { return length_; }
+
+  /// Whether this lane met something wrong since SetSequence; fault() is the first such thing.
+  KVIT_DEVICE bool faulted() const { return fault_.kind != KVIT_FAULT_NONE; }
+  KVIT_DEVICE KvitFault fault() const { return fault_; }
+
+ private:
+  KVIT_DEVICE uint32_t Token(int tile, int r) const { return uint32_t(tile) * Map::kDimS + uint32_t(RowInTile(r)); }
+  KVIT_DEVICE int RowInTile(int r) const { return band_ + r * 32 + lane_; }
+  // Whether this lane's r-th row belongs to the band, the tile and the sequence.
+  KVIT_DEVICE bool Holds(int tile, int r) const {
+    return r * 32 + lane_ < Map::kFootprintS && RowInTile(r) < Map::kDimS && Token(tile, r) < uint32_t(length_);
+  }
+
+  KVIT_DEVICE void ReadPages(int tile) {
+    KVIT_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      if (Holds(tile, r)) page_[r] = LoadGlobalReadOnly<int32_t>(pages_ + page_of_(Token(tile, r)));
+    }
+  }
+
+  KVIT_DEVICE void FindRows() {
+    KVIT_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const bool holds = Holds(tile_, r);
+      const bool found = holds && uint32_t(page_[r]) < uint32_t(cache_.num_pages);
+      const uint32_t token = Token(tile_, r);
+      const uint32_t slot = page_of_(token);
+      KVIT_UNROLL
+      for (int pool = 0; pool < kNumPools; ++pool) {
+        if (!ContainsPool(Pools, pool)) continue;
+        const uint32_t token_in_page = token - slot * uint32_t(cache_.page_size);
+        address_[pool][r] = found ? RowAddress(cache_.pool[pool], page_[r], token_in_page, head_) : 0;
+      }
+      if (holds && !found && !faulted()) fault_ = {KVIT_FAULT_PAGE, fault_.sequence, int32_t(slot), page_[r]};
+    }
+  }
+
+  const KvitCache& cache_;
+  const KvitPageTable& table_;
+  FastDivide page_of_;
+  int band_, lane_;
+  const int32_t* pages_ = nullptr;
+  int length_ = 0, head_ = 0, tile_ = 0;
+  int32_t page_[kRows] = {};                  // of the next tile to find
+  int64_t address_[kNumPools][kRows] = {};  // of this lane's rows; 0: none
+  KvitFault fault_ = {};
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_CACHE_PAGED_ITERATOR_CUH

@@ -1,0 +1,109 @@
+"""Builds every kernel that the manifest lists, and lays the results out as kvit/_kernels has them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from codegen.emit import units_of, write_if_changed, write_units
+from codegen.errors import BuildError
+from codegen.index import index_text, read_host_kernels
+from codegen.manifest import Manifest, load_manifest
+from codegen.ninja import HOST_LIBRARY, run_ninja, write_ninja
+from codegen.toml import read_toml
+from codegen.toolchain import find_cuda, find_gxx, find_ninja
+
+
+def project_version(root: Path) -> str:
+    """The version of the package whose pyproject.toml is in `root`."""
+    version = read_toml(root / "pyproject.toml")["project"]["version"]
+    assert isinstance(version, str)
+    return version
+
+
+def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
+    """The targets to build.
+
+    wanted  targets separated by ; or , or blanks ("sm_80;sm_90a"), "none" for the host backend alone,
+            or None for all that the manifest lists
+
+    Raises BuildError where a target is not in the manifest.
+    """
+    if wanted is None or not wanted.strip():
+        return manifest.archs
+    if wanted.strip() == "none":
+        return ()
+    names = dict.fromkeys(wanted.replace(";", " ").replace(",", " ").split())
+    for name in names:
+        if name not in manifest.archs:
+            raise BuildError(
+                f"KVIT_ARCHS names {name}; the manifest builds {', '.join(manifest.archs)}, and none only the host.\n"
+                f"Add {name} to archs of the families in kernels/manifest.toml, or leave it out of KVIT_ARCHS."
+            )
+    return tuple(arch for arch in manifest.archs if arch in names)
+
+
+def choose_jobs(environ: Mapping[str, str] = os.environ) -> int:
+    """How many compilers run side by side: KVIT_JOBS, else the cores this process may use."""
+    text = environ.get("KVIT_JOBS", "")
+    if not text:
+        return len(os.sched_getaffinity(0))
+    if not text.isdecimal() or int(text) < 1:
+        raise BuildError(f"KVIT_JOBS is {text!r}; it must be a number of at least 1")
+    return int(text)
+
+
+def build_kernels(
+    kernels: Path, build: Path, out: Path, *, version: str, archs: str | None = None, jobs: int | None = None
+) -> Path:
+    """Compile what changed since the last call and make `out` hold exactly the results.
+
+    kernels  folder of manifest.toml and the headers
+    build    folder for everything in between, kept for the next call
+    out      becomes kvit/_kernels: <arch>/<family>_<unit>.cubin or .ptx, libkvit_host.so, index.json
+    version  of the package, written into the index
+    archs    as choose_archs takes it; KVIT_ARCHS if absent
+    jobs     compilers side by side; choose_jobs() if absent
+
+    Returns the path of index.json. Raises BuildError.
+    """
+    manifest = load_manifest(kernels / "manifest.toml")
+    specs = manifest.specs()
+    chosen = choose_archs(manifest, os.environ.get("KVIT_ARCHS") if archs is None else archs)
+    cuda = find_cuda() if chosen else None
+    gxx = find_gxx()
+    units = units_of(specs)
+    write_units(units, build / "source")
+    made = write_ninja(build, kernels, units, chosen, gxx, cuda)
+    jobs = choose_jobs() if jobs is None else jobs
+    with_cuda = f"CUDA {cuda.version[0]}.{cuda.version[1]} of {cuda.root}" if cuda else "no CUDA compiler"
+    print(f"kvit: {len(specs)} kernels for host {' '.join(chosen)}; {with_cuda}, {gxx}, {jobs} jobs", flush=True)
+    try:
+        run_ninja(build, find_ninja(), jobs)
+    except subprocess.CalledProcessError:
+        raise BuildError(f"a kernel does not compile; the compiler's message is above, its log under {build}") from None
+    cuda_version = f"{cuda.version[0]}.{cuda.version[1]}" if cuda else None
+    index = index_text(specs, read_host_kernels(build / "out" / HOST_LIBRARY), chosen, version, cuda_version)
+    write_if_changed(build / "out" / "index.json", index)
+    publish(build / "out", out, [*made, "index.json"])
+    return out / "index.json"
+
+
+def publish(source: Path, target: Path, files: Sequence[str]) -> None:
+    """Make `target` hold exactly `files` of `source`. A library in use is replaced, not written into."""
+    wanted = set(files)
+    for path in sorted(target.rglob("*"), reverse=True):  # files before the folders that hold them
+        if path.is_dir():
+            if not any(path.iterdir()):
+                path.rmdir()
+        elif path.relative_to(target).as_posix() not in wanted:
+            path.unlink()
+    for name in files:
+        destination = target / name
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        scratch = destination.with_name(destination.name + ".part")
+        shutil.copy2(source / name, scratch)
+        scratch.replace(destination)

@@ -1,0 +1,125 @@
+"""Writes build.ninja: which command makes which cubin, PTX and object, and what each of them was made from."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from codegen.emit import Unit, write_if_changed
+from codegen.toolchain import Cuda
+
+HOST_LIBRARY = "libkvit_host.so"
+
+_NVCC_FLAGS = "-std=c++20 -O3 -Xptxas -v"
+# The fibers leave a frame by longjmp, which a fortified one takes for an attack. Contraction stays off so that the host
+# backend gives the same bits on every machine. nvcc's pragmas mean nothing to g++.
+_GXX_FLAGS = (
+    "-std=c++20 -O2 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE -ffp-contract=off -pthread "
+    "-Wall -Wextra -Wno-unknown-pragmas"
+)
+
+# Output of ptxas goes to a log; what a person must see (errors, warnings) goes to the terminal. Headers of the toolkit
+# are taken out of the depfile: a hermetic build installs them anew each time, and `nvcc.txt` stands for them.
+_RULES = """\
+ninja_required_version = 1.5
+kernels = {kernels}
+nvcc = {nvcc} -ccbin {gxx} {nvcc_flags} -I$kernels
+gxx = {gxx} {gxx_flags} -I$kernels
+
+rule nvcc
+  command = if $nvcc $target -MD -MF $out.d -o $out $in > $out.log 2>&1; then grep -i warning $out.log; $
+      sed -i '\\#cuda/bin/#d' $out.d && echo >> $out.d; else cat $out.log; exit 1; fi
+  depfile = $out.d
+  deps = gcc
+  description = nvcc $arch $stem
+
+rule gxx
+  command = $gxx -MMD -MF $out.d -x c++ -c -o $out $in
+  depfile = $out.d
+  deps = gcc
+  description = g++ $stem
+
+rule link
+  command = {gxx} -shared -pthread -Wl,-z,defs -o $out $in
+  description = link $out
+
+"""
+
+
+def artefact(arch: str, stem: str) -> str:
+    """Path of a compiled unit relative to kvit/_kernels: cubins for real targets, PTX for virtual ones."""
+    return f"{arch}/{stem}.{'ptx' if arch.startswith('compute_') else 'cubin'}"
+
+
+def write_ninja(
+    build: Path, kernels: Path, units: Sequence[Unit], archs: Sequence[str], gxx: str, cuda: Cuda | None
+) -> list[str]:
+    """Write build/build.ninja and return the artefacts it makes, relative to build/out.
+
+    units  each is compiled for those of `archs` that it lists, and for the host
+    cuda   None if archs is empty
+
+    Every path in the file is relative to `build`, and the toolkit is reached through a link in it: neither a moved tree
+    nor a compiler that pip unpacked elsewhere changes a command, so neither rebuilds anything.
+    """
+    build.mkdir(parents=True, exist_ok=True)
+    banner = subprocess.run([gxx, "--version"], capture_output=True, text=True, check=False).stdout
+    if cuda is not None:
+        write_if_changed(build / "nvcc.txt", cuda.banner + banner)  # nvcc preprocesses with g++
+        link = build / "cuda"
+        link.unlink(missing_ok=True)
+        link.symlink_to(cuda.root.absolute(), target_is_directory=True)
+    write_if_changed(build / "gxx.txt", banner)
+
+    lines = [
+        _RULES.format(
+            kernels=os.path.relpath(kernels, build),
+            nvcc="cuda/bin/nvcc",
+            gxx=gxx,
+            nvcc_flags=_NVCC_FLAGS,
+            gxx_flags=_GXX_FLAGS,
+        )
+    ]
+    made = []
+    objects = []
+    for source in sorted(kernels.glob("platform/host_*.cpp")):
+        objects.append(f"host/{source.stem}.o")
+        lines.append(_edge(objects[-1], "gxx", os.path.relpath(source, build), stem=source.stem))
+    for unit in units:
+        objects.append(f"host/{unit.stem}.o")
+        lines.append(_edge(objects[-1], "gxx", f"source/{unit.stem}.cu", stem=unit.stem))
+        for arch in archs:
+            if arch in unit.archs:
+                made.append(artefact(arch, unit.stem))
+                source = f"source/{unit.stem}.cu"
+                lines.append(_edge(f"out/{made[-1]}", "nvcc", source, stem=unit.stem, arch=arch, target=_target(arch)))
+    made.append(HOST_LIBRARY)
+    lines.append(f"build out/{HOST_LIBRARY}: link {' '.join(objects)}\n")
+    write_if_changed(build / "build.ninja", "\n".join(lines))
+    return made
+
+
+def run_ninja(build: Path, ninja: str, jobs: int, *, dry_run: bool = False) -> list[str]:
+    """Bring everything in `build` up to date, with progress on the terminal. Raises CalledProcessError.
+
+    dry_run  compile nothing, and return the descriptions of the steps that would run
+    """
+    command = [ninja, "-C", str(build), "-j", str(jobs)]
+    if not dry_run:
+        subprocess.run(command, check=True)
+        return []
+    output = subprocess.run([*command, "-n"], check=True, capture_output=True, text=True).stdout
+    return [line.partition("] ")[2] for line in output.splitlines() if line.startswith("[")]
+
+
+def _target(arch: str) -> str:
+    number = arch.partition("_")[2]
+    kind = "-ptx" if arch.startswith("compute_") else "-cubin"
+    return f"-gencode arch=compute_{number},code={arch} {kind}"
+
+
+def _edge(output: str, rule: str, source: str, **variables: str) -> str:
+    settings = "".join(f"  {name} = {value}\n" for name, value in variables.items())
+    return f"build {output}: {rule} {source} | {rule}.txt\n{settings}"

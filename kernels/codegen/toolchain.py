@@ -1,0 +1,153 @@
+"""Finds the compilers: nvcc and the CUDA headers (PyPI packages first, then CUDA_HOME, then PATH), g++ and ninja."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from codegen.errors import BuildError
+
+# The PTX of a newer toolkit is not understood by the oldest supported driver (r580, CUDA 13.0).
+CUDA_VERSION = (13, 0)
+CUDA_PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl,profiler]==13.0.*"
+MIN_GXX = 11  # the first with all of C++20 that the headers use
+
+# cydriver.pxd includes the first two; the others are what nvcc itself includes before the first line of a kernel.
+_DRIVER_HEADERS = ("cuda.h", "cudaProfiler.h")
+_COMPILER_HEADERS = ("cuda_runtime.h", "crt/host_config.h")
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """A CUDA toolkit that can build kvit."""
+
+    root: Path
+    nvcc: Path
+    include: Path
+    version: tuple[int, int]
+    banner: str  # what nvcc says of itself, build number included
+
+
+def find_cuda(environ: Mapping[str, str] = os.environ, search_path: Sequence[str] | None = None) -> Cuda:
+    """The first toolkit that is complete and new enough.
+
+    search_path  where Python packages are looked for; sys.path if absent
+
+    Raises BuildError, which lists each place that was looked at and what it lacks.
+    """
+    rejected = []
+    for place, root in _roots(environ, sys.path if search_path is None else search_path):
+        found = _inspect(root)
+        if isinstance(found, Cuda):
+            if found.version > CUDA_VERSION:
+                version = ".".join(map(str, found.version))
+                print(f"note: building with CUDA {version}; its PTX needs a driver at least as new", file=sys.stderr)
+            return found
+        rejected.append(f"  {place} {root}: {found}")
+    looked_at = "\n".join(rejected) or "  no nvcc in the Python environment, CUDA_HOME, PATH or /usr/local/cuda"
+    raise BuildError(
+        f"no CUDA 13 compiler:\n{looked_at}\n"
+        f"Install it with: pip install '{CUDA_PACKAGES}'\n"
+        "or point CUDA_HOME at a CUDA 13 toolkit, or set KVIT_ARCHS=none to build the host backend alone."
+    )
+
+
+def find_cuda_include(environ: Mapping[str, str] = os.environ, search_path: Sequence[str] | None = None) -> Path:
+    """The folder of cuda.h, which the Cython modules need even where no kernel is compiled for a GPU.
+
+    Raises BuildError, which says what to install.
+    """
+    for _, root in _roots(environ, sys.path if search_path is None else search_path):
+        for include in _includes(root):
+            if not _missing(include, _DRIVER_HEADERS):
+                return include
+    raise BuildError(
+        "no CUDA driver headers (cuda.h, cudaProfiler.h). Install them with: pip install "
+        "'cuda-toolkit[cudart,crt,profiler]==13.0.*', or point CUDA_HOME at a CUDA 13 toolkit."
+    )
+
+
+def find_gxx(environ: Mapping[str, str] = os.environ) -> str:
+    """The C++ compiler: CXX, else g++. Raises BuildError where it is missing or older than MIN_GXX."""
+    wanted = environ.get("CXX", "g++")
+    path = shutil.which(wanted, path=environ.get("PATH"))
+    if path is None:
+        raise BuildError(f"no C++ compiler {wanted!r}. On Debian: apt install g++. Or set CXX to one.")
+    version = subprocess.run(
+        [path, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False
+    ).stdout
+    is_gcc = b"Free Software Foundation" in subprocess.run([path, "--version"], capture_output=True, check=False).stdout
+    if is_gcc and int(version.split(".")[0]) < MIN_GXX:
+        raise BuildError(
+            f"{path} is GCC {version.strip()}; kvit is C++20 and needs GCC {MIN_GXX} or newer. Or set CXX."
+        )
+    return path
+
+
+def find_ninja() -> str:
+    """The ninja program: of the Python environment, else of PATH. Raises BuildError."""
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None and spec.origin is not None:
+        import ninja
+
+        packaged = Path(ninja.BIN_DIR) / "ninja"
+        if packaged.exists():
+            return str(packaged)
+    path = shutil.which("ninja")
+    if path is None:
+        raise BuildError("no ninja. Install it with: pip install ninja")
+    return path
+
+
+def _roots(environ: Mapping[str, str], search_path: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    for entry in search_path:
+        root = Path(entry or ".") / "nvidia" / "cu13"
+        if root.is_dir():
+            yield "Python package", root
+    for name in ("CUDA_HOME", "CUDA_PATH"):
+        if environ.get(name):
+            yield name, Path(environ[name])
+    nvcc = shutil.which("nvcc", path=environ.get("PATH"))
+    if nvcc is not None:
+        yield "PATH", Path(nvcc).resolve().parent.parent
+    if Path("/usr/local/cuda").is_dir():
+        yield "usual place", Path("/usr/local/cuda")
+
+
+def _includes(root: Path) -> list[Path]:
+    # Distributors and conda keep the headers per target machine.
+    return [root / "include", *sorted(root.glob("targets/*/include"))]
+
+
+def _missing(include: Path, headers: Sequence[str]) -> list[str]:
+    return [header for header in headers if not (include / header).exists()]
+
+
+def _inspect(root: Path) -> Cuda | str:
+    """The toolkit at `root`, or what is wrong with it."""
+    nvcc = root / "bin" / "nvcc"
+    if not nvcc.exists():
+        return "has no bin/nvcc"
+    headers = (*_DRIVER_HEADERS, *_COMPILER_HEADERS)
+    lacking = {include: _missing(include, headers) for include in _includes(root)}
+    include = next((include for include, missing in lacking.items() if not missing), None)
+    if include is None:
+        return f"lacks headers {', '.join(lacking[root / 'include'])}"
+    # From PyPI every part is a package of its own, and nvcc without the part named nvvm fails only when it runs.
+    if root.parent.name == "nvidia" and not (root / "nvvm" / "bin" / "cicc").exists():
+        return "lacks nvvm/bin/cicc"
+    banner = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
+    match = re.search(r"release (\d+)\.(\d+)", banner)
+    if match is None:
+        return "bin/nvcc does not tell its version"
+    version = (int(match[1]), int(match[2]))
+    if version < CUDA_VERSION:
+        return f"is CUDA {version[0]}.{version[1]}, older than {CUDA_VERSION[0]}.{CUDA_VERSION[1]}"
+    return Cuda(root, nvcc, include, version, banner.strip())

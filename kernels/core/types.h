@@ -1,0 +1,42 @@
+// 16-bit floats as bits, small vectors, and bit casts: values that need no hardware.
+#ifndef KVIT_CORE_TYPES_H
+#define KVIT_CORE_TYPES_H
+
+#include <stdint.h>
+
+#include "core/macros.h"
+
+namespace kvit {
+
+struct Half {  // IEEE binary16
+  uint16_t bits;
+};
+
+struct Bfloat16 {  // the upper half of an IEEE binary32
+  uint16_t bits;
+};
+
+struct Float2 {
+  float lo, hi;
+};
+
+/// An unsigned vector register image of N bytes, aligned to its size.
+template <int Bytes>
+struct alignas(Bytes < 16 ? Bytes : 16) Words {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "a memory access moves 4, 8 or 16 bytes");
+  uint32_t word[Bytes / 4];
+};
+
+template <class To, class From>
+KVIT_HD To BitCast(const From& from) {
+  static_assert(sizeof(To) == sizeof(From), "a bit cast keeps the size");
+  return __builtin_bit_cast(To, from);
+}
+
+constexpr KVIT_HD int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+constexpr KVIT_HD int Min(int a, int b) { return a < b ? a : b; }
+constexpr KVIT_HD int Max(int a, int b) { return a > b ? a : b; }
+
+}  // namespace kvit
+
+#endif  // KVIT_CORE_TYPES_H

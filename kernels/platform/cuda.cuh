@@ -1,0 +1,246 @@
+// The GPU: built-in variables and all inline PTX of kvit. See platform.cuh for what each name means.
+#ifndef KVIT_PLATFORM_CUDA_CUH
+#define KVIT_PLATFORM_CUDA_CUH
+
+#include "abi/fact.h"
+#include "core/types.h"
+
+namespace kvit {
+
+// --- ids -----------------------------------------------------------------------------------------------------------
+
+KVIT_DEVICE int ThreadIndex() { return int(threadIdx.x); }
+KVIT_DEVICE int LaneIndex() { return int(threadIdx.x) & 31; }
+KVIT_DEVICE int BlockIndex() { return int(blockIdx.x); }
+KVIT_DEVICE int GridSize() { return int(gridDim.x); }
+// Read from lane 0, so that the compiler knows it to be the same in all lanes and keeps what follows from it uniform.
+KVIT_DEVICE int WarpIndex() { return __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0); }
+
+// --- values --------------------------------------------------------------------------------------------------------
+
+template <class T>
+KVIT_DEVICE T FromFloat(float x);
+
+template <>
+KVIT_DEVICE float FromFloat<float>(float x) {
+  return x;
+}
+template <>
+KVIT_DEVICE Half FromFloat<Half>(float x) {
+  Half h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h.bits) : "f"(x));
+  return h;
+}
+template <>
+KVIT_DEVICE Bfloat16 FromFloat<Bfloat16>(float x) {
+  Bfloat16 b;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(b.bits) : "f"(x));
+  return b;
+}
+
+KVIT_DEVICE float ToFloat(float x) { return x; }
+KVIT_DEVICE float ToFloat(Bfloat16 x) { return __uint_as_float(uint32_t(x.bits) << 16); }
+KVIT_DEVICE float ToFloat(Half x) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(x.bits));
+  return f;
+}
+
+template <class T>
+KVIT_DEVICE uint32_t Pack2(float lo, float hi);
+
+template <>
+KVIT_DEVICE uint32_t Pack2<Half>(float lo, float hi) {
+  uint32_t d;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+  return d;
+}
+template <>
+KVIT_DEVICE uint32_t Pack2<Bfloat16>(float lo, float hi) {
+  uint32_t d;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(d) : "f"(hi), "f"(lo));
+  return d;
+}
+
+template <class T>
+KVIT_DEVICE Float2 Unpack2(uint32_t x) {
+  return {ToFloat(T{uint16_t(x & 0xffffu)}), ToFloat(T{uint16_t(x >> 16)})};
+}
+
+KVIT_DEVICE float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+KVIT_DEVICE float Log2(float x) {
+  float y;
+  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// --- memory --------------------------------------------------------------------------------------------------------
+
+namespace detail {
+template <int Bytes>
+struct Bits;
+template <>
+struct Bits<1> {
+  using Type = unsigned char;
+};
+template <>
+struct Bits<2> {
+  using Type = unsigned short;
+};
+template <>
+struct Bits<4> {
+  using Type = unsigned int;
+};
+template <>
+struct Bits<8> {
+  using Type = uint2;
+};
+template <>
+struct Bits<16> {
+  using Type = uint4;
+};
+template <class V>
+using BitsOf = typename Bits<sizeof(V)>::Type;
+}  // namespace detail
+
+template <class V>
+KVIT_DEVICE V LoadGlobal(const void* p) {
+  return BitCast<V>(*static_cast<const detail::BitsOf<V>*>(p));
+}
+template <class V>
+KVIT_DEVICE V LoadGlobalReadOnly(const void* p) {
+  return BitCast<V>(__ldg(static_cast<const detail::BitsOf<V>*>(p)));
+}
+// From L2: sees what other SMs wrote during this launch.
+template <class V>
+KVIT_DEVICE V LoadGlobalL2(const void* p) {
+  return BitCast<V>(__ldcg(static_cast<const detail::BitsOf<V>*>(p)));
+}
+template <class V>
+KVIT_DEVICE void StoreGlobal(void* p, V value) {
+  *static_cast<detail::BitsOf<V>*>(p) = BitCast<detail::BitsOf<V>>(value);
+}
+template <class V>
+KVIT_DEVICE V LoadShared(const void* p) {
+  return BitCast<V>(*static_cast<const detail::BitsOf<V>*>(p));
+}
+template <class V>
+KVIT_DEVICE void StoreShared(void* p, V value) {
+  *static_cast<detail::BitsOf<V>*>(p) = BitCast<detail::BitsOf<V>>(value);
+}
+
+KVIT_DEVICE uint32_t SharedAddress(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+
+// 16-byte copies bypass L1: a byte of the cache is read once. The source is not read where the size given is 0.
+template <int Bytes>
+KVIT_DEVICE void CopyAsync(void* shared, const void* global, bool valid) {
+  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async moves 4, 8 or 16 bytes");
+  const int size = valid ? Bytes : 0;
+  if constexpr (Bytes == 16) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)), "l"(global),
+                 "r"(size)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %3, %2;" ::"r"(SharedAddress(shared)), "l"(global),
+                 "r"(size), "n"(Bytes)
+                 : "memory");
+  }
+}
+KVIT_DEVICE void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int N>
+KVIT_DEVICE void CopyAsyncWait() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+// --- CTA, warp and device --------------------------------------------------------------------------------------------
+
+KVIT_DEVICE void SyncThreads() { __syncthreads(); }
+KVIT_DEVICE bool SyncThreadsOr(bool x) { return __syncthreads_or(x) != 0; }
+KVIT_DEVICE void SyncWarp() { __syncwarp(); }
+
+template <class T>
+KVIT_DEVICE T Shuffle(T x, int lane) {
+  if constexpr (sizeof(T) == 8) {
+    return BitCast<T>(__shfl_sync(0xffffffffu, BitCast<unsigned long long>(x), lane));
+  } else {
+    return BitCast<T>(__shfl_sync(0xffffffffu, BitCast<unsigned int>(x), lane));
+  }
+}
+template <class T>
+KVIT_DEVICE T ShuffleXor(T x, int mask) {
+  if constexpr (sizeof(T) == 8) {
+    return BitCast<T>(__shfl_xor_sync(0xffffffffu, BitCast<unsigned long long>(x), mask));
+  } else {
+    return BitCast<T>(__shfl_xor_sync(0xffffffffu, BitCast<unsigned int>(x), mask));
+  }
+}
+// Lanes below `delta` get their own value back.
+template <class T>
+KVIT_DEVICE T ShuffleUp(T x, int delta) {
+  if constexpr (sizeof(T) == 8) {
+    return BitCast<T>(__shfl_up_sync(0xffffffffu, BitCast<unsigned long long>(x), delta));
+  } else {
+    return BitCast<T>(__shfl_up_sync(0xffffffffu, BitCast<unsigned int>(x), delta));
+  }
+}
+KVIT_DEVICE uint32_t Ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
+
+KVIT_DEVICE uint32_t AtomicAdd(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
+KVIT_DEVICE int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) { return atomicCAS(p, expected, desired); }
+KVIT_DEVICE void Fence() { __threadfence(); }
+
+// --- matrix ----------------------------------------------------------------------------------------------------------
+
+// Lane l gives the address of row l % 8 of tile l / 8; r[i] holds (row lane / 4, columns lane % 4 * 2 and the next) of tile i.
+KVIT_DEVICE void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(SharedAddress(row))
+               : "memory");
+}
+KVIT_DEVICE void LoadMatrixX4Transposed(uint32_t (&r)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+               : "r"(SharedAddress(row))
+               : "memory");
+}
+KVIT_DEVICE uint32_t TransposeMatrix(uint32_t x) {
+  uint32_t y;
+  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
+  return y;
+}
+
+template <class T>
+KVIT_DEVICE void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+#define KVIT_MMA(T, ptx)                                                                                        \
+  template <>                                                                                                   \
+  KVIT_DEVICE void MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {               \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." ptx "." ptx                                                    \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                  \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                        \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                    \
+  }
+KVIT_MMA(Half, "f16")
+KVIT_MMA(Bfloat16, "bf16")
+#undef KVIT_MMA
+
+}  // namespace kvit
+
+// --- entry -----------------------------------------------------------------------------------------------------------
+
+#define KVIT_KERNEL(symbol, ...)                                                                                \
+  namespace kvit {                                                                                              \
+  using symbol##_type = __VA_ARGS__;                                                                            \
+  }                                                                                                             \
+  extern "C" __global__ void __launch_bounds__(kvit::symbol##_type::kThreads, kvit::symbol##_type::kMinCtas)    \
+      symbol(const __grid_constant__ typename kvit::symbol##_type::Params params) {                             \
+    extern __shared__ __align__(1024) char shared[];                                                            \
+    kvit::symbol##_type::Run(params, shared);                                                                   \
+  }
+
+#endif  // KVIT_PLATFORM_CUDA_CUH

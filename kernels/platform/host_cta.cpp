@@ -1,0 +1,182 @@
+// What an emulated thread may do: checked memory, copies that land at the wait, barriers and warp exchanges.
+#include "platform/host_cta.hpp"
+
+#include <cstdio>
+#include <cstring>
+
+namespace kvit::host {
+
+thread_local Thread* self = nullptr;
+
+namespace {
+
+std::string Hex(const void* p) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%p", p);
+  return text;
+}
+
+bool Inside(const KvitSpan& span, const void* p, int bytes) {
+  const char* begin = static_cast<const char*>(span.base);
+  const char* at = static_cast<const char*>(p);
+  return at >= begin && at + bytes <= begin + span.bytes;
+}
+
+void Land(const PendingCopy& copy) {
+  if (copy.valid) {
+    std::memcpy(copy.shared, copy.global, size_t(copy.bytes));
+  } else {
+    std::memset(copy.shared, 0, size_t(copy.bytes));
+  }
+}
+
+}  // namespace
+
+std::string Thread::Where() const {
+  char text[96];
+  std::snprintf(text, sizeof text, "CTA %d of %u, thread %d (warp %d, lane %d)", cta->block, cta->launch->grid, index,
+                index / kWarpSize, lane);
+  return text;
+}
+
+void Thread::Fail(const std::string& what) const {
+  throw Error(std::string(cta->launch->kernel->symbol) + ": " + what + "; " + Where());
+}
+
+void CheckGlobal(const void* p, int bytes, bool write, const char* operation) {
+  if (reinterpret_cast<uintptr_t>(p) % unsigned(bytes) != 0) {
+    self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at " + Hex(p) + " is misaligned");
+  }
+  const KvitHostLaunch& launch = *self->cta->launch;
+  for (int i = 0; i < launch.num_spans; ++i) {
+    if (Inside(launch.spans[i], p, bytes) && (!write || launch.spans[i].writable)) return;
+  }
+  self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at " + Hex(p) +
+             " is outside the memory of this launch");
+}
+
+void CheckShared(const void* p, int bytes, const char* operation) {
+  const Cta& cta = *self->cta;
+  const ptrdiff_t offset = static_cast<const char*>(p) - cta.shared;
+  if (offset < 0 || offset + bytes > cta.shared_bytes) {
+    self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at shared offset " +
+               std::to_string(offset) + " is outside the CTA's " + std::to_string(cta.shared_bytes) + " bytes");
+  }
+  if (offset % bytes != 0) {
+    self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at shared offset " +
+               std::to_string(offset) + " is misaligned");
+  }
+}
+
+// The target is poisoned now and filled at the wait: whoever reads in between gets NaN.
+void IssueCopy(void* shared, const void* global, int bytes, bool valid) {
+  CheckShared(shared, bytes, "asynchronous copy to shared memory");
+  if (valid) CheckGlobal(global, bytes, false, "asynchronous copy from global memory");
+  std::memset(shared, kPoison, size_t(bytes));
+  self->copies.push_back({shared, global, bytes, valid, self->group});
+}
+
+void CommitCopies() { ++self->group; }
+
+void WaitCopies(int newest) {
+  Thread& thread = *self;
+  size_t landed = 0;
+  while (landed < thread.copies.size() && thread.copies[landed].group < thread.group - newest) {
+    Land(thread.copies[landed++]);
+  }
+  thread.copies.erase(thread.copies.begin(), thread.copies.begin() + ptrdiff_t(landed));
+}
+
+Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, void (*complete)(Warp::Mailbox&)) {
+  Thread& thread = *self;
+  Warp::Mailbox& mailbox = thread.warp->mailbox[thread.collectives++ % 2];
+  std::memcpy(mailbox.in[thread.lane], in, bytes);
+  struct Context {
+    Warp::Mailbox* mailbox;
+    void (*complete)(Warp::Mailbox&);
+  } context{&mailbox, complete};
+  auto last = [](void* c) {
+    auto* context = static_cast<Context*>(c);
+    if (context->complete) context->complete(*context->mailbox);
+  };
+  thread.cta->scheduler->Arrive(thread, thread.warp->barrier, operation, last, &context);
+  return mailbox;
+}
+
+void ArriveCta(const char* operation) {
+  Thread& thread = *self;
+  thread.cta->scheduler->Arrive(thread, thread.cta->barrier, operation, [](void*) {}, nullptr);
+}
+
+bool VoteCta(bool vote) {
+  Thread& thread = *self;
+  int& ballot = thread.cta->votes[thread.votes++ % 2];
+  if (vote) __atomic_store_n(&ballot, 1, __ATOMIC_RELAXED);
+  struct Context {
+    Cta* cta;
+    int* ballot;
+  } context{thread.cta, &ballot};
+  auto count = [](void* c) {
+    auto* context = static_cast<Context*>(c);
+    context->cta->verdict = __atomic_exchange_n(context->ballot, 0, __ATOMIC_RELAXED) != 0;
+  };
+  thread.cta->scheduler->Arrive(thread, thread.cta->barrier, "SyncThreadsOr", count, &context);
+  const bool verdict = thread.cta->verdict;
+  // Nobody may reach the next vote's count before everybody has read this one's verdict.
+  ArriveCta("SyncThreadsOr");
+  return verdict;
+}
+
+void Cta::Prepare(const KvitHostLaunch& new_launch) {
+  launch = &new_launch;
+  const int num_threads = launch->kernel->threads;
+  const int num_warps = num_threads / kWarpSize;
+  shared_bytes = launch->kernel->shared_bytes;
+  threads = std::vector<Thread>(size_t(num_threads));
+  warps = std::make_unique<Warp[]>(size_t(num_warps));
+  storage = std::make_unique<char[]>(size_t(shared_bytes) + 1024);
+  shared = storage.get() + (1024 - reinterpret_cast<uintptr_t>(storage.get()) % 1024) % 1024;
+  for (int i = 0; i < num_threads; ++i) {
+    threads[size_t(i)].cta = this;
+    threads[size_t(i)].index = i;
+    threads[size_t(i)].lane = i % kWarpSize;
+    threads[size_t(i)].warp = &warps[size_t(i / kWarpSize)];
+  }
+}
+
+void Cta::Start(int new_block) {
+  block = new_block;
+  std::memset(shared, kPoison, size_t(shared_bytes));
+  barrier.expected = int(threads.size());
+  barrier.arrived = 0;
+  for (size_t w = 0; w < threads.size() / kWarpSize; ++w) {
+    warps[w].barrier.expected = kWarpSize;
+    warps[w].barrier.arrived = 0;
+  }
+  for (Thread& thread : threads) {
+    thread.collectives = thread.votes = 0;
+    thread.copies.clear();
+    thread.group = 0;
+    thread.waiting = nullptr;
+    thread.done = false;
+    thread.error.clear();
+  }
+}
+
+void Cta::Body(Thread& thread) {
+  try {
+    launch->kernel->body(launch->params, shared);
+    if (!thread.copies.empty()) thread.Fail("ends with asynchronous copies that nobody waited for");
+  } catch (const std::exception& e) {
+    thread.error = e.what();
+  }
+}
+
+std::string Cta::FirstError() const {
+  for (const Thread& thread : threads) {
+    if (!thread.error.empty()) return thread.error;
+  }
+  return "";
+}
+
+}  // namespace kvit::host

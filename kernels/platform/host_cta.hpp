@@ -1,0 +1,131 @@
+// An emulated CTA: its threads, warps, barriers and shared memory, and the checks that make it unkind on purpose.
+#ifndef KVIT_PLATFORM_HOST_CTA_HPP
+#define KVIT_PLATFORM_HOST_CTA_HPP
+
+#include <condition_variable>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+#include "platform/host_api.h"
+
+namespace kvit::host {
+
+inline constexpr int kWarpSize = 32;
+inline constexpr int kSlotBytes = 64;              // the largest value that a lane can give to a warp collective
+inline constexpr unsigned char kPoison = 0xFF;     // NaN in every float type
+
+/// Ends the launch; the text names the thread.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+/// Releases its threads when all of them have arrived. Each has its own lock, so that ThreadSanitizer sees no order
+/// between threads that the emulated machine does not order.
+struct Barrier {
+  int expected = 0, arrived = 0;
+  uint64_t generation = 0;
+  const char* operation = nullptr;  // what the threads waiting now are in
+  std::mutex mutex;
+  std::condition_variable released;
+};
+
+/// 32 lanes and the mailbox through which they exchange values. Two mailboxes take turns: nobody can write the
+/// next-but-one value before everybody has read the last.
+struct Warp {
+  Barrier barrier;
+  struct Mailbox {
+    alignas(16) unsigned char in[kWarpSize][kSlotBytes];
+    alignas(16) unsigned char out[kWarpSize][16];
+  } mailbox[2];
+};
+
+/// An asynchronous copy that has been issued and not yet waited for.
+struct PendingCopy {
+  void* shared;
+  const void* global;
+  int bytes;
+  bool valid;
+  int group;
+};
+
+struct Cta;
+
+/// One CUDA thread.
+struct Thread {
+  Cta* cta = nullptr;
+  Warp* warp = nullptr;
+  int index = 0, lane = 0;
+  unsigned collectives = 0;  // warp collectives so far: which mailbox is next
+  unsigned votes = 0;        // CTA votes so far
+  std::vector<PendingCopy> copies;
+  int group = 0;  // of the copies being issued now
+
+  // Waiting for a barrier to pass the generation it had on arrival.
+  Barrier* waiting = nullptr;
+  uint64_t waiting_generation = 0;
+  bool done = true;
+  std::string error;
+
+  std::string Where() const;  // "CTA 3 of 8, thread 37 (warp 1, lane 5)"
+  [[noreturn]] void Fail(const std::string& what) const;
+};
+
+/// How a CTA's threads take turns.
+struct Scheduler {
+  virtual ~Scheduler() = default;
+  /// Runs `cta`'s body on every thread, to the end or to the first error.
+  virtual void Run(Cta& cta) = 0;
+  /// The calling thread arrives; `last(context)` runs once, on the last to arrive, before any is released.
+  virtual void Arrive(Thread& thread, Barrier& barrier, const char* operation, void (*last)(void*), void* context) = 0;
+};
+
+struct Cta {
+  const KvitHostLaunch* launch = nullptr;
+  Scheduler* scheduler = nullptr;
+  int block = 0;
+  std::vector<Thread> threads;
+  std::unique_ptr<Warp[]> warps;
+  Barrier barrier;
+  int votes[2] = {0, 0};
+  bool verdict = false;
+  std::unique_ptr<char[]> storage;
+  char* shared = nullptr;  // 1024-byte aligned
+  int shared_bytes = 0;
+
+  void Prepare(const KvitHostLaunch& launch);
+  void Start(int block);  // poisons shared memory, resets threads
+  void Body(Thread& thread);
+  std::string FirstError() const;
+};
+
+std::unique_ptr<Scheduler> MakeFibers();
+std::unique_ptr<Scheduler> MakeThreads();
+
+// The calling CUDA thread. A fiber scheduler switches it.
+extern thread_local Thread* self;
+
+/// Lane values in, completed values out: what every warp collective is made of.
+/// `complete` (may be null) sees all lanes' `in` and fills `out`; it runs once.
+Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, void (*complete)(Warp::Mailbox&));
+
+void CheckGlobal(const void* p, int bytes, bool write, const char* operation);
+void CheckShared(const void* p, int bytes, const char* operation);
+void IssueCopy(void* shared, const void* global, int bytes, bool valid);
+void CommitCopies();
+void WaitCopies(int newest);
+void ArriveCta(const char* operation);
+bool VoteCta(bool vote);
+
+/// Static registration: KVIT_KERNEL makes one of these for each kernel.
+struct Registration {
+  explicit Registration(const KvitHostKernel* kernel);
+};
+
+}  // namespace kvit::host
+
+#endif  // KVIT_PLATFORM_HOST_CTA_HPP

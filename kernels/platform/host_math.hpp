@@ -1,0 +1,64 @@
+// 16-bit floats in software, bit for bit as the GPU converts them (round to nearest even).
+#ifndef KVIT_PLATFORM_HOST_MATH_HPP
+#define KVIT_PLATFORM_HOST_MATH_HPP
+
+#include <cmath>
+
+#include "core/types.h"
+
+namespace kvit {
+
+inline float ToFloat(float x) { return x; }
+inline float ToFloat(Bfloat16 x) { return BitCast<float>(uint32_t(x.bits) << 16); }
+
+inline float ToFloat(Half x) {
+  const uint32_t sign = uint32_t(x.bits & 0x8000u) << 16, magnitude = x.bits & 0x7fffu;
+  if (magnitude >= 0x7c00u) return BitCast<float>(sign | 0x7f800000u | (magnitude & 0x3ffu) << 13);
+  // A half's exponent and mantissa, shifted into place, are the value times 2^-112, subnormals included.
+  return BitCast<float>(sign | BitCast<uint32_t>(BitCast<float>(magnitude << 13) * 0x1p112f));
+}
+
+template <class T>
+T FromFloat(float x);
+
+template <>
+inline float FromFloat<float>(float x) {
+  return x;
+}
+
+template <>
+inline Bfloat16 FromFloat<Bfloat16>(float x) {
+  const uint32_t bits = BitCast<uint32_t>(x);
+  if (std::isnan(x)) return {0x7fff};
+  return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+}
+
+template <>
+inline Half FromFloat<Half>(float x) {
+  if (std::isnan(x)) return {0x7fff};
+  const uint32_t sign = BitCast<uint32_t>(x) >> 16 & 0x8000u;
+  const float magnitude = std::fabs(x);
+  if (magnitude >= 65520.0f) return {uint16_t(sign | 0x7c00u)};
+  if (magnitude < 0x1p-14f) {  // subnormal: the spacing is 2^-24
+    return {uint16_t(sign | uint32_t(std::nearbyint(magnitude * 0x1p24f)))};
+  }
+  const uint32_t bits = BitCast<uint32_t>(magnitude);
+  return {uint16_t(sign | (bits - 0x38000000u + 0xfffu + (bits >> 13 & 1u)) >> 13)};
+}
+
+template <class T>
+uint32_t Pack2(float lo, float hi) {
+  return uint32_t(FromFloat<T>(lo).bits) | uint32_t(FromFloat<T>(hi).bits) << 16;
+}
+
+template <class T>
+Float2 Unpack2(uint32_t x) {
+  return {ToFloat(T{uint16_t(x & 0xffffu)}), ToFloat(T{uint16_t(x >> 16)})};
+}
+
+inline float Exp2(float x) { return std::exp2(x); }
+inline float Log2(float x) { return std::log2(x); }
+
+}  // namespace kvit
+
+#endif  // KVIT_PLATFORM_HOST_MATH_HPP

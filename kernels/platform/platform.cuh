@@ -1,0 +1,30 @@
+// Picks the machine: a GPU (cuda.cuh) or the host's emulated CTA (host.hpp). Both define exactly these names, in namespace kvit.
+//
+//   ids            int ThreadIndex(), WarpIndex(), LaneIndex(); int BlockIndex(), GridSize()   (x of a one-dimensional CTA and grid)
+//   values         Half, Bfloat16: 16-bit storage, `bits`; ToFloat(x), FromFloat<T>(f) rounds to nearest even
+//                  uint32_t Pack2<T>(float lo, float hi); Float2 Unpack2<T>(uint32_t)
+//                  float Exp2(float), Log2(float)
+//   global         V LoadGlobal<V>(const void*), LoadGlobalReadOnly<V>(...), LoadGlobalL2<V>(...): sees other CTAs' stores of this launch
+//                  void StoreGlobal<V>(void*, V)
+//   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned
+//   asynchronous   CopyAsync<Bytes>(void* shared, const void* global, bool valid)     4, 8 or 16 bytes; zeros where not valid
+//                  CopyAsyncCommit(); CopyAsyncWait<N>(): at most N newest groups of this thread are still under way
+//   CTA            SyncThreads(); bool SyncThreadsOr(bool)
+//   warp           SyncWarp(); T Shuffle(T, int lane), ShuffleXor(T, int mask), ShuffleUp(T, int delta); uint32_t Ballot(bool)
+//                  T: 4 or 8 bytes. All 32 lanes call together.
+//   matrix         LoadMatrixX4(uint32_t (&r)[4], const void* shared_row), LoadMatrixX4Transposed(...)   ldmatrix: 8x8 16-bit tiles
+//                  uint32_t TransposeMatrix(uint32_t)                                                   movmatrix
+//                  MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])        d += a b, f32 accumulation
+//   device-wide    uint32_t AtomicAdd(uint32_t*, uint32_t) (relaxed), int32_t AtomicCas(int32_t*, int32_t expected, int32_t desired);
+//                  Fence(): orders this thread's accesses for the whole device
+//   KVIT_KERNEL(symbol, Type): the entry point
+#ifndef KVIT_PLATFORM_PLATFORM_CUH
+#define KVIT_PLATFORM_PLATFORM_CUH
+
+#ifdef __CUDACC__
+#include "platform/cuda.cuh"
+#else
+#include "platform/host.hpp"
+#endif
+
+#endif  // KVIT_PLATFORM_PLATFORM_CUH

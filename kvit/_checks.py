@@ -1,0 +1,86 @@
+"""Checks of arguments before anything is launched. Each names the argument, what it is, and what would do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._native.stream import Stream
+from ._native.tensor import Tensor
+from .dtypes import Dtype
+from .errors import DeviceError, DtypeError, LayoutError, ShapeError
+
+VECTOR_BYTES = 16
+"""Kernels read and write rows of channels in vectors of this size, so every row must begin at a multiple of it."""
+
+MOST = 2**31 - 1
+"""Largest count of rows, pages or tokens: kernels index them with int32. Offsets in memory are 64 bits wide."""
+
+
+def tensor(name: str, source: Any, dtype: Dtype | None = None, queue: Stream | None = None) -> Tensor:
+    """View `source` in place. Raw integers of the same width pass as `dtype`: numpy alone has no bfloat16."""
+    found = Tensor.wrap(source, stream=0 if queue is None else queue.cuda_handle)
+    if dtype is None or found.dtype is dtype:
+        return found
+    try:
+        return Tensor.wrap(found, dtype)
+    except DtypeError:
+        raise DtypeError(f"{name} is {found.dtype}; it must be {dtype}") from None
+
+
+def require_shape(name: str, found: Tensor, **axes: int | None) -> None:
+    """Raise ShapeError unless the axes have these lengths; None is any length."""
+    shape = found.shape
+    fits = len(shape) == len(axes) and all(
+        want in (None, have) for want, have in zip(axes.values(), shape, strict=True)
+    )
+    if not fits or any(length > MOST for length in shape):
+        words = ", ".join(axis if want is None else f"{axis} = {want}" for axis, want in axes.items())
+        raise ShapeError(f"{name} has shape {list(shape)}; it must be [{words}]")
+
+
+def require_device(device: str, **tensors: Tensor | None) -> None:
+    """Raise DeviceError unless all the tensors are on `device`. None is skipped."""
+    for name, found in tensors.items():
+        if found is not None and found.device != device:
+            raise DeviceError(
+                f"{name} is on {found.device}, the call on {device}; copy it there first, kvit moves nothing by itself"
+            )
+
+
+def require_rows(name: str, found: Tensor) -> None:
+    """Raise LayoutError unless kernels can read the rows along the last axis in vectors."""
+    shape, strides = found.shape, found.strides
+    if shape[-1] > 1 and strides[-1] != found.dtype.bits // 8:
+        raise LayoutError(
+            f"{name} has channels {strides[-1]} bytes apart; they must lie side by side ({found.dtype.bits // 8} bytes)"
+        )
+    if 0 in shape:
+        return
+    steps = [stride for stride, length in zip(strides[:-1], shape[:-1], strict=True) if length > 1]
+    if found.pointer % VECTOR_BYTES or any(stride % VECTOR_BYTES for stride in steps):
+        raise LayoutError(
+            f"{name} begins at {found.pointer:#x} with strides {list(strides)} bytes; "
+            f"the address and all strides but the last must be multiples of {VECTOR_BYTES} bytes"
+        )
+
+
+def require_dense(name: str, found: Tensor) -> None:
+    """Raise LayoutError unless neighbours on the last axis are neighbours in memory."""
+    size = found.dtype.bits // 8
+    if found.shape[-1] > 1 and found.strides[-1] != size:
+        raise LayoutError(f"{name} has entries {found.strides[-1]} bytes apart; they must lie side by side ({size} bytes)")
+
+
+def require_writable(name: str, found: Tensor) -> None:
+    """Raise LayoutError for memory whose owner forbids writing."""
+    if found.readonly:
+        raise LayoutError(f"{name} is read-only and would be written; give writable memory")
+
+
+def group_size(query_heads: int, kv_heads: int) -> int:
+    """Query heads that share a KV head. Raises ShapeError unless it is a whole number."""
+    if query_heads <= 0 or query_heads % kv_heads:
+        raise ShapeError(
+            f"there are {query_heads} query heads and {kv_heads} KV heads; query heads must be a multiple of KV heads"
+        )
+    return query_heads // kv_heads

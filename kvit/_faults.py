@@ -1,0 +1,43 @@
+"""What kernels find wrong with a page table: a record in device memory that they write, and the exception it becomes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._native.buffer import Buffer
+from ._native.stream import Stream
+from .errors import PageTableError
+
+# enum KvitFaultKind of kernels/abi/params.h
+_PAGE, _LENGTH, _INDPTR = 1, 2, 3
+
+
+class FaultRecord:
+    """A KvitFault on one device: the first fault since the last check."""
+
+    def __init__(self, device: str):
+        self.buffer = Buffer.empty(4, "int32", device)
+        self.buffer.fill_bytes(0)
+        self.buffer.stream.synchronize()  # kernels of any stream may write it from now on
+        self.last_queue: Stream = self.buffer.stream
+
+    def check(self, stream: Any = None) -> None:
+        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault."""
+        queue = self.last_queue if stream is None else Stream.wrap(stream, self.buffer.device)
+        queue.synchronize()
+        kind, sequence, slot, value = self.buffer.numpy().tolist()
+        if kind:
+            self.buffer.fill_bytes(0)
+            self.buffer.stream.synchronize()
+            raise PageTableError(_describe(kind, sequence, slot, value), sequence, slot, value)
+
+
+def _describe(kind: int, sequence: int, slot: int, value: int) -> str:
+    next_step = "its output is NaN, and nothing of it was written to the cache; correct the table and call again"
+    if kind == _PAGE:
+        return f"page {slot} of sequence {sequence} has id {value}, which the cache does not have; {next_step}"
+    if kind == _LENGTH:
+        return f"sequence {sequence} has length {value}, which its pages and new tokens do not fit; {next_step}"
+    if kind == _INDPTR:
+        return f"indptr of sequence {sequence} has entry {value}: out of order, or beyond the end; {next_step}"
+    return f"sequence {sequence}, slot {slot}, value {value}: fault of unknown kind {kind}; {next_step}"

@@ -1,0 +1,19 @@
+# Memory that kvit owns, on a GPU or on the host. It is a Tensor, so every operation takes it as it is.
+from kvit._native.context cimport Device
+from kvit._native.stream cimport Stream
+from kvit._native.tensor cimport Tensor
+
+
+cdef class Buffer(Tensor):
+    cdef Device home
+    cdef Stream freed_on               # memory is taken and given back in the order of this stream
+    cdef void *allocation              # NULL where another Buffer owns the memory
+
+    cdef int read_into(self, Tensor target) except -1
+    cdef int transfer(self, Tensor target, Tensor source, Stream queue) except -1
+    cdef Buffer slice(self, Py_ssize_t start, Py_ssize_t stop)
+    cdef Buffer as_bytes(self)
+    cdef object typed(self, object raw)
+
+# C-contiguous, uninitialised. `code` is an enum KvitDtype.
+cdef Buffer empty_buffer(tuple shape, int code, Device device, Stream stream)

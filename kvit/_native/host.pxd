@@ -1,0 +1,53 @@
+# The host backend: kernels compiled by g++, loaded from libkvit_host.so, run on ordinary memory.
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+from kvit._native.driver cimport DriverTable
+
+
+cdef extern from "abi/fact.h":
+    ctypedef struct KvitFact:
+        const char *name
+        int32_t value
+
+
+cdef extern from "platform/host_api.h":
+    ctypedef struct KvitSpan:
+        const void *base
+        int64_t bytes
+        int32_t writable
+        int32_t reserved
+
+    ctypedef void (*KvitHostBody)(const void *params, char *shared) noexcept nogil
+
+    ctypedef struct KvitHostKernel:
+        const char *symbol
+        KvitHostBody body
+        int32_t threads
+        int32_t shared_bytes
+        int32_t min_ctas
+        int32_t params_bytes
+        const KvitFact *facts
+        int32_t num_facts
+
+    enum:
+        KVIT_HOST_FIBERS
+        KVIT_HOST_THREADS
+
+    ctypedef struct KvitHostLaunch:
+        const KvitHostKernel *kernel
+        const void *params
+        const KvitSpan *spans
+        uint32_t grid
+        int32_t num_spans
+        int32_t scheduler
+        int32_t workers
+
+# Memory, streams and events of the host: everything has happened when the call returns.
+cdef const DriverTable *host_table() noexcept nogil
+
+# The kernel of that name. Raises HostBackendError where the library is not built or has no such kernel.
+cdef const KvitHostKernel *host_kernel(str symbol) except NULL
+
+# Runs a grid to its end. Raises HostBackendError with the thread's coordinates if a kernel breaks a rule.
+cdef int host_launch(const KvitHostKernel *kernel, const void *params, uint32_t grid, const KvitSpan *spans,
+                     int num_spans) except -1

@@ -1,0 +1,26 @@
+# One launch: parameters packed by the caller, no allocation, no GIL during the driver call.
+from libc.stdint cimport int64_t
+
+from kvit._native.host cimport KvitSpan
+from kvit._native.module cimport Kernel
+from kvit._native.stream cimport Stream
+from kvit._native.tensor cimport Tensor
+
+cdef enum:
+    MAX_SPANS = 32
+
+
+# The memory that a launch on the host may touch; a GPU ignores it. Starts with count = 0.
+cdef struct Spans:
+    int count
+    KvitSpan[32] items
+
+# Lets the launch touch what the tensor holds. None is skipped.
+cdef int add_span(Spans *spans, Tensor tensor, bint is_writable) except -1
+
+# The same for raw memory (a struct that the kernel reads, say).
+cdef int add_bytes(Spans *spans, const void *data, int64_t num_bytes, bint is_writable) except -1
+
+# Launches `grid` CTAs. `params` is the kernel's struct of abi/params.h, copied before the call returns.
+# On the host the grid has run when it returns. `spans` may be NULL on a GPU.
+cdef int launch(Kernel kernel, const void *params, unsigned int grid, Stream stream, const Spans *spans) except -1

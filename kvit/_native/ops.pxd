@@ -1,0 +1,133 @@
+# Packs the launch structs of abi/params.h and launches: the last step from tensors to a kernel.
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+from kvit._native.context cimport Device
+from kvit._native.module cimport Kernel
+from kvit._native.tensor cimport Tensor
+
+
+cdef extern from "abi/params.h":
+    ctypedef struct KvitPool:
+        void *base
+        int64_t page_stride
+        int64_t token_stride
+        int64_t head_stride
+
+    ctypedef struct KvitCache:
+        KvitPool[4] pool
+        int32_t num_pages
+        int32_t page_size
+        int32_t num_kv_heads
+        int32_t head_dim
+
+    ctypedef struct KvitPageTable:
+        const int32_t *pages
+        const int32_t *indptr
+        const int32_t *lengths
+        int64_t row_stride
+        int32_t num_sequences
+        int32_t max_pages
+
+    ctypedef struct KvitRows:
+        void *base
+        int64_t token_stride
+        int64_t head_stride
+
+    ctypedef struct KvitLse:
+        float *base
+        int64_t token_stride
+        int64_t head_stride
+
+    enum:
+        KVIT_FAULT_NONE
+        KVIT_FAULT_PAGE
+        KVIT_FAULT_LENGTH
+        KVIT_FAULT_INDPTR
+
+    ctypedef struct KvitFault:
+        int32_t kind
+        int32_t sequence
+        int32_t slot
+        int32_t value
+
+    ctypedef struct KvitTokens:
+        const int32_t *indptr
+        int32_t each
+        int32_t total
+
+    ctypedef struct KvitDecodeParams:
+        KvitCache cache
+        KvitPageTable table
+        KvitTokens tokens
+        KvitRows q
+        KvitRows out
+        KvitLse lse
+        KvitFault *fault
+        float *partials
+        uint32_t *counters
+        float scale
+        int32_t num_query_heads
+        int32_t causal
+        int32_t reserved
+
+    ctypedef struct KvitAppendParams:
+        KvitCache cache
+        KvitPageTable table
+        KvitTokens tokens
+        KvitRows k
+        KvitRows v
+        KvitFault *fault
+
+    ctypedef struct KvitGatherParams:
+        KvitCache cache
+        KvitPageTable table
+        KvitTokens tokens
+        KvitRows k
+        KvitRows v
+        KvitFault *fault
+
+    ctypedef struct KvitCopyPagesParams:
+        KvitCache cache
+        const int32_t *source
+        const int32_t *target
+        int64_t[4] row_bytes
+        KvitFault *fault
+        int32_t count
+        int32_t reserved
+
+    ctypedef struct KvitMergeParams:
+        KvitRows a
+        KvitRows b
+        KvitRows out
+        KvitLse lse_a
+        KvitLse lse_b
+        KvitLse lse
+        int32_t num_tokens
+        int32_t num_heads
+        int32_t head_dim
+        int32_t reserved
+
+
+# K and V of a cache, packed once.
+cdef class PackedCache:
+    cdef KvitCache value
+    cdef readonly Tensor k
+    cdef readonly Tensor v
+
+
+# A page table, packed once.
+cdef class PackedTable:
+    cdef KvitPageTable value
+    cdef readonly Tensor pages
+    cdef readonly Tensor indptr
+    cdef readonly Tensor lengths
+
+
+# Everything of an attention call that does not change from call to call.
+cdef class AttentionLaunch:
+    cdef KvitDecodeParams params
+    cdef readonly Kernel kernel
+    cdef readonly Tensor counters
+    cdef readonly Tensor partials
+    cdef readonly Tensor fault
+    cdef unsigned int grid

@@ -1,0 +1,18 @@
+# An ordered queue of work on one device.
+from kvit._native.context cimport Device
+from kvit._native.tensor cimport Tensor
+
+
+cdef class Stream:
+    cdef void *handle                  # CUstream; NULL is the legacy default stream
+    cdef Device home
+    cdef bint is_owned                 # destroyed with this object
+    cdef object owner                  # foreign stream object, kept alive
+
+    # Makes later work of this stream wait for what `other` holds now. Free when they are the same.
+    cdef int order_after_handle(self, void *other) except -1
+    # The same for the producer of a tensor that named its stream. Free when it did not.
+    cdef int order_after(self, Tensor tensor) except -1
+
+# The Stream that `stream` stands for on `device`: None (the device's default), a Stream, an int handle, or a foreign stream.
+cdef Stream stream_of(object stream, Device device)

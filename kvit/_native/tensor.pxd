@@ -1,0 +1,55 @@
+# A view of somebody's memory: what every operation takes. Owns nothing, imports nothing of kvit but errors and dtypes.
+from libc.stdint cimport int64_t, uintptr_t
+
+
+cdef extern from "abi/dtype.h":
+    enum:
+        KVIT_F32
+        KVIT_F16
+        KVIT_BF16
+        KVIT_U8
+        KVIT_U4
+        KVIT_F8E4M3
+        KVIT_F8E5M2
+        KVIT_I32
+        KVIT_I64
+        KVIT_U16
+        KVIT_U32
+        KVIT_F64
+        KVIT_I8
+
+cdef enum:
+    MAX_DIMS = 8
+    ON_HOST = 1                        # DLPack's numbers
+    ON_CUDA = 2
+
+
+cdef class Tensor:
+    cdef object owner                  # keeps the memory alive
+    cdef void *data                    # element [0, 0, ...]
+    cdef int64_t[8] dims               # [ndim] elements
+    cdef int64_t[8] steps              # [ndim] bytes from one index to the next; 0 on the packed last axis of a 4-bit type
+    cdef int ndim
+    cdef int code                      # enum KvitDtype
+    cdef int bits                      # of an element
+    cdef int device_type               # ON_HOST, ON_CUDA
+    cdef int device_id                 # GPU ordinal; 0 on the host
+    cdef bint is_readonly
+    cdef uintptr_t ready_stream        # stream whose work fills the memory (__cuda_array_interface__); 0: none
+
+    cdef bint is_contiguous(self) noexcept
+    cdef bint is_dense_last(self) noexcept        # neighbours on the last axis are neighbours in memory
+    cdef int64_t num_elements(self) noexcept
+    # Lowest byte touched, and one past the highest. Equal where there are no elements.
+    cdef void extent(self, uintptr_t *low, uintptr_t *high) noexcept
+
+# The Tensor that views `source` in place (a Tensor, kvit.Buffer among them, is returned as it is). `dtype`: what the bytes
+# are, where the source cannot say; None: the source's. `stream`: handle of the CUDA stream that will use it; NULL: legacy.
+cdef Tensor as_tensor(object source, object dtype=*, void *stream=*)
+
+# Sets type, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
+cdef int lay_out(Tensor tensor, int code, tuple shape, object strides) except -1
+
+# A view of raw memory. steps NULL: C-contiguous.
+cdef Tensor raw_tensor(void *data, int ndim, const int64_t *dims, const int64_t *steps, int code, int device_type,
+                       int device_id, object owner)

@@ -1,0 +1,103 @@
+"""Which pages of a cache are in use, and by how many sequences: plain bookkeeping on the host, no device memory."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from .errors import CacheFull
+
+
+class PagePool:
+    """Counts the owners of every page. A page with none is free."""
+
+    def __init__(self, num_pages: int):
+        self._owners = [0] * num_pages
+        self._free = list(range(num_pages - 1, -1, -1))  # a stack: the lowest page of a fresh pool, then the last one released
+
+    @property
+    def num_pages(self) -> int:
+        return len(self._owners)
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    def owners(self, page: int) -> int:
+        """How many sequences hold a page."""
+        return self._owners[page]
+
+    def take(self, count: int) -> list[int]:
+        """Give `count` free pages one owner each, or raise CacheFull and change nothing."""
+        if count > len(self._free):
+            raise CacheFull(
+                f"the cache needs {count} more pages and has {len(self._free)} free of {len(self._owners)}; "
+                "free or truncate sequences, or make a cache of more pages"
+            )
+        taken = [self._free.pop() for _ in range(count)]
+        for page in taken:
+            self._owners[page] = 1
+        return taken
+
+    def share(self, pages: Iterable[int]) -> None:
+        """Add an owner to pages that have one already."""
+        for page in pages:
+            self._owners[page] += 1
+
+    def release(self, pages: Iterable[int]) -> None:
+        """Take an owner from each page; one that has none left is free again."""
+        for page in pages:
+            self._owners[page] -= 1
+            if self._owners[page] == 0:
+                self._free.append(page)
+
+
+class Growth(NamedTuple):
+    """How sequences grow by new tokens: what each holds afterwards, and what must be copied first."""
+
+    pages: list[tuple[int, ...]]  # of each sequence
+    lengths: list[int]
+    copies: list[tuple[int, int]]  # (a part full page that others hold too, the private page that takes its place)
+    taken: list[int]  # every page that was free before
+
+
+def grow(
+    pool: PagePool, pages: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int], page_size: int
+) -> Growth:
+    """Take the pages for `counts` new tokens of each sequence, or raise CacheFull and change nothing.
+
+    New tokens go into the last page of a sequence while it has room. If other sequences hold that page too it is copied first,
+    except by its last holder: of two forks that grow in the same call, one copies and the other keeps the original.
+
+    The pages that copies replace still count this sequence as an owner: release them once the copy is under way.
+    """
+    left = Counter[int]()  # how many sequences of this call have already left a page for a copy of it
+    copied: list[int | None] = []
+    needed = 0
+    for held, length, count in zip(pages, lengths, counts, strict=True):
+        last = held[-1] if count and length % page_size else None
+        if last is not None and pool.owners(last) - left[last] > 1:
+            left[last] += 1
+            needed += 1
+        else:
+            last = None
+        copied.append(last)
+        needed += num_pages(length + count, page_size) - len(held)
+
+    taken = pool.take(needed)
+    unused = iter(taken)
+    growth = Growth([], [length + count for length, count in zip(lengths, counts, strict=True)], [], taken)
+    for held, length, last in zip(pages, growth.lengths, copied, strict=True):
+        after = list(held)
+        if last is not None:
+            after[-1] = next(unused)
+            growth.copies.append((last, after[-1]))
+        after += [next(unused) for _ in range(num_pages(length, page_size) - len(after))]
+        growth.pages.append(tuple(after))
+    return growth
+
+
+def num_pages(tokens: int, page_size: int) -> int:
+    """Pages that hold `tokens` tokens."""
+    return -(-tokens // page_size)

@@ -1,0 +1,290 @@
+"""Attention over pages: the operation on raw buffers, the same on a PagedCache, and the union of two results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from . import _checks, dtypes, registry
+from ._faults import FaultRecord
+from ._native import ops
+from ._native.buffer import Buffer
+from ._native.context import Device
+from ._native.stream import Stream
+from ._native.tensor import Tensor
+from .errors import DtypeError, ShapeError
+from .views import CacheView, PageTable
+
+if TYPE_CHECKING:
+    from .cache import PagedCache
+    from .sequence import Sequence
+
+
+class Attention:
+    """Attention of new tokens to the cache, for one shape of cache. Chooses its kernel once; a call is one launch.
+
+    view                 CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    query_heads          a multiple of the view's KV heads; query head h reads KV head h // (query_heads / kv_heads)
+    dtype                of queries and outputs; the view's if absent
+    scale                of the scores, before exp; head_dim ** -0.5 if absent
+    causal               query i of the n new tokens of a sequence sees its keys up to length - n + i; else all of them
+    tokens_per_sequence  how many new tokens a sequence usually has: a hint for the choice of the kernel, nothing more
+    workspace            the `workspace` of another Attention to share; calls that share one must not run side by side
+
+    Raises ShapeError (heads), KernelMissing (nothing built covers the shape), NoGpuError.
+    Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of the
+    work: Osama et al., Stream-K, 2023.
+    """
+
+    def __init__(
+        self,
+        view: CacheView,
+        query_heads: int,
+        *,
+        dtype: Any = None,
+        scale: float | None = None,
+        causal: bool = True,
+        tokens_per_sequence: int = 1,
+        workspace: Tensor | None = None,
+        _faults: FaultRecord | None = None,
+    ):
+        group = _checks.group_size(query_heads, view.kv_heads)
+        self.query_heads = query_heads
+        self.kv_heads = view.kv_heads
+        self.head_dim = view.head_dim
+        self.kv_dtype = view.dtype
+        self.dtype = view.dtype if dtype is None else dtypes.dtype_of(dtype)
+        self.scale = view.head_dim**-0.5 if scale is None else float(scale)
+        self.causal = bool(causal)
+        self.device = view.device
+        self.entry = _entry(self.dtype, self.kv_dtype, self.head_dim, group * max(1, tokens_per_sequence))
+
+        device = Device.of(self.device)
+        self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
+        self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
+        self._faults = FaultRecord(self.device) if _faults is None else _faults
+        partials_bytes = self._partials_bytes
+        base = self.workspace.pointer
+        self._launch = ops.AttentionLaunch(
+            self.entry,
+            device,
+            self.grid,
+            Tensor.from_pointer(base + partials_bytes, (self.grid,), "uint32", self.device, owner=self.workspace),
+            Tensor.from_pointer(base, (partials_bytes // 4,), "float32", self.device, owner=self.workspace),
+            self._faults.buffer,
+            query_heads,
+            self.scale,
+            self.causal,
+        )
+
+    @property
+    def _partials_bytes(self) -> int:
+        # Two unfinished heads for each CTA: the one that its share begins in, and the one that it ends in.
+        return self.grid * 2 * self.entry.axes["rows"] * (self.head_dim + 2) * 4
+
+    @property
+    def workspace_bytes(self) -> int:
+        """Bytes of device memory that calls use besides their arguments: fixed by the GPU and the shape, not by the batch."""
+        return self._partials_bytes + self.grid * 4
+
+    def _make_workspace(self) -> Buffer:
+        workspace = Buffer.empty(self.workspace_bytes, "uint8", self.device)
+        workspace.fill_bytes(0)  # the counters must be zero, the rest may hold anything
+        workspace.stream.synchronize()
+        return workspace
+
+    def _checked(self, workspace: Tensor) -> Tensor:
+        _checks.require_device(self.device, workspace=workspace)
+        if workspace.nbytes != self.workspace_bytes:
+            raise ShapeError(
+                f"workspace has {workspace.nbytes} bytes and this operation needs {self.workspace_bytes}; "
+                "share one between operations of the same heads, head_dim and tokens_per_sequence"
+            )
+        return workspace
+
+    def __call__(
+        self,
+        q: Any,
+        view: CacheView,
+        table: PageTable,
+        *,
+        out: Any = None,
+        lse: Any = None,
+        tokens: Any = None,
+        stream: Any = None,
+    ) -> Tensor:
+        """Attend new tokens to the cache: one launch; returns before the work is done, and allocates nothing if given `out`.
+
+        q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
+        view    CacheView of the operation's shape; pages of any size
+        table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
+        out     like q, written in place; allocated if absent
+        lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
+        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; if absent all have equally many
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence that the
+        table describes wrongly gives NaN, and check() says what is wrong.
+        Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
+        """
+        queue = Stream.wrap(stream, self.device)
+        q = _checks.tensor("q", q, self.dtype, queue)
+        _checks.require_shape("q", q, tokens=None, query_heads=self.query_heads, head_dim=self.head_dim)
+        _checks.require_rows("q", q)
+        self._check_view(view)
+        each, indptr = _split_tokens("q", q, table.num_sequences, tokens, queue)
+        out = Buffer.empty(q.shape, self.dtype, self.device, queue) if out is None else _checks.tensor("out", out, self.dtype)
+        _checks.require_shape("out", out, **dict(zip(("tokens", "query_heads", "head_dim"), q.shape, strict=True)))
+        _checks.require_rows("out", out)
+        _checks.require_writable("out", out)
+        if lse is not None:
+            lse = _checked_lse("lse", lse, q.shape)
+            _checks.require_writable("lse", lse)
+        _checks.require_device(self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, tokens=indptr)
+        self._launch(view._packed, table._packed, q, out, lse, indptr, each, queue)
+        self._faults.last_queue = queue
+        return out
+
+    def _check_view(self, view: CacheView) -> None:
+        if (view.kv_heads, view.head_dim) != (self.kv_heads, self.head_dim):
+            raise ShapeError(
+                f"the view has {view.kv_heads} KV heads and head_dim {view.head_dim}; the operation was made for "
+                f"{self.kv_heads} and {self.head_dim}; make another Attention for this view"
+            )
+        if view.dtype is not self.kv_dtype:
+            raise DtypeError(
+                f"the view holds {view.dtype}; the operation was made for {self.kv_dtype}; make another Attention for this view"
+            )
+
+    def check(self, stream: Any = None) -> None:
+        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
+
+        The error names the sequence, the slot and the value that it met first; it is told once.
+        """
+        self._faults.check(stream)
+
+    def explain(self) -> str:
+        """Which kernel was chosen, why, and what a launch of it takes."""
+        facts, rows, group = self.entry.facts, self.entry.axes["rows"], self.query_heads // self.kv_heads
+        return (
+            f"{self.entry.symbol} on {self.device}\n"
+            f"  rows       {rows} query rows for each KV head at a time: {group} query heads share one\n"
+            f"  tiles      {facts['tile_tokens']} tokens, {facts['stages']} stages, {self.entry.shared_bytes} shared bytes\n"
+            f"  grid       {self.grid} CTAs of {self.entry.threads} threads: {facts['ctas_per_sm']} on each multiprocessor\n"
+            f"  workspace  {self.workspace_bytes} bytes, whatever the batch"
+        )
+
+    def __repr__(self) -> str:
+        return f"Attention({self.entry.symbol}, {self.query_heads} query heads, {self.kv_heads} KV heads, {self.device})"
+
+
+def attention(
+    q: Any,
+    cache: PagedCache,
+    seqs: Iterable[Sequence],
+    lengths: Iterable[int] | None = None,
+    *,
+    out: Any = None,
+    lse: Any = None,
+    return_lse: bool = False,
+    causal: bool = True,
+    scale: float | None = None,
+    stream: Any = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend the last tokens of each sequence to all its tokens in the cache.
+
+    q           [tokens, query_heads, head_dim], sequence after sequence, in the cache's dtype
+    seqs        sequences of `cache`; their new K and V were appended before
+    lengths     how many rows of q each sequence has; equally many if absent
+    out         like q, written in place; allocated if absent
+    lse         float32 [tokens, query_heads], written in place; allocated if absent and return_lse
+    causal      query i of n sees keys up to length - n + i; else all keys of its sequence
+    scale       of the scores, before exp; head_dim ** -0.5 if absent
+    stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+    Returns out, or (out, lse) if return_lse. A sequence with no tokens gives zeros and lse = -inf.
+    Raises ShapeError, DtypeError, DeviceError, LayoutError, SequenceFreed, KernelMissing; nothing is launched then.
+    Defined by kvit.reference.paged_attention.
+    """
+    queue = Stream.wrap(stream, cache.device)
+    q = _checks.tensor("q", q, None, queue)
+    _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
+    held = cache._own(seqs)
+    counts = cache._counts("q", q.shape[0], held, lengths)
+    op = cache._attention(q.shape[1], max(counts, default=1), causal, scale)
+    q = _checks.tensor("q", q, op.dtype)
+    if return_lse and lse is None:
+        lse = Buffer.empty(q.shape[:2], "float32", cache.device, queue)
+    table, indptr = cache._upload([(seq.pages, len(seq)) for seq in held], counts, queue)
+    out = op(q, cache.view, table, out=out, lse=lse, tokens=indptr, stream=queue)
+    return (out, lse) if return_lse else out
+
+
+def merge_states(
+    out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, *, out: Any = None, lse: Any = None, stream: Any = None
+) -> tuple[Tensor, Tensor]:
+    """The attention over the union of two disjoint sets of keys, from the attention over each.
+
+    out_a, out_b  [tokens, query_heads, head_dim], f16, bf16 or f32
+    lse_a, lse_b  float32 [tokens, query_heads], natural log
+    out, lse      like those of a, written in place; allocated if absent
+    stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+    Returns (out, lse). A side with lse = -inf adds nothing, whatever its output holds; two such give zeros and -inf.
+    Raises ShapeError, DtypeError, DeviceError, LayoutError, KernelMissing; nothing is launched then.
+    Defined by kvit.reference.merge_states. Dao et al., Flash-Decoding, 2023.
+    """
+    out_a = _checks.tensor("out_a", out_a)
+    device = out_a.device
+    queue = Stream.wrap(stream, device)
+    out_b = _checks.tensor("out_b", out_b, out_a.dtype, queue)
+    out = Buffer.empty(out_a.shape, out_a.dtype, device, queue) if out is None else _checks.tensor("out", out, out_a.dtype)
+    _checks.require_shape("out_a", out_a, tokens=None, query_heads=None, head_dim=None)
+    axes = dict(zip(("tokens", "query_heads", "head_dim"), out_a.shape, strict=True))
+    for name, found in (("out_a", out_a), ("out_b", out_b), ("out", out)):
+        _checks.require_shape(name, found, **axes)
+        _checks.require_rows(name, found)
+    lse = Buffer.empty(out_a.shape[:2], "float32", device, queue) if lse is None else lse
+    lse_a, lse_b, lse = (
+        _checked_lse(name, found, out_a.shape) for name, found in (("lse_a", lse_a), ("lse_b", lse_b), ("lse", lse))
+    )
+    _checks.require_writable("out", out)
+    _checks.require_writable("lse", lse)
+    _checks.require_device(device, out_b=out_b, out=out, lse_a=lse_a, lse_b=lse_b, lse=lse)
+    entry = registry.find("merge", dtype=out_a.dtype.short)
+    ops.merge(entry, Device.of(device), out_a, lse_a, out_b, lse_b, out, lse, queue)
+    return out, lse
+
+
+def _entry(dtype: dtypes.Dtype, kv: dtypes.Dtype, head_dim: int, rows: int) -> registry.Entry:
+    """The decode kernel whose row tile wastes least: the smallest that holds `rows` query rows, else the largest."""
+    key = {"dtype": dtype.short, "kv": kv.short, "head_dim": head_dim}
+    found = sorted(registry.candidates("decode", **key), key=lambda entry: entry.axes["rows"])
+    fitting = [entry for entry in found if entry.axes["rows"] >= rows]
+    if not found:
+        return registry.find("decode", **key)  # raises KernelMissing and says what is built
+    return (fitting or found[-1:])[0]
+
+
+def _split_tokens(
+    name: str, rows: Tensor, num_sequences: int, tokens: Any, queue: Stream
+) -> tuple[int, Tensor | None]:
+    """(rows of each sequence, None), or (0, where each begins)."""
+    if tokens is not None:
+        indptr = _checks.tensor("tokens", tokens, dtypes.int32, queue)
+        _checks.require_shape("tokens", indptr, **{"sequences + 1": num_sequences + 1})
+        _checks.require_dense("tokens", indptr)
+        return 0, indptr
+    count = rows.shape[0]
+    if count % max(1, num_sequences) or (count and not num_sequences):
+        raise ShapeError(
+            f"{name} has {count} rows for {num_sequences} sequences; give tokens, an int32 indptr, if sequences have "
+            "different numbers of rows"
+        )
+    return count // max(1, num_sequences), None
+
+
+def _checked_lse(name: str, lse: Any, shape: tuple[int, ...]) -> Tensor:
+    found = _checks.tensor(name, lse, dtypes.float32)
+    _checks.require_shape(name, found, tokens=shape[0], query_heads=shape[1])
+    return found

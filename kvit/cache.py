@@ -1,0 +1,224 @@
+"""A cache that owns its pages: hands them to sequences, shares them between forks, and moves tokens in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate, chain
+from typing import Any
+
+from . import _checks, _transfer, dtypes, registry
+from ._faults import FaultRecord
+from ._native.buffer import Buffer
+from ._native.context import Device
+from ._native.stream import Stream
+from ._native.tensor import Tensor
+from ._pages import PagePool, grow
+from .attention import Attention
+from .errors import DtypeError, LayoutError, ShapeError
+from .sequence import Sequence
+from .views import CacheView, Layout, PageTable
+
+_Tokens = tuple[tuple[int, ...], int]  # the pages of a sequence, and how many tokens are in them
+
+
+class PagedCache:
+    """K and V of many sequences in one pool of pages on one device.
+
+    pages       in the pool; a page holds page_size tokens of all KV heads
+    page_size   any number of tokens from 1
+    dtype       of K and V: "bfloat16" or "float16"
+    layout      how a page lies in memory: "HND" (a head's tokens side by side) or "NHD"
+    device      "cuda:0", ..., or "host", which needs no GPU
+
+    Calls given no stream run on the device's default stream. Calls on different streams must be ordered by the caller (Event),
+    frees of sequences among them: a page that goes back is handed out again at once. Not safe to call from several threads.
+
+    Raises ShapeError, DtypeError, LayoutError, KernelMissing (dtype and head_dim that no kernel covers), NoGpuError.
+    Paging: Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, 2023.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: Any = "bfloat16",
+        layout: Layout = "HND",
+        device: str | Device = "cuda:0",
+    ):
+        for name, value in (("pages", pages), ("page_size", page_size), ("kv_heads", kv_heads), ("head_dim", head_dim)):
+            if not 1 <= value <= _checks.MOST:
+                raise ShapeError(f"{name} is {value}; it must be 1 to {_checks.MOST}")
+        if layout not in ("NHD", "HND"):
+            raise LayoutError(f"layout is {layout!r}; it must be 'NHD' or 'HND'")
+        kv = dtypes.dtype_of(dtype)
+        if kv not in (dtypes.float16, dtypes.bfloat16):
+            raise DtypeError(f"dtype is {kv}; a cache holds float16 or bfloat16")
+        registry.find("append", dtype=kv.short, head_dim=head_dim)  # refuse now what no kernel covers
+        home = Device.of(device)
+        shape = (pages, page_size, kv_heads, head_dim) if layout == "NHD" else (pages, kv_heads, page_size, head_dim)
+        self.view = CacheView(Buffer.empty(shape, kv, home), Buffer.empty(shape, kv, home), layout=layout)
+        self.page_size = page_size
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.dtype = kv
+        self.device: str = self.view.device
+        self._pool = PagePool(pages)
+        self._faults = FaultRecord(self.device)
+        self._operations: dict[tuple, Attention] = {}
+        self._last_upload: tuple[tuple, tuple[PageTable, Tensor | None]] | None = None
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the pool."""
+        return self._pool.num_pages
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that no sequence holds."""
+        return self._pool.num_free
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of K and V, used or not."""
+        return self.view.k.nbytes + self.view.v.nbytes
+
+    def sequence(self) -> Sequence:
+        """A new sequence without tokens; it takes pages as it grows."""
+        return Sequence(self)
+
+    def append(
+        self, seqs: Iterable[Sequence], k: Any, v: Any, lengths: Iterable[int] | None = None, *, stream: Any = None
+    ) -> None:
+        """Add tokens to the end of sequences.
+
+        seqs     sequences of this cache, each at most once
+        k, v     [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence
+        lengths  how many of the tokens each sequence gets; equally many if absent
+        stream   Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or LayoutError
+        before any page is taken or written. Returns before the work is done.
+        Defined by kvit.reference.append.
+        """
+        held = self._own(seqs, distinct=True)
+        queue = Stream.wrap(stream, self.device)
+        k = _transfer.new_rows("k", k, self.view, queue)
+        v = _transfer.new_rows("v", v, self.view, queue)
+        _checks.require_shape("v (like k)", v, tokens=k.shape[0], kv_heads=self.kv_heads, head_dim=self.head_dim)
+        counts = self._counts("k", k.shape[0], held, lengths)
+        growth = grow(self._pool, [seq.pages for seq in held], [len(seq) for seq in held], counts, self.page_size)
+        try:
+            if growth.copies:
+                source, target = (_transfer.upload(list(pages), queue) for pages in zip(*growth.copies, strict=True))
+                _transfer.copy_pages(self.view, source, target, self._faults, queue)
+            table, indptr = self._upload(list(zip(growth.pages, growth.lengths, strict=True)), counts, queue)
+            _transfer.append(self.view, table, k, v, indptr, counts[0] if counts else 0, self._faults, queue)
+        except BaseException:
+            self._pool.release(growth.taken)
+            raise
+        for seq, pages, length in zip(held, growth.pages, growth.lengths, strict=True):
+            seq._pages, seq._length = pages, length
+        self._pool.release(source for source, _ in growth.copies)
+
+    def gather(self, seqs: Iterable[Sequence], *, stream: Any = None) -> tuple[Buffer, Buffer, Buffer]:
+        """The tokens of sequences, end to end, in memory of their own.
+
+        Returns k and v [tokens, kv_heads, head_dim], and int32 indptr [sequences + 1]: sequence s has rows indptr[s] to
+        indptr[s + 1]. All three are on the cache's device; the work may not be done yet.
+        Raises SequenceFreed, ShapeError. Defined by kvit.reference.gather.
+        """
+        held = self._own(seqs)
+        queue = Stream.wrap(stream, self.device)
+        starts = [0, *accumulate(len(seq) for seq in held)]
+        if starts[-1] > _checks.MOST:
+            raise ShapeError(f"the sequences have {starts[-1]} tokens; at most {_checks.MOST} can be gathered at once")
+        shape = (starts[-1], self.kv_heads, self.head_dim)
+        k, v = (Buffer.empty(shape, self.dtype, self.device, queue) for _ in range(2))
+        indptr = _transfer.upload(starts, queue)
+        _transfer.gather(self.view, self.table(held, stream=queue), k, v, indptr, self._faults, queue)
+        return k, v, indptr
+
+    def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
+        """The page table of sequences as they are now, uploaded: for Attention on `cache.view`. Raises SequenceFreed, ShapeError."""
+        held = self._own(seqs)
+        queue = Stream.wrap(stream, self.device)
+        return self._upload([(seq.pages, len(seq)) for seq in held], [0] * len(held), queue)[0]
+
+    def check(self, stream: Any = None) -> None:
+        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
+
+        Tables that the cache makes are right; a fault means that its memory or a table was overwritten by somebody else.
+        """
+        self._faults.check(stream)
+
+    def _own(self, seqs: Iterable[Sequence], distinct: bool = False) -> list[Sequence]:
+        """The sequences as a list. Raises unless all are live sequences of this cache, and different if they must be."""
+        held = list(seqs)
+        first: dict[int, int] = {}
+        for i, seq in enumerate(held):
+            if not isinstance(seq, Sequence):
+                raise ShapeError(f"seqs[{i}] is a {type(seq).__name__}; give sequences from cache.sequence()")
+            if seq.cache is not self:
+                raise ShapeError(f"seqs[{i}] belongs to another cache; append, gather and attend each in its own")
+            seq.pages  # noqa: B018  (raises SequenceFreed)
+            if distinct and first.setdefault(id(seq), i) != i:
+                raise ShapeError(f"seqs[{i}] is seqs[{first[id(seq)]}] again; give each sequence once, with all its new tokens")
+        return held
+
+    def _counts(self, name: str, tokens: int, held: list[Sequence], lengths: Iterable[int] | None) -> list[int]:
+        """How many of the tokens belong to each sequence. Raises ShapeError unless they add up."""
+        if lengths is None:
+            each, rest = divmod(tokens, max(1, len(held)))
+            if rest or (tokens and not held):
+                raise ShapeError(
+                    f"{name} has {tokens} tokens for {len(held)} sequences; give lengths if they get different numbers"
+                )
+            return [each] * len(held)
+        counts = [int(length) for length in lengths]
+        if len(counts) != len(held) or min(counts, default=0) < 0 or sum(counts) != tokens:
+            raise ShapeError(
+                f"lengths are {counts}; they must be one number of tokens for each of the {len(held)} sequences, "
+                f"and add up to the {tokens} tokens of {name}"
+            )
+        return counts
+
+    def _attention(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
+        """The operation for these words, made on first use. Operations differ by kernel, not by the number of tokens."""
+        group = _checks.group_size(query_heads, self.kv_heads)
+        rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
+        key = (query_heads, rows, causal, scale)
+        if key not in self._operations:
+            self._operations[key] = Attention(
+                self.view,
+                query_heads,
+                causal=causal,
+                scale=scale,
+                tokens_per_sequence=tokens_per_sequence,
+                _faults=self._faults,
+            )
+        return self._operations[key]
+
+    def _upload(self, tokens: list[_Tokens], counts: list[int], queue: Stream) -> tuple[PageTable, Tensor | None]:
+        """The page table, and where each sequence's rows begin if they have different numbers of them; in one copy."""
+        # An attention call follows the append of the same tokens: the same table, unless something changed in between.
+        key = (tokens, counts, queue.cuda_handle)
+        if self._last_upload is not None and self._last_upload[0] == key:
+            return self._last_upload[1]
+        starts = [0, *accumulate(len(pages) for pages, _ in tokens)]
+        rows = [0, *accumulate(counts)] if len(set(counts)) > 1 else []
+        lengths = [length for _, length in tokens]
+        packed = _transfer.upload([*chain.from_iterable(pages for pages, _ in tokens), *starts, *lengths, *rows], queue)
+        ends = list(accumulate(map(len, (starts, lengths, rows)), initial=starts[-1]))
+        indptr, length, row = (packed[start:end] for start, end in zip(ends, ends[1:], strict=False))
+        table = PageTable(indptr=indptr, indices=packed[: starts[-1]], lengths=length)
+        self._last_upload = key, (table, row if rows else None)
+        return self._last_upload[1]
+
+    def __repr__(self) -> str:
+        return (
+            f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, {self.kv_heads} KV heads, "
+            f"head_dim {self.head_dim}, {self.dtype}, {self.view.layout}, {self.device})"
+        )

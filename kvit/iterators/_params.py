@@ -1,0 +1,41 @@
+"""The structs of kernels/abi/params.h that a probe packs, field for field."""
+
+from __future__ import annotations
+
+import ctypes
+from ctypes import c_int32, c_int64, c_void_p
+
+NUM_POOLS = 4  # K, V, K parameters, V parameters
+
+
+class KvitPool(ctypes.Structure):
+    _fields_ = [("base", c_void_p), ("page_stride", c_int64), ("token_stride", c_int64), ("head_stride", c_int64)]
+
+
+class KvitCache(ctypes.Structure):
+    _fields_ = [
+        ("pool", KvitPool * NUM_POOLS),
+        *((name, c_int32) for name in ("num_pages", "page_size", "num_kv_heads", "head_dim")),
+    ]
+
+
+class KvitPageTable(ctypes.Structure):
+    _fields_ = [
+        ("pages", c_void_p),
+        ("indptr", c_void_p),
+        ("lengths", c_void_p),
+        ("row_stride", c_int64),
+        ("num_sequences", c_int32),
+        ("max_pages", c_int32),
+    ]
+
+
+class KvitProbeParams(ctypes.Structure):
+    _fields_ = [
+        ("cache", KvitCache),
+        ("table", KvitPageTable),
+        ("shared_image", c_void_p),
+        ("fragments", c_void_p),
+        ("fault", c_void_p),
+        *((name, c_int32) for name in ("sequence", "head", "tile", "max_s", "s_begin", "s_count", "stage", "advances")),
+    ]

@@ -1,0 +1,61 @@
+"""Shared-memory banks, emulated: how many turns an access of a warp takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from kvit.iterators.raked_thread_map import WARP, RakedThreadMap
+from kvit.iterators.smem_layout import SmemLayout
+
+BANKS = 32
+BANK_BYTES = 4
+
+
+def bank_conflicts(addresses: Sequence[int] | np.ndarray, access_bytes: int) -> int:
+    """Turns that the worst part of one warp access takes; 1 is free of conflicts.
+
+    addresses     byte address of each lane that takes part, in lane order
+    access_bytes  bytes per lane. The hardware serves 128 bytes at a time: 16-byte accesses by eight lanes, 8-byte ones
+                  by sixteen, smaller ones all together.
+
+    Lanes that touch the same 4-byte word share it.
+    """
+    lanes = min(WARP, BANKS * BANK_BYTES // max(access_bytes, BANK_BYTES))
+    addresses = np.asarray(addresses, np.int64)
+    worst = 1
+    for first in range(0, len(addresses), lanes):
+        part = addresses[first : first + lanes]
+        steps = np.arange(0, max(access_bytes, BANK_BYTES), BANK_BYTES)
+        words = np.unique((part[:, None] + steps) // BANK_BYTES)
+        worst = max(worst, int(np.bincount(words % BANKS).max()))
+    return worst
+
+
+def copy_conflicts(thread_map: RakedThreadMap, layout: SmemLayout, bits: int) -> int:
+    """Turns of the worst warp access with which `thread_map` writes a tile of `bits`-bit elements into `layout`."""
+    s, c, covered = thread_map.coordinates()
+    access_bytes = thread_map.access_c * bits // 8
+    worst = 1
+    for warp in range(thread_map.warp_count):
+        lanes = slice(warp * WARP, (warp + 1) * WARP)
+        for i in range(thread_map.iter_s):
+            for j in range(thread_map.iter_c):
+                wanted = covered[lanes, i, j]
+                if wanted.any():
+                    elements = layout.index(s[lanes, i, j][wanted], c[lanes, i, j][wanted])
+                    worst = max(worst, bank_conflicts(elements * bits // 8, access_bytes))
+    return worst
+
+
+def matrix_conflicts(layout: SmemLayout, bits: int) -> int:
+    """Turns of the worst 8 x 16-byte matrix that ldmatrix reads from `layout`: eight tokens, from a multiple of eight on,
+    at the same 16-byte vector."""
+    vector = 128 // bits
+    worst = 1
+    for s in range(0, layout.s - 7, 8):
+        for c in range(0, layout.c, vector):
+            elements = layout.index(np.arange(s, s + 8), np.full(8, c))
+            worst = max(worst, bank_conflicts(elements * bits // 8, 16))
+    return worst

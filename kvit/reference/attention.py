@@ -1,0 +1,73 @@
+"""Attention over contiguous keys and values, and the union of two such results: what every kernel must compute."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .rounding import rounded
+
+
+class State(NamedTuple):
+    """What attention over a set of keys leaves behind: enough to add more keys later (merge_states)."""
+
+    out: NDArray[np.float64]  # [tokens, query_heads, head_dim] softmax-weighted mean of the values; zeros over no keys
+    lse: NDArray[np.float64]  # [tokens, query_heads] natural log of the sum of exp(score); -inf over no keys
+
+    def rounded(self, dtype: np.dtype | type) -> tuple[NDArray, NDArray[np.float32]]:
+        """(out, lse) as a kernel stores them: out in `dtype`, lse in float32."""
+        return rounded(self.out, dtype), rounded(self.lse, np.float32)
+
+
+def visible_keys(num_keys: int, num_queries: int, query: int, causal: bool) -> int:
+    """How many of the first keys a query sees. The queries are the last tokens: query i of n has position keys - n + i."""
+    return max(0, num_keys - num_queries + query + 1) if causal else num_keys
+
+
+def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causal: bool = True, scale: float | None = None) -> State:
+    """softmax(scale * q k^T) v, one query token at a time, in float64.
+
+    q      [queries, query_heads, head_dim]
+    k, v   [keys, kv_heads, head_dim]; query head h reads KV head h // (query_heads / kv_heads)
+    scale  head_dim ** -0.5 if absent
+
+    Keys that a query does not see are left out, not weighted with zero: whatever they hold, NaN included, changes nothing.
+    Vaswani et al., Attention Is All You Need, 2017; grouped heads: Ainslie et al., GQA, 2023.
+    """
+    q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
+    num_queries, query_heads, head_dim = q.shape
+    num_keys, kv_heads, _ = k.shape
+    scale = head_dim**-0.5 if scale is None else scale
+    grouped = q.reshape(num_queries, kv_heads, query_heads // kv_heads, head_dim)
+
+    out = np.zeros(q.shape)
+    lse = np.full((num_queries, query_heads), -np.inf)
+    for i in range(num_queries):
+        visible = visible_keys(num_keys, num_queries, i, causal)
+        if visible == 0:
+            continue
+        scores = scale * np.einsum("hgc,thc->hgt", grouped[i], k[:visible])
+        largest = scores.max(axis=-1, keepdims=True)
+        weights = np.exp(scores - largest)
+        total = weights.sum(axis=-1, keepdims=True)
+        out[i] = np.einsum("hgt,thc->hgc", weights / total, v[:visible]).reshape(query_heads, head_dim)
+        lse[i] = (largest + np.log(total)).reshape(query_heads)
+    return State(out, lse)
+
+
+def merge_states(a: State | tuple[ArrayLike, ArrayLike], b: State | tuple[ArrayLike, ArrayLike]) -> State:
+    """The state over the union of two disjoint sets of keys, from the states over each. Two empty ones stay empty.
+
+    Flash-Decoding, Dao et al., 2023.
+    """
+    (out_a, lse_a), (out_b, lse_b) = ((np.asarray(x).astype(np.float64) for x in state) for state in (a, b))
+    lse = np.logaddexp(lse_a, lse_b)
+    # Where both are -inf the union is empty: subtracting 0 instead of -inf keeps the weights at exp(-inf) = 0.
+    origin = np.where(np.isneginf(lse), 0.0, lse)
+    weight_a, weight_b = np.exp(lse_a - origin), np.exp(lse_b - origin)
+    # An empty side is left out, not weighted with zero, so that its output may hold anything.
+    part_a = np.where(weight_a[..., None] > 0, weight_a[..., None] * out_a, 0.0)
+    part_b = np.where(weight_b[..., None] > 0, weight_b[..., None] * out_b, 0.0)
+    return State(part_a + part_b, lse)

@@ -1,0 +1,318 @@
+"""Memory that kvit owns, on a GPU or on the host."""
+from operator import index as as_index
+
+cimport cython
+from cpython.buffer cimport PyBUF_FORMAT
+from libc.stdint cimport uintptr_t
+
+from kvit._native.context cimport Device, device_of
+from kvit._native.errors cimport check, fail
+from kvit._native.export cimport dlpack_capsule
+from kvit._native.stream cimport Stream, stream_of
+from kvit._native.tensor cimport (
+    KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, KVIT_U4, KVIT_U8, KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST,
+    Tensor, as_tensor, lay_out,
+)
+
+from kvit.dtypes import dtype_of, numpy_dtype
+from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError
+
+# What the struct module and __array_interface__ call a type; those missing here only ml_dtypes knows.
+cdef dict _FORMATS = {
+    KVIT_F32: b"f", KVIT_F16: b"e", KVIT_F64: b"d", KVIT_U8: b"B", KVIT_U16: b"H", KVIT_U32: b"I", KVIT_I8: b"b",
+    KVIT_I32: b"i", KVIT_I64: b"q",
+}
+
+
+@cython.no_gc_clear
+cdef class Buffer(Tensor):
+    """Owned memory: C-contiguous, on one device, at least 256-byte aligned.
+
+    Taken and given back in the order of one stream. Work on another stream must be over, or ordered before that stream by
+    an Event, when the last reference goes. numpy reads a host buffer in place (numpy.asarray), others read any through DLPack.
+    """
+
+    def __init__(self):
+        raise TypeError("Buffer.empty(shape, dtype, device) or Buffer.from_numpy(array, device) makes one")
+
+    def __dealloc__(self):
+        cdef int entered
+        if self.allocation != NULL:
+            try:
+                entered = self.home.enter()
+                self.home.driver.mem_free(self.allocation, self.freed_on.handle)
+                self.home.leave(entered)
+            except Exception:  # the driver is going away with the process
+                pass
+
+    @staticmethod
+    def empty(shape, dtype, device="cuda:0", stream=None) -> Buffer:
+        """Uninitialised memory. On the host it is full of 0xFF: NaN in every float type.
+
+        shape   a length, or a sequence of them; the last is even for uint4
+        stream  in whose order the memory comes and goes; the device's default if absent
+
+        Raises ShapeError, DtypeError, DeviceError, NoGpuError; DriverError where memory is short.
+        """
+        cdef Device home = device_of(device)
+        return empty_buffer(to_shape(shape), dtype_of(dtype).code, home, stream_of(stream, home))
+
+    @staticmethod
+    def from_numpy(array, device="cuda:0", stream=None) -> Buffer:
+        """A copy of a numpy array, ml_dtypes types too (uint4, which numpy holds one per byte, is packed).
+
+        Raises DtypeError for a type that kvit has no code for. Returns when the copy is done.
+        """
+        import numpy
+
+        cdef Buffer buffer
+        array = numpy.asarray(array, order="C")
+        dtype = dtype_of(array.dtype)
+        buffer = Buffer.empty(array.shape, dtype, device, stream)
+        if dtype.code == KVIT_U4:
+            codes = array.view(numpy.uint8) & 15
+            buffer.as_bytes().copy_from((codes[..., 0::2] | codes[..., 1::2] << 4).reshape(-1))
+        else:
+            buffer.copy_from(array)
+        return buffer
+
+    def numpy(self):
+        """A copy as a numpy array, bfloat16 and the like through ml_dtypes. Waits for this buffer's stream."""
+        import numpy
+
+        raw = numpy.empty(self.nbytes, numpy.uint8)
+        self.read_into(as_tensor(raw))
+        return self.typed(raw)
+
+    def copy_from(self, source, stream=None):
+        """Copy the elements of `source`, which has this buffer's shape and dtype and is C-contiguous: any tensor, anywhere.
+
+        stream  on the GPU that is involved; by default the one of this buffer, or of the source where this is on the host
+
+        Waits for the copy if either side is on the host. Raises ShapeError, DtypeError, LayoutError; nothing is written then.
+        """
+        cdef Device gpu
+        cdef Stream queue
+        cdef Tensor other = as_tensor(source)
+        cdef Buffer lender = other if isinstance(other, Buffer) else None
+        if other.shape != self.shape:
+            raise ShapeError(f"the source has shape {other.shape}, the buffer {self.shape}; they must be the same")
+        if other.code != self.code:
+            raise DtypeError(f"the source is {other.dtype}, the buffer {self.dtype}; they must be the same")
+        if not other.is_contiguous():
+            raise LayoutError(f"the source has strides {other.strides}; make it C-contiguous first")
+        if not self.home.is_host or other.device_type == ON_HOST:
+            queue = self.freed_on if stream is None else stream_of(stream, self.home)
+        else:
+            gpu = device_of(other.device)
+            queue = lender.freed_on if stream is None and lender is not None else stream_of(stream, gpu)
+        queue.order_after(other)
+        if lender is not None and not lender.home.is_host:
+            queue.order_after_handle(lender.freed_on.handle)
+        self.transfer(self, other, queue)
+
+    def fill_bytes(self, value, stream=None):
+        """Set every byte to `value`, 0 to 255. 0xFF makes every float a NaN."""
+        cdef unsigned char byte = value
+        cdef Stream queue = self.freed_on if stream is None else stream_of(stream, self.home)
+        cdef size_t num_bytes = self.nbytes
+        cdef int status
+        cdef int entered = self.home.enter()
+        try:
+            queue.order_after_handle(self.freed_on.handle)
+            with nogil:
+                status = self.home.driver.fill(self.data, byte, num_bytes, queue.handle)
+            check(status, b"cuMemsetD8Async")
+            self.freed_on.order_after_handle(queue.handle)
+        finally:
+            self.home.leave(entered)
+
+    cdef int read_into(self, Tensor target) except -1:
+        """Copy all bytes to host memory and wait."""
+        return self.transfer(target, self, self.freed_on)
+
+    cdef int transfer(self, Tensor target, Tensor source, Stream queue) except -1:
+        """Copy all bytes; one of the two tensors is this buffer. Waits if either is on the host."""
+        cdef int status
+        cdef size_t num_bytes = source.nbytes
+        cdef bint to_host = target.device_type == ON_HOST
+        cdef bint from_host = source.device_type == ON_HOST
+        cdef bint is_shared = not self.home.is_host and queue is not self.freed_on
+        cdef int entered
+        if num_bytes == 0:
+            return 0
+        entered = queue.home.enter()
+        try:
+            if is_shared:
+                queue.order_after_handle(self.freed_on.handle)
+            with nogil:
+                if from_host:
+                    status = queue.home.driver.copy_to_device(target.data, source.data, num_bytes, queue.handle)
+                elif to_host:
+                    status = queue.home.driver.copy_to_host(target.data, source.data, num_bytes, queue.handle)
+                else:
+                    status = queue.home.driver.copy_on_device(target.data, source.data, num_bytes, queue.handle)
+            check(status, b"cuMemcpyAsync")
+            if from_host or to_host:
+                with nogil:
+                    status = queue.home.driver.stream_synchronize(queue.handle)
+                check(status, b"cuStreamSynchronize")
+            elif is_shared:
+                self.freed_on.order_after_handle(queue.handle)
+        finally:
+            queue.home.leave(entered)
+        return 0
+
+    cdef Buffer slice(self, Py_ssize_t start, Py_ssize_t stop):
+        """Rows start to stop of the leading axis."""
+        cdef Buffer part = Buffer.__new__(Buffer)
+        lay_out(part, self.code, (stop - start, *self.shape[1:]), None)
+        part.data = <char *>self.data + start * self.steps[0]
+        part.device_type = self.device_type
+        part.device_id = self.device_id
+        part.home = self.home
+        part.freed_on = self.freed_on
+        part.owner = self
+        return part
+
+    cdef Buffer as_bytes(self):
+        """The same memory as uint8 [nbytes]."""
+        cdef Buffer raw = Buffer.__new__(Buffer)
+        lay_out(raw, KVIT_U8, (self.nbytes,), None)
+        raw.data = self.data
+        raw.device_type = self.device_type
+        raw.device_id = self.device_id
+        raw.home = self.home
+        raw.freed_on = self.freed_on
+        raw.owner = self
+        return raw
+
+    cdef object typed(self, object raw):
+        """uint8 [nbytes] as this buffer's shape and dtype; in place, but for uint4."""
+        import numpy
+
+        dtype = numpy_dtype(self.dtype)
+        if self.code == KVIT_U4:
+            raw = numpy.stack((raw & 15, raw >> 4), axis=-1)
+        return raw.view(dtype).reshape(self.shape)
+
+    def __len__(self):
+        if self.ndim == 0:
+            raise ShapeError("a buffer without axes has no length")
+        return self.dims[0]
+
+    def __getitem__(self, key) -> Buffer:
+        """Part of the leading axis, sharing memory: buffer[i] without the axis, buffer[i:j] with it."""
+        cdef Buffer part
+        cdef Py_ssize_t row, length = len(self)
+        if self.bits < 8 and self.ndim == 1:
+            raise LayoutError("a packed 4-bit axis cannot be cut")
+        if isinstance(key, slice):
+            start, stop, step = key.indices(length)
+            if step != 1:
+                raise LayoutError(f"step is {step}; a part of a buffer is dense, so only 1 will do")
+            return self.slice(start, max(start, stop))
+        row = as_index(key)
+        if not -length <= row < length:
+            raise IndexError(f"index {row} is outside of {length} rows")
+        part = self.slice(row % length, row % length + 1)
+        lay_out(part, self.code, self.shape[1:], None)
+        return part
+
+    @property
+    def stream(self) -> Stream:
+        """In whose order the memory was taken and is given back."""
+        return self.freed_on
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef bytes kind = _FORMATS.get(self.code)
+        if not self.home.is_host:
+            raise BufferError(f"the buffer is on {self.home}; numpy() copies it to the host")
+        if kind is None:
+            raise BufferError(f"the buffer protocol has no name for {self.dtype}; numpy.asarray gives it as ml_dtypes'")
+        view.obj = self
+        view.buf = self.data
+        view.len = self.nbytes
+        view.itemsize = self.bits // 8
+        view.readonly = False
+        view.format = <char *>kind if flags & PyBUF_FORMAT else NULL  # _FORMATS keeps the bytes
+        view.ndim = self.ndim
+        view.shape = <Py_ssize_t *>self.dims
+        view.strides = <Py_ssize_t *>self.steps
+        view.suboffsets = NULL
+        view.internal = NULL
+
+    def __array__(self, dtype=None, copy=None):
+        """numpy's view of a host buffer: in place, but for uint4, which numpy holds one per byte."""
+        import numpy
+
+        if not self.home.is_host:
+            raise DeviceError(f"the buffer is on {self.home}; numpy() copies it to the host")
+        if copy is False and self.code == KVIT_U4:
+            raise ValueError("uint4 is packed; numpy cannot read it in place")
+        array = self.typed(numpy.asarray(self.as_bytes()))
+        if dtype is not None and array.dtype != dtype:
+            return array.astype(dtype)
+        return array.copy() if copy else array
+
+    @property
+    def __cuda_array_interface__(self) -> dict:
+        """Version 3. Missing on the host, and for types that it has no name for."""
+        kind = _FORMATS.get(self.code)
+        if self.home.is_host or kind is None:
+            raise AttributeError(f"__cuda_array_interface__ cannot describe {self.dtype} on {self.home}; DLPack can")
+        return {
+            "shape": self.shape,
+            "typestr": numpy_dtype(self.dtype).str,
+            "data": (<uintptr_t>self.data, False),
+            "strides": None,
+            "stream": <uintptr_t>self.freed_on.handle or 1,
+            "version": 3,
+        }
+
+    def __dlpack_device__(self) -> tuple:
+        """(1, 0) on the host, (2, ordinal) on a GPU."""
+        return self.device_type, self.device_id
+
+    def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
+        """A DLPack capsule of this memory; the consumer's `stream` waits for this buffer's (-1: it sees to that itself).
+
+        Raises BufferError where another device or a copy is asked for.
+        """
+        if copy:
+            raise BufferError("kvit lends its memory and does not copy; ask with copy=None")
+        if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
+            raise BufferError(f"the buffer is on DLPack device {self.__dlpack_device__()}, not {tuple(dl_device)}")
+        if not self.home.is_host and stream != -1:
+            stream_of(stream or 0, self.home).order_after_handle(self.freed_on.handle)
+        return dlpack_capsule(self, max_version is not None and max_version[0] >= 1)
+
+
+cdef tuple to_shape(object shape):
+    try:
+        return (as_index(shape),)
+    except TypeError:
+        return tuple([as_index(length) for length in shape])
+
+
+cdef Buffer empty_buffer(tuple shape, int code, Device device, Stream stream):
+    cdef Buffer buffer = Buffer.__new__(Buffer)
+    cdef void *data = NULL
+    cdef size_t num_bytes
+    cdef int status, entered
+    lay_out(buffer, code, shape, None)
+    buffer.device_type = ON_HOST if device.is_host else ON_CUDA
+    buffer.device_id = 0 if device.is_host else device.ordinal
+    buffer.home = device
+    buffer.freed_on = stream
+    num_bytes = max(buffer.nbytes, 1)  # an address even where there is nothing: no consumer has to think about NULL
+    entered = device.enter()
+    try:
+        with nogil:
+            status = device.driver.mem_alloc(&data, num_bytes, stream.handle)
+        if status != 0:
+            fail(status, b"posix_memalign" if device.is_host else b"cuMemAllocAsync", f"{num_bytes} bytes on {device}")
+    finally:
+        device.leave(entered)
+    buffer.data = buffer.allocation = data
+    return buffer

@@ -1,0 +1,245 @@
+"""The CUDA driver's half of the DriverTable: each entry forwards to cuda.bindings.cydriver, which finds libcuda when called."""
+import os
+
+from cuda.bindings cimport cydriver
+from kvit._native cimport errors
+
+from kvit.errors import NoGpuError
+
+# cuLibraryLoadData and kernels that need no context came with it.
+cdef enum:
+    OLDEST_DRIVER = 12000
+
+cdef DriverTable table
+cdef bint table_is_filled = False
+
+
+# cydriver raises where libcuda, or a function in it, is missing; `except? -1` lets that through everywhere below.
+
+cdef int mem_alloc(void **data, size_t num_bytes, void *stream) except? -1 nogil:
+    return cydriver.cuMemAllocAsync(<cydriver.CUdeviceptr *>data, num_bytes, <cydriver.CUstream>stream)
+
+
+cdef int mem_free(void *data, void *stream) except? -1 nogil:
+    return cydriver.cuMemFreeAsync(<cydriver.CUdeviceptr>data, <cydriver.CUstream>stream)
+
+
+cdef int copy_to_device(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil:
+    return cydriver.cuMemcpyHtoDAsync(<cydriver.CUdeviceptr>target, source, num_bytes, <cydriver.CUstream>stream)
+
+
+cdef int copy_to_host(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil:
+    return cydriver.cuMemcpyDtoHAsync(target, <cydriver.CUdeviceptr>source, num_bytes, <cydriver.CUstream>stream)
+
+
+cdef int copy_on_device(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil:
+    return cydriver.cuMemcpyAsync(<cydriver.CUdeviceptr>target, <cydriver.CUdeviceptr>source, num_bytes,
+                                  <cydriver.CUstream>stream)
+
+
+cdef int fill(void *data, unsigned char value, size_t num_bytes, void *stream) except? -1 nogil:
+    return cydriver.cuMemsetD8Async(<cydriver.CUdeviceptr>data, value, num_bytes, <cydriver.CUstream>stream)
+
+
+cdef int stream_create(void **stream) except? -1 nogil:
+    return cydriver.cuStreamCreate(<cydriver.CUstream *>stream, cydriver.CU_STREAM_NON_BLOCKING)
+
+
+cdef int stream_destroy(void *stream) except? -1 nogil:
+    return cydriver.cuStreamDestroy(<cydriver.CUstream>stream)
+
+
+cdef int stream_synchronize(void *stream) except? -1 nogil:
+    return cydriver.cuStreamSynchronize(<cydriver.CUstream>stream)
+
+
+cdef int stream_query(void *stream) except? -1 nogil:
+    return cydriver.cuStreamQuery(<cydriver.CUstream>stream)
+
+
+cdef int stream_wait_event(void *stream, void *event) except? -1 nogil:
+    return cydriver.cuStreamWaitEvent(<cydriver.CUstream>stream, <cydriver.CUevent>event, 0)
+
+
+cdef int stream_is_capturing(void *stream, int *is_capturing) except? -1 nogil:
+    cdef cydriver.CUstreamCaptureStatus capture = cydriver.CU_STREAM_CAPTURE_STATUS_NONE
+    cdef int status = cydriver.cuStreamIsCapturing(<cydriver.CUstream>stream, &capture)
+    is_capturing[0] = capture != cydriver.CU_STREAM_CAPTURE_STATUS_NONE
+    return status
+
+
+cdef int event_create(void **event, int has_timing) except? -1 nogil:
+    cdef unsigned int flags = cydriver.CU_EVENT_DEFAULT if has_timing else cydriver.CU_EVENT_DISABLE_TIMING
+    return cydriver.cuEventCreate(<cydriver.CUevent *>event, flags)
+
+
+cdef int event_destroy(void *event) except? -1 nogil:
+    return cydriver.cuEventDestroy(<cydriver.CUevent>event)
+
+
+cdef int event_record(void *event, void *stream) except? -1 nogil:
+    return cydriver.cuEventRecord(<cydriver.CUevent>event, <cydriver.CUstream>stream)
+
+
+cdef int event_synchronize(void *event) except? -1 nogil:
+    return cydriver.cuEventSynchronize(<cydriver.CUevent>event)
+
+
+cdef int event_query(void *event) except? -1 nogil:
+    return cydriver.cuEventQuery(<cydriver.CUevent>event)
+
+
+cdef int event_elapsed_ms(float *elapsed_ms, void *start, void *end) except? -1 nogil:
+    return cydriver.cuEventElapsedTime(elapsed_ms, <cydriver.CUevent>start, <cydriver.CUevent>end)
+
+
+cdef int context_current(void **context, int *ordinal) except? -1 nogil:
+    ordinal[0] = -1
+    cdef int status = cydriver.cuCtxGetCurrent(<cydriver.CUcontext *>context)
+    if status != SUCCESS or context[0] == NULL:
+        return status
+    return cydriver.cuCtxGetDevice(<cydriver.CUdevice *>ordinal)  # a CUdevice is the ordinal
+
+
+cdef int primary_retain(void **context, int ordinal) except? -1 nogil:
+    return cydriver.cuDevicePrimaryCtxRetain(<cydriver.CUcontext *>context, ordinal)
+
+
+cdef int context_push(void *context) except? -1 nogil:
+    return cydriver.cuCtxPushCurrent(<cydriver.CUcontext>context)
+
+
+cdef int context_pop() except? -1 nogil:
+    cdef cydriver.CUcontext popped
+    return cydriver.cuCtxPopCurrent(&popped)
+
+
+cdef int device_count(int *count) except? -1 nogil:
+    return cydriver.cuDeviceGetCount(count)
+
+
+cdef int device_name(char *name, int capacity, int ordinal) except? -1 nogil:
+    return cydriver.cuDeviceGetName(name, capacity, ordinal)
+
+
+cdef int device_attribute(int *value, int attribute, int ordinal) except? -1 nogil:
+    return cydriver.cuDeviceGetAttribute(value, <cydriver.CUdevice_attribute>attribute, ordinal)
+
+
+cdef int device_memory(size_t *num_bytes, int ordinal) except? -1 nogil:
+    return cydriver.cuDeviceTotalMem(num_bytes, ordinal)
+
+
+cdef int library_load(void **library, const void *image) except? -1 nogil:
+    return cydriver.cuLibraryLoadData(<cydriver.CUlibrary *>library, image, NULL, NULL, 0, NULL, NULL, 0)
+
+
+cdef int library_unload(void *library) except? -1 nogil:
+    return cydriver.cuLibraryUnload(<cydriver.CUlibrary>library)
+
+
+cdef int library_kernel(void **kernel, void *library, const char *symbol) except? -1 nogil:
+    return cydriver.cuLibraryGetKernel(<cydriver.CUkernel *>kernel, <cydriver.CUlibrary>library, symbol)
+
+
+cdef int kernel_shared_limit(void *kernel, int num_bytes, int ordinal) except? -1 nogil:
+    return cydriver.cuKernelSetAttribute(cydriver.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, num_bytes,
+                                         <cydriver.CUkernel>kernel, ordinal)
+
+
+cdef int launch(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes, void *stream,
+                const void *params) except? -1 nogil:
+    cdef void *arguments = <void *>params  # a kernel has one argument: its struct, by value
+    return cydriver.cuLaunchKernel(<cydriver.CUfunction>kernel, grid, 1, 1, block, 1, 1, shared_bytes,
+                                   <cydriver.CUstream>stream, &arguments, NULL)
+
+
+cdef const char *name_of(int status) noexcept nogil:
+    cdef const char *name = NULL
+    with gil:
+        try:
+            cydriver.cuGetErrorName(<cydriver.CUresult>status, &name)
+        except RuntimeError:
+            return NULL
+    return name
+
+
+cdef object no_gpu(str why):
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    visible = "" if allowed is None else f" CUDA_VISIBLE_DEVICES is {allowed!r}."
+    return NoGpuError(
+        f"no CUDA GPU can be used: {why}. kvit looked for libcuda.so.1, which comes with the NVIDIA driver, and for a GPU "
+        f"behind it.{visible} Install the driver, or pass device=\"host\", which needs no GPU."
+    )
+
+
+cdef const DriverTable *cuda_table() except NULL:
+    global table_is_filled
+    cdef int status, version = 0, count = 0
+    if table_is_filled:
+        return &table
+    try:
+        status = cydriver.cuInit(0)
+        if status == SUCCESS:
+            status = cydriver.cuDriverGetVersion(&version)
+        if status == SUCCESS:
+            status = cydriver.cuDeviceGetCount(&count)
+    except Exception as error:
+        raise no_gpu(f"the driver could not be loaded ({error})") from None
+    if status == NO_DEVICE or (status == SUCCESS and count == 0):
+        raise no_gpu("the driver sees no GPU")
+    if status != SUCCESS:
+        name = name_of(status)
+        raise no_gpu(f"cuInit failed with CUresult {status}{'' if name == NULL else f' ({name.decode()})'}")
+    if version < OLDEST_DRIVER:
+        raise no_gpu(f"the driver is for CUDA {version // 1000}.{version % 1000 // 10}; kvit needs one for 12.0 or newer")
+
+    table.mem_alloc = mem_alloc
+    table.mem_free = mem_free
+    table.copy_to_device = copy_to_device
+    table.copy_to_host = copy_to_host
+    table.copy_on_device = copy_on_device
+    table.fill = fill
+    table.stream_create = stream_create
+    table.stream_destroy = stream_destroy
+    table.stream_synchronize = stream_synchronize
+    table.stream_query = stream_query
+    table.stream_wait_event = stream_wait_event
+    table.stream_is_capturing = stream_is_capturing
+    table.event_create = event_create
+    table.event_destroy = event_destroy
+    table.event_record = event_record
+    table.event_synchronize = event_synchronize
+    table.event_query = event_query
+    table.event_elapsed_ms = event_elapsed_ms
+    table.context_current = context_current
+    table.primary_retain = primary_retain
+    table.context_push = context_push
+    table.context_pop = context_pop
+    table.device_count = device_count
+    table.device_name = device_name
+    table.device_attribute = device_attribute
+    table.device_memory = device_memory
+    table.library_load = library_load
+    table.library_unload = library_unload
+    table.library_kernel = library_kernel
+    table.kernel_shared_limit = kernel_shared_limit
+    table.launch = launch
+    errors.status_name = name_of
+    table_is_filled = True
+    return &table
+
+
+def driver_version() -> int:
+    """CUDA version of the installed driver, as 1000 * major + 10 * minor. Raises NoGpuError where there is none."""
+    cdef int version = 0
+    cuda_table()
+    errors.check(cydriver.cuDriverGetVersion(&version), b"cuDriverGetVersion")
+    return version
+
+
+def num_gpus() -> int:
+    """How many GPUs the driver shows to this process. Raises NoGpuError where there is none."""
+    cdef int count = 0
+    errors.check(cuda_table().device_count(&count), b"cuDeviceGetCount")
+    return count

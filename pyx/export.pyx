@@ -1,0 +1,117 @@
+"""Lends a Tensor's memory to other libraries as a DLPack capsule."""
+from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
+from cpython.object cimport PyObject
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
+from cpython.ref cimport Py_INCREF, Py_XDECREF
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from kvit._native.dlpack cimport (
+    DL_BFLOAT, DL_FLAG_READ_ONLY, DL_FLOAT, DL_FLOAT8_E4M3FN, DL_FLOAT8_E5M2, DL_INT, DL_UINT, DLManagedTensor,
+    DLManagedTensorVersioned, DLTensor,
+)
+from kvit._native.tensor cimport (
+    KVIT_BF16, KVIT_F8E4M3, KVIT_F8E5M2, KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, Tensor,
+)
+
+
+cdef extern from "Python.h":
+    bint Py_IsInitialized() noexcept nogil
+
+
+# One block of memory per capsule: the managed tensor, whose shape and strides point behind it.
+cdef struct Lent:
+    DLManagedTensor managed
+    int64_t[8] shape
+    int64_t[8] strides
+
+
+cdef struct LentVersioned:
+    DLManagedTensorVersioned managed
+    int64_t[8] shape
+    int64_t[8] strides
+
+
+cdef object dlpack_capsule(Tensor tensor, bint is_versioned):
+    cdef Lent *lent
+    cdef LentVersioned *versioned
+    if is_versioned:
+        versioned = <LentVersioned *>PyMem_RawMalloc(sizeof(LentVersioned))
+        if versioned == NULL:
+            raise MemoryError
+        memset(versioned, 0, sizeof(LentVersioned))
+        describe(&versioned.managed.dl_tensor, tensor, versioned.shape, versioned.strides)
+        versioned.managed.version.major = 1
+        versioned.managed.version.minor = 1
+        versioned.managed.flags = DL_FLAG_READ_ONLY if tensor.is_readonly else 0
+        versioned.managed.manager_ctx = <void *>tensor
+        versioned.managed.deleter = delete_versioned
+        Py_INCREF(tensor)
+        return PyCapsule_New(versioned, "dltensor_versioned", drop_versioned)
+    lent = <Lent *>PyMem_RawMalloc(sizeof(Lent))
+    if lent == NULL:
+        raise MemoryError
+    memset(lent, 0, sizeof(Lent))
+    describe(&lent.managed.dl_tensor, tensor, lent.shape, lent.strides)
+    lent.managed.manager_ctx = <void *>tensor
+    lent.managed.deleter = delete
+    Py_INCREF(tensor)
+    return PyCapsule_New(lent, "dltensor", drop)
+
+
+cdef void describe(DLTensor *view, Tensor tensor, int64_t *shape, int64_t *strides) noexcept:
+    cdef int i
+    view.data = tensor.data
+    view.device.device_type = tensor.device_type
+    view.device.device_id = tensor.device_id
+    view.ndim = tensor.ndim
+    view.dtype.bits = tensor.bits
+    view.dtype.lanes = 1
+    if tensor.code in (KVIT_F16, KVIT_F32, KVIT_F64):
+        view.dtype.code = DL_FLOAT
+    elif tensor.code in (KVIT_I8, KVIT_I32, KVIT_I64):
+        view.dtype.code = DL_INT
+    elif tensor.code == KVIT_BF16:
+        view.dtype.code = DL_BFLOAT
+    elif tensor.code == KVIT_F8E4M3:
+        view.dtype.code = DL_FLOAT8_E4M3FN
+    elif tensor.code == KVIT_F8E5M2:
+        view.dtype.code = DL_FLOAT8_E5M2
+    else:
+        view.dtype.code = DL_UINT
+    view.shape = shape
+    view.strides = strides
+    for i in range(tensor.ndim):
+        shape[i] = tensor.dims[i]
+        # Bytes to elements; the packed axis of a 4-bit type, whose stride in bytes is 0, has neighbours one element apart.
+        strides[i] = tensor.steps[i] * 8 // tensor.bits or 1
+
+
+# A deleter runs on any thread, with or without the GIL, and perhaps after the interpreter has gone.
+
+cdef void delete(DLManagedTensor *managed) noexcept nogil:
+    let_go(<PyObject *>managed.manager_ctx)
+    PyMem_RawFree(managed)
+
+
+cdef void delete_versioned(DLManagedTensorVersioned *managed) noexcept nogil:
+    let_go(<PyObject *>managed.manager_ctx)
+    PyMem_RawFree(managed)
+
+
+cdef void let_go(PyObject *tensor) noexcept nogil:
+    if Py_IsInitialized():
+        with gil:
+            Py_XDECREF(tensor)
+
+
+# A consumer renames the capsule it takes; one that still has its name was taken by nobody.
+
+cdef void drop(object capsule) noexcept:
+    if PyCapsule_IsValid(capsule, "dltensor"):
+        delete(<DLManagedTensor *>PyCapsule_GetPointer(capsule, "dltensor"))
+
+
+cdef void drop_versioned(object capsule) noexcept:
+    if PyCapsule_IsValid(capsule, "dltensor_versioned"):
+        delete_versioned(<DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned"))

@@ -1,0 +1,93 @@
+"""One launch: parameters packed by the caller, no allocation, no GIL during the driver call."""
+from libc.stdint cimport int64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+
+from kvit._native.errors cimport fail
+from kvit._native.host cimport KvitSpan, host_launch
+from kvit._native.module cimport Kernel
+from kvit._native.stream cimport Stream, stream_of
+from kvit._native.tensor cimport Tensor
+
+from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError
+
+
+cdef int add_span(Spans *spans, Tensor tensor, bint is_writable) except -1:
+    cdef uintptr_t low, high
+    if tensor is None:
+        return 0
+    if is_writable and tensor.is_readonly:
+        raise LayoutError(f"{tensor!r} is read-only, and the kernel writes it; give memory that can be written")
+    tensor.extent(&low, &high)
+    return add_bytes(spans, <const void *>low, <int64_t>(high - low), is_writable)
+
+
+cdef int add_bytes(Spans *spans, const void *data, int64_t num_bytes, bint is_writable) except -1:
+    if spans.count == MAX_SPANS:
+        raise ShapeError(f"a launch on the host takes at most {MAX_SPANS} pieces of memory")
+    spans.items[spans.count].base = data
+    spans.items[spans.count].bytes = num_bytes
+    spans.items[spans.count].writable = is_writable
+    spans.items[spans.count].reserved = 0
+    spans.count += 1
+    return 0
+
+
+cdef int launch(Kernel kernel, const void *params, unsigned int grid, Stream stream, const Spans *spans) except -1:
+    if kernel.host != NULL:
+        return host_launch(kernel.host, params, grid, spans.items, spans.count)
+    return launch_on_gpu(kernel, params, grid, stream)
+
+
+cdef int launch_on_gpu(Kernel kernel, const void *params, unsigned int grid, Stream stream) except -1:
+    cdef int status
+    cdef int entered
+    if stream.home is not kernel.home:
+        raise DeviceError(f"{kernel.entry.symbol} is loaded on {kernel.home}, the stream is on {stream.home}")
+    entered = kernel.home.enter()
+    try:
+        with nogil:
+            status = kernel.home.driver.launch(kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream.handle, params)
+    finally:
+        kernel.home.leave(entered)
+    if status != 0:
+        fail(status, b"cuLaunchKernel",
+             f"{kernel.entry.symbol}, grid {grid}, {kernel.threads} threads, {kernel.shared_bytes} shared bytes")
+    return 0
+
+
+def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int grid, stream=None, spans=()):
+    """Launch a kernel on a struct that the caller packed, byte for byte as abi/params.h lays it out.
+
+    kernel  Kernel.load(entry, device)
+    params  bytes of the struct; what its pointers point to is the caller's to keep until the kernel is done
+    grid    CTAs, at least 1
+    stream  Stream, handle or foreign stream on the kernel's device; its default stream if absent
+    spans   [(address, bytes, writable)] that a launch on the host may touch; a GPU ignores them
+
+    On a GPU returns before the work is done. Raises DtypeError (params of another size), ShapeError (an empty grid),
+    HostBackendError (the kernel touched something else), DriverError.
+    """
+    cdef KvitSpan *items
+    cdef int count = len(spans)
+    cdef int i
+    cdef const char *raw = params
+    cdef Stream queue = stream_of(stream, kernel.home)
+    if len(params) != kernel.params_bytes:
+        raise DtypeError(f"{kernel.entry.symbol} takes {kernel.params_bytes} bytes of parameters ({kernel.entry.params}), "
+                         f"not {len(params)}")
+    if grid == 0:
+        raise ShapeError(f"{kernel.entry.symbol}: the grid is 0; a launch has at least 1 CTA")
+    if kernel.host == NULL:
+        launch_on_gpu(kernel, raw, grid, queue)
+        return
+    items = <KvitSpan *>calloc(max(count, 1), sizeof(KvitSpan))
+    if items == NULL:
+        raise MemoryError
+    try:
+        for i, (address, num_bytes, is_writable) in enumerate(spans):
+            items[i].base = <const void *><uintptr_t>address
+            items[i].bytes = num_bytes
+            items[i].writable = bool(is_writable)
+        host_launch(kernel.host, raw, grid, items, count)
+    finally:
+        free(items)

@@ -1,0 +1,129 @@
+"""Kernels as they are loaded: from a cubin or PTX file on a GPU, from the host library elsewhere."""
+cimport cython
+
+from kvit._native.context cimport Device, device_of
+from kvit._native.driver cimport NO_BINARY_FOR_GPU, NOT_FOUND, SUCCESS, UNSUPPORTED_PTX_VERSION
+from kvit._native.errors cimport check, fail
+from kvit._native.host cimport host_kernel
+
+from kvit.errors import HostBackendError, KernelMissing
+
+cdef enum:
+    SHARED_WITHOUT_ASKING = 48 * 1024
+
+cdef dict libraries = {}                   # path -> Library
+cdef dict kernels = {}                     # (folder, symbol, device) -> Kernel
+
+
+@cython.no_gc_clear
+cdef class Library:
+    """A loaded cubin or PTX file. Owned: unloaded with this object."""
+
+    def __init__(self):
+        raise TypeError("Kernel.load(entry, device) loads the library that it needs")
+
+    def __dealloc__(self):
+        if self.handle != NULL:
+            try:
+                self.driver.library_unload(self.handle)
+            except Exception:  # the driver is going away with the process
+                pass
+
+
+cdef class Kernel:
+    """An entry of kvit.registry, loaded on one device."""
+
+    def __init__(self):
+        raise TypeError("Kernel.load(entry, device) finds a kernel")
+
+    @staticmethod
+    def load(entry, device="cuda:0") -> Kernel:
+        """The kernel of `entry` on `device`; the same object every time.
+
+        Raises KernelMissing (nothing built runs on this GPU, or its file is gone), HostBackendError, NoGpuError, DriverError.
+        """
+        return load_kernel(entry, device_of(device))
+
+    @property
+    def device(self) -> str:
+        """"host" or "cuda:N"."""
+        return self.home.spec
+
+    def __repr__(self):
+        return f"Kernel({self.entry.symbol!r}, device={self.home.spec!r})"
+
+
+cdef Kernel load_kernel(object entry, Device device):
+    key = (entry.folder, entry.symbol, device.spec)
+    found = kernels.get(key)
+    if found is not None:
+        return <Kernel>found
+    cdef Kernel kernel = Kernel.__new__(Kernel)
+    kernel.entry = entry
+    kernel.home = device
+    kernel.threads = entry.threads
+    kernel.shared_bytes = entry.shared_bytes
+    kernel.params_bytes = entry.params_bytes
+    if device.is_host:
+        kernel.host = host_kernel(entry.symbol)
+        if kernel.host.params_bytes != kernel.params_bytes:
+            raise HostBackendError(
+                f"{entry.symbol} takes {kernel.host.params_bytes} bytes of parameters in libkvit_host.so and "
+                f"{kernel.params_bytes} in index.json; they come from different builds. Reinstall kvit."
+            )
+    else:
+        load_on_gpu(kernel, device)
+    kernels[key] = kernel
+    return kernel
+
+
+cdef int load_on_gpu(Kernel kernel, Device device) except -1:
+    cdef int status
+    cdef int entered = 0
+    cdef bytes symbol = kernel.entry.symbol.encode()
+    limit = device.shared_bytes
+    if kernel.shared_bytes > limit:
+        raise KernelMissing(
+            f"{kernel.entry.symbol} needs {kernel.shared_bytes} bytes of shared memory in a CTA; {device.name} has {limit}"
+        )
+    path = str(kernel.entry.file(kernel.entry.target(device.compute_capability)))
+    entered = device.enter()
+    try:
+        kernel.library = load_library(path, device)
+        status = device.driver.library_kernel(&kernel.handle, kernel.library.handle, symbol)
+        if status == NOT_FOUND:
+            raise KernelMissing(f"{path} has no kernel {kernel.entry.symbol}; it was built from another manifest. Reinstall kvit.")
+        check(status, b"cuLibraryGetKernel")
+        if kernel.shared_bytes > SHARED_WITHOUT_ASKING:
+            status = device.driver.kernel_shared_limit(kernel.handle, kernel.shared_bytes, device.ordinal)
+            if status != SUCCESS:
+                fail(status, b"cuKernelSetAttribute", f"{kernel.shared_bytes} shared bytes of {kernel.entry.symbol}")
+    finally:
+        device.leave(entered)
+    return 0
+
+
+cdef Library load_library(str path, Device device):
+    found = libraries.get(path)
+    if found is not None:
+        return <Library>found
+    cdef int status
+    cdef Library library = Library.__new__(Library)
+    try:
+        with open(path, "rb") as file:
+            image = file.read()
+    except OSError as error:
+        raise KernelMissing(f"{path} cannot be read ({error.strerror}); it is in index.json, so reinstall kvit") from None
+    cdef const char *code = image  # a PTX image ends at its NUL, which bytes have
+    library.driver = device.driver
+    library.path = path
+    with nogil:
+        status = library.driver.library_load(&library.handle, code)
+    if status == UNSUPPORTED_PTX_VERSION:
+        raise KernelMissing(f"{path} is PTX newer than the installed driver knows; update the NVIDIA driver")
+    if status == NO_BINARY_FOR_GPU:
+        raise KernelMissing(f"{path} does not run on {device.name}; build for it: set KVIT_ARCHS and reinstall kvit")
+    if status != SUCCESS:
+        fail(status, b"cuLibraryLoadData", path)
+    libraries[path] = library
+    return library

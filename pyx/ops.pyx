@@ -1,0 +1,248 @@
+# Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller.
+from libc.string cimport memset
+
+from kvit._native.context cimport Device, device_of
+from kvit._native.launcher cimport Spans, add_span, launch
+from kvit._native.module cimport Kernel, load_kernel
+from kvit._native.stream cimport Stream, stream_of
+from kvit._native.tensor cimport Tensor
+
+
+cdef class PackedCache:
+    """K and V of a cache as kernels take them.
+
+    k, v      memory of the pools, any shape
+    strides   (page, token, head) in bytes, of K and of V
+    """
+
+    def __cinit__(self, Tensor k not None, Tensor v not None, tuple k_strides, tuple v_strides, int num_pages,
+                  int page_size, int num_kv_heads, int head_dim):
+        memset(&self.value, 0, sizeof(KvitCache))
+        self.k = k
+        self.v = v
+        set_pool(&self.value.pool[0], k, k_strides)
+        set_pool(&self.value.pool[1], v, v_strides)
+        self.value.num_pages = num_pages
+        self.value.page_size = page_size
+        self.value.num_kv_heads = num_kv_heads
+        self.value.head_dim = head_dim
+
+
+cdef class PackedTable:
+    """A page table as kernels take it: dense where `indptr` is None. All int32; pages [sequences, slots] or [entries]."""
+
+    def __cinit__(self, Tensor pages not None, Tensor indptr, Tensor lengths not None):
+        memset(&self.value, 0, sizeof(KvitPageTable))
+        self.pages = pages
+        self.indptr = indptr
+        self.lengths = lengths
+        self.value.pages = <const int32_t *>pages.data
+        self.value.lengths = <const int32_t *>lengths.data
+        self.value.num_sequences = <int32_t>lengths.dims[0]
+        self.value.max_pages = <int32_t>pages.dims[pages.ndim - 1]
+        if indptr is None:
+            self.value.row_stride = pages.steps[0] // <int64_t>sizeof(int32_t)
+        else:
+            self.value.indptr = <const int32_t *>indptr.data
+
+
+cdef class AttentionLaunch:
+    """An attention kernel with its grid, its workspace and its constants.
+
+    counters   uint32 [grid], all zero
+    partials   float32 [grid, 2, rows, head_dim + 2], anything
+    fault      int32 [4]
+    """
+
+    def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor counters not None,
+                  Tensor partials not None, Tensor fault not None, int num_query_heads, float scale, bint is_causal):
+        memset(&self.params, 0, sizeof(KvitDecodeParams))
+        self.kernel = load_kernel(entry, device)
+        self.grid = grid
+        self.counters = counters
+        self.partials = partials
+        self.fault = fault
+        self.params.counters = <uint32_t *>counters.data
+        self.params.partials = <float *>partials.data
+        self.params.fault = <KvitFault *>fault.data
+        self.params.num_query_heads = num_query_heads
+        self.params.scale = scale
+        self.params.causal = is_causal
+
+    def __call__(self, PackedCache cache not None, PackedTable table not None, Tensor q not None,
+                 Tensor out not None, Tensor lse, Tensor token_indptr, int tokens_each, object stream):
+        """Launch. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None."""
+        if q.dims[0] == 0 or table.value.num_sequences == 0:
+            return
+        cdef KvitDecodeParams params = self.params  # a copy: calls from several threads must not share one struct
+        cdef Spans spans
+        cdef Stream queue = stream_of(stream, self.kernel.home)
+        spans.count = 0
+        params.cache = cache.value
+        params.table = table.value
+        set_tokens(&params.tokens, token_indptr, tokens_each, q.dims[0])
+        set_rows(&params.q, q)
+        set_rows(&params.out, out)
+        set_lse(&params.lse, lse)
+        use_cache(&spans, queue, cache, False)
+        use_table(&spans, queue, table)
+        use(&spans, queue, token_indptr, False)
+        use(&spans, queue, q, False)
+        use(&spans, queue, out, True)
+        use(&spans, queue, lse, True)
+        use(&spans, queue, self.counters, True)
+        use(&spans, queue, self.partials, True)
+        use(&spans, queue, self.fault, True)
+        launch(self.kernel, &params, self.grid, queue, &spans)
+
+
+def append(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
+           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None, object stream):
+    """Write k and v [tokens, kv_heads, head_dim] to their places. The table's lengths are those after the append."""
+    if k.dims[0] == 0:
+        return
+    cdef KvitAppendParams params
+    cdef Spans spans
+    cdef Stream queue = stream_of(stream, device)
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    params.cache = cache.value
+    params.table = table.value
+    set_tokens(&params.tokens, token_indptr, tokens_each, k.dims[0])
+    set_rows(&params.k, k)
+    set_rows(&params.v, v)
+    params.fault = <KvitFault *>fault.data
+    use_cache(&spans, queue, cache, True)
+    use_table(&spans, queue, table)
+    use(&spans, queue, token_indptr, False)
+    use(&spans, queue, k, False)
+    use(&spans, queue, v, False)
+    use(&spans, queue, fault, True)
+    launch(load_kernel(entry, device), &params, grid_for(entry, k.dims[0] * k.dims[1]), queue, &spans)
+
+
+def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
+           Tensor k not None, Tensor v not None, Tensor token_indptr not None, Tensor fault not None, object stream):
+    """Copy every token of every sequence to row token_indptr[sequence] + token of k and v [tokens, kv_heads, head_dim]."""
+    if k.dims[0] == 0:
+        return
+    cdef KvitGatherParams params
+    cdef Spans spans
+    cdef Stream queue = stream_of(stream, device)
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    params.cache = cache.value
+    params.table = table.value
+    set_tokens(&params.tokens, token_indptr, 0, k.dims[0])
+    set_rows(&params.k, k)
+    set_rows(&params.v, v)
+    params.fault = <KvitFault *>fault.data
+    use_cache(&spans, queue, cache, False)
+    use_table(&spans, queue, table)
+    use(&spans, queue, token_indptr, False)
+    use(&spans, queue, k, True)
+    use(&spans, queue, v, True)
+    use(&spans, queue, fault, True)
+    launch(load_kernel(entry, device), &params, grid_for(entry, k.dims[0] * k.dims[1]), queue, &spans)
+
+
+def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
+               Tensor target not None, int64_t row_bytes, Tensor fault not None, object stream):
+    """Copy pages source[i] to target[i], K and V. Both int32 [count]; a row of K and of V has `row_bytes` bytes."""
+    if source.dims[0] == 0:
+        return
+    cdef KvitCopyPagesParams params
+    cdef Spans spans
+    cdef Stream queue = stream_of(stream, device)
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    params.cache = cache.value
+    params.source = <const int32_t *>source.data
+    params.target = <const int32_t *>target.data
+    params.row_bytes[0] = params.row_bytes[1] = row_bytes
+    params.fault = <KvitFault *>fault.data
+    params.count = <int32_t>source.dims[0]
+    use_cache(&spans, queue, cache, True)
+    use(&spans, queue, source, False)
+    use(&spans, queue, target, False)
+    use(&spans, queue, fault, True)
+    launch(load_kernel(entry, device), &params, <unsigned int>params.count, queue, &spans)
+
+
+def merge(object entry, Device device not None, Tensor a not None, Tensor lse_a not None, Tensor b not None,
+          Tensor lse_b not None, Tensor out not None, Tensor lse, object stream):
+    """The union of two states. a, b, out [tokens, heads, head_dim]; lse* float32 [tokens, heads]."""
+    if a.dims[0] * a.dims[1] == 0:
+        return
+    cdef KvitMergeParams params
+    cdef Spans spans
+    cdef Stream queue = stream_of(stream, device)
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    set_rows(&params.a, a)
+    set_rows(&params.b, b)
+    set_rows(&params.out, out)
+    set_lse(&params.lse_a, lse_a)
+    set_lse(&params.lse_b, lse_b)
+    set_lse(&params.lse, lse)
+    params.num_tokens = <int32_t>a.dims[0]
+    params.num_heads = <int32_t>a.dims[1]
+    params.head_dim = <int32_t>a.dims[2]
+    use(&spans, queue, a, False)
+    use(&spans, queue, lse_a, False)
+    use(&spans, queue, b, False)
+    use(&spans, queue, lse_b, False)
+    use(&spans, queue, out, True)
+    use(&spans, queue, lse, True)
+    launch(load_kernel(entry, device), &params, grid_for(entry, a.dims[0] * a.dims[1]), queue, &spans)
+
+
+cdef unsigned int grid_for(object entry, int64_t rows) except 0:
+    """CTAs for so many (token, head) rows."""
+    cdef int64_t rows_per_cta = entry.facts["rows_per_cta"]
+    return <unsigned int>((rows + rows_per_cta - 1) // rows_per_cta)
+
+
+cdef void set_pool(KvitPool *pool, Tensor tensor, tuple strides) except *:
+    pool.base = tensor.data
+    pool.page_stride, pool.token_stride, pool.head_stride = strides
+
+
+cdef void set_rows(KvitRows *rows, Tensor tensor) noexcept:
+    rows.base = tensor.data
+    rows.token_stride = tensor.steps[0]
+    rows.head_stride = tensor.steps[1]
+
+
+cdef void set_lse(KvitLse *lse, Tensor tensor) noexcept:
+    if tensor is None:
+        memset(lse, 0, sizeof(KvitLse))
+        return
+    lse.base = <float *>tensor.data
+    lse.token_stride = tensor.steps[0]
+    lse.head_stride = tensor.steps[1]
+
+
+cdef void set_tokens(KvitTokens *tokens, Tensor indptr, int each, int64_t total) noexcept:
+    tokens.indptr = NULL if indptr is None else <const int32_t *>indptr.data
+    tokens.each = each
+    tokens.total = <int32_t>total
+
+
+cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1:
+    """Let the launch touch a tensor, after whatever its producer has under way. None is skipped; a GPU needs no spans."""
+    if tensor is None:
+        return 0
+    stream.order_after(tensor)
+    return add_span(spans, tensor, is_writable) if stream.home.is_host else 0
+
+
+cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:
+    use(spans, stream, cache.k, is_writable)
+    return use(spans, stream, cache.v, is_writable)
+
+
+cdef int use_table(Spans *spans, Stream stream, PackedTable table) except -1:
+    use(spans, stream, table.pages, False)
+    use(spans, stream, table.indptr, False)
+    return use(spans, stream, table.lengths, False)

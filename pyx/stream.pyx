@@ -1,0 +1,163 @@
+"""An ordered queue of work on one device."""
+cimport cython
+from libc.stdint cimport uintptr_t
+
+from kvit._native.context cimport Device, device_of
+from kvit._native.driver cimport NOT_READY
+from kvit._native.errors cimport check
+from kvit._native.tensor cimport Tensor
+
+from kvit.errors import DeviceError
+
+
+@cython.no_gc_clear
+cdef class Stream:
+    """An ordered queue of work on one device: new and owned, or somebody's whose handle is used.
+
+    `Stream("cuda:0")` makes one that does not wait for the legacy default stream. Where a call is given no stream, it uses
+    `Stream.default(device)`: the legacy default stream, which is ordered with every blocking stream of the process, and is
+    PyTorch's, CuPy's and the runtime API's default too. On the host all work is done when a call returns.
+    """
+
+    def __init__(self, device="cuda:0"):
+        cdef int entered
+        if self.home is not None:
+            raise RuntimeError("a Stream is made once")
+        self.home = device_of(device)
+        entered = self.home.enter()
+        try:
+            check(self.home.driver.stream_create(&self.handle), b"cuStreamCreate")
+            self.is_owned = True
+        finally:
+            self.home.leave(entered)
+
+    def __dealloc__(self):
+        cdef int entered
+        if self.is_owned:
+            try:
+                entered = self.home.enter()
+                self.home.driver.stream_destroy(self.handle)
+                self.home.leave(entered)
+            except Exception:  # the driver is going away with the process
+                pass
+
+    @staticmethod
+    def default(device="cuda:0") -> Stream:
+        """The stream of calls that name none: the device's legacy default stream."""
+        return stream_of(None, device_of(device))
+
+    @staticmethod
+    def wrap(stream, device="cuda:0") -> Stream:
+        """Somebody's stream on `device`: an int handle, an object with __cuda_stream__, a torch or CuPy stream.
+
+        The object is kept alive; the stream behind an int is the caller's to keep. Raises DeviceError for anything else.
+        """
+        return stream_of(stream, device_of(device))
+
+    @property
+    def device(self) -> str:
+        """"host" or "cuda:N"."""
+        return self.home.spec
+
+    @property
+    def cuda_handle(self) -> int:
+        """The CUstream; 0 is the legacy default stream."""
+        return <uintptr_t>self.handle
+
+    def __cuda_stream__(self):
+        if self.home.is_host:
+            raise DeviceError("this stream is the host's; it has no CUDA handle")
+        return 0, <uintptr_t>self.handle
+
+    def synchronize(self):
+        """Return when all work given to the stream so far is done."""
+        cdef int status
+        cdef int entered = self.home.enter()
+        try:
+            with nogil:
+                status = self.home.driver.stream_synchronize(self.handle)
+            check(status, b"cuStreamSynchronize")
+        finally:
+            self.home.leave(entered)
+
+    def is_done(self) -> bool:
+        """Whether all work given to the stream so far is done. Does not wait."""
+        cdef int status
+        cdef int entered = self.home.enter()
+        try:
+            status = self.home.driver.stream_query(self.handle)
+            if status != NOT_READY:
+                check(status, b"cuStreamQuery")
+        finally:
+            self.home.leave(entered)
+        return status != NOT_READY
+
+    def is_capturing(self) -> bool:
+        """Whether a CUDA graph is being captured from the stream."""
+        cdef int capturing = 0
+        cdef int entered = self.home.enter()
+        try:
+            check(self.home.driver.stream_is_capturing(self.handle, &capturing), b"cuStreamIsCapturing")
+        finally:
+            self.home.leave(entered)
+        return capturing != 0
+
+    cdef int order_after_handle(self, void *other) except -1:
+        cdef void *event = NULL
+        cdef int entered
+        # Both 0 and 1 are the legacy default stream.
+        if other == self.handle or self.home.is_host or <uintptr_t>other | <uintptr_t>self.handle == 1:
+            return 0
+        entered = self.home.enter()
+        try:
+            check(self.home.driver.event_create(&event, 0), b"cuEventCreate")
+            check(self.home.driver.event_record(event, other), b"cuEventRecord")
+            check(self.home.driver.stream_wait_event(self.handle, event), b"cuStreamWaitEvent")
+        finally:
+            if event != NULL:
+                self.home.driver.event_destroy(event)  # the driver keeps it until the wait is over
+            self.home.leave(entered)
+        return 0
+
+    cdef int order_after(self, Tensor tensor) except -1:
+        if tensor.ready_stream == 0:
+            return 0
+        return self.order_after_handle(<void *>tensor.ready_stream)
+
+    def __repr__(self):
+        return f"Stream(device={self.home.spec!r}, cuda_handle={<uintptr_t>self.handle:#x})"
+
+
+cdef Stream stream_of(object stream, Device device):
+    cdef Stream found
+    if stream is None:
+        if device.default_stream is None:
+            device.default_stream = adopt(0, None, device)
+        return <Stream>device.default_stream
+    if isinstance(stream, Stream):
+        found = <Stream>stream
+        if found.home is not device:
+            raise DeviceError(f"the stream is on {found.home}, the call on {device}; give a stream of {device}")
+        return found
+    if device.is_host:
+        raise DeviceError(f"stream is {stream!r}, but the call is on the host; give none, or a Stream of the host")
+    if isinstance(stream, int):
+        return adopt(stream, None, device)
+    if hasattr(stream, "__cuda_stream__"):
+        method = stream.__cuda_stream__
+        return adopt((method() if callable(method) else method)[1], stream, device)
+    for name in ("cuda_stream", "ptr"):  # PyTorch, CuPy
+        handle = getattr(stream, name, None)
+        if isinstance(handle, int):
+            return adopt(handle, stream, device)
+    raise DeviceError(
+        f"a {type(stream).__name__} is no stream; give a kvit.Stream, an int handle, or an object with __cuda_stream__"
+    )
+
+
+cdef Stream adopt(object handle, object owner, Device device):
+    cdef Stream stream = Stream.__new__(Stream)
+    stream.home = device
+    stream.handle = <void *><uintptr_t>handle
+    stream.owner = owner
+    return stream

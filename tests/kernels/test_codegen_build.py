@@ -1,0 +1,212 @@
+"""kernels/codegen, end to end on one small family: what is compiled, what is compiled again, and what is published."""
+
+import json
+import os
+import shutil
+import sys
+import time
+
+import pytest
+
+from codegen.build import build_kernels, choose_archs, choose_jobs
+from codegen.errors import BuildError
+from codegen.manifest import parse_manifest
+from codegen.ninja import run_ninja
+from codegen.toolchain import find_ninja
+from support import KERNELS
+from support.toolkit import make_toolkit
+
+MANIFEST = """
+[fill]
+header = "entry/fill.cuh"
+type = "FillKernel<{n}>"
+params = "FillParams"
+symbol = "n{n}"
+unit = "n{n}"
+archs = ["sm_80", "compute_80"]
+axes.n = [1, 2]
+
+[sum]
+header = "entry/sum.cuh"
+type = "SumKernel"
+params = "SumParams"
+symbol = "all"
+unit = "all"
+archs = ["sm_80"]
+axes = {}
+"""
+
+# What a kernel must have, and nothing else, so that it compiles in a moment. {head} and {value} are filled in.
+KERNEL = """
+#include "abi/fact.h"
+#include "entry/value.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {{
+struct {name}Params {{ int32_t *out; int64_t count; }};
+{head} struct {name}Kernel {{
+  using Params = {name}Params;
+  static constexpr int kThreads = 64, kSharedBytes = 256, kMinCtas = 2;
+  static constexpr KvitFact kFacts[] = {{{{"value", {value}}}}};
+  KVIT_DEVICE static void Run(const Params &params, char *) {{ StoreGlobal<int32_t>(params.out, {value}); }}
+}};
+}}  // namespace kvit
+"""
+
+# Stands in for nvcc: the same command line, a real depfile (made by g++), and a file that tells what it was asked for.
+NVCC = """
+for word; do
+  case $last in -o) out=$word;; -MF) depfile=$word;; esac
+  case $word in *.cu) source=$word;; -I*) include=$word;; esac
+  last=$word
+done
+echo "ptxas info: Used 8 registers"
+g++ -std=c++20 "$include" -x c++ -M -MF "$depfile" "$source" && echo "$@" > "$out"
+"""
+
+
+@pytest.fixture(scope="module")
+def first_build(tmp_path_factory):
+    """Two families of this test's own on the real platform, built once for all targets and for the host."""
+    tree = tmp_path_factory.mktemp("first")
+    kernels = tree / "kernels"
+    (kernels / "entry").mkdir(parents=True)
+    for folder in ("abi", "core", "platform"):
+        (kernels / folder).symlink_to(KERNELS / folder)
+    (kernels / "manifest.toml").write_text(MANIFEST)
+    (kernels / "entry" / "value.cuh").write_text("inline constexpr int kValue = 40;\n")
+    (kernels / "entry" / "fill.cuh").write_text(KERNEL.format(name="Fill", head="template <int N>", value="kValue + N"))
+    sum_header = KERNEL.format(name="Sum", head="", value="7").replace('#include "entry/value.cuh"\n', "")
+    (kernels / "entry" / "sum.cuh").write_text(sum_header)
+    make_toolkit(tree / "site" / "nvidia" / "cu13", nvcc=NVCC)
+    with pytest.MonkeyPatch.context() as patch:
+        build(tree, patch, archs="sm_80;compute_80")
+    return tree
+
+
+@pytest.fixture
+def tree(first_build, tmp_path):
+    """A copy of the first build, time stamps included, that a test may change."""
+    return shutil.copytree(first_build, tmp_path / "tree", symlinks=True)
+
+
+def build(tree, monkeypatch, archs=None):
+    """Build with the toolkit in tree/site, as if pip had put it there, and return the index."""
+    monkeypatch.setattr(sys, "path", [str(tree / "site"), *sys.path])
+    monkeypatch.delenv("KVIT_ARCHS", raising=False)
+    index = build_kernels(tree / "kernels", tree / "build", tree / "out", version="1.2.3", archs=archs, jobs=1)
+    return json.loads(index.read_text())
+
+
+def published(tree):
+    return {path.relative_to(tree / "out").as_posix() for path in (tree / "out").rglob("*") if path.is_file()}
+
+
+def steps_after_touching(tree, *paths):
+    """What ninja would do once these files are newer than everything that was built."""
+    now = time.time() + 10
+    for path in paths:
+        os.utime(path, (now, now))
+    return run_ninja(tree / "build", find_ninja(), 1, dry_run=True)
+
+
+def test_every_kernel_is_compiled_for_its_targets_and_for_the_host_and_is_in_the_index(tree):
+    index = json.loads((tree / "out" / "index.json").read_text())
+    assert published(tree) == {
+        "index.json",
+        "libkvit_host.so",
+        "sm_80/fill_n1.cubin",
+        "sm_80/fill_n2.cubin",
+        "sm_80/sum_all.cubin",
+        "compute_80/fill_n1.ptx",
+        "compute_80/fill_n2.ptx",
+    }
+    assert (index["version"], index["kvit"], index["cuda"], index["archs"]) == (
+        1,
+        "1.2.3",
+        "13.0",
+        ["sm_80", "compute_80"],
+    )
+    assert index["kernels"][1] == {
+        "symbol": "kvit_fill__n2",
+        "family": "fill",
+        "unit": "n2",
+        "axes": {"n": 2},
+        "params": "FillParams",
+        "params_bytes": 16,
+        "threads": 64,
+        "shared_bytes": 256,
+        "min_ctas": 2,
+        "facts": {"value": 42},
+        "archs": ["sm_80", "compute_80"],
+    }
+    assert index["kernels"][2]["archs"] == ["sm_80"]
+    asked = {name: (tree / "out" / name).read_text() for name in published(tree) if name.endswith(("cubin", "ptx"))}
+    assert "-gencode arch=compute_80,code=sm_80 -cubin" in asked["sm_80/fill_n1.cubin"]
+    assert "-gencode arch=compute_80,code=compute_80 -ptx" in asked["compute_80/fill_n1.ptx"]
+    assert "registers" in (tree / "build" / "out" / "sm_80" / "fill_n1.cubin.log").read_text()
+
+
+def test_touching_one_header_compiles_only_what_includes_it(tree):
+    assert run_ninja(tree / "build", find_ninja(), 1, dry_run=True) == []
+    assert sorted(steps_after_touching(tree, tree / "kernels" / "entry" / "value.cuh")) == [
+        "g++ fill_n1",
+        "g++ fill_n2",
+        "link out/libkvit_host.so",
+        "nvcc compute_80 fill_n1",
+        "nvcc compute_80 fill_n2",
+        "nvcc sm_80 fill_n1",
+        "nvcc sm_80 fill_n2",
+    ]
+
+
+def test_a_moved_tree_and_a_toolkit_unpacked_elsewhere_compile_nothing_again(tree, monkeypatch):
+    # The tree is a copy already. pip's hermetic builds unpack the compiler into a new folder each time, with new times.
+    shutil.rmtree(tree / "site")
+    make_toolkit(tree / "site" / "nvidia" / "cu13", nvcc=NVCC)
+    before = (tree / "build" / ".ninja_log").read_bytes()
+    build(tree, monkeypatch)
+    assert (tree / "build" / ".ninja_log").read_bytes() == before
+
+
+def test_another_release_of_the_toolkit_compiles_everything_for_the_gpu_again(tree, monkeypatch, capfd):
+    shutil.rmtree(tree / "site")
+    make_toolkit(tree / "site" / "nvidia" / "cu13", release="13.1", nvcc=NVCC)
+    assert build(tree, monkeypatch)["cuda"] == "13.1"
+    output = capfd.readouterr().out
+    assert output.count("nvcc sm_80") == 3 and output.count("nvcc compute_80") == 2
+    assert "g++ " not in output
+
+
+def test_a_narrower_build_takes_away_what_an_earlier_one_published(tree, monkeypatch):
+    index = build(tree, monkeypatch, archs="none")
+    assert published(tree) == {"index.json", "libkvit_host.so"}
+    assert (index["cuda"], index["archs"]) == (None, [])
+    assert all(kernel["archs"] == [] for kernel in index["kernels"])
+
+
+def test_a_kernel_that_does_not_compile_is_a_build_error_that_shows_the_compiler_s_message(tree, monkeypatch, capfd):
+    (tree / "kernels" / "entry" / "sum.cuh").write_text("#error no sum today\n")
+    with pytest.raises(BuildError, match="does not compile"):
+        build(tree, monkeypatch, archs="none")
+    assert "no sum today" in capfd.readouterr().out
+
+
+def test_kvit_archs_narrows_in_the_order_of_the_manifest():
+    manifest = parse_manifest(MANIFEST)
+    assert choose_archs(manifest, None) == choose_archs(manifest, "") == ("sm_80", "compute_80")
+    assert choose_archs(manifest, "compute_80; sm_80") == ("sm_80", "compute_80")
+    assert choose_archs(manifest, "compute_80") == ("compute_80",)
+    assert choose_archs(manifest, "none") == ()
+
+
+def test_kvit_archs_with_a_target_outside_the_manifest_says_which_there_are():
+    with pytest.raises(BuildError, match="KVIT_ARCHS names sm_70; the manifest builds sm_80, compute_80"):
+        choose_archs(parse_manifest(MANIFEST), "sm_80;sm_70")
+
+
+def test_kvit_jobs_is_a_number_or_an_error():
+    assert choose_jobs({"KVIT_JOBS": "3"}) == 3
+    assert choose_jobs({}) >= 1
+    with pytest.raises(BuildError, match="KVIT_JOBS is 'many'"):
+        choose_jobs({"KVIT_JOBS": "many"})

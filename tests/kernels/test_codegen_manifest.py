@@ -1,0 +1,125 @@
+"""kernels/codegen/manifest.py and emit.py: rows to kernels, and wrong rows to errors that name them."""
+
+import pytest
+
+from codegen.emit import units_of, write_units
+from codegen.errors import ManifestError
+from codegen.manifest import load_manifest, parse_manifest
+
+# Two axes with different kinds of value, one spelled differently in C++, one unit per dtype.
+GOOD = """
+[types]
+bf16 = "Bfloat16"
+
+[scale]
+header = "entry/scale.cuh"
+type = "ScaleKernel<{dtype}, {n}>"
+params = "KvitScaleParams"
+symbol = "{dtype}_n{n}"
+unit = "{dtype}"
+archs = ["sm_80", "compute_80"]
+axes.dtype = ["bf16", "float"]
+axes.n = [1, 2, 4]
+skip = [
+  { when = { dtype = "float", n = [2, 4] }, reason = "one float at a time is enough" },
+]
+"""
+
+
+def with_row(old, new):
+    assert old in GOOD
+    return GOOD.replace(old, new)
+
+
+def test_axes_are_multiplied_out_in_the_order_of_the_manifest_and_skip_rows_taken_away():
+    specs = parse_manifest(GOOD).specs()
+    assert [spec.symbol for spec in specs] == [
+        "kvit_scale__bf16_n1",
+        "kvit_scale__bf16_n2",
+        "kvit_scale__bf16_n4",
+        "kvit_scale__float_n1",
+    ]
+    assert [dict(spec.axes) for spec in specs][:2] == [{"dtype": "bf16", "n": 1}, {"dtype": "bf16", "n": 2}]
+
+
+def test_axis_values_are_spelled_as_cpp_in_types_and_as_themselves_in_symbols():
+    spec = parse_manifest(GOOD).specs()[0]
+    assert spec.cpp_type == "ScaleKernel<Bfloat16, 1>"
+    assert (spec.family, spec.params, spec.unit, spec.archs) == (
+        "scale",
+        "KvitScaleParams",
+        "bf16",
+        ("sm_80", "compute_80"),
+    )
+
+
+def test_a_family_without_axes_is_one_kernel():
+    text = """
+    [noop]
+    header = "entry/noop.cuh"
+    type = "NoopKernel"
+    params = "KvitNoopParams"
+    symbol = "all"
+    unit = "all"
+    archs = ["sm_90a"]
+    axes = {}
+    """
+    assert [spec.symbol for spec in parse_manifest(text).specs()] == ["kvit_noop__all"]
+
+
+def test_a_unit_holds_its_kernels_and_includes_their_header():
+    units = units_of(parse_manifest(GOOD).specs())
+    assert [unit.stem for unit in units] == ["scale_bf16", "scale_float"]
+    assert units[1].text == (
+        '#include "entry/scale.cuh"\n\nKVIT_KERNEL(kvit_scale__float_n1, kvit::ScaleKernel<float, 1>)\n'
+    )
+
+
+def test_units_that_did_not_change_keep_their_time_stamps_and_foreign_files_go(tmp_path):
+    units = units_of(parse_manifest(GOOD).specs())
+    write_units(units, tmp_path)
+    before = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+    (tmp_path / "scale_f16.cu").write_text("a unit of an earlier manifest")
+    write_units(units, tmp_path)
+    assert {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+# Each row of the manifest that can be wrong: what is replaced, by what, and the words that must point at it.
+WRONG = {
+    "unknown field": ('unit = "{dtype}"', 'unit = "{dtype}"\ncolour = 1', "[scale] colour: no such field"),
+    "missing field": ('params = "KvitScaleParams"', "", "[scale]: params is missing"),
+    "field of the wrong kind": ('params = "KvitScaleParams"', "params = 3", "[scale] params: 3"),
+    "pattern with an unknown axis": ('"{dtype}_n{n}"', '"{dtype}_m{m}"', "[scale] symbol"),
+    "pattern that does not close": ("ScaleKernel<{dtype}, {n}>", "ScaleKernel<{dtype", "[scale] type"),
+    "symbol that is no name": ('"{dtype}_n{n}"', '"{dtype}-n{n}"', "[scale] symbol: 'bf16-n1'"),
+    "two kernels of one symbol": ('"{dtype}_n{n}"', '"{dtype}"', "[scale] symbol: "),
+    "axis without values": ("[1, 2, 4]", "[]", "[scale] axes.n: []"),
+    "axis with a value twice": ("[1, 2, 4]", "[1, 2, 4, 2]", "[scale] axes.n: [1, 2, 4, 2]"),
+    "axis of fractions": ("[1, 2, 4]", "[1.5]", "[scale] axes.n: 1.5"),
+    "axis of truths": ("[1, 2, 4]", "[true]", "[scale] axes.n: True"),
+    "unknown target": ('"sm_80"', '"sm80"', "[scale] archs: 'sm80'"),
+    "target twice": ('"sm_80"', '"compute_80"', "[scale] archs: "),
+    "skip without a reason": ('reason = "one float at a time is enough"', 'reason = ""', "[scale] skip[0] reason"),
+    "skip of an unknown axis": ("n = [2, 4] }", "m = 2 }", "[scale] skip[0] when: no axis m"),
+    "skip of an unknown value": ("[2, 4] }", "[2, 8] }", "[scale] skip[0] when: axes.n has no 8; it has 1, 2, 4"),
+    "type that is no text": ('"Bfloat16"', "16", "[types] bf16: 16"),
+    "no TOML": ('"sm_80", ', '"sm_80" ', ""),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_wrong_row_is_named_by_the_error(fault, tmp_path):
+    old, new, words = WRONG[fault]
+    path = tmp_path / "manifest.toml"
+    path.write_text(with_row(old, new))
+    with pytest.raises(ManifestError) as raised:
+        load_manifest(path)
+    assert str(raised.value).startswith(f"{path}: {words}")
+
+
+def test_two_families_cannot_share_a_file():
+    # [scale] unit "x_all" and [scale_x] unit "all" would both be scale_x_all.
+    first = with_row('unit = "{dtype}"', 'unit = "x_all"')
+    second = GOOD.partition("[scale]")[2].replace('unit = "{dtype}"', 'unit = "all"')
+    with pytest.raises(ManifestError, match=r"\[scale_x\] unit: scale_x_all is a unit of \[scale\] too"):
+        parse_manifest(f"{first}\n[scale_x]\n{second}")

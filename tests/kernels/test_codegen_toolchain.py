@@ -1,0 +1,83 @@
+"""kernels/codegen/toolchain.py: which compiler is taken, and what is said where none will do."""
+
+import pytest
+
+from codegen.errors import BuildError
+from codegen.toolchain import find_cuda, find_cuda_include, find_gxx
+from support.toolkit import make_script, make_toolkit
+
+
+@pytest.fixture
+def nothing_usual(monkeypatch):
+    """Hide a toolkit in /usr/local/cuda, so that only what a test makes can be found."""
+    from codegen import toolchain
+
+    real = toolchain.Path.is_dir
+    monkeypatch.setattr(toolchain.Path, "is_dir", lambda path: str(path) != "/usr/local/cuda" and real(path))
+
+
+def test_packages_of_the_python_environment_come_before_cuda_home_and_that_before_path(tmp_path):
+    packaged = make_toolkit(tmp_path / "site" / "nvidia" / "cu13")
+    home = make_toolkit(tmp_path / "home")
+    on_path = make_toolkit(tmp_path / "path")
+    environ = {"CUDA_HOME": str(home), "PATH": f"{on_path}/bin:/usr/bin:/bin"}
+    assert find_cuda(environ, [str(tmp_path / "site")]).root == packaged
+    assert find_cuda(environ, []).root == home
+    assert find_cuda({"PATH": environ["PATH"]}, []).root == on_path
+
+
+def test_a_toolkit_that_will_not_do_is_passed_over(tmp_path):
+    make_toolkit(tmp_path / "site" / "nvidia" / "cu13", without=("nvvm/bin/cicc",))
+    home = make_toolkit(tmp_path / "home")
+    assert find_cuda({"CUDA_HOME": str(home), "PATH": "/usr/bin:/bin"}, [str(tmp_path / "site")]).root == home
+
+
+@pytest.mark.parametrize(
+    ("release", "without", "words"),
+    [
+        ("12.9", (), "is CUDA 12.9, older than 13.0"),
+        ("13.0", ("nvvm/bin/cicc",), "lacks nvvm/bin/cicc"),
+        ("13.0", ("include/cudaProfiler.h",), "lacks headers cudaProfiler.h"),
+    ],
+)
+def test_one_error_says_what_is_wrong_and_what_to_install(release, without, words, tmp_path, nothing_usual):
+    root = make_toolkit(tmp_path / "nvidia" / "cu13", release, without)
+    with pytest.raises(BuildError) as raised:
+        find_cuda({"PATH": "/usr/bin:/bin"}, [str(tmp_path)])
+    assert f"{root}: {words}" in str(raised.value)
+    assert "pip install 'cuda-toolkit[nvcc,nvvm,crt,cudart,cccl,profiler]==13.0.*'" in str(raised.value)
+
+
+def test_no_toolkit_at_all_is_the_same_error(tmp_path, nothing_usual):
+    with pytest.raises(BuildError, match="no CUDA 13 compiler(?s:.*)pip install(?s:.*)KVIT_ARCHS=none"):
+        find_cuda({"PATH": str(tmp_path)}, [])
+
+
+def test_a_newer_toolkit_is_taken_with_a_note(tmp_path, capsys):
+    root = make_toolkit(tmp_path, "13.2")
+    assert find_cuda({"CUDA_HOME": str(root), "PATH": "/usr/bin:/bin"}, []).version == (13, 2)
+    assert "CUDA 13.2" in capsys.readouterr().err
+
+
+def test_headers_are_found_without_a_compiler(tmp_path):
+    # What the Cython modules need when KVIT_ARCHS=none: no nvcc, only the driver's headers.
+    root = make_toolkit(tmp_path / "nvidia" / "cu13", without=("nvvm/bin/cicc",))
+    (root / "bin" / "nvcc").unlink()
+    assert find_cuda_include({"PATH": ""}, [str(tmp_path)]) == root / "include"
+
+
+def test_missing_headers_are_an_error_that_says_what_to_install(tmp_path, nothing_usual):
+    with pytest.raises(BuildError, match=r"cuda\.h.*pip install"):
+        find_cuda_include({"PATH": str(tmp_path)}, [])
+
+
+def test_a_missing_cpp_compiler_is_an_error_that_says_what_to_install(tmp_path):
+    with pytest.raises(BuildError, match=r"apt install g\+\+"):
+        find_gxx({"PATH": str(tmp_path)})
+
+
+def test_an_old_gcc_is_an_error_that_says_which_is_needed(tmp_path):
+    answer = 'case $1 in --version) echo "g++ 9.4, Free Software Foundation";; *) echo 9.4.0;; esac'
+    make_script(tmp_path / "g++", answer)
+    with pytest.raises(BuildError, match=r"GCC 9\.4\.0.*needs GCC 11"):
+        find_gxx({"PATH": f"{tmp_path}:/usr/bin:/bin"})
