@@ -17,44 +17,60 @@ from codegen.toolchain import find_cuda_include  # noqa: E402
 
 
 class BuildNative(build_ext):
-    """The Cython modules, then the kernels; both keep what they made under build/ and redo what changed."""
+    """The Cython modules, then the kernels. Both keep what they made under build/ and redo only what changed."""
 
-    def finalize_options(self):
-        from Cython.Build import cythonize
-
-        self.distribution.ext_modules = cythonize(
-            self.distribution.ext_modules,
-            build_dir="build/cython",
-            compiler_directives={"language_level": 3, "embedsignature": True},
-        )
-        super().finalize_options()
+    def run(self):
         try:
             self.parallel = self.parallel or choose_jobs()
             self.include_dirs += [str(ROOT / "kernels"), str(find_cuda_include())]
+            self.translate()
+            super().run()
+            if not self.is_in_place():
+                self.remove_strangers()
+            build_kernels(
+                ROOT / "kernels",
+                ROOT / "build" / "kernels",
+                (ROOT if self.is_in_place() else Path(self.build_lib).resolve()) / "kvit" / "_kernels",
+                version=self.distribution.get_version(),
+            )
         except BuildError as error:
             sys.exit(f"kvit: {error}")
 
-    def run(self):
-        super().run()
-        try:
-            build_kernels(ROOT / "kernels", ROOT / "build" / "kernels", self.kernels_folder(), version=self.version())
-        except BuildError as error:
-            sys.exit(f"kvit: {error}")
+    def is_in_place(self):
+        return self.inplace or self.editable_mode
 
-    def kernels_folder(self):
-        inside_tree = self.inplace or self.editable_mode
-        return (ROOT if inside_tree else Path(self.build_lib).resolve()) / "kvit" / "_kernels"
+    def translate(self):
+        """Cython to C, under build/ and not beside the sources. Not in threads, as the base class would have it."""
+        from Cython.Build import cythonize
 
-    def version(self):
-        return self.distribution.get_version()
+        translated = cythonize(
+            [Extension(module.name, module.sources) for module in self.extensions],
+            build_dir="build/cython",
+            compiler_directives={"language_level": 3, "embedsignature": True},
+        )
+        for module, new in zip(self.extensions, translated, strict=True):
+            module.sources, module.language = new.sources, new.language
+
+    def remove_strangers(self):
+        """Drop what an earlier build left in build_lib, which a wheel would take along."""
+        ours = {
+            Path(path).resolve()
+            for path in [*self.get_finalized_command("build_py").get_outputs(), *self.get_outputs()]
+        }
+        package = Path(self.build_lib).resolve() / "kvit"
+        for path in package.rglob("*"):
+            if path.is_file() and path not in ours and package / "_kernels" not in path.parents:
+                path.unlink()
 
 
 def native_modules():
+    headers = [*ROOT.glob("kernels/abi/*.h"), ROOT / "kernels" / "platform" / "host_api.h"]
     return [
         Extension(
             f"kvit._native.{path.stem}",
             [path.relative_to(ROOT).as_posix()],
-            extra_compile_args=["-O2", "-fvisibility=hidden"],
+            depends=[str(header) for header in headers],
+            extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
         )
         for path in sorted((ROOT / "pyx").glob("*.pyx"))
     ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from . import dtypes
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from .dtypes import Dtype
 from .errors import DeviceError, DtypeError, LayoutError, ShapeError
 
 VECTOR_BYTES = 16
-"""Kernels read and write rows of channels in vectors of this size, so every row must begin at a multiple of it."""
+"""Kernels move rows of the cache in vectors of this size, so every row must begin at a multiple of it."""
 
 MOST = 2**31 - 1
 """Largest count of rows, pages or tokens: kernels index them with int32. Offsets in memory are 64 bits wide."""
@@ -30,12 +31,15 @@ def tensor(name: str, source: Any, dtype: Dtype | None = None, queue: Stream | N
 def require_shape(name: str, found: Tensor, **axes: int | None) -> None:
     """Raise ShapeError unless the axes have these lengths; None is any length."""
     shape = found.shape
-    fits = len(shape) == len(axes) and all(
-        want in (None, have) for want, have in zip(axes.values(), shape, strict=True)
-    )
-    if not fits or any(length > MOST for length in shape):
-        words = ", ".join(axis if want is None else f"{axis} = {want}" for axis, want in axes.items())
-        raise ShapeError(f"{name} has shape {list(shape)}; it must be [{words}]")
+    if len(shape) == len(axes):
+        # A plain loop: this is on the path of every call, and a generator costs three times as much.
+        for have, want in zip(shape, axes.values(), strict=True):
+            if have > MOST or (want is not None and have != want):
+                break
+        else:
+            return
+    words = ", ".join(axis if want is None else f"{axis} = {want}" for axis, want in axes.items())
+    raise ShapeError(f"{name} has shape {list(shape)}; it must be [{words}]")
 
 
 def require_device(device: str, **tensors: Tensor | None) -> None:
@@ -47,28 +51,32 @@ def require_device(device: str, **tensors: Tensor | None) -> None:
             )
 
 
-def require_rows(name: str, found: Tensor) -> None:
+def require_rows(name: str, found: Tensor, vector_bytes: int = VECTOR_BYTES) -> None:
     """Raise LayoutError unless kernels can read the rows along the last axis in vectors."""
     shape, strides = found.shape, found.strides
+    if 0 in shape:
+        return  # strides of nothing mean nothing
     if shape[-1] > 1 and strides[-1] != found.dtype.bits // 8:
         raise LayoutError(
             f"{name} has channels {strides[-1]} bytes apart; they must lie side by side ({found.dtype.bits // 8} bytes)"
         )
-    if 0 in shape:
-        return
-    steps = [stride for stride, length in zip(strides[:-1], shape[:-1], strict=True) if length > 1]
-    if found.pointer % VECTOR_BYTES or any(stride % VECTOR_BYTES for stride in steps):
+    fits = found.pointer % vector_bytes == 0
+    for stride, length in zip(strides[:-1], shape[:-1], strict=True):
+        fits = fits and (length == 1 or stride % vector_bytes == 0)
+    if not fits:
         raise LayoutError(
             f"{name} begins at {found.pointer:#x} with strides {list(strides)} bytes; "
-            f"the address and all strides but the last must be multiples of {VECTOR_BYTES} bytes"
+            f"the address and all strides but the last must be multiples of {vector_bytes} bytes"
         )
 
 
 def require_dense(name: str, found: Tensor) -> None:
     """Raise LayoutError unless neighbours on the last axis are neighbours in memory."""
     size = found.dtype.bits // 8
-    if found.shape[-1] > 1 and found.strides[-1] != size:
-        raise LayoutError(f"{name} has entries {found.strides[-1]} bytes apart; they must lie side by side ({size} bytes)")
+    if 0 not in found.shape and found.shape[-1] > 1 and found.strides[-1] != size:
+        raise LayoutError(
+            f"{name} has entries {found.strides[-1]} bytes apart; they must lie side by side ({size} bytes)"
+        )
 
 
 def require_writable(name: str, found: Tensor) -> None:
@@ -84,3 +92,10 @@ def group_size(query_heads: int, kv_heads: int) -> int:
             f"there are {query_heads} query heads and {kv_heads} KV heads; query heads must be a multiple of KV heads"
         )
     return query_heads // kv_heads
+
+
+def lse(name: str, source: Any, shape: tuple[int, ...]) -> Tensor:
+    """View `source` as the log-sum-exp of outputs of this shape [tokens, query_heads, head_dim]."""
+    found = tensor(name, source, dtypes.float32)
+    require_shape(name, found, tokens=shape[0], query_heads=shape[1])
+    return found

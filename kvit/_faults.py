@@ -1,4 +1,4 @@
-"""What kernels find wrong with a page table: a record in device memory that they write, and the exception it becomes."""
+"""What kernels find wrong with a page table: the record in device memory, and the exception it becomes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FaultRecord:
         self.last_queue: Stream = self.buffer.stream
 
     def check(self, stream: Any = None) -> None:
-        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault."""
+        """Wait for the work of `stream`, by default of the last call; raise PageTableError if a kernel met a fault."""
         queue = self.last_queue if stream is None else Stream.wrap(stream, self.buffer.device)
         queue.synchronize()
         kind, sequence, slot, value = self.buffer.numpy().tolist()

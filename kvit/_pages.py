@@ -14,7 +14,9 @@ class PagePool:
 
     def __init__(self, num_pages: int):
         self._owners = [0] * num_pages
-        self._free = list(range(num_pages - 1, -1, -1))  # a stack: the lowest page of a fresh pool, then the last one released
+        self._free = list(
+            range(num_pages - 1, -1, -1)
+        )  # a stack: the lowest page of a fresh pool, then the last one released
 
     @property
     def num_pages(self) -> int:
@@ -67,8 +69,9 @@ def grow(
 ) -> Growth:
     """Take the pages for `counts` new tokens of each sequence, or raise CacheFull and change nothing.
 
-    New tokens go into the last page of a sequence while it has room. If other sequences hold that page too it is copied first,
-    except by its last holder: of two forks that grow in the same call, one copies and the other keeps the original.
+    New tokens go into the last page of a sequence while it has room. If other sequences hold that page too it is copied
+    first, except by its last holder: of two forks that grow in the same call, one copies and the other keeps the
+    original.
 
     The pages that copies replace still count this sequence as an owner: release them once the copy is under way.
     """

@@ -24,9 +24,16 @@ def new_rows(name: str, source: Any, view: CacheView, queue: Stream) -> Tensor:
 
 
 def append(
-    view: CacheView, table: PageTable, k: Tensor, v: Tensor, indptr: Tensor | None, each: int, faults: FaultRecord, queue: Stream
+    view: CacheView,
+    table: PageTable,
+    k: Tensor,
+    v: Tensor,
+    indptr: Tensor | None,
+    each: int,
+    faults: FaultRecord,
+    queue: Stream,
 ) -> None:
-    """Write the rows of k and v as the last tokens of their sequences. `indptr` as KvitTokens has it, else `each` per sequence."""
+    """Write the rows of k and v as the last tokens of their sequences: split by `indptr`, or `each` to every one."""
     entry = registry.find("append", dtype=view.dtype.short, head_dim=view.head_dim)
     ops.append(entry, Device.of(view.device), view._packed, table._packed, k, v, indptr, each, faults.buffer, queue)
     faults.last_queue = queue

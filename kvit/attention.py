@@ -1,4 +1,4 @@
-"""Attention over pages: the operation on raw buffers, the same on a PagedCache, and the union of two results."""
+"""Attention over pages: the operation on raw buffers, and the same on a PagedCache."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Attention:
     workspace            the `workspace` of another Attention to share; calls that share one must not run side by side
 
     Raises ShapeError (heads), KernelMissing (nothing built covers the shape), NoGpuError.
-    Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of the
-    work: Osama et al., Stream-K, 2023.
+    Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
+    the work: Osama et al., Stream-K, 2023.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Attention:
 
     @property
     def workspace_bytes(self) -> int:
-        """Bytes of device memory that calls use besides their arguments: fixed by the GPU and the shape, not by the batch."""
+        """Bytes that calls use besides their arguments: fixed by the GPU and the shape, whatever the batch."""
         return self._partials_bytes + self.grid * 4
 
     def _make_workspace(self) -> Buffer:
@@ -113,18 +113,18 @@ class Attention:
         tokens: Any = None,
         stream: Any = None,
     ) -> Tensor:
-        """Attend new tokens to the cache: one launch; returns before the work is done, and allocates nothing if given `out`.
+        """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
 
         q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
         view    CacheView of the operation's shape; pages of any size
         table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
         out     like q, written in place; allocated if absent
         lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
-        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; if absent all have equally many
+        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as many
         stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence that the
-        table describes wrongly gives NaN, and check() says what is wrong.
+        Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence
+        that the table describes wrongly gives NaN, and check() says what is wrong.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         queue = Stream.wrap(stream, self.device)
@@ -133,12 +133,17 @@ class Attention:
         _checks.require_rows("q", q)
         self._check_view(view)
         each, indptr = _split_tokens("q", q, table.num_sequences, tokens, queue)
-        out = Buffer.empty(q.shape, self.dtype, self.device, queue) if out is None else _checks.tensor("out", out, self.dtype)
-        _checks.require_shape("out", out, **dict(zip(("tokens", "query_heads", "head_dim"), q.shape, strict=True)))
+        out = (
+            Buffer.empty(q.shape, self.dtype, self.device, queue)
+            if out is None
+            else _checks.tensor("out", out, self.dtype)
+        )
+        if out.shape != q.shape:
+            raise ShapeError(f"out has shape {list(out.shape)} and q {list(q.shape)}; they must be the same")
         _checks.require_rows("out", out)
         _checks.require_writable("out", out)
         if lse is not None:
-            lse = _checked_lse("lse", lse, q.shape)
+            lse = _checks.lse("lse", lse, q.shape)
             _checks.require_writable("lse", lse)
         _checks.require_device(self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, tokens=indptr)
         self._launch(view._packed, table._packed, q, out, lse, indptr, each, queue)
@@ -153,7 +158,8 @@ class Attention:
             )
         if view.dtype is not self.kv_dtype:
             raise DtypeError(
-                f"the view holds {view.dtype}; the operation was made for {self.kv_dtype}; make another Attention for this view"
+                f"the view holds {view.dtype}; the operation was made for {self.kv_dtype}; "
+                "make another Attention for this view"
             )
 
     def check(self, stream: Any = None) -> None:
@@ -165,17 +171,19 @@ class Attention:
 
     def explain(self) -> str:
         """Which kernel was chosen, why, and what a launch of it takes."""
-        facts, rows, group = self.entry.facts, self.entry.axes["rows"], self.query_heads // self.kv_heads
+        entry, facts, group = self.entry, self.entry.facts, self.query_heads // self.kv_heads
         return (
-            f"{self.entry.symbol} on {self.device}\n"
-            f"  rows       {rows} query rows for each KV head at a time: {group} query heads share one\n"
-            f"  tiles      {facts['tile_tokens']} tokens, {facts['stages']} stages, {self.entry.shared_bytes} shared bytes\n"
-            f"  grid       {self.grid} CTAs of {self.entry.threads} threads: {facts['ctas_per_sm']} on each multiprocessor\n"
+            f"{entry.symbol} on {self.device}\n"
+            f"  rows       {facts['rows']} query rows for each KV head at a time: {group} query heads share one\n"
+            f"  tiles      {facts['tile_tokens']} tokens, {facts['stages']} stages, {entry.shared_bytes} shared bytes\n"
+            f"  grid       {self.grid} CTAs of {entry.threads} threads, {facts['ctas_per_sm']} on each multiprocessor\n"
             f"  workspace  {self.workspace_bytes} bytes, whatever the batch"
         )
 
     def __repr__(self) -> str:
-        return f"Attention({self.entry.symbol}, {self.query_heads} query heads, {self.kv_heads} KV heads, {self.device})"
+        return (
+            f"Attention({self.entry.symbol}, {self.query_heads} query heads, {self.kv_heads} KV heads, {self.device})"
+        )
 
 
 def attention(
@@ -220,42 +228,6 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def merge_states(
-    out_a: Any, lse_a: Any, out_b: Any, lse_b: Any, *, out: Any = None, lse: Any = None, stream: Any = None
-) -> tuple[Tensor, Tensor]:
-    """The attention over the union of two disjoint sets of keys, from the attention over each.
-
-    out_a, out_b  [tokens, query_heads, head_dim], f16, bf16 or f32
-    lse_a, lse_b  float32 [tokens, query_heads], natural log
-    out, lse      like those of a, written in place; allocated if absent
-    stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
-
-    Returns (out, lse). A side with lse = -inf adds nothing, whatever its output holds; two such give zeros and -inf.
-    Raises ShapeError, DtypeError, DeviceError, LayoutError, KernelMissing; nothing is launched then.
-    Defined by kvit.reference.merge_states. Dao et al., Flash-Decoding, 2023.
-    """
-    out_a = _checks.tensor("out_a", out_a)
-    device = out_a.device
-    queue = Stream.wrap(stream, device)
-    out_b = _checks.tensor("out_b", out_b, out_a.dtype, queue)
-    out = Buffer.empty(out_a.shape, out_a.dtype, device, queue) if out is None else _checks.tensor("out", out, out_a.dtype)
-    _checks.require_shape("out_a", out_a, tokens=None, query_heads=None, head_dim=None)
-    axes = dict(zip(("tokens", "query_heads", "head_dim"), out_a.shape, strict=True))
-    for name, found in (("out_a", out_a), ("out_b", out_b), ("out", out)):
-        _checks.require_shape(name, found, **axes)
-        _checks.require_rows(name, found)
-    lse = Buffer.empty(out_a.shape[:2], "float32", device, queue) if lse is None else lse
-    lse_a, lse_b, lse = (
-        _checked_lse(name, found, out_a.shape) for name, found in (("lse_a", lse_a), ("lse_b", lse_b), ("lse", lse))
-    )
-    _checks.require_writable("out", out)
-    _checks.require_writable("lse", lse)
-    _checks.require_device(device, out_b=out_b, out=out, lse_a=lse_a, lse_b=lse_b, lse=lse)
-    entry = registry.find("merge", dtype=out_a.dtype.short)
-    ops.merge(entry, Device.of(device), out_a, lse_a, out_b, lse_b, out, lse, queue)
-    return out, lse
-
-
 def _entry(dtype: dtypes.Dtype, kv: dtypes.Dtype, head_dim: int, rows: int) -> registry.Entry:
     """The decode kernel whose row tile wastes least: the smallest that holds `rows` query rows, else the largest."""
     key = {"dtype": dtype.short, "kv": kv.short, "head_dim": head_dim}
@@ -266,9 +238,7 @@ def _entry(dtype: dtypes.Dtype, kv: dtypes.Dtype, head_dim: int, rows: int) -> r
     return (fitting or found[-1:])[0]
 
 
-def _split_tokens(
-    name: str, rows: Tensor, num_sequences: int, tokens: Any, queue: Stream
-) -> tuple[int, Tensor | None]:
+def _split_tokens(name: str, rows: Tensor, num_sequences: int, tokens: Any, queue: Stream) -> tuple[int, Tensor | None]:
     """(rows of each sequence, None), or (0, where each begins)."""
     if tokens is not None:
         indptr = _checks.tensor("tokens", tokens, dtypes.int32, queue)
@@ -282,9 +252,3 @@ def _split_tokens(
             "different numbers of rows"
         )
     return count // max(1, num_sequences), None
-
-
-def _checked_lse(name: str, lse: Any, shape: tuple[int, ...]) -> Tensor:
-    found = _checks.tensor(name, lse, dtypes.float32)
-    _checks.require_shape(name, found, tokens=shape[0], query_heads=shape[1])
-    return found

@@ -30,8 +30,9 @@ class PagedCache:
     layout      how a page lies in memory: "HND" (a head's tokens side by side) or "NHD"
     device      "cuda:0", ..., or "host", which needs no GPU
 
-    Calls given no stream run on the device's default stream. Calls on different streams must be ordered by the caller (Event),
-    frees of sequences among them: a page that goes back is handed out again at once. Not safe to call from several threads.
+    Calls given no stream run on the device's default stream. Calls on different streams must be ordered by the caller
+    (Event), frees of sequences among them: a page that goes back is handed out again at once. Not safe to call from
+    several threads.
 
     Raises ShapeError, DtypeError, LayoutError, KernelMissing (dtype and head_dim that no kernel covers), NoGpuError.
     Paging: Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, 2023.
@@ -99,8 +100,8 @@ class PagedCache:
         lengths  how many of the tokens each sequence gets; equally many if absent
         stream   Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or LayoutError
-        before any page is taken or written. Returns before the work is done.
+        All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or
+        LayoutError before any page is taken or written. Returns before the work is done.
         Defined by kvit.reference.append.
         """
         held = self._own(seqs, distinct=True)
@@ -142,7 +143,7 @@ class PagedCache:
         return k, v, indptr
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
-        """The page table of sequences as they are now, uploaded: for Attention on `cache.view`. Raises SequenceFreed, ShapeError."""
+        """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""
         held = self._own(seqs)
         queue = Stream.wrap(stream, self.device)
         return self._upload([(seq.pages, len(seq)) for seq in held], [0] * len(held), queue)[0]
@@ -150,12 +151,13 @@ class PagedCache:
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
 
-        Tables that the cache makes are right; a fault means that its memory or a table was overwritten by somebody else.
+        Tables that the cache makes are right; a fault means that its memory or a table was overwritten by somebody
+        else.
         """
         self._faults.check(stream)
 
     def _own(self, seqs: Iterable[Sequence], distinct: bool = False) -> list[Sequence]:
-        """The sequences as a list. Raises unless all are live sequences of this cache, and different if they must be."""
+        """The sequences as a list, after a check that they are live, this cache's, and different if they must be."""
         held = list(seqs)
         first: dict[int, int] = {}
         for i, seq in enumerate(held):
@@ -165,7 +167,9 @@ class PagedCache:
                 raise ShapeError(f"seqs[{i}] belongs to another cache; append, gather and attend each in its own")
             seq.pages  # noqa: B018  (raises SequenceFreed)
             if distinct and first.setdefault(id(seq), i) != i:
-                raise ShapeError(f"seqs[{i}] is seqs[{first[id(seq)]}] again; give each sequence once, with all its new tokens")
+                raise ShapeError(
+                    f"seqs[{i}] is seqs[{first[id(seq)]}] again; give each sequence once, with all its new tokens"
+                )
         return held
 
     def _counts(self, name: str, tokens: int, held: list[Sequence], lengths: Iterable[int] | None) -> list[int]:
@@ -186,7 +190,7 @@ class PagedCache:
         return counts
 
     def _attention(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
-        """The operation for these words, made on first use. Operations differ by kernel, not by the number of tokens."""
+        """The operation for these words, made on first use."""
         group = _checks.group_size(query_heads, self.kv_heads)
         rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
         key = (query_heads, rows, causal, scale)
@@ -219,6 +223,6 @@ class PagedCache:
 
     def __repr__(self) -> str:
         return (
-            f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, {self.kv_heads} KV heads, "
-            f"head_dim {self.head_dim}, {self.dtype}, {self.view.layout}, {self.device})"
+            f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, "
+            f"{self.kv_heads} KV heads, head_dim {self.head_dim}, {self.dtype}, {self.view.layout}, {self.device})"
         )

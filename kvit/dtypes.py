@@ -73,7 +73,8 @@ def dtype_of(x: Any) -> Dtype:
     if isinstance(x, str):
         found = _BY_NAME.get(x) or _ALIASES.get(x)
     elif isinstance(x, type):
-        found = _BY_NAME.get(x.__name__) if hasattr(x, "dtype") else None  # numpy scalar types have .dtype; float has not
+        # numpy's scalar types have .dtype; Python's float, whose name is nothing to go by, has not.
+        found = _BY_NAME.get(x.__name__) if hasattr(x, "dtype") else None
     else:
         name = getattr(x, "name", None) or str(x).rpartition(".")[2]  # str(torch.bfloat16) is "torch.bfloat16"
         if not getattr(x, "isnative", True):

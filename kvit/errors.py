@@ -30,7 +30,16 @@ class SequenceFreed(KvitError, RuntimeError):
 
 
 class PageTableError(KvitError, RuntimeError):
-    """A kernel met a page id, length or offset that the page table cannot hold; the affected output is NaN."""
+    """A kernel met a page id, length or offset that the page table cannot hold; the affected output is NaN.
+
+    sequence  its place in the call; -1 where the fault is of no sequence
+    slot      place in the sequence's list of pages, or in indptr
+    value     what stands there: a page id, a length, an offset
+    """
+
+    def __init__(self, message: str, sequence: int = -1, slot: int = 0, value: int = 0) -> None:
+        super().__init__(message)
+        self.sequence, self.slot, self.value = sequence, slot, value
 
 
 class KernelMissing(KvitError, RuntimeError):

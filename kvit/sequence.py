@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 class Sequence:
     """A growing list of tokens in the pages of one cache. Made by PagedCache.sequence() and by fork().
 
-    Its pages go back to the cache by free(), or when nothing refers to it any more. len(sequence) is its number of tokens.
+    Its pages go back to the cache by free(), or when nothing refers to it any more. len(sequence) is its number of
+    tokens.
     """
 
     __slots__ = ("__weakref__", "_cache", "_length", "_pages")
@@ -51,9 +52,11 @@ class Sequence:
         self._cache.append([self], k, v, stream=stream)
 
     def fork(self) -> Sequence:
-        """A second sequence of the same tokens that holds the same pages: nothing is copied, and no page taken, until one grows.
+        """A second sequence of the same tokens that holds the same pages: nothing is copied, and no page taken, until
+        one grows.
 
-        Then a last page that is only part full is copied for the one that grows first (copy-on-write). Raises SequenceFreed.
+        Then a last page that is only part full is copied for the one that grows first (copy-on-write). Raises
+        SequenceFreed.
         """
         pages = self.pages
         self._cache._pool.share(pages)
@@ -66,7 +69,9 @@ class Sequence:
         """
         pages = self.pages
         if not 0 <= length <= self._length:
-            raise ShapeError(f"cannot truncate a sequence of {self._length} tokens to {length}; give 0 to {self._length}")
+            raise ShapeError(
+                f"cannot truncate a sequence of {self._length} tokens to {length}; give 0 to {self._length}"
+            )
         kept = num_pages(length, self._cache.page_size)
         self._pages, self._length = pages[:kept], length
         self._cache._pool.release(pages[kept:])
@@ -81,4 +86,6 @@ class Sequence:
         self.free()
 
     def __repr__(self) -> str:
-        return "<Sequence freed>" if self.is_freed else f"<Sequence of {self._length} tokens in {len(self.pages)} pages>"
+        return (
+            "<Sequence freed>" if self.is_freed else f"<Sequence of {self._length} tokens in {len(self.pages)} pages>"
+        )

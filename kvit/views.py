@@ -1,4 +1,4 @@
-"""Memory that the caller owns, as kvit reads it: K and V in pages, and the tables that say whose they are. Nothing is copied."""
+"""Memory that the caller owns, as kvit reads it in place: K and V in pages, and the tables that say whose they are."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class CacheView:
 
     k, v       NHD: [pages, page_size, kv_heads, head_dim]
                HND: [pages, kv_heads, page_size, head_dim]
-               Objects with DLPack, __cuda_array_interface__ or the buffer protocol, numpy arrays, kvit.Buffer. Any strides, as
-               long as channels lie side by side and rows begin at multiples of 16 bytes: K and V may be halves of one tensor.
+               Objects with DLPack, __cuda_array_interface__ or the buffer protocol, numpy arrays, kvit.Buffer. Any
+               strides, as long as channels lie side by side and rows begin at multiples of 16 bytes: K and V may be
+               halves of one tensor.
     layout     the order of the axes
     page_size  tokens of a page. Needed for k and v without an axis of pages, NHD [tokens, kv_heads, head_dim] or
                HND [kv_heads, tokens, head_dim], which it cuts into pages; else it may be left out
@@ -58,7 +59,9 @@ class CacheView:
         else:
             num_pages = lengths["pages"]
             if page_size not in (None, lengths["page_size"]):
-                raise ShapeError(f"page_size is {page_size}, but in layout {layout} the pages of k hold {lengths['page_size']}")
+                raise ShapeError(
+                    f"page_size is {page_size}, but in layout {layout} the pages of k hold {lengths['page_size']}"
+                )
             page_size = lengths["page_size"]
         if 0 in (page_size, lengths["kv_heads"], lengths["head_dim"]):
             raise ShapeError(f"k has shape {list(k.shape)}; only the number of pages may be 0")
@@ -87,7 +90,7 @@ class CacheView:
 
     @property
     def device(self) -> str:
-        """"cuda:N" or "host"."""
+        """ "cuda:N" or "host"."""
         return self.k.device
 
     def __repr__(self) -> str:
@@ -98,15 +101,17 @@ class CacheView:
 
 
 class PageTable:
-    """Which pages hold which sequence, and how many tokens each has. Lives where the cache lives; kernels read it there.
+    """Which pages hold which sequence, and how many tokens each has. Lives where the cache lives; kernels read it
+    there.
 
     lengths  [sequences] tokens of each sequence, those that the call adds or asks about included
-    pages    [sequences, slots] page ids, in the order of the tokens; entries past a sequence's last page are never read. Or:
+    pages    [sequences, slots] page ids, in the order of the tokens; entries past a sequence's last page are never
+             read. Or:
     indices  [entries] page ids of all sequences, end to end, and
     indptr   [sequences + 1] where each sequence's begin
 
-    All int32. The contents may change between calls, in a captured graph too: kernels check them as they read, and what they
-    find wrong is reported by check() of the Attention or PagedCache.
+    All int32. The contents may change between calls, in a captured graph too: kernels check them as they read, and what
+    they find wrong is reported by check() of the Attention or PagedCache.
     Raises ShapeError, DtypeError, DeviceError (not all on one device), LayoutError (entries not side by side).
     """
 
@@ -137,7 +142,7 @@ class PageTable:
 
     @property
     def device(self) -> str:
-        """"cuda:N" or "host"."""
+        """ "cuda:N" or "host"."""
         return self.lengths.device
 
     def __repr__(self) -> str:

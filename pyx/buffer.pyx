@@ -3,15 +3,16 @@ from operator import index as as_index
 
 cimport cython
 from cpython.buffer cimport PyBUF_FORMAT
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 
+from kvit._native.borrow cimport as_tensor
 from kvit._native.context cimport Device, device_of
 from kvit._native.errors cimport check, fail
-from kvit._native.export cimport dlpack_capsule
+from kvit._native.lend cimport dlpack_capsule
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport (
     KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, KVIT_U4, KVIT_U8, KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST,
-    Tensor, as_tensor, lay_out,
+    Tensor, lay_out,
 )
 
 from kvit.dtypes import dtype_of, numpy_dtype
@@ -28,8 +29,8 @@ cdef dict _FORMATS = {
 cdef class Buffer(Tensor):
     """Owned memory: C-contiguous, on one device, at least 256-byte aligned.
 
-    Taken and given back in the order of one stream. Work on another stream must be over, or ordered before that stream by
-    an Event, when the last reference goes. numpy reads a host buffer in place (numpy.asarray), others read any through DLPack.
+    Taken and given back in the order of one stream. Work on another stream must be over, or ordered before that stream
+    by an Event, when the last reference goes. numpy.asarray reads a host buffer in place, DLPack lends any.
     """
 
     def __init__(self):
@@ -85,11 +86,12 @@ cdef class Buffer(Tensor):
         return self.typed(raw)
 
     def copy_from(self, source, stream=None):
-        """Copy the elements of `source`, which has this buffer's shape and dtype and is C-contiguous: any tensor, anywhere.
+        """Copy the elements of any tensor, anywhere, that has this buffer's shape and dtype and is C-contiguous.
 
-        stream  on the GPU that is involved; by default the one of this buffer, or of the source where this is on the host
+        stream  on the GPU involved; absent: this buffer's, or that of the source where this buffer is on the host
 
-        Waits for the copy if either side is on the host. Raises ShapeError, DtypeError, LayoutError; nothing is written then.
+        Waits for the copy if either side is on the host. Raises ShapeError, DtypeError, LayoutError, having written
+        nothing.
         """
         cdef Device gpu
         cdef Stream queue
@@ -163,11 +165,11 @@ cdef class Buffer(Tensor):
             queue.home.leave(entered)
         return 0
 
-    cdef Buffer slice(self, Py_ssize_t start, Py_ssize_t stop):
-        """Rows start to stop of the leading axis."""
+    cdef Buffer part(self, int code, tuple shape, int64_t offset):
+        """A Buffer over some of this memory, from byte `offset` on."""
         cdef Buffer part = Buffer.__new__(Buffer)
-        lay_out(part, self.code, (stop - start, *self.shape[1:]), None)
-        part.data = <char *>self.data + start * self.steps[0]
+        lay_out(part, code, shape, None)
+        part.data = <char *>self.data + offset
         part.device_type = self.device_type
         part.device_id = self.device_id
         part.home = self.home
@@ -177,15 +179,7 @@ cdef class Buffer(Tensor):
 
     cdef Buffer as_bytes(self):
         """The same memory as uint8 [nbytes]."""
-        cdef Buffer raw = Buffer.__new__(Buffer)
-        lay_out(raw, KVIT_U8, (self.nbytes,), None)
-        raw.data = self.data
-        raw.device_type = self.device_type
-        raw.device_id = self.device_id
-        raw.home = self.home
-        raw.freed_on = self.freed_on
-        raw.owner = self
-        return raw
+        return self.part(KVIT_U8, (self.nbytes,), 0)
 
     cdef object typed(self, object raw):
         """uint8 [nbytes] as this buffer's shape and dtype; in place, but for uint4."""
@@ -203,7 +197,6 @@ cdef class Buffer(Tensor):
 
     def __getitem__(self, key) -> Buffer:
         """Part of the leading axis, sharing memory: buffer[i] without the axis, buffer[i:j] with it."""
-        cdef Buffer part
         cdef Py_ssize_t row, length = len(self)
         if self.bits < 8 and self.ndim == 1:
             raise LayoutError("a packed 4-bit axis cannot be cut")
@@ -211,13 +204,11 @@ cdef class Buffer(Tensor):
             start, stop, step = key.indices(length)
             if step != 1:
                 raise LayoutError(f"step is {step}; a part of a buffer is dense, so only 1 will do")
-            return self.slice(start, max(start, stop))
+            return self.part(self.code, (max(stop - start, 0), *self.shape[1:]), start * self.steps[0])
         row = as_index(key)
         if not -length <= row < length:
             raise IndexError(f"index {row} is outside of {length} rows")
-        part = self.slice(row % length, row % length + 1)
-        lay_out(part, self.code, self.shape[1:], None)
-        return part
+        return self.part(self.code, self.shape[1:], row % length * self.steps[0])
 
     @property
     def stream(self) -> Stream:
@@ -229,7 +220,7 @@ cdef class Buffer(Tensor):
         if not self.home.is_host:
             raise BufferError(f"the buffer is on {self.home}; numpy() copies it to the host")
         if kind is None:
-            raise BufferError(f"the buffer protocol has no name for {self.dtype}; numpy.asarray gives it as ml_dtypes'")
+            raise BufferError(f"the buffer protocol has no name for {self.dtype}; use numpy.asarray, or DLPack")
         view.obj = self
         view.buf = self.data
         view.len = self.nbytes
@@ -275,7 +266,7 @@ cdef class Buffer(Tensor):
         return self.device_type, self.device_id
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
-        """A DLPack capsule of this memory; the consumer's `stream` waits for this buffer's (-1: it sees to that itself).
+        """A DLPack capsule of this memory; the consumer's `stream` waits for this buffer's (-1: it does so itself).
 
         Raises BufferError where another device or a copy is asked for.
         """

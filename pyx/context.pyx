@@ -120,7 +120,7 @@ cdef Device device_of(object spec):
         device.spec = f"cuda:{ordinal}"
         check(device.driver.device_count(&count), b"cuDeviceGetCount")
         if ordinal >= count:
-            raise DeviceError(f"device {spec!r} does not exist: the driver shows {count} GPU(s), cuda:0 to cuda:{count - 1}")
+            raise DeviceError(f"device {spec!r} does not exist; the driver shows cuda:0 to cuda:{count - 1}")
     devices[spec] = devices.setdefault(device.spec, device)  # "cuda" and "cuda:0" are one
     return devices[spec]
 

@@ -1,4 +1,4 @@
-"""The CUDA driver's half of the DriverTable: each entry forwards to cuda.bindings.cydriver, which finds libcuda when called."""
+"""The CUDA driver behind the DriverTable: each entry forwards to cydriver, which finds libcuda when first called."""
 import os
 
 from cuda.bindings cimport cydriver
@@ -168,8 +168,8 @@ cdef object no_gpu(str why):
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     visible = "" if allowed is None else f" CUDA_VISIBLE_DEVICES is {allowed!r}."
     return NoGpuError(
-        f"no CUDA GPU can be used: {why}. kvit looked for libcuda.so.1, which comes with the NVIDIA driver, and for a GPU "
-        f"behind it.{visible} Install the driver, or pass device=\"host\", which needs no GPU."
+        f"no CUDA GPU can be used: {why}. kvit looked for libcuda.so.1, which comes with the NVIDIA driver, and for a "
+        f"GPU behind it.{visible} Install the driver, or pass device=\"host\", which needs no GPU."
     )
 
 
@@ -192,7 +192,7 @@ cdef const DriverTable *cuda_table() except NULL:
         name = name_of(status)
         raise no_gpu(f"cuInit failed with CUresult {status}{'' if name == NULL else f' ({name.decode()})'}")
     if version < OLDEST_DRIVER:
-        raise no_gpu(f"the driver is for CUDA {version // 1000}.{version % 1000 // 10}; kvit needs one for 12.0 or newer")
+        raise no_gpu(f"the driver is for CUDA {version // 1000}.{version % 1000 // 10}; kvit needs 12.0 or newer")
 
     table.mem_alloc = mem_alloc
     table.mem_free = mem_free

@@ -1,7 +1,7 @@
 """A point in a stream that other work can wait for, and that tells the time."""
 cimport cython
 
-from kvit._native.context cimport Device, device_of
+from kvit._native.context cimport device_of
 from kvit._native.driver cimport NOT_READY
 from kvit._native.errors cimport check
 from kvit._native.stream cimport Stream
@@ -47,7 +47,7 @@ cdef class Event:
     def record(self, Stream stream not None):
         """Mark the current end of `stream`, which is on this event's device."""
         if stream.home is not self.home:
-            raise DeviceError(f"the event is on {self.home}, the stream on {stream.home}; record an event of the same device")
+            raise DeviceError(f"the event is on {self.home}, the stream on {stream.home}; they must be the same")
         cdef int entered = self.home.enter()
         try:
             check(self.home.driver.event_record(self.handle, stream.handle), b"cuEventRecord")

@@ -212,7 +212,7 @@ cdef str find_library():
 cdef void *find_function(void *library, bytes name, str path) except NULL:
     cdef void *address = dlsym(library, name)
     if address == NULL:
-        raise HostBackendError(f"{path} has no function {name.decode()}; it belongs to another version. Reinstall kvit.")
+        raise HostBackendError(f"{path} has no function {name.decode()}; it is of another version. Reinstall kvit.")
     return address
 
 
@@ -239,7 +239,7 @@ cdef dict load_kernels():
 cdef const KvitHostKernel *host_kernel(str symbol) except NULL:
     address = load_kernels().get(symbol)
     if address is None:
-        raise HostBackendError(f"the host backend has no kernel {symbol}; it was built from another manifest. Reinstall kvit.")
+        raise HostBackendError(f"the host backend has no kernel {symbol}; its build was another. Reinstall kvit.")
     return <const KvitHostKernel *><uintptr_t>address
 
 

@@ -46,7 +46,8 @@ cdef int launch_on_gpu(Kernel kernel, const void *params, unsigned int grid, Str
     entered = kernel.home.enter()
     try:
         with nogil:
-            status = kernel.home.driver.launch(kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream.handle, params)
+            status = kernel.home.driver.launch(kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream.handle,
+                                               params)
     finally:
         kernel.home.leave(entered)
     if status != 0:
@@ -73,8 +74,9 @@ def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int gri
     cdef const char *raw = params
     cdef Stream queue = stream_of(stream, kernel.home)
     if len(params) != kernel.params_bytes:
-        raise DtypeError(f"{kernel.entry.symbol} takes {kernel.params_bytes} bytes of parameters ({kernel.entry.params}), "
-                         f"not {len(params)}")
+        raise DtypeError(
+            f"{kernel.entry.symbol} takes {kernel.params_bytes} bytes ({kernel.entry.params}), not {len(params)}"
+        )
     if grid == 0:
         raise ShapeError(f"{kernel.entry.symbol}: the grid is 0; a launch has at least 1 CTA")
     if kernel.host == NULL:

@@ -40,7 +40,7 @@ cdef class Kernel:
     def load(entry, device="cuda:0") -> Kernel:
         """The kernel of `entry` on `device`; the same object every time.
 
-        Raises KernelMissing (nothing built runs on this GPU, or its file is gone), HostBackendError, NoGpuError, DriverError.
+        Raises KernelMissing (nothing built runs on this GPU, or its file is gone), HostBackendError, DriverError.
         """
         return load_kernel(entry, device_of(device))
 
@@ -84,7 +84,7 @@ cdef int load_on_gpu(Kernel kernel, Device device) except -1:
     limit = device.shared_bytes
     if kernel.shared_bytes > limit:
         raise KernelMissing(
-            f"{kernel.entry.symbol} needs {kernel.shared_bytes} bytes of shared memory in a CTA; {device.name} has {limit}"
+            f"{kernel.entry.symbol} needs {kernel.shared_bytes} shared bytes per CTA; {device.name} has {limit}"
         )
     path = str(kernel.entry.file(kernel.entry.target(device.compute_capability)))
     entered = device.enter()
@@ -92,7 +92,7 @@ cdef int load_on_gpu(Kernel kernel, Device device) except -1:
         kernel.library = load_library(path, device)
         status = device.driver.library_kernel(&kernel.handle, kernel.library.handle, symbol)
         if status == NOT_FOUND:
-            raise KernelMissing(f"{path} has no kernel {kernel.entry.symbol}; it was built from another manifest. Reinstall kvit.")
+            raise KernelMissing(f"{path} has no kernel {kernel.entry.symbol}; its build was another. Reinstall kvit.")
         check(status, b"cuLibraryGetKernel")
         if kernel.shared_bytes > SHARED_WITHOUT_ASKING:
             status = device.driver.kernel_shared_limit(kernel.handle, kernel.shared_bytes, device.ordinal)
@@ -113,7 +113,7 @@ cdef Library load_library(str path, Device device):
         with open(path, "rb") as file:
             image = file.read()
     except OSError as error:
-        raise KernelMissing(f"{path} cannot be read ({error.strerror}); it is in index.json, so reinstall kvit") from None
+        raise KernelMissing(f"{path} cannot be read ({error.strerror}); index.json lists it: reinstall kvit") from None
     cdef const char *code = image  # a PTX image ends at its NUL, which bytes have
     library.driver = device.driver
     library.path = path
@@ -122,7 +122,7 @@ cdef Library load_library(str path, Device device):
     if status == UNSUPPORTED_PTX_VERSION:
         raise KernelMissing(f"{path} is PTX newer than the installed driver knows; update the NVIDIA driver")
     if status == NO_BINARY_FOR_GPU:
-        raise KernelMissing(f"{path} does not run on {device.name}; build for it: set KVIT_ARCHS and reinstall kvit")
+        raise KernelMissing(f"{path} does not run on {device.name}; set KVIT_ARCHS for it and reinstall kvit")
     if status != SUCCESS:
         fail(status, b"cuLibraryLoadData", path)
     libraries[path] = library

@@ -1,9 +1,9 @@
-# Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller.
+"""Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller."""
 from libc.string cimport memset
 
-from kvit._native.context cimport Device, device_of
+from kvit._native.context cimport Device
 from kvit._native.launcher cimport Spans, add_span, launch
-from kvit._native.module cimport Kernel, load_kernel
+from kvit._native.module cimport load_kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
@@ -29,7 +29,7 @@ cdef class PackedCache:
 
 
 cdef class PackedTable:
-    """A page table as kernels take it: dense where `indptr` is None. All int32; pages [sequences, slots] or [entries]."""
+    """A page table as kernels take it, all int32: pages [sequences, slots], or [entries] with `indptr`."""
 
     def __cinit__(self, Tensor pages not None, Tensor indptr, Tensor lengths not None):
         memset(&self.value, 0, sizeof(KvitPageTable))
@@ -97,13 +97,26 @@ cdef class AttentionLaunch:
 
 
 def append(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None, object stream):
+           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
+           object stream):
     """Write k and v [tokens, kv_heads, head_dim] to their places. The table's lengths are those after the append."""
-    if k.dims[0] == 0:
-        return
-    cdef KvitAppendParams params
+    transfer(entry, device, cache, table, k, v, token_indptr, tokens_each, fault, stream, True)
+
+
+def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
+           Tensor k not None, Tensor v not None, Tensor token_indptr not None, Tensor fault not None, object stream):
+    """Copy every token of a sequence to row token_indptr[sequence] + token of k and v [tokens, kv_heads, head_dim]."""
+    transfer(entry, device, cache, table, k, v, token_indptr, 0, fault, stream, False)
+
+
+cdef int transfer(object entry, Device device, PackedCache cache, PackedTable table, Tensor k, Tensor v,
+                  Tensor token_indptr, int tokens_each, Tensor fault, object stream, bint into_pages) except -1:
+    cdef KvitTransferParams params
     cdef Spans spans
-    cdef Stream queue = stream_of(stream, device)
+    cdef Stream queue
+    if k.dims[0] == 0:
+        return 0
+    queue = stream_of(stream, device)
     memset(&params, 0, sizeof(params))
     spans.count = 0
     params.cache = cache.value
@@ -112,38 +125,13 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
     set_rows(&params.k, k)
     set_rows(&params.v, v)
     params.fault = <KvitFault *>fault.data
-    use_cache(&spans, queue, cache, True)
+    use_cache(&spans, queue, cache, into_pages)
     use_table(&spans, queue, table)
     use(&spans, queue, token_indptr, False)
-    use(&spans, queue, k, False)
-    use(&spans, queue, v, False)
+    use(&spans, queue, k, not into_pages)
+    use(&spans, queue, v, not into_pages)
     use(&spans, queue, fault, True)
-    launch(load_kernel(entry, device), &params, grid_for(entry, k.dims[0] * k.dims[1]), queue, &spans)
-
-
-def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-           Tensor k not None, Tensor v not None, Tensor token_indptr not None, Tensor fault not None, object stream):
-    """Copy every token of every sequence to row token_indptr[sequence] + token of k and v [tokens, kv_heads, head_dim]."""
-    if k.dims[0] == 0:
-        return
-    cdef KvitGatherParams params
-    cdef Spans spans
-    cdef Stream queue = stream_of(stream, device)
-    memset(&params, 0, sizeof(params))
-    spans.count = 0
-    params.cache = cache.value
-    params.table = table.value
-    set_tokens(&params.tokens, token_indptr, 0, k.dims[0])
-    set_rows(&params.k, k)
-    set_rows(&params.v, v)
-    params.fault = <KvitFault *>fault.data
-    use_cache(&spans, queue, cache, False)
-    use_table(&spans, queue, table)
-    use(&spans, queue, token_indptr, False)
-    use(&spans, queue, k, True)
-    use(&spans, queue, v, True)
-    use(&spans, queue, fault, True)
-    launch(load_kernel(entry, device), &params, grid_for(entry, k.dims[0] * k.dims[1]), queue, &spans)
+    return launch(load_kernel(entry, device), &params, grid_for(entry, k.dims[0] * k.dims[1]), queue, &spans)
 
 
 def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
@@ -224,13 +212,15 @@ cdef void set_lse(KvitLse *lse, Tensor tensor) noexcept:
 
 
 cdef void set_tokens(KvitTokens *tokens, Tensor indptr, int each, int64_t total) noexcept:
-    tokens.indptr = NULL if indptr is None else <const int32_t *>indptr.data
+    tokens.indptr = NULL
+    if indptr is not None:
+        tokens.indptr = <const int32_t *>indptr.data
     tokens.each = each
     tokens.total = <int32_t>total
 
 
 cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1:
-    """Let the launch touch a tensor, after whatever its producer has under way. None is skipped; a GPU needs no spans."""
+    """Let the launch touch a tensor once its producer is done. None is skipped; a GPU needs no spans."""
     if tensor is None:
         return 0
     stream.order_after(tensor)

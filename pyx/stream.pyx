@@ -14,9 +14,9 @@ from kvit.errors import DeviceError
 cdef class Stream:
     """An ordered queue of work on one device: new and owned, or somebody's whose handle is used.
 
-    `Stream("cuda:0")` makes one that does not wait for the legacy default stream. Where a call is given no stream, it uses
-    `Stream.default(device)`: the legacy default stream, which is ordered with every blocking stream of the process, and is
-    PyTorch's, CuPy's and the runtime API's default too. On the host all work is done when a call returns.
+    `Stream("cuda:0")` makes one that does not wait for the legacy default stream. A call that is given no stream uses
+    `Stream.default(device)`: the legacy default stream, which is ordered with every blocking stream of the process, and
+    is the default of PyTorch, CuPy and the runtime API too. On the host all work is done when a call returns.
     """
 
     def __init__(self, device="cuda:0"):
@@ -50,7 +50,7 @@ cdef class Stream:
     def wrap(stream, device="cuda:0") -> Stream:
         """Somebody's stream on `device`: an int handle, an object with __cuda_stream__, a torch or CuPy stream.
 
-        The object is kept alive; the stream behind an int is the caller's to keep. Raises DeviceError for anything else.
+        The object is kept alive; the stream behind an int is the caller's to keep. Raises DeviceError for others.
         """
         return stream_of(stream, device_of(device))
 

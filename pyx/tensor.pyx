@@ -1,41 +1,15 @@
-"""A view of somebody's memory: what every operation takes. It reads the source's protocol once and never copies."""
+"""A view of somebody's memory: what every operation takes."""
 from math import prod
 
-from cpython.buffer cimport PyBUF_RECORDS_RO, PyBuffer_Release, PyObject_GetBuffer
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
 from libc.stdint cimport int64_t, uintptr_t
-
-from kvit._native.dlpack cimport (
-    DL_BFLOAT, DL_CPU, DL_CUDA, DL_CUDA_HOST, DL_CUDA_MANAGED, DL_FLAG_READ_ONLY, DL_FLOAT, DL_FLOAT8_E4M3FN,
-    DL_FLOAT8_E5M2, DL_INT, DL_UINT, DLManagedTensor, DLManagedTensorVersioned, DLTensor,
-)
 
 from kvit.dtypes import BY_CODE, dtype_of
 from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError
 
-# (DLPack type code, bits) -> KvitDtype
-_DLPACK_TYPES = {
-    (DL_FLOAT, 32): KVIT_F32, (DL_FLOAT, 16): KVIT_F16, (DL_FLOAT, 64): KVIT_F64, (DL_BFLOAT, 16): KVIT_BF16,
-    (DL_FLOAT8_E4M3FN, 8): KVIT_F8E4M3, (DL_FLOAT8_E5M2, 8): KVIT_F8E5M2,
-    (DL_UINT, 4): KVIT_U4, (DL_UINT, 8): KVIT_U8, (DL_UINT, 16): KVIT_U16, (DL_UINT, 32): KVIT_U32,
-    (DL_INT, 8): KVIT_I8, (DL_INT, 32): KVIT_I32, (DL_INT, 64): KVIT_I64,
-}
-# (kind, bytes) of an array interface typestr -> KvitDtype
-_ARRAY_TYPES = {
-    ("f", 2): KVIT_F16, ("f", 4): KVIT_F32, ("f", 8): KVIT_F64,
-    ("u", 1): KVIT_U8, ("u", 2): KVIT_U16, ("u", 4): KVIT_U32,
-    ("i", 1): KVIT_I8, ("i", 4): KVIT_I32, ("i", 8): KVIT_I64,
-    ("V", 1): KVIT_U8, ("V", 2): KVIT_U16,      # raw bytes: how numpy spells a type that only the caller knows
-}
-# struct format character -> kind
-_FORMAT_KINDS = {
-    "e": "f", "f": "f", "d": "f", "B": "u", "H": "u", "I": "u", "L": "u", "Q": "u",
-    "b": "i", "h": "i", "i": "i", "l": "i", "q": "i",
-}
 # Types whose bits may be declared to be something else: plain integers, in which others' formats travel.
 _RAW_CODES = frozenset((KVIT_U8, KVIT_I8, KVIT_U16, KVIT_U32))
 
-_TAKES = "give a kvit.Buffer, a numpy array, or an object with DLPack, __cuda_array_interface__ or the buffer protocol"
+cdef object view = None
 
 
 cdef class Tensor:
@@ -57,9 +31,12 @@ cdef class Tensor:
         dtype   what the bytes are, where the source can only say "integers": same width, or uint8 read as packed uint4
         stream  handle of the CUDA stream that will use the memory; 0 is the legacy default stream
 
-        Raises DtypeError (no kvit type fits), LayoutError (cannot be read in place), DeviceError (not CPU or CUDA memory).
+        Raises DtypeError (no kvit type fits), LayoutError (not readable in place), DeviceError (neither CPU nor CUDA).
         """
-        return as_tensor(source, dtype, <void *><uintptr_t>stream)
+        global view
+        if view is None:  # `borrow` needs this module first
+            from kvit._native.borrow import view
+        return view(source, dtype, stream)
 
     @staticmethod
     def from_pointer(pointer, shape, dtype, device="host", *, strides=None, readonly=False, owner=None) -> Tensor:
@@ -166,24 +143,6 @@ cdef class Tensor:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"
 
 
-cdef Tensor as_tensor(object source, object dtype=None, void *stream=NULL):
-    cdef Tensor tensor
-    if isinstance(source, Tensor):
-        tensor = <Tensor>source
-        return tensor if dtype is None else reinterpret(tensor, dtype)
-    kind = type(source)
-    if hasattr(kind, "__array_interface__") and hasattr(kind, "dtype"):
-        tensor = from_numpy(source)
-    elif hasattr(kind, "__dlpack__"):
-        tensor = from_dlpack(source, stream)
-    elif hasattr(source, "__cuda_array_interface__"):
-        tensor = from_cuda_array(source, dtype)
-    else:
-        tensor = from_buffer(source)
-    check_memory(tensor)
-    return tensor if dtype is None else reinterpret(tensor, dtype)
-
-
 cdef Tensor raw_tensor(void *data, int ndim, const int64_t *dims, const int64_t *steps, int code, int device_type,
                        int device_id, object owner):
     cdef Tensor tensor = Tensor.__new__(Tensor)
@@ -204,136 +163,7 @@ cdef Tensor raw_tensor(void *data, int ndim, const int64_t *dims, const int64_t 
     return tensor
 
 
-cdef Tensor from_numpy(object source):
-    cdef Tensor tensor = Tensor.__new__(Tensor)
-    interface = source.__array_interface__
-    code = dtype_of(source.dtype).code
-    if code == KVIT_U4:
-        raise LayoutError(
-            "numpy holds uint4 one per byte, kvit two; Buffer.from_numpy packs it, or give packed uint8 with dtype='uint4'"
-        )
-    tensor.owner = source
-    tensor.device_type = ON_HOST
-    tensor.data = <void *><uintptr_t>interface["data"][0]
-    tensor.is_readonly = interface["data"][1]
-    lay_out(tensor, code, interface["shape"], interface.get("strides"))
-    return tensor
-
-
-cdef Tensor from_dlpack(object source, void *stream):
-    cdef Tensor tensor = Tensor.__new__(Tensor)
-    cdef DLManagedTensorVersioned *versioned
-    cdef DLTensor *view
-    cdef int i
-    device_type, device_id = source.__dlpack_device__()
-    if device_type in (DL_CPU, DL_CUDA_HOST):
-        tensor.device_type = ON_HOST
-        capsule = ask_dlpack(source, None)
-    elif device_type in (DL_CUDA, DL_CUDA_MANAGED):
-        tensor.device_type = ON_CUDA
-        tensor.device_id = device_id
-        # DLPack says 1 for the legacy default stream: 0 could be either default.
-        capsule = ask_dlpack(source, <uintptr_t>stream if stream != NULL else 1)
-    else:
-        raise DeviceError(f"memory of DLPack device type {int(device_type)} cannot be read; move it to the CPU or a CUDA GPU")
-    if PyCapsule_IsValid(capsule, "dltensor_versioned"):
-        versioned = <DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")
-        if versioned.version.major != 1:
-            raise LayoutError(f"DLPack {versioned.version.major}.{versioned.version.minor} is not known; kvit reads 0 and 1")
-        tensor.is_readonly = (versioned.flags & DL_FLAG_READ_ONLY) != 0
-        view = &versioned.dl_tensor
-    else:
-        view = &(<DLManagedTensor *>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor
-
-    # The capsule stays unconsumed, so that its own destructor gives the memory back when this view goes.
-    tensor.owner = capsule
-    tensor.data = <char *>view.data + view.byte_offset
-    code = _DLPACK_TYPES.get((view.dtype.code, view.dtype.bits)) if view.dtype.lanes == 1 else None
-    if code is None:
-        raise DtypeError(
-            f"DLPack type (code {view.dtype.code}, {view.dtype.bits} bits, {view.dtype.lanes} lanes) has no kvit dtype; "
-            f"known are {', '.join(dtype.name for dtype in BY_CODE.values())}"
-        )
-    set_type(tensor, code)
-    check_ndim(view.ndim)
-    tensor.ndim = view.ndim
-    for i in range(view.ndim):
-        tensor.dims[i] = view.shape[i]
-        if view.strides != NULL:
-            tensor.steps[i] = view.strides[i] * tensor.bits // 8
-    if view.strides == NULL:
-        set_contiguous(tensor)
-    elif tensor.bits < 8:
-        check_packed(tensor, view.ndim > 0 and (view.strides[view.ndim - 1] == 1 or view.shape[view.ndim - 1] <= 1))
-    return tensor
-
-
-cdef object ask_dlpack(object source, object stream):
-    try:
-        try:
-            return source.__dlpack__(stream=stream, max_version=(1, 1))
-        except TypeError:  # from before DLPack 1.0: it does not know max_version
-            return source.__dlpack__(stream=stream)
-    except BufferError as error:
-        raise LayoutError(f"the {type(source).__name__} does not lend its memory: {error}") from error
-
-
-cdef Tensor from_cuda_array(object source, object dtype):
-    cdef Tensor tensor = Tensor.__new__(Tensor)
-    interface = source.__cuda_array_interface__
-    if interface.get("mask") is not None:
-        raise LayoutError("the __cuda_array_interface__ has a mask; kvit reads plain arrays")
-    typestr = interface["typestr"]
-    if typestr[0] == ">":
-        raise DtypeError(f"typestr {typestr!r} has its bytes in the other order")
-    code = _ARRAY_TYPES.get((typestr[1], int(typestr[2:])))
-    if code is None or (typestr[1] == "V" and dtype is None):
-        raise DtypeError(f"typestr {typestr!r} of __cuda_array_interface__ has no kvit dtype; say what it is with dtype=")
-    tensor.owner = source
-    tensor.device_type = ON_CUDA
-    # The interface does not name the GPU; an object that has one says so.
-    tensor.device_id = device_id_of(source)
-    tensor.data = <void *><uintptr_t>interface["data"][0]
-    tensor.is_readonly = interface["data"][1]
-    tensor.ready_stream = <uintptr_t>(interface.get("stream") or 0)
-    lay_out(tensor, code, interface["shape"], interface.get("strides"))
-    return tensor
-
-
-cdef int device_id_of(object source) except? -1:
-    device = getattr(source, "device", None)
-    for name in ("index", "id"):
-        number = getattr(device, name, None)
-        if isinstance(number, int):
-            return number
-    return 0
-
-
-cdef Tensor from_buffer(object source):
-    cdef Tensor tensor = Tensor.__new__(Tensor)
-    cdef Py_buffer raw
-    try:
-        view = memoryview(source)
-    except TypeError:
-        raise DtypeError(f"a {type(source).__name__} is no tensor; {_TAKES}") from None
-    kind = _FORMAT_KINDS.get(view.format.lstrip("@=<"))
-    code = _ARRAY_TYPES.get((kind, view.itemsize))
-    if code is None:
-        raise DtypeError(f"buffer format {view.format!r} has no kvit dtype; {_TAKES}")
-    if view.suboffsets:
-        raise LayoutError("the buffer is an array of pointers; kvit reads one block of memory")
-    PyObject_GetBuffer(view, &raw, PyBUF_RECORDS_RO)
-    tensor.data = raw.buf
-    PyBuffer_Release(&raw)  # the memoryview goes on holding the memory
-    tensor.owner = view
-    tensor.device_type = ON_HOST
-    tensor.is_readonly = view.readonly
-    lay_out(tensor, code, view.shape, view.strides)
-    return tensor
-
-
 cdef Tensor reinterpret(Tensor source, object dtype):
-    """The same bytes as another type."""
     cdef Tensor tensor
     cdef int last = source.ndim - 1
     wanted = dtype_of(dtype)
@@ -341,7 +171,7 @@ cdef Tensor reinterpret(Tensor source, object dtype):
         return source
     packs = source.code == KVIT_U8 and wanted.bits == 4
     if source.code not in _RAW_CODES or not (packs or wanted.bits == source.bits):
-        raise DtypeError(f"{source.dtype} cannot be read as {wanted}; only integers of the same width can (and uint8 as uint4)")
+        raise DtypeError(f"{source.dtype} cannot be read as {wanted}; only integers of its width, or uint8 as uint4")
     tensor = raw_tensor(source.data, source.ndim, source.dims, source.steps, source.code, source.device_type,
                         source.device_id, source)
     tensor.is_readonly = source.is_readonly
@@ -399,7 +229,7 @@ cdef int set_contiguous(Tensor tensor) except -1:
 
 cdef int check_packed(Tensor tensor, bint is_dense) except -1:
     if not is_dense or tensor.dims[tensor.ndim - 1] % 2 != 0:
-        raise LayoutError(f"a 4-bit type is packed two per byte: the last axis of {tensor.shape} must be dense and even")
+        raise LayoutError(f"4-bit elements are packed in pairs: the last axis of {tensor.shape} must be dense and even")
     return 0
 
 
@@ -418,10 +248,10 @@ cdef int check_memory(Tensor tensor) except -1:
         raise LayoutError(f"shape {tensor.shape} at address 0")
     if size > 1:
         if <uintptr_t>tensor.data % size != 0:
-            raise LayoutError(f"{tensor.dtype} at address {tensor.pointer:#x}, which is no multiple of {size}; copy it first")
+            raise LayoutError(f"{tensor.dtype} at address {tensor.pointer:#x}, no multiple of {size}; copy it first")
         for i in range(tensor.ndim):
             if tensor.dims[i] > 1 and tensor.steps[i] % size != 0:
-                raise LayoutError(f"{tensor.dtype} with byte strides {tensor.strides}, not multiples of {size}; copy it first")
+                raise LayoutError(f"{tensor.dtype}, strides {tensor.strides}, no multiples of {size}; copy it first")
     return 0
 
 

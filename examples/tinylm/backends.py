@@ -47,9 +47,8 @@ class PagedAttention:
         cache.append([sequence], self._place(k), self._place(v), lengths=[count])
         return kvit.attention(self._place(q), cache, [sequence], lengths=[count]).numpy().astype(np.float32)
 
-    def _place(self, x: np.ndarray) -> np.ndarray | kvit.Buffer:
-        x = np.ascontiguousarray(x, dtype=np.float16)
-        return x if self.device == "host" else kvit.Buffer.from_numpy(x, self.device)
+    def _place(self, x: np.ndarray) -> kvit.Buffer:
+        return kvit.Buffer.from_numpy(x.astype(np.float16), self.device)
 
     def memory(self) -> str:
         """The pages in use, as a sentence; pages hold K and V of PAGE_SIZE tokens."""

@@ -121,6 +121,13 @@ typedef struct KvitProbeParams {
   int32_t advances;          // the tile is reached by SetTile(tile - advances), then so many Advance()
 } KvitProbeParams;
 
+// Memory to be read once, for the sake of how long that takes. base is a multiple of 16.
+typedef struct KvitReadParams {
+  const void *base;
+  int64_t bytes;  // a multiple of 16
+  uint32_t *sum;  // the sum of all 32-bit words is added to it
+} KvitReadParams;
+
 #ifdef __cplusplus
 }
 static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 144, "the ABI of a cache is fixed");

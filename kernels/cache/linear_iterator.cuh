@@ -22,7 +22,6 @@ namespace kvit {
 template <unsigned Pools, class Map>
 class LinearIterator {
  public:
-
   KVIT_DEVICE LinearIterator(const KvitCache& cache, const KvitPageTable& table, int /*warp*/ = 0, int /*lane*/ = 0)
       : cache_(cache), table_(table) {}
 
@@ -63,7 +62,7 @@ class LinearIterator {
   const KvitCache& cache_;
   const KvitPageTable& table_;
   int length_ = 0;
-  uint32_t begin_ = 0;              // first token of the tile
+  uint32_t begin_ = 0;            // first token of the tile
   int64_t base_[kNumPools] = {};  // of the sequence's first row of this head
   KvitFault fault_ = {};
 };

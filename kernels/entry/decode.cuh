@@ -14,17 +14,26 @@
 
 namespace kvit {
 
-/// Four warps; each loads and consumes its own 16 tokens of every tile of 64, so the main loop has no CTA-wide barrier.
+/// How a decode kernel uses an SM.
+template <int Warps, int WarpTokens, int Stages, int CtasPerSm>
+struct DecodeTuning {
+  static constexpr int kWarps = Warps;
+  static constexpr int kWarpTokens = WarpTokens;  // of a tile, that a warp loads and consumes
+  static constexpr int kStages = Stages;
+  static constexpr int kCtasPerSm = CtasPerSm;
+};
+
+/// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
 ///
-///   shared memory   [stage][64 tokens, HeadDim] K | the same of V | the warps' outputs of a finished piece | work line
-template <class T, int HeadDim, int RowsPerTile>
+///   shared memory   [stage][tile tokens, HeadDim] K | the same of V | the warps' outputs of a finished piece | work line
+template <class T, int HeadDim, int RowsPerTile, class Tuning = DecodeTuning<4, 16, HeadDim <= 64 ? 4 : 2, 2>>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
-  static constexpr int kWarps = 4;
+  static constexpr int kWarps = Tuning::kWarps;
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kTileTokens = 64;
-  static constexpr int kStages = HeadDim <= 64 ? 4 : 2;
-  static constexpr int kMinCtas = 2;
+  static constexpr int kTileTokens = kWarps * Tuning::kWarpTokens;
+  static constexpr int kStages = Tuning::kStages;
+  static constexpr int kMinCtas = Tuning::kCtasPerSm;
 
   using Map = KvThreadMap<T, HeadDim, kTileTokens, kWarps>;
   using Layout = KvLayout<T, HeadDim, kTileTokens>;
@@ -33,7 +42,8 @@ struct DecodeKernel {
                             Sm80GmemIterator<T, Map, Layout, 1>, kStages>;
   using Attention = WarpAttention<T, HeadDim, RowsPerTile>;
   using Merge = PieceMerge<T, HeadDim, RowsPerTile, kWarps, Attention, Line>;
-  static_assert(Map::kFootprintS == Attention::kTokens, "a warp loads the tokens of one step");
+  static_assert(Map::kFootprintS == Tuning::kWarpTokens && Tuning::kWarpTokens % Attention::kTokens == 0,
+                "a warp loads the tokens that it consumes, a whole number of steps");
 
   struct Shared {
     alignas(128) T k[kStages][Layout::kSize];
@@ -57,7 +67,6 @@ struct DecodeKernel {
 
     Merge merge(params, line, share, shared.merge);
     const float scale_log2 = params.scale * 1.44269504088896341f;
-    const int warp_token = WarpIndex() * Attention::kTokens;  // of the tile
     PipeIter<kStages> pipe;
     for (WorkCursor<Line> cursor(line, params.cache.num_kv_heads, share); !cursor.Done(); cursor.Next()) {
       const Piece& piece = cursor.piece();
@@ -72,13 +81,15 @@ struct DecodeKernel {
         CopyAsyncWait<kStages - 2>();
         SyncWarp();  // the tile is there for all lanes, and all have left the slot that is filled next
         loader.Prefetch(pipe.write());
-        const T* k = shared.k[pipe.read()];
-        const T* v = shared.v[pipe.read()];
-        const int first_token = tile * kTileTokens + warp_token;
-        attention.Step([&](int s, int c) { return k + Layout::Index(warp_token + s, c); },
-                       [&](int s, int c) { return v + Layout::Index(warp_token + s, c); }, scale_log2,
-                       first_token + Attention::kTokens > fully_visible,
-                       [&](int row) { return Min(line.KeyLimit(piece, row), piece.work.length) - first_token; });
+        KVIT_UNROLL
+        for (int step = 0; step < Tuning::kWarpTokens / Attention::kTokens; ++step) {
+          const int row = WarpIndex() * Tuning::kWarpTokens + step * Attention::kTokens;  // of the tile
+          const int token = tile * kTileTokens + row;
+          attention.Step([&](int s, int c) { return shared.k[pipe.read()] + Layout::Index(row + s, c); },
+                         [&](int s, int c) { return shared.v[pipe.read()] + Layout::Index(row + s, c); }, scale_log2,
+                         token + Attention::kTokens > fully_visible,
+                         [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; });
+        }
         if (loader.Faulted(pipe.read())) attention.Poison();
       }
       merge.Finish(attention, piece);

@@ -13,8 +13,7 @@ KVIT_DEVICE int ThreadIndex() { return int(threadIdx.x); }
 KVIT_DEVICE int LaneIndex() { return int(threadIdx.x) & 31; }
 KVIT_DEVICE int BlockIndex() { return int(blockIdx.x); }
 KVIT_DEVICE int GridSize() { return int(gridDim.x); }
-// Read from lane 0, so that the compiler knows it to be the same in all lanes and keeps what follows from it uniform.
-KVIT_DEVICE int WarpIndex() { return __shfl_sync(0xffffffffu, int(threadIdx.x) >> 5, 0); }
+KVIT_DEVICE int WarpIndex() { return int(threadIdx.x) >> 5; }
 
 // --- values --------------------------------------------------------------------------------------------------------
 

@@ -1,4 +1,6 @@
 # Memory that kvit owns, on a GPU or on the host. It is a Tensor, so every operation takes it as it is.
+from libc.stdint cimport int64_t
+
 from kvit._native.context cimport Device
 from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
@@ -11,7 +13,7 @@ cdef class Buffer(Tensor):
 
     cdef int read_into(self, Tensor target) except -1
     cdef int transfer(self, Tensor target, Tensor source, Stream queue) except -1
-    cdef Buffer slice(self, Py_ssize_t start, Py_ssize_t stop)
+    cdef Buffer part(self, int code, tuple shape, int64_t offset)
     cdef Buffer as_bytes(self)
     cdef object typed(self, object raw)
 

@@ -70,15 +70,7 @@ cdef extern from "abi/params.h":
         int32_t causal
         int32_t reserved
 
-    ctypedef struct KvitAppendParams:
-        KvitCache cache
-        KvitPageTable table
-        KvitTokens tokens
-        KvitRows k
-        KvitRows v
-        KvitFault *fault
-
-    ctypedef struct KvitGatherParams:
+    ctypedef struct KvitTransferParams:
         KvitCache cache
         KvitPageTable table
         KvitTokens tokens

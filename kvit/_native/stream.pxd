@@ -14,5 +14,5 @@ cdef class Stream:
     # The same for the producer of a tensor that named its stream. Free when it did not.
     cdef int order_after(self, Tensor tensor) except -1
 
-# The Stream that `stream` stands for on `device`: None (the device's default), a Stream, an int handle, or a foreign stream.
+# The Stream that `stream` stands for on `device`: None (its default), a Stream, an int handle, or a foreign stream.
 cdef Stream stream_of(object stream, Device device)

@@ -1,4 +1,4 @@
-# A view of somebody's memory: what every operation takes. Owns nothing, imports nothing of kvit but errors and dtypes.
+# A view of somebody's memory: what every operation takes. Imports nothing of kvit but errors and dtypes.
 from libc.stdint cimport int64_t, uintptr_t
 
 
@@ -28,7 +28,7 @@ cdef class Tensor:
     cdef object owner                  # keeps the memory alive
     cdef void *data                    # element [0, 0, ...]
     cdef int64_t[8] dims               # [ndim] elements
-    cdef int64_t[8] steps              # [ndim] bytes from one index to the next; 0 on the packed last axis of a 4-bit type
+    cdef int64_t[8] steps              # [ndim] bytes to the next index; 0 on the packed last axis of a 4-bit type
     cdef int ndim
     cdef int code                      # enum KvitDtype
     cdef int bits                      # of an element
@@ -43,13 +43,15 @@ cdef class Tensor:
     # Lowest byte touched, and one past the highest. Equal where there are no elements.
     cdef void extent(self, uintptr_t *low, uintptr_t *high) noexcept
 
-# The Tensor that views `source` in place (a Tensor, kvit.Buffer among them, is returned as it is). `dtype`: what the bytes
-# are, where the source cannot say; None: the source's. `stream`: handle of the CUDA stream that will use it; NULL: legacy.
-cdef Tensor as_tensor(object source, object dtype=*, void *stream=*)
-
 # Sets type, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
 cdef int lay_out(Tensor tensor, int code, tuple shape, object strides) except -1
 
 # A view of raw memory. steps NULL: C-contiguous.
 cdef Tensor raw_tensor(void *data, int ndim, const int64_t *dims, const int64_t *steps, int code, int device_type,
                        int device_id, object owner)
+
+# The same bytes as another type; `source` itself where it has that type. Raises DtypeError, LayoutError.
+cdef Tensor reinterpret(Tensor source, object dtype)
+
+# Raises LayoutError unless every element lies at a multiple of its size, as a vector load needs it.
+cdef int check_memory(Tensor tensor) except -1

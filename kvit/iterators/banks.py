@@ -50,8 +50,8 @@ def copy_conflicts(thread_map: RakedThreadMap, layout: SmemLayout, bits: int) ->
 
 
 def matrix_conflicts(layout: SmemLayout, bits: int) -> int:
-    """Turns of the worst 8 x 16-byte matrix that ldmatrix reads from `layout`: eight tokens, from a multiple of eight on,
-    at the same 16-byte vector."""
+    """Turns of the worst 8 x 16-byte matrix that ldmatrix reads from `layout`: eight tokens at the
+    same 16-byte vector, from a multiple of eight on."""
     vector = 128 // bits
     worst = 1
     for s in range(0, layout.s - 7, 8):

@@ -37,8 +37,8 @@ class GmemIterator:
             )
         if not self.layout.keeps_runs(self.thread_map.access_c):
             raise LayoutError(
-                f"{self.layout} splits or misaligns accesses of {self.thread_map.access_c} elements; c0 and 2^base of the "
-                "swizzle must be multiples of it"
+                f"{self.layout} splits or misaligns accesses of {self.thread_map.access_c} elements; c0 and 2^base "
+                "of the swizzle must be multiples of it"
             )
 
     @property
@@ -53,6 +53,11 @@ class GmemIterator:
     def tile_bytes(self) -> int:
         """Bytes of one stage."""
         return self.layout.size * self.bits // 8
+
+    @property
+    def fragment_bytes(self) -> int:
+        """Of one thread."""
+        return self.thread_map.iter_s * self.thread_map.iter_c * self.access_bytes
 
     def load(self, rows: np.ndarray) -> np.ndarray:
         """What the threads hold after Load.
@@ -71,7 +76,7 @@ class GmemIterator:
         self, fragments: np.ndarray, shared: np.ndarray, stage: int = 0, s_begin: int = 0, s_count: int | None = None
     ) -> None:
         """Write fragments (as load returns them) to ring slot `stage` of `shared` (uint8, all stages of this tile), as
-        Save does, and Prefetch when it has landed. With s_begin and s_count, only that slice of the accesses along s."""
+        Save does, and Prefetch when it has landed. s_begin and s_count choose a slice of the accesses along s."""
         places, chosen = self._places(stage)
         chosen[:, :s_begin] = False
         if s_count is not None:

@@ -87,10 +87,7 @@ class ProbeSpec:
     @property
     def fragment_bytes(self) -> int:
         """Of a thread."""
-        return sum(
-            iterator.thread_map.iter_s * iterator.thread_map.iter_c * iterator.access_bytes
-            for iterator in self.iterators
-        )
+        return sum(iterator.fragment_bytes for iterator in self.iterators)
 
 
 @dataclass(frozen=True)
@@ -98,8 +95,8 @@ class ProbeInput:
     """What a probe reads, and which tile.
 
     pools     name -> uint8 [pages, page_size, heads, row_bytes] for "k", "v" and, below 16 bits, "k_params", "v_params"
-              (row_bytes 4: scale and zero in f16). Any strides with dense rows, 16-byte aligned: NHD and HND are views. A
-              linear source has [1, tokens, heads, row_bytes].
+              (row_bytes 4: scale and zero in f16). Any strides with dense rows, 16-byte aligned: NHD and HND are views.
+              A linear source has [1, tokens, heads, row_bytes].
     table     pages and lengths
     sequence, head, tile    which tile
     max_s     rows of the tile from here on become zeros; all are wanted if absent
@@ -256,8 +253,8 @@ def _check(spec: ProbeSpec, given: ProbeInput) -> None:
         pool = given.pools[name]
         if pool.dtype != np.uint8 or pool.ndim != 4 or pool.shape != (*shape, iterator.row_bytes):
             raise ShapeError(
-                f"{name} is {pool.dtype} {pool.shape}; {spec} takes uint8 [pages, page_size, heads, {iterator.row_bytes}], "
-                "the same pages, page_size and heads in every pool"
+                f"{name} is {pool.dtype} {pool.shape}; {spec} takes uint8 [pages, page_size, heads, "
+                f"{iterator.row_bytes}], the same pages, page_size and heads in every pool"
             )
         if pool.strides[3] != 1:
             raise LayoutError(f"{name} has {pool.strides[3]} bytes from channel to channel; rows must be dense")

@@ -168,4 +168,5 @@ class RakedThreadMap:
 
     def __str__(self) -> str:
         tail = "" if self.warp_c == 1 else f", {self.warp_c}"
-        return f"RakedThreadMap<{self.dim_c}, {self.dim_s}, {self.access_c}, {self.warp_count}, {self.warp_thread_c}{tail}>"
+        first = f"{self.dim_c}, {self.dim_s}, {self.access_c}, {self.warp_count}, {self.warp_thread_c}"
+        return f"RakedThreadMap<{first}{tail}>"

@@ -33,8 +33,8 @@ class SmemLayout:
             )
         if self.s0 * self.c0 % self.swizzle.block:
             raise LayoutError(
-                f"{self}: the swizzle permutes blocks of {self.swizzle.block} elements, and an atom of {self.s0 * self.c0} "
-                "is no whole number of them"
+                f"{self}: the swizzle permutes blocks of {self.swizzle.block} elements, and an atom of "
+                f"{self.s0 * self.c0} is no whole number of them"
             )
 
     @property

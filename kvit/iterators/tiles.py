@@ -51,13 +51,13 @@ class Table:
     def __post_init__(self) -> None:
         if self.indptr is None and (self.pages.ndim != 2 or len(self.pages) != len(self.lengths)):
             raise ShapeError(
-                f"pages have shape {self.pages.shape} for {len(self.lengths)} lengths; a dense table is [sequences, slots], "
-                "a ragged one comes with indptr"
+                f"pages have shape {self.pages.shape} for {len(self.lengths)} lengths; a dense table is "
+                "[sequences, slots], a ragged one comes with indptr"
             )
         if self.indptr is not None and (self.pages.ndim != 1 or len(self.indptr) != len(self.lengths) + 1):
             raise ShapeError(
-                f"pages have shape {self.pages.shape}, indptr has {len(self.indptr)} entries for {len(self.lengths)} lengths; "
-                "a ragged table is [entries] with one more indptr than lengths"
+                f"pages have shape {self.pages.shape}, indptr has {len(self.indptr)} entries for "
+                f"{len(self.lengths)} lengths; a ragged table is [entries] with one more indptr than lengths"
             )
 
     @property

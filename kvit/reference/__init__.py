@@ -1,4 +1,4 @@
-"""The definition of what kvit computes: numpy only, float64 inside, written to be read. Kernels are tested against it."""
+"""The definition of what kvit computes: numpy only, float64 inside, written to be read."""
 
 from .attention import State, attention, merge_states, visible_keys
 from .paged import Cache, Fault, Table, append, copy_pages, gather, paged_attention, token_ranges

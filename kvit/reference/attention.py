@@ -22,7 +22,7 @@ class State(NamedTuple):
 
 
 def visible_keys(num_keys: int, num_queries: int, query: int, causal: bool) -> int:
-    """How many of the first keys a query sees. The queries are the last tokens: query i of n has position keys - n + i."""
+    """How many of the first keys a query sees. Queries are the last tokens: query i of n has position keys - n + i."""
     return max(0, num_keys - num_queries + query + 1) if causal else num_keys
 
 
@@ -33,8 +33,8 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causal: bool = True, 
     k, v   [keys, kv_heads, head_dim]; query head h reads KV head h // (query_heads / kv_heads)
     scale  head_dim ** -0.5 if absent
 
-    Keys that a query does not see are left out, not weighted with zero: whatever they hold, NaN included, changes nothing.
-    Vaswani et al., Attention Is All You Need, 2017; grouped heads: Ainslie et al., GQA, 2023.
+    Keys that a query does not see are left out, not weighted with zero: whatever they hold, NaN included, changes
+    nothing. Vaswani et al., Attention Is All You Need, 2017; grouped heads: Ainslie et al., GQA, 2023.
     """
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
     num_queries, query_heads, head_dim = q.shape

@@ -33,7 +33,7 @@ class Cache:
     layout: Literal["NHD", "HND"] = "NHD"
 
     def pools(self) -> tuple[NDArray, NDArray]:
-        """K and V as [page, token, head, channel] views: token t of a sequence is row t % page_size of its page t // page_size."""
+        """K and V as [page, token, head, channel] views."""
         if self.layout == "NHD":
             return self.k, self.v
         return self.k.swapaxes(1, 2), self.v.swapaxes(1, 2)
@@ -59,20 +59,38 @@ class Table:
         """The ragged form: the pages of sequence s are indices[indptr[s]:indptr[s + 1]]."""
         return cls(np.split(np.asarray(indices), np.asarray(indptr)[1:-1]), lengths)
 
-    def fault(self, cache: Cache, sequence: int, at_least: int = 0) -> Fault | None:
-        """What keeps a sequence of `at_least` tokens from being used, or None."""
-        pages, length = np.asarray(self.pages[sequence]), int(self.lengths[sequence])
-        if not at_least <= length <= len(pages) * cache.page_size:
-            return Fault("length", sequence, 0, length)
-        for slot, page in enumerate(pages[: -(-length // cache.page_size)]):
-            if not 0 <= page < cache.num_pages:
-                return Fault("page", sequence, slot, int(page))
-        return None
+    def has_room(self, cache: Cache, sequence: int) -> bool:
+        """Whether the length is one that the sequence's pages can hold."""
+        return 0 <= self.lengths[sequence] <= len(self.pages[sequence]) * cache.page_size
+
+    def fault(self, cache: Cache, sequence: int) -> Fault | None:
+        """The first thing wrong with a sequence, or None."""
+        if not self.has_room(cache, sequence):
+            return Fault("length", sequence, 0, int(self.lengths[sequence]))
+        pages = np.asarray(self.pages[sequence])[: -(-self.lengths[sequence] // cache.page_size)]
+        wrong = np.flatnonzero((pages < 0) | (pages >= cache.num_pages))
+        return Fault("page", sequence, int(wrong[0]), int(pages[wrong[0]])) if len(wrong) else None
 
     def places(self, cache: Cache, sequence: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """(page, row in the page) of every token of a sequence, in order."""
-        slot, row = np.divmod(np.arange(self.lengths[sequence]), cache.page_size)
-        return np.asarray(self.pages[sequence], dtype=np.intp)[slot], row
+        """(page, row in the page) of every token of a sequence, in order.
+
+        Token t is row t % page_size of page t // page_size. The page is -1 for a token without a place: the table names
+        none that exists.
+        """
+        slot, row = np.divmod(np.arange(max(0, self.lengths[sequence])), cache.page_size)
+        if not self.has_room(cache, sequence):
+            return np.full_like(slot, -1), row
+        page = np.asarray(self.pages[sequence], np.intp)[slot]
+        return np.where(page < cache.num_pages, np.maximum(page, -1), -1), row
+
+    def read(self, cache: Cache, sequence: int) -> tuple[NDArray, NDArray]:
+        """k and v [length, kv_heads, head_dim] of a sequence; NaN for tokens that have no place."""
+        page, row = self.places(cache, sequence)
+        found = page >= 0
+        k, v = (np.full((len(page), *pool.shape[2:]), np.nan, pool.dtype) for pool in cache.pools())
+        for rows, pool in zip((k, v), cache.pools(), strict=True):
+            rows[found] = pool[page[found], row[found]]
+        return k, v
 
 
 def token_ranges(counts: Sequence[int]) -> list[slice]:
@@ -95,43 +113,53 @@ def paged_attention(
     q       [sum(counts), query_heads, head_dim], sequence after sequence
     counts  new tokens of each sequence, which are its last ones; one each if absent
 
-    A sequence that the table describes wrongly (Table.fault) gives NaN.
+    A query that sees a token without a place, and every query of a sequence with an impossible length, gives NaN.
+    Kernels may give NaN for the other queries of that sequence too: they look at whole tiles of tokens.
     """
     q = np.asarray(q)
     counts = [1] * len(table.lengths) if counts is None else counts
     out = np.full(q.shape, np.nan)
     lse = np.full(q.shape[:2], np.nan)
     for sequence, tokens in enumerate(token_ranges(counts)):
-        if table.fault(cache, sequence) is None:
-            k, v = (pool[table.places(cache, sequence)] for pool in cache.pools())
+        if table.has_room(cache, sequence):
+            k, v = table.read(cache, sequence)
             out[tokens], lse[tokens] = attention(q[tokens], k, v, causal=causal, scale=scale)
     return State(out, lse)
 
 
 def append(cache: Cache, table: Table, k: ArrayLike, v: ArrayLike, counts: Sequence[int] | None = None) -> None:
-    """Write new tokens, the last `counts[sequence]` ones of each sequence, to their places. Lengths are those after the call.
+    """Write new tokens, the last `counts[sequence]` ones of each sequence, to their places. Lengths are those after the
+    call.
 
     k, v    [sum(counts), kv_heads, head_dim], sequence after sequence, in the cache's dtype
 
-    Of a sequence that the table describes wrongly, or that is shorter than its new tokens, nothing is written.
+    A token without a place is not written.
     """
     counts = [1] * len(table.lengths) if counts is None else counts
     for sequence, tokens in enumerate(token_ranges(counts)):
-        if table.fault(cache, sequence, at_least=counts[sequence]) is None:
-            page, row = (place[table.lengths[sequence] - counts[sequence] :] for place in table.places(cache, sequence))
-            for pool, new in zip(cache.pools(), (k, v), strict=True):
-                pool[page, row] = np.asarray(new)[tokens]
+        page, row = table.places(cache, sequence)
+        num_written = min(
+            counts[sequence], len(page)
+        )  # of more new tokens than the sequence is long, only the last ones
+        page, row = page[len(page) - num_written :], row[len(row) - num_written :]
+        for pool, new in zip(cache.pools(), (k, v), strict=True):
+            pool[page[page >= 0], row[page >= 0]] = np.asarray(new)[tokens.stop - num_written : tokens.stop][page >= 0]
 
 
 def gather(cache: Cache, table: Table) -> tuple[NDArray, NDArray, NDArray[np.int32]]:
-    """Every sequence's tokens, laid end to end: k and v [tokens, kv_heads, head_dim], and indptr [sequences + 1]."""
-    places = [table.places(cache, sequence) for sequence in range(len(table.lengths))]
-    page, row = (np.concatenate([np.empty(0, np.intp), *parts]) for parts in zip(*places, strict=True)) if places else ([], [])
-    k, v = (pool[page, row] for pool in cache.pools())
-    return k, v, np.cumsum([0, *table.lengths], dtype=np.int32)
+    """Every sequence's tokens, laid end to end: k and v [tokens, kv_heads, head_dim], and indptr [sequences + 1].
+
+    A token without a place gives NaN.
+    """
+    rows = [table.read(cache, sequence) for sequence in range(len(table.lengths))]
+    nothing = tuple(
+        pool[:0, 0] for pool in cache.pools()
+    )  # where there are no sequences, the shape still says heads and dtype
+    k, v = (np.concatenate(parts) for parts in zip(nothing, *rows, strict=True))
+    return k, v, np.cumsum([0, *map(len, (k for k, _ in rows))], dtype=np.int32)
 
 
 def copy_pages(cache: Cache, source: ArrayLike, target: ArrayLike) -> None:
-    """Copy whole pages, K and V. No page is both a source and a target, nor twice a target."""
+    """Copy whole pages, K and V. No page is both a source and a target, or twice a target."""
     for pool in cache.pools():
         pool[np.asarray(target, np.intp)] = pool[np.asarray(source, np.intp)]

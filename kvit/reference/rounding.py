@@ -9,8 +9,8 @@ from numpy.typing import ArrayLike, NDArray
 def rounded(x: ArrayLike, dtype: np.dtype | type) -> NDArray:
     """`x` in `dtype`, rounded once.
 
-    Casts from float64 to the types of ml_dtypes go through float32 and so round twice: a value a hair above the middle of two
-    bfloat16 becomes exactly the middle, and then falls. Rounding to odd on the way keeps the hair.
+    Casts from float64 to the types of ml_dtypes go through float32 and so round twice: a value a hair above the middle
+    of two bfloat16 becomes exactly the middle, and then falls. Rounding to odd on the way keeps the hair.
     """
     x, dtype = np.asarray(x, np.float64), np.dtype(dtype)
     if dtype in (np.float64, np.float32, np.float16):

@@ -107,8 +107,9 @@ def test_a_seed_fixes_the_text(small):
 @pytest.mark.parametrize("backend", [["--device", "host"], ["--reference"]], ids=["host", "reference"])
 def test_the_script_prints_text_and_a_summary(backend):
     command = [sys.executable, TINYLM / "generate.py", "def read_", "--tokens", "4", "--greedy", *backend]
-    # The encoding of the surroundings must not matter: a byte of the model's may be any.
-    done = subprocess.run(command, capture_output=True, timeout=120, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    # The same kvit as here, and an encoding of the surroundings that must not matter: the model may say any byte.
+    env = {**os.environ, "PYTHONPATH": str(Path(kvit.__file__).parents[1]), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, capture_output=True, timeout=120, env=env)
     assert done.returncode == 0, done.stderr.decode()
     assert re.fullmatch(r"def read_.{4}\n", done.stdout.decode(), re.DOTALL)
     summary = done.stderr.decode()

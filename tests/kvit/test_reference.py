@@ -1,4 +1,4 @@
-"""The reference is itself tested: against a loop over single numbers, and against identities that attention must satisfy."""
+"""The reference is itself tested: against a loop over single numbers, and against identities of attention."""
 
 import math
 
@@ -171,17 +171,38 @@ def test_ragged_table_is_the_dense_one(rng):
 def test_a_wrong_table_is_named_and_its_sequence_alone_is_nan(rng, pages, length, fault):
     cache = reference.Cache(rows(rng, 4, 3, 1, 4), rows(rng, 4, 3, 1, 4))
     table = reference.Table([[0], pages], [2, length])
+    assert table.fault(cache, 0) is None
     assert table.fault(cache, 1) == fault
     state = reference.paged_attention(rows(rng, 2, 1, 4), cache, table)
     assert np.isfinite(state.out[0]).all()
     assert np.isnan(state.out[1]).all() == np.isnan(state.lse[1]).all() == (fault is not None)
 
 
-def test_append_writes_nothing_of_a_sequence_shorter_than_its_new_tokens(rng):
+def test_a_query_that_does_not_see_the_wrong_page_is_not_hurt_by_it(rng):
+    cache = reference.Cache(rows(rng, 4, 3, 1, 4), rows(rng, 4, 3, 1, 4))
+    q = rows(rng, 2, 1, 4)
+    state = reference.paged_attention(q, cache, reference.Table([[2, 9]], [4]), [2])  # token 3 alone is on page 9
+    expected = reference.paged_attention(q[:1], cache, reference.Table([[2]], [3]))
+    assert_array_equal(state.out[0], expected.out[0])
+    assert np.isnan(state.out[1]).all()
+
+
+def test_tokens_without_a_place_are_not_written_and_come_back_as_nan(rng):
     cache = reference.Cache(np.zeros((2, 3, 1, 4)), np.zeros((2, 3, 1, 4)))
-    reference.append(cache, reference.Table([[0], [1]], [1, 1]), rows(rng, 3, 1, 4), rows(rng, 3, 1, 4), [2, 1])
-    assert_array_equal(cache.k[0], 0)
-    assert np.count_nonzero(cache.k[1]) == 4
+    table = reference.Table([[0, 7], [1]], [4, 1])
+    k, v = rows(rng, 4, 1, 4), rows(rng, 4, 1, 4)
+    reference.append(cache, table, k, v, [2, 2])  # positions 2 and 3 (page 7) of the first, -1 and 0 of the second
+    assert_array_equal(cache.k[0], [np.zeros((1, 4)), np.zeros((1, 4)), k[0]])
+    assert_array_equal(cache.k[1], [k[3], np.zeros((1, 4)), np.zeros((1, 4))])
+    gathered = reference.gather(cache, table)[0]
+    assert_array_equal(np.isnan(gathered).all(axis=(1, 2)), [False, False, False, True, False])
+
+
+def test_gathering_no_sequences_gives_no_rows_of_the_cache_s_shape():
+    cache = reference.Cache(np.zeros((2, 3, 5, 4)), np.zeros((2, 3, 5, 4)), "HND")
+    k, v, indptr = reference.gather(cache, reference.Table([], []))
+    assert k.shape == v.shape == (0, 3, 4)
+    assert_array_equal(indptr, [0])
 
 
 def test_copy_pages_copies_both_pools_and_nothing_else(rng):

@@ -83,7 +83,7 @@ cdef void describe(DLTensor *view, Tensor tensor, int64_t *shape, int64_t *strid
     view.strides = strides
     for i in range(tensor.ndim):
         shape[i] = tensor.dims[i]
-        # Bytes to elements; the packed axis of a 4-bit type, whose stride in bytes is 0, has neighbours one element apart.
+        # Bytes to elements; on the packed axis of a 4-bit type, whose byte stride is 0, neighbours are one apart.
         strides[i] = tensor.steps[i] * 8 // tensor.bits or 1
 
 

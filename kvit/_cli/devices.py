@@ -1,0 +1,50 @@
+"""The devices of this machine, and which kernel runs where. A machine without a driver or a GPU has the host alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from kvit import registry
+from kvit._native import driver
+from kvit._native.context import Device
+from kvit.errors import KvitError
+
+
+def gpus() -> tuple[list[Device], str | None]:
+    """Every GPU; if there is none, why not, in one line."""
+    try:
+        return [Device.of(f"cuda:{i}") for i in range(driver.num_gpus())], None
+    except KvitError as error:
+        return [], " ".join(str(error).split())
+
+
+def all_devices() -> list[Device]:
+    """The host, then every GPU."""
+    return [Device.of("host"), *gpus()[0]]
+
+
+def target_on(entry: registry.Entry, device: Device) -> str | None:
+    """What runs when this kernel is launched on the device: "host", a member of entry.archs, or None if it cannot run."""
+    if device.compute_capability is None or device.shared_bytes is None:
+        return "host"
+    if entry.shared_bytes > device.shared_bytes:
+        return None
+    return registry.best_target(device.compute_capability, entry.archs)
+
+
+def cuda_version() -> str | None:
+    """Newest CUDA that the driver knows, such as "13.0"; None where no driver can be used."""
+    try:
+        version = driver.driver_version()
+    except KvitError:
+        return None
+    return f"{version // 1000}.{version % 1000 // 10}"
+
+
+def driver_release() -> str | None:
+    """Release of the NVIDIA kernel driver, such as "580.95.05"; None where it does not say."""
+    try:
+        words = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8").split("\n", 1)[0].split()
+    except OSError:
+        return None
+    return next((word for word in words if word.count(".") >= 1 and word.replace(".", "").isdigit()), None)

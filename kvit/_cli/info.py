@@ -1,0 +1,140 @@
+"""`kvit info`: versions, what is built, and the devices of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+from kvit import registry
+from kvit._cli import devices, display
+from kvit.errors import KernelMissing
+
+_PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "rich", "matplotlib")
+_HOST_LIBRARY = "libkvit_host.so"
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    parser = commands.add_parser("info", help="versions, what is built, devices", description=__doc__)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what `collect` finds."""
+    found = collect()
+    print(json.dumps(found, indent=2) if options.json else _text(found))
+    return 0
+
+
+def collect() -> dict[str, Any]:
+    """Everything that `kvit info` tells, as JSON has it. Needs neither a driver nor kernels."""
+    gpus, why_no_gpu = devices.gpus()
+    built, why_not_built = _built()
+    return {
+        "kvit": _version("kvit") or (built or {}).get("kvit"),
+        "path": str(Path(__file__).resolve().parents[1]),
+        "python": f"{platform.python_version()} ({sys.executable})",
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in _PACKAGES},
+        "built": built,
+        "why_not_built": why_not_built,
+        "driver": {"release": devices.driver_release(), "cuda": devices.cuda_version()},
+        "why_no_gpu": why_no_gpu,
+        "devices": [_device(device, built) for device in [devices.all_devices()[0], *gpus]],
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _built() -> tuple[dict[str, Any] | None, str | None]:
+    """What is in kvit/_kernels, or why there is nothing."""
+    try:
+        installed = registry.installed()
+    except KernelMissing as error:
+        return None, " ".join(str(error).split())
+    parts = [_part("host", len(installed.all()), {installed.folder / _HOST_LIBRARY})]
+    for arch in installed.archs:
+        entries = [entry for entry in installed.all() if arch in entry.archs]
+        parts.append(_part(arch, len(entries), {entry.file(arch) for entry in entries}))
+    return {
+        "kvit": installed.kvit,
+        "cuda": installed.cuda,
+        "archs": list(installed.archs),
+        "families": list(dict.fromkeys(entry.family for entry in installed.all())),
+        "kernels": len(installed.all()),
+        "bytes": sum(part["bytes"] for part in parts),
+        "parts": parts,
+    }, None
+
+
+def _part(name: str, num_kernels: int, files: set[Path]) -> dict[str, Any]:
+    present = [path for path in files if path.is_file()]
+    return {
+        "part": name,
+        "kernels": num_kernels,
+        "files": len(present),
+        "missing_files": sorted(str(path) for path in files - set(present)),
+        "bytes": sum(path.stat().st_size for path in present),
+    }
+
+
+def _device(device: devices.Device, built: dict[str, Any] | None) -> dict[str, Any]:
+    capability = device.compute_capability
+    target = "host" if capability is None else registry.best_target(capability, built["archs"] if built else ())
+    return {
+        "device": str(device),
+        "name": device.name,
+        "compute_capability": None if capability is None else list(capability),
+        "num_sms": device.num_sms,
+        "memory_bytes": device.memory_bytes,
+        "target": target if built else None,
+    }
+
+
+def _text(found: dict[str, Any]) -> str:
+    packages = ", ".join(f"{name} {version}" for name, version in found["packages"].items() if version)
+    lines = [
+        f"kvit {found['kvit'] or '(not installed)'} at {found['path']}",
+        f"Python {found['python']} on {found['platform']}",
+        f"with {packages}",
+        "",
+    ]
+    built = found["built"]
+    if built is None:
+        lines += [f"kernels: {found['why_not_built']}", ""]
+    else:
+        compiler = f"by CUDA {built['cuda']}" if built["cuda"] else "for the host alone"
+        lines += [f"{built['kernels']} kernels, built {compiler}, {display.size(built['bytes'])}"]
+        parts = [(part["part"], part["kernels"], part["files"], display.size(part["bytes"])) for part in built["parts"]]
+        lines += [display.table(("part", "kernels", "files", "size"), parts, "  ")]
+        missing = [path for part in built["parts"] for path in part["missing_files"]]
+        lines += [f"  missing, reinstall kvit: {', '.join(missing)}"] if missing else []
+        lines += [""]
+    if found["why_no_gpu"] is None:
+        lines += [f"driver {found['driver']['release'] or '(release unknown)'}, CUDA {found['driver']['cuda']}"]
+    else:
+        lines += [found["why_no_gpu"]]
+    header = ("device", "name", "compute", "SMs", "memory", "runs")
+    rows = [
+        (
+            device["device"],
+            device["name"],
+            "-" if device["compute_capability"] is None else "{}.{}".format(*device["compute_capability"]),
+            device["num_sms"],
+            display.size(device["memory_bytes"]),
+            device["target"] or "nothing that is built",
+        )
+        for device in found["devices"]
+    ]
+    return "\n".join([*lines, display.table(header, rows, "  ")])

@@ -1,0 +1,108 @@
+"""Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller."""
+
+from kvit._native.context import Device
+from kvit._native.module import Kernel
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.registry import Entry
+
+class PackedCache:
+    """K and V of a cache as kernels take them."""
+
+    k: Tensor
+    v: Tensor
+    def __init__(
+        self,
+        k: Tensor,
+        v: Tensor,
+        k_strides: tuple[int, int, int],
+        v_strides: tuple[int, int, int],
+        num_pages: int,
+        page_size: int,
+        num_kv_heads: int,
+        head_dim: int,
+    ) -> None: ...
+
+class PackedTable:
+    """A page table as kernels take it: dense where `indptr` is None."""
+
+    pages: Tensor
+    indptr: Tensor | None
+    lengths: Tensor
+    def __init__(self, pages: Tensor, indptr: Tensor | None, lengths: Tensor) -> None: ...
+
+class AttentionLaunch:
+    """An attention kernel with its grid, its workspace and its constants."""
+
+    kernel: Kernel
+    counters: Tensor
+    partials: Tensor
+    fault: Tensor
+    def __init__(
+        self,
+        entry: Entry,
+        device: Device,
+        grid: int,
+        counters: Tensor,
+        partials: Tensor,
+        fault: Tensor,
+        num_query_heads: int,
+        scale: float,
+        is_causal: bool,
+    ) -> None: ...
+    def __call__(
+        self,
+        cache: PackedCache,
+        table: PackedTable,
+        q: Tensor,
+        out: Tensor,
+        lse: Tensor | None,
+        token_indptr: Tensor | None,
+        tokens_each: int,
+        stream: Stream | None,
+    ) -> None: ...
+
+def append(
+    entry: Entry,
+    device: Device,
+    cache: PackedCache,
+    table: PackedTable,
+    k: Tensor,
+    v: Tensor,
+    token_indptr: Tensor | None,
+    tokens_each: int,
+    fault: Tensor,
+    stream: Stream | None,
+) -> None: ...
+def gather(
+    entry: Entry,
+    device: Device,
+    cache: PackedCache,
+    table: PackedTable,
+    k: Tensor,
+    v: Tensor,
+    token_indptr: Tensor,
+    fault: Tensor,
+    stream: Stream | None,
+) -> None: ...
+def copy_pages(
+    entry: Entry,
+    device: Device,
+    cache: PackedCache,
+    source: Tensor,
+    target: Tensor,
+    row_bytes: int,
+    fault: Tensor,
+    stream: Stream | None,
+) -> None: ...
+def merge(
+    entry: Entry,
+    device: Device,
+    a: Tensor,
+    lse_a: Tensor,
+    b: Tensor,
+    lse_b: Tensor,
+    out: Tensor,
+    lse: Tensor | None,
+    stream: Stream | None,
+) -> None: ...

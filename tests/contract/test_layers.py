@@ -1,0 +1,180 @@
+"""Data goes down, imports point down: the layers of docs/architecture.md as tables, and every import held to them."""
+
+import ast
+import re
+import sys
+
+import pytest
+
+from support import KERNELS, ROOT
+from support.sources import sources
+
+# Folder of kernels/ -> folders that its files may include, besides its own.
+CPP_VALUES = {"abi", "core", "platform"}
+CPP = {
+    "abi": set(),
+    "core": {"abi"},
+    "platform": {"abi", "core"},
+    "layout": CPP_VALUES,
+    "quant": CPP_VALUES,
+    "mma": CPP_VALUES,
+    "cache": CPP_VALUES | {"layout"},
+    "iterator": CPP_VALUES | {"layout", "quant", "mma", "cache"},
+    "attention": CPP_VALUES | {"layout", "quant", "mma", "cache", "iterator"},
+    "entry": CPP_VALUES | {"layout", "quant", "mma", "cache", "iterator", "attention"},
+}
+
+# Cython modules from the top down: each may cimport what stands on a later line.
+CYTHON = [
+    {"capi"},
+    {"ops"},
+    {"launcher"},
+    {"module"},
+    {"buffer", "event"},
+    {"stream"},
+    {"context"},
+    {"host"},
+    {"driver"},
+    {"errors"},
+    {"borrow", "lend"},
+    {"tensor"},
+    {"dlpack"},
+]
+# Imports against that order which wait for the first call: Tensor(x) is made by borrow, which is made of Tensors.
+CYTHON_LATE = {("tensor", "borrow")}
+
+# Python module or package of kvit -> what it may import of kvit, besides its own package.
+LEAVES = {"errors", "dtypes"}
+RUNTIME = LEAVES | {"_native", "registry"}
+VIEWS = RUNTIME | {"_checks", "_faults"}
+PYTHON = {
+    "errors": set(),
+    "dtypes": {"errors"},
+    "reference": set(),  # numpy only: the definition depends on nothing that it defines
+    "_native": LEAVES,
+    "registry": LEAVES,
+    "_pages": LEAVES,
+    "_checks": LEAVES | {"_native"},
+    "_faults": LEAVES | {"_native"},
+    "iterators": RUNTIME,
+    "views": VIEWS,
+    "sequence": LEAVES | {"_pages"},
+    "_transfer": VIEWS | {"views"},
+    "attention": VIEWS | {"views"},
+    "cache": VIEWS | {"views", "_pages", "_transfer", "sequence", "attention"},
+    "__init__": None,  # names everything, and imports it when it is first used
+    "__main__": None,
+}
+
+# What `import kvit` may bring in. The command line's niceties are extras, which only it imports.
+THIRD_PARTY = {"numpy", "ml_dtypes", "cuda"}
+EXTRAS = {"rich", "matplotlib"}
+
+
+def test_layers_of_the_table_have_no_cycles():
+    # A module may only see modules that see less than it does.
+    for table in (CPP, {name: seen for name, seen in PYTHON.items() if seen is not None}):
+        for name, seen in table.items():
+            assert all(name not in table[other] for other in seen), f"{name} sees a module that sees it"
+
+
+@pytest.mark.parametrize("path", sources(".h", ".cuh", ".hpp", ".cpp", under=("kernels",)), ids=str)
+def test_cpp_includes_point_down(path):
+    folder = path.parts[1]
+    assert folder in CPP, f"kernels/{folder} is not in the table of layers; give it a place in {__file__}"
+    for included in re.findall(r'^\s*#\s*include\s+"([^"]+)"', (ROOT / path).read_text(encoding="utf-8"), re.M):
+        target = included.split("/")[0]
+        assert (KERNELS / included).exists(), f'{path} includes "{included}"; includes are relative to kernels/'
+        assert target == folder or target in CPP[folder], f"{path} includes {included}; {folder}/ may not see {target}/"
+        check_suffix(path, included)
+
+
+def check_suffix(path, included):
+    """Suffixes say who may include: .h plain C for all, .cuh under nvcc and g++, .hpp on the host only."""
+    machines = {"platform/cuda.cuh", "platform/host.hpp"}
+    if included in machines and path.suffix != ".cpp":
+        assert path.as_posix() == "kernels/platform/platform.cuh", f"{path}: only platform.cuh picks the machine"
+    elif path.suffix == ".h":
+        assert included.endswith(".h"), f"{path} is plain C and includes {included}"
+    elif path.suffix == ".cuh":
+        assert not included.endswith(".hpp"), f"{path} compiles under nvcc and includes the host's {included}"
+
+
+@pytest.mark.parametrize("path", sources(".cuh", ".h", under=("kernels",)), ids=str)
+def test_only_the_platform_speaks_to_the_gpu(path):
+    if path.as_posix() == "kernels/platform/cuda.cuh":
+        return
+    text = re.sub(r"//.*", "", (ROOT / path).read_text(encoding="utf-8"))
+    spoken = re.findall(r"\basm\b|\bthreadIdx\b|\bblockIdx\b|\bblockDim\b|\bgridDim\b|__syncthreads|__shfl\w*", text)
+    assert not spoken, f"{path} uses {spoken[0]}; kernels/platform/cuda.cuh is the place for it"
+
+
+def test_no_kernel_is_written_by_hand_as_a_translation_unit():
+    assert list(KERNELS.rglob("*.cu")) == []
+
+
+@pytest.mark.parametrize("path", sources(".pyx", ".pxd", under=("pyx", "kvit")), ids=str)
+def test_cython_imports_point_down(path):
+    rank = {name: index for index, names in enumerate(CYTHON) for name in names}
+    if path.parent.name != "_native" and path.parent.name != "pyx":
+        return  # kvit/capi.pxd: for extensions of others
+    assert path.stem in rank, f"{path} is not in the table of layers; give it a place in {__file__}"
+    text = (ROOT / path).read_text(encoding="utf-8")
+    seen = re.findall(r"^\s*(?:from|cimport|import) kvit\._native\.(\w+)", text, re.M)
+    for names in re.findall(r"^\s*from kvit\._native c?import ([\w, ]+)", text, re.M):
+        seen += [name.split()[0] for name in names.split(",")]
+    for other in set(seen) - {path.stem}:
+        points_down = rank[other] > rank[path.stem] or (path.stem, other) in CYTHON_LATE
+        assert points_down, f"{path} imports {other}, which stands above it or beside it"
+    for module in re.findall(r"^\s*(?:from|import) kvit\.(\w+)", text, re.M):
+        assert module in PYTHON["_native"] | {"_native"}, f"{path} imports kvit.{module}; _native may see {LEAVES}"
+
+
+def imports_of(path):
+    """(module, line) of every import that runs: those under `if TYPE_CHECKING` are for type checkers alone."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    skipped = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            skipped.update(id(inner) for statement in node.body for inner in ast.walk(statement))
+    package = list(path.with_suffix("").parts)[:-1]
+    for node in ast.walk(tree):
+        if id(node) in skipped:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base += node.module.split(".") if node.module else []
+            # `from kvit import registry` names a module; `from kvit.errors import X` names something inside one.
+            if base == ["kvit"]:
+                yield from ((f"kvit.{alias.name}", node.lineno) for alias in node.names)
+            else:
+                yield ".".join(base), node.lineno
+
+
+@pytest.mark.parametrize("path", sources(".py", under=("kvit",)), ids=str)
+def test_python_imports_point_down(path):
+    name = path.with_suffix("").parts[1]
+    assert name in PYTHON, f"{path} is not in the table of layers; give it a place in {__file__}"
+    allowed = PYTHON[name]
+    for module, line in imports_of(path):
+        head, *rest = module.split(".")
+        if head == "kvit":
+            other = rest[0] if rest else "__init__"
+            assert allowed is None or other == name or other in allowed, (
+                f"{path}:{line}: {name} may not import kvit.{other}"
+            )
+        elif head not in sys.stdlib_module_names:
+            extras = EXTRAS if name == "__main__" else set()
+            assert head in THIRD_PARTY | extras, f"{path}:{line}: {head} is no run-time dependency of kvit"
+
+
+def test_importing_kvit_imports_nothing_but_kvit():
+    # In a process of its own: this one has numpy and more in memory already.
+    import subprocess
+
+    code = "import sys; before = set(sys.modules); import kvit; print(*(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT / "tests")
+    heads = {name.split(".")[0] for name in done.stdout.split()}
+    assert heads & {"numpy", "ml_dtypes", "cuda", "rich", "matplotlib", "torch"} == set()

@@ -1,0 +1,63 @@
+"""kernels/manifest.toml, the tree and what was built agree."""
+
+import json
+
+import pytest
+
+from kvit import registry
+from support import KERNELS
+from support.manifest import manifest, the_manifest
+
+
+def test_every_kernel_of_the_manifest_is_in_the_index_and_nothing_else_is():
+    built = {entry.symbol: (entry.family, dict(entry.axes), entry.unit, entry.params) for entry in registry.all()}
+    assert built == {spec.symbol: (spec.family, dict(spec.axes), spec.unit, spec.params) for spec in manifest()}
+
+
+def test_every_kernel_is_built_for_the_targets_of_its_family_that_were_asked_for():
+    asked = registry.installed().archs
+    targets = {spec.symbol: tuple(arch for arch in asked if arch in spec.archs) for spec in manifest()}
+    assert {entry.symbol: entry.archs for entry in registry.all()} == targets
+
+
+def test_every_file_that_the_index_promises_exists_and_holds_its_kernels():
+    contents = {}
+    for entry in registry.all():
+        for arch in entry.archs:
+            path = entry.file(arch)
+            if path not in contents:
+                contents[path] = path.read_bytes()
+            assert entry.symbol.encode() in contents[path], f"{path} has no {entry.symbol}"
+
+
+def test_nothing_lies_beside_the_files_that_the_index_promises():
+    promised = {entry.file(arch) for entry in registry.all() for arch in entry.archs}
+    promised |= {registry.KERNELS / "index.json", registry.KERNELS / "libkvit_host.so"}
+    assert {path for path in registry.KERNELS.rglob("*") if path.is_file()} == promised
+
+
+def test_the_index_has_the_fields_that_its_page_names():
+    index = json.loads((registry.KERNELS / "index.json").read_text())
+    assert index["version"] == 1
+    assert set(index) == {"version", "kvit", "cuda", "archs", "kernels"}
+    fields = {"symbol", "family", "unit", "axes", "params", "params_bytes", "threads", "shared_bytes", "min_ctas"}
+    assert {frozenset(kernel) for kernel in index["kernels"]} == {frozenset(fields | {"facts", "archs"})}
+
+
+@pytest.mark.parametrize("family", the_manifest().families, ids=lambda family: family.name)
+def test_a_family_names_a_header_and_a_launch_struct_that_exist(family):
+    assert (KERNELS / family.header).is_file()
+    assert f"}} {family.params};" in (KERNELS / "abi" / "params.h").read_text()
+
+
+def test_every_entry_header_belongs_to_a_family():
+    entries = {path.relative_to(KERNELS).as_posix() for path in (KERNELS / "entry").iterdir()}
+    assert entries == {family.header for family in the_manifest().families}
+
+
+def test_every_kernel_is_one_that_a_gpu_can_launch():
+    for entry in registry.all():
+        assert 0 < entry.threads <= 1024 and entry.threads % 32 == 0, entry  # CUDA: at most 1024; kvit: whole warps
+        assert 0 <= entry.shared_bytes <= 227 * 1024, entry  # what sm_90 lets one CTA have
+        assert entry.min_ctas >= 1, entry
+        assert 0 < entry.params_bytes <= 4096, entry  # what every GPU takes as parameters

@@ -1,0 +1,70 @@
+"""The decode kernel under ThreadSanitizer: what its barriers do not order, nobody may share."""
+
+import pytest
+
+from support.host_program import HostPrograms
+
+INCLUDES = """
+#include "entry/decode.cuh"
+
+// Three sequences: one that a CTA finishes alone, an empty one, and one that two CTAs share, so that every path of the
+// merge runs. Pages out of order, the last one of each sequence part full.
+static int32_t page_table[3][5] = {{4, 1, 0, 0, 0}, {0, 0, 0, 0, 0}, {3, 0, 2, 5, 6}};
+static int32_t lengths[3] = {70, 0, 301};
+static KvitFault fault;
+static float partials[2 * 2 * 8 * 66];
+static uint32_t counters[2];
+"""
+
+DECODE = """
+    using Kernel = DecodeKernel<Half, 64, 8>;
+    static_assert(Kernel::kThreads == kThreads && Kernel::kSharedBytes <= kSharedBytes, "the case must fit the kernel");
+    KvitDecodeParams p = {};
+    p.cache.pool[0] = {params.input, 64 * 128, 128, 0};
+    p.cache.pool[1] = {params.input + 7 * 64 * 128, 64 * 128, 128, 0};
+    p.cache.num_pages = 7;
+    p.cache.page_size = 64;
+    p.cache.num_kv_heads = 1;
+    p.cache.head_dim = 64;
+    p.table = {&page_table[0][0], nullptr, lengths, 5, 3, 5};
+    p.tokens = {nullptr, 2, 6};
+    p.q = {params.input, 512, 128};
+    p.out = {params.output, 512, 128};
+    p.fault = &fault;
+    p.partials = partials;
+    p.counters = counters;
+    p.scale = 0.125f;
+    p.num_query_heads = 4;
+    p.causal = 1;
+    Kernel::Run(p, shared);
+"""
+
+SPANS = """
+    {input, kBytes, 0, 0}, {output, kBytes, 1, 0}, {page_table, sizeof page_table, 0, 0}, {lengths, sizeof lengths, 0, 0},
+    {&fault, sizeof fault, 1, 0}, {partials, sizeof partials, 1, 0}, {counters, sizeof counters, 1, 0}
+"""
+
+
+@pytest.fixture(scope="module")
+def programs(tmp_path_factory):
+    return HostPrograms(tmp_path_factory.mktemp("decode"))
+
+
+def run(programs, body, **options):
+    return programs.run(
+        body,
+        threads=128,
+        grid=2,
+        shared_bytes=96 * 1024,
+        memory_bytes=2 * 7 * 64 * 128,
+        output_bytes=6 * 512,
+        spans=SPANS,
+        includes=INCLUDES,
+        **options,
+    )
+
+
+def test_decode_has_no_data_race_and_the_same_bits_on_either_scheduler(programs):
+    sanitized = run(programs, DECODE, scheduler="threads", sanitize=True)
+    assert not sanitized.race and not sanitized.error
+    assert sanitized.output == run(programs, DECODE).output != b""

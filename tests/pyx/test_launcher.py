@@ -1,0 +1,150 @@
+"""pyx/launcher: a kernel launched on parameters packed by hand. copy_pages, because it does nothing but move bytes."""
+
+import ctypes
+
+import numpy as np
+import pytest
+
+from kvit import registry
+from kvit._native.buffer import Buffer
+from kvit._native.launcher import launch_bytes
+from kvit._native.module import Kernel
+from kvit._native.stream import Stream
+from kvit.errors import DtypeError, HostBackendError, ShapeError
+
+ROW_BYTES = 8
+
+
+class Pool(ctypes.Structure):
+    _fields_ = [("base", ctypes.c_void_p)] + [(name, ctypes.c_int64) for name in ("page", "token", "head")]
+
+
+class CopyPages(ctypes.Structure):
+    """KvitCopyPagesParams of kernels/abi/params.h."""
+
+    _fields_ = [
+        ("pool", Pool * 4),
+        *[(name, ctypes.c_int32) for name in ("num_pages", "page_size", "num_kv_heads", "head_dim")],
+        ("source", ctypes.c_void_p),
+        ("target", ctypes.c_void_p),
+        ("row_bytes", ctypes.c_int64 * 4),
+        ("fault", ctypes.c_void_p),
+        ("count", ctypes.c_int32),
+        ("reserved", ctypes.c_int32),
+    ]
+
+
+class Case:
+    """Four pages of 3 tokens and 2 heads; page 3 goes to 0 and 1 to 2."""
+
+    def __init__(self, device, stream=None):
+        self.before = np.arange(4 * 3 * 2 * ROW_BYTES, dtype=np.uint8).reshape(4, 3, 2, ROW_BYTES)
+        self.pages = Buffer.from_numpy(self.before, device, stream)
+        self.source = Buffer.from_numpy(np.array([3, 1], np.int32), device, stream)
+        self.target = Buffer.from_numpy(np.array([0, 2], np.int32), device, stream)
+        self.fault = Buffer.from_numpy(np.zeros(4, np.int32), device, stream)
+        self.kernel = Kernel.load(registry.find("copy_pages", access=4), device)
+        self.params = CopyPages(num_pages=4, page_size=3, num_kv_heads=2, head_dim=ROW_BYTES, count=2)
+        self.params.pool[0] = Pool(self.pages.pointer, *self.pages.strides[:3])
+        self.params.row_bytes[0] = ROW_BYTES
+        self.params.source, self.params.target = self.source.pointer, self.target.pointer
+        self.params.fault = self.fault.pointer
+
+    def spans(self, pages_writable=True):
+        return [
+            (self.pages.pointer, self.pages.nbytes, pages_writable),
+            (self.source.pointer, self.source.nbytes, False),
+            (self.target.pointer, self.target.nbytes, False),
+            (self.fault.pointer, self.fault.nbytes, True),
+        ]
+
+    def expected(self):
+        after = self.before.copy()
+        after[0], after[2] = self.before[3], self.before[1]
+        return after
+
+
+@pytest.mark.parametrize("own_stream", [False, True])
+def test_a_launch_runs_the_kernel_on_the_packed_parameters(device, own_stream):
+    stream = Stream(device) if own_stream else None
+    case = Case(device, stream)
+    launch_bytes(case.kernel, bytes(case.params), 2, stream, case.spans())
+    assert (case.pages.numpy() == case.expected()).all()
+    assert not case.fault.numpy().any()
+
+
+def test_the_grid_says_how_many_ctas_run(device):
+    case = Case(device)
+    launch_bytes(case.kernel, bytes(case.params), 1, None, case.spans())  # a CTA per pair: only 3 -> 0
+    assert (case.pages.numpy()[0] == case.before[3]).all()
+    assert (case.pages.numpy()[2] == case.before[2]).all()
+
+
+def test_parameters_of_another_size_are_refused(device):
+    case = Case(device)
+    with pytest.raises(
+        DtypeError, match=f"takes {ctypes.sizeof(CopyPages)} bytes .*, not {ctypes.sizeof(CopyPages) - 8}"
+    ):
+        launch_bytes(case.kernel, bytes(case.params)[:-8], 2, None, case.spans())
+    assert (case.pages.numpy() == case.before).all()
+
+
+def test_an_empty_grid_is_refused(device):
+    case = Case(device)
+    with pytest.raises(ShapeError, match="the grid is 0"):
+        launch_bytes(case.kernel, bytes(case.params), 0, None, case.spans())
+
+
+def test_on_the_host_a_kernel_touches_only_its_spans():
+    case = Case("host")
+    with pytest.raises(HostBackendError, match=case.kernel.entry.symbol):
+        launch_bytes(case.kernel, bytes(case.params), 2, None, case.spans()[1:])
+    assert (case.pages.numpy() == case.before).all()
+
+
+def test_on_the_host_a_kernel_writes_only_what_is_writable():
+    case = Case("host")
+    with pytest.raises(HostBackendError):
+        launch_bytes(case.kernel, bytes(case.params), 2, None, case.spans(pages_writable=False))
+    assert (case.pages.numpy() == case.before).all()
+
+
+def test_after_a_failed_launch_the_next_one_works():
+    case = Case("host")
+    for _ in range(2):
+        with pytest.raises(HostBackendError):
+            launch_bytes(case.kernel, bytes(case.params), 2, None, [])
+    launch_bytes(case.kernel, bytes(case.params), 2, None, case.spans())
+    assert (case.pages.numpy() == case.expected()).all()
+
+
+@pytest.fixture
+def driver():
+    """cuda.bindings.driver, in the primary context of the first GPU, which its graph calls want current."""
+    from cuda.bindings import driver
+
+    _, context = driver.cuDevicePrimaryCtxRetain(0)
+    driver.cuCtxPushCurrent(context)
+    yield driver
+    driver.cuCtxPopCurrent()
+    driver.cuDevicePrimaryCtxRelease(0)
+
+
+@pytest.mark.gpu
+def test_a_launch_can_be_captured_and_replayed(driver):
+    stream = Stream("cuda:0")
+    case = Case("cuda:0", stream)
+    handle = driver.CUstream(stream.cuda_handle)
+    mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+    assert driver.cuStreamBeginCapture(handle, mode)[0] == 0
+    assert stream.is_capturing()
+    launch_bytes(case.kernel, bytes(case.params), 2, stream)
+    status, graph = driver.cuStreamEndCapture(handle)
+    assert status == 0 and not stream.is_capturing()
+    assert (case.pages.numpy() == case.before).all()  # captured, not run
+    status, executable = driver.cuGraphInstantiate(graph, 0)
+    assert status == 0
+    driver.cuGraphLaunch(executable, handle)
+    assert (case.pages.numpy() == case.expected()).all()
+    driver.cuGraphExecDestroy(executable)
+    driver.cuGraphDestroy(graph)
