@@ -1,4 +1,4 @@
-"""The command line, `kvit` or `python -m kvit`: what is installed, which kernels there are, and whether they are right here."""
+"""The command line, `kvit` or `python -m kvit`: what is installed, which kernels there are, and whether they are right."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from kvit.errors import KvitError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command. Returns the exit status: 0, or 1 for a failed check or a KvitError, which is told in one paragraph."""
-    parser = argparse.ArgumentParser(prog="kvit", description="Attention over paged KV caches: this installation of kvit.")
+    """Run one command. Returns the exit status: 0, or 1 for a failed check or a KvitError, told without a traceback."""
+    parser = argparse.ArgumentParser(prog="kvit", description="What this installation of kvit is and can do.")
     commands = parser.add_subparsers(metavar="command", required=True)
     for command in (info, kernels, selfcheck):
         command.add_to(commands)

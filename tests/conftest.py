@@ -1,10 +1,34 @@
-"""Options and fixtures of every test: which device it runs on, and where its random numbers come from."""
+"""Options and fixtures of every test: which kvit, which device, and where random numbers come from."""
 
 import functools
+import importlib.util
+import os
+import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+
+from support import ROOT
+
+
+def pytest_configure():
+    """Test the kvit that is installed: `python -m pytest` would find the bare sources of this folder first."""
+    if not list((ROOT / "kvit" / "_native").glob("*.so")):
+        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+    kvit = importlib.util.find_spec("kvit")
+    if kvit is None or kvit.origin is None:
+        raise pytest.UsageError("kvit is not installed; run: pip install '.[test]'")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_import_the_same_kvit(tmp_path_factory):
+    kvit = importlib.util.find_spec("kvit")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(kvit.origin).parents[1]), prepend=os.pathsep)
+        patch.chdir(tmp_path_factory.mktemp("elsewhere"))  # `python -c` looks in the working directory before all else
+        yield
 
 
 def pytest_addoption(parser):

@@ -45,6 +45,7 @@ class PieceMerge {
   static constexpr int kPad = 4;  // keeps the rows that lanes write together in different banks
   static constexpr int kVector = 4;
   static constexpr int kVectors = HeadDim / kVector;
+  static constexpr int kBatch = 16;  // parts of a head that are read together
   using Vector = Array<float, kVector>;
 
   struct Shared {
@@ -125,7 +126,7 @@ class PieceMerge {
     KVIT_UNROLL
     for (int warp = 0; warp < Warps; ++warp) {
       const auto part = LoadShared<Float2>(&shared_.stats[warp][row]);
-      stats.hi += part.hi * (part.hi == part.hi ? MergeWeight(part.lo, stats.lo) : 1.0f);
+      stats.hi += part.hi * MergeWeight(part.lo, stats.lo);
       const auto output = LoadShared<Vector>(&shared_.outputs[warp][row][vector * kVector]);
       KVIT_UNROLL
       for (int i = 0; i < kVector; ++i) total[i] += output[i];
@@ -149,20 +150,39 @@ class PieceMerge {
     Fence();
     ForEachVector(rows, [&](int row, int vector) {
       Float2 stats = {-INFINITY, 0.0f};
-      for (int cta = first; cta <= last; ++cta) {
-        stats.lo = fmaxf(stats.lo, LoadGlobalL2<Float2>(partials_.Stats(cta, cta == first, row)).lo);
-      }
       Vector total = {};
-      for (int cta = first; cta <= last; ++cta) {
-        const auto part = LoadGlobalL2<Float2>(partials_.Stats(cta, cta == first, row));
-        const auto output = LoadGlobalL2<Vector>(partials_.Output(cta, cta == first, row) + vector * kVector);
-        const float weight = part.hi == part.hi ? MergeWeight(part.lo, stats.lo) : 1.0f;  // NaN stays
-        stats.hi += part.hi * weight;
-        KVIT_UNROLL
-        for (int i = 0; i < kVector; ++i) total[i] += output[i] * weight;
-      }
+      for (int cta = first; cta <= last; cta += kBatch) AddParts(first, cta, last, row, vector, stats, total);
       Write(piece, row, vector, total, stats);
     });
+  }
+
+  // Adds parts [cta, cta + kBatch) to `stats` and `total`. All their loads are under way together: one round trip, not kBatch.
+  KVIT_DEVICE void AddParts(int first, int cta, int last, int row, int vector, Float2& stats, Vector& total) const {
+    Float2 part[kBatch];
+    Vector output[kBatch];
+    KVIT_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      part[i] = {-INFINITY, 0.0f};
+      output[i] = {};
+      if (cta + i > last) continue;
+      const int slot = cta + i == first;
+      part[i] = LoadGlobalL2<Float2>(partials_.Stats(cta + i, slot, row));
+      output[i] = LoadGlobalL2<Vector>(partials_.Output(cta + i, slot, row) + vector * kVector);
+    }
+    float max = stats.lo;
+    KVIT_UNROLL
+    for (int i = 0; i < kBatch; ++i) max = fmaxf(max, part[i].lo);
+    const float rescale = MergeWeight(stats.lo, max);
+    stats = {max, stats.hi * rescale};
+    KVIT_UNROLL
+    for (int j = 0; j < kVector; ++j) total[j] *= rescale;
+    KVIT_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      const float weight = MergeWeight(part[i].lo, max);
+      stats.hi += part[i].hi * weight;  // NaN stays NaN, whatever its weight
+      KVIT_UNROLL
+      for (int j = 0; j < kVector; ++j) total[j] += output[i][j] * weight;
+    }
   }
 
   KVIT_DEVICE void Write(const Piece& piece, int row, int vector, const Vector& output, Float2 stats) const {

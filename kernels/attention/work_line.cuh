@@ -5,6 +5,7 @@
 #include <stdint.h>
 
 #include "abi/params.h"
+#include "cache/fault.cuh"
 #include "cache/sequence_view.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
@@ -84,7 +85,12 @@ class WorkLine {
     const int run = (num_sequences + Threads - 1) / Threads;
     const int from = Min(ThreadIndex() * run, num_sequences), to = Min(from + run, num_sequences);
     int64_t units = 0;
-    for (int sequence = from; sequence < to; ++sequence) units += View(sequence).Units(num_heads);
+    for (int sequence = from; sequence < to; ++sequence) {
+      const SequenceWork work = View(sequence);
+      units += work.Units(num_heads);
+      // Without rows no CTA will come past this sequence again.
+      if (work.fault.kind == KVIT_FAULT_INDPTR && BlockIndex() == 0) ReportFault(params_.fault, work.fault);
+    }
 
     int64_t before = units;  // inclusive, then exclusive, sum over the threads up to this one
     for (int delta = 1; delta < 32; delta *= 2) {

@@ -21,8 +21,8 @@ namespace kvit {
 ///   page_size = 3   band   token 0 1 2 3 4 5 ...     lane 0 1 2 3 4 5    one load of the page table per lane and tile
 ///                          page  7 7 7 2 2 2                             serves all pools
 ///
-/// Page ids are read one tile ahead, so that their latency hides behind the copies of the tile in between. Keeps references to
-/// cache and table: a kernel's parameters, read where they lie.
+/// Page ids are read one tile ahead, so that their latency hides behind the copies of the tile in between. Keeps
+/// references to cache and table: a kernel's parameters, read where they lie.
 template <unsigned Pools, class Map>
 class PagedIterator {
  public:

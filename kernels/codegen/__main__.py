@@ -1,4 +1,4 @@
-"""`python -m codegen`, run with kernels/ on the path: builds kvit/_kernels in place, for developers."""
+"""`python -m codegen`, run with kernels/ on the path: builds kvit/_kernels in place, or README's support table."""
 
 from __future__ import annotations
 
@@ -8,33 +8,48 @@ from pathlib import Path
 
 from codegen.build import build_kernels, project_version
 from codegen.errors import BuildError
+from codegen.manifest import load_manifest
+from codegen.table import replace_table, support_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Build as the command line says. Returns 0, or 1 after printing why not."""
-    parser = argparse.ArgumentParser(prog="codegen", description="Compile the kernels of kernels/manifest.toml.")
-    parser.add_argument("out", nargs="?", type=Path, default=ROOT / "kvit" / "_kernels", help="default: kvit/_kernels")
-    parser.add_argument("--build", type=Path, default=ROOT / "build" / "kernels", help="kept between runs")
-    parser.add_argument("--archs", help='such as "sm_80;sm_90a"; default: KVIT_ARCHS, else all of the manifest')
-    parser.add_argument("--host-only", action="store_true", help="the same as --archs none")
-    parser.add_argument("-j", "--jobs", type=int, help="default: KVIT_JOBS, else as many as cores")
+    """Do as the command line says. Returns 0, or 1 after printing why not."""
+    parser = argparse.ArgumentParser(prog="codegen", description=__doc__)
+    commands = parser.add_subparsers(required=True)
+
+    build = commands.add_parser("build", help="compile the kernels of kernels/manifest.toml")
+    build.add_argument("out", nargs="?", type=Path, default=ROOT / "kvit" / "_kernels", help="default: kvit/_kernels")
+    build.add_argument("--build", type=Path, default=ROOT / "build" / "kernels", help="kept between runs")
+    build.add_argument("--archs", help='such as "sm_80;sm_90a"; default: KVIT_ARCHS, else all of the manifest')
+    build.add_argument("--host-only", action="store_true", help="the same as --archs none")
+    build.add_argument("-j", "--jobs", type=int, help="default: KVIT_JOBS, else as many as cores")
+    build.set_defaults(run=_build)
+
+    table = commands.add_parser("table", help="write the support table into README.md")
+    table.add_argument("file", nargs="?", type=Path, default=ROOT / "README.md", help="default: README.md")
+    table.set_defaults(run=_table)
+
     options = parser.parse_args(arguments)
     try:
-        index = build_kernels(
-            ROOT / "kernels",
-            options.build,
-            options.out,
-            version=project_version(ROOT),
-            archs="none" if options.host_only else options.archs,
-            jobs=options.jobs,
-        )
+        options.run(options)
     except BuildError as error:
         print(f"codegen: {error}", file=sys.stderr)
         return 1
-    print(f"wrote {index}")
     return 0
+
+
+def _build(options: argparse.Namespace) -> None:
+    archs = "none" if options.host_only else options.archs
+    version = project_version(ROOT)
+    index = build_kernels(ROOT / "kernels", options.build, options.out, version=version, archs=archs, jobs=options.jobs)
+    print(f"wrote {index}")
+
+
+def _table(options: argparse.Namespace) -> None:
+    table = support_table(load_manifest(ROOT / "kernels" / "manifest.toml"))
+    options.file.write_text(replace_table(options.file.read_text(encoding="utf-8"), table), encoding="utf-8")
 
 
 if __name__ == "__main__":

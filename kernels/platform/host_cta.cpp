@@ -8,6 +8,8 @@ namespace kvit::host {
 
 thread_local Thread* self = nullptr;
 
+[[gnu::noinline]] void Become(Thread* thread) { self = thread; }
+
 namespace {
 
 std::string Hex(const void* p) {

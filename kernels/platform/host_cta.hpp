@@ -106,8 +106,12 @@ struct Cta {
 std::unique_ptr<Scheduler> MakeFibers();
 std::unique_ptr<Scheduler> MakeThreads();
 
-// The calling CUDA thread. A fiber scheduler switches it.
+// The calling CUDA thread.
 extern thread_local Thread* self;
+
+/// Makes `thread` the calling CUDA thread. Never inlined: a fiber may go on on another OS thread than it began on, and a
+/// compiler that sees `self` around the switch would keep the address that it had on the first.
+void Become(Thread* thread);
 
 /// Lane values in, completed values out: what every warp collective is made of.
 /// `complete` (may be null) sees all lanes' `in` and fills `out`; it runs once.

@@ -19,7 +19,7 @@ class Fibers final : public Scheduler {
     if (fibers_.size() != cta.threads.size()) Create(cta.threads.size());
     cta_ = &cta;
     Switch(main_, fibers_[0], 0);
-    self = nullptr;
+    Become(nullptr);
   }
 
   void Arrive(Thread& thread, Barrier& barrier, const char* operation, void (*last)(void*), void* context) override {
@@ -122,7 +122,7 @@ class Fibers final : public Scheduler {
       }
       return;
     }
-    self = &cta_->threads[thread];
+    Become(&cta_->threads[thread]);
     if (to.started) _longjmp(to.state, 1);
     to.started = true;
     setcontext(&to.first);

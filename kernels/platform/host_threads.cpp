@@ -17,7 +17,7 @@ class Threads final : public Scheduler {
     std::vector<std::thread> threads;
     for (Thread& thread : cta.threads) {
       threads.emplace_back([this, &cta, &thread] {
-        self = &thread;
+        Become(&thread);
         cta.Body(thread);
         if (!thread.error.empty()) stopped_ = true;
         thread.done = true;

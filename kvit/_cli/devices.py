@@ -24,7 +24,7 @@ def all_devices() -> list[Device]:
 
 
 def target_on(entry: registry.Entry, device: Device) -> str | None:
-    """What runs when this kernel is launched on the device: "host", a member of entry.archs, or None if it cannot run."""
+    """What runs where this kernel is launched on the device: "host", a member of entry.archs, None if nothing can."""
     if device.compute_capability is None or device.shared_bytes is None:
         return "host"
     if entry.shared_bytes > device.shared_bytes:

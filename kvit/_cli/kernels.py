@@ -26,8 +26,10 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([_row(entry, present) for entry in entries], indent=2))
     else:
-        families = dict.fromkeys(entry.family for entry in entries)
-        print("\n\n".join(_text([entry for entry in entries if entry.family == family], present) for family in families))
+        families: dict[str, list[registry.Entry]] = {}
+        for entry in entries:
+            families.setdefault(entry.family, []).append(entry)
+        print("\n\n".join(_text(family, present) for family in families.values()))
     return 0
 
 

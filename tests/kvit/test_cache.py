@@ -99,6 +99,9 @@ def test_a_fork_shares_pages_until_one_of_the_two_writes(rng, device):
     for seq, new in ((a, new_a), (b, new_b)):
         for ours, shared, own in zip(held(cache, [seq]), (k.numpy(), v.numpy()), new, strict=True):
             np.testing.assert_array_equal(ours, np.concatenate([shared, own]))
+    a.free()
+    b.free()
+    assert cache.num_free_pages == 12
 
 
 def test_pages_go_back_only_when_nobody_holds_them(rng):

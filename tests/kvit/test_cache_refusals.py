@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import kvit
+from kvit import _transfer
 from support.caches import BFLOAT16, new_cache, new_tokens, on_gpu, poisoned
 
 
@@ -41,6 +42,20 @@ def test_a_full_cache_takes_nothing_of_the_whole_call(rng, filled):
     a.append(*new_tokens(rng, 1))  # takes the last page for its copy
     assert_refused(cache, [a, b, c], kvit.CacheFull, "needs 1 more pages and has 0 free",
                    lambda: cache.append([b, c], *new_tokens(rng, 16), lengths=[16, 0]))  # fmt: skip
+
+
+def test_a_launch_that_fails_gives_the_pages_back(rng, filled, monkeypatch):
+    cache, a, b = filled
+    c = b.fork()  # so that the call copies a page before it fails
+
+    def fail(*_):
+        raise kvit.DriverError("cuLaunchKernelEx failed")
+
+    monkeypatch.setattr(_transfer, "append", fail)
+    before = cache.num_free_pages, a.pages, b.pages, len(b)
+    with pytest.raises(kvit.DriverError):
+        cache.append([b], *new_tokens(rng, 1))
+    assert (cache.num_free_pages, a.pages, b.pages, len(b)) == before and c.pages == b.pages
 
 
 def test_a_freed_sequence_cannot_be_used(rng, filled):

@@ -31,6 +31,6 @@ def test_importing_loads_neither_numpy_nor_ml_dtypes_nor_a_driver():
     assert run(program) == ["[]", "False"]
 
 
-def test_importing_takes_at_most_150_ms():
-    program = "import time; start = time.perf_counter(); import kvit; print(time.perf_counter() - start)"
-    assert min(float(run(program)[0]) for _ in range(5)) < 0.15  # the least of five: the machine may be busy
+def test_importing_takes_at_most_150_ms_of_a_core():
+    program = "import time; start = time.process_time(); import kvit; print(time.process_time() - start)"
+    assert min(float(run(program)[0]) for _ in range(5)) < 0.15  # processor time: a busy machine makes all else slow

@@ -1,0 +1,33 @@
+"""The support table of README.md, made from the manifest so that it cannot promise what is not built."""
+
+from __future__ import annotations
+
+import re
+
+from codegen.errors import BuildError
+from codegen.manifest import Family, Manifest
+
+BEGIN = "<!-- support table: python -m codegen table -->"
+END = "<!-- end -->"
+
+
+def support_table(manifest: Manifest) -> str:
+    """A Markdown table with one row per family: what it is built for, over which values of its axes."""
+    rows = ["| family | kernels | axes | targets |", "| --- | --- | --- | --- |"]
+    kernels = manifest.specs()
+    for family in manifest.families:
+        count = sum(spec.family == family.name for spec in kernels)
+        rows.append(f"| {family.name} | {count} | {_axes(family)} | host, {', '.join(family.archs)} |")
+    return "\n".join(rows)
+
+
+def replace_table(text: str, table: str) -> str:
+    """`text` with `table` between the BEGIN and END lines. Raises BuildError where they are missing."""
+    pattern = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.S)
+    if not pattern.search(text):
+        raise BuildError(f"no place for the support table: write the lines\n{BEGIN}\n{END}")
+    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+
+
+def _axes(family: Family) -> str:
+    return "; ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in family.axes.items()) or "none"

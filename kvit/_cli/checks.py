@@ -1,0 +1,296 @@
+"""What `kvit selfcheck` runs: each check compares a device with kvit.reference, on random inputs of one shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+import kvit
+from kvit import dtypes, reference
+from kvit._cli.compare import LSE_BOUND, attention_bound, expect, expect_close, expect_same, merge_bound
+
+_GROUPS = (1, 2, 3, 4, 5, 7, 8, 16)
+_NO_PAGE = 0x7F7F7F7F  # in slots of a table that nothing may read
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What kind of cache a check is about."""
+
+    dtype: str
+    head_dim: int
+    page_size: int
+    layout: Literal["NHD", "HND"]
+
+    def __str__(self) -> str:
+        return f"{self.dtype}, head_dim {self.head_dim}, pages of {self.page_size}, {self.layout}"
+
+
+@dataclass
+class Trial:
+    """One check under way: its device and random numbers, and what it chose, for the report of a failure."""
+
+    device: str
+    shape: Shape
+    rng: np.random.Generator
+    chosen: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def dtype(self) -> np.dtype:
+        return dtypes.numpy_dtype(dtypes.dtype_of(self.shape.dtype))
+
+    def choose(self, name: str, values: Any) -> Any:
+        """One of the values, noted under `name`."""
+        self.chosen[name] = values[int(self.rng.integers(len(values)))]
+        return self.chosen[name]
+
+    def choose_lengths(self, count: int) -> list[int]:
+        """Ragged lengths: none, one token, and around the end of a page are more likely than chance would have them."""
+        page = self.shape.page_size
+        usual = [0, 1, page - 1, page, page + 1, 3 * page]
+        lengths = [
+            int(self.rng.integers(1, 300) if self.rng.integers(2) else self.rng.choice(usual)) for _ in range(count)
+        ]
+        self.chosen["lengths"] = lengths
+        return lengths
+
+    def random(self, *shape: int) -> NDArray:
+        return self.rng.standard_normal(shape).astype(self.dtype)
+
+    def upload(self, array: NDArray) -> kvit.Buffer:
+        return kvit.Buffer.from_numpy(np.ascontiguousarray(array), self.device)
+
+    def poisoned(self, shape: tuple[int, ...], dtype: Any) -> kvit.Buffer:
+        """Memory full of 0xFF, NaN in every float type."""
+        buffer = kvit.Buffer.empty(shape, dtype, self.device)
+        buffer.fill_bytes(0xFF)
+        return buffer
+
+
+@dataclass
+class RawCache:
+    """Sequences of random tokens in pages without order, on the device and for the reference; all else is NaN."""
+
+    plain: reference.Cache
+    pages: list[NDArray]
+    lengths: list[int]
+    view: kvit.CacheView
+
+    @property
+    def table(self) -> reference.Table:
+        return reference.Table(self.pages, self.lengths)
+
+    def page_table(self, trial: Trial) -> kvit.PageTable:
+        """The table on the device, dense or ragged."""
+        lengths = trial.upload(np.array(self.lengths, np.int32))
+        if trial.choose("table", ("dense", "ragged")) == "ragged":
+            indptr = np.cumsum([0, *map(len, self.pages)]).astype(np.int32)
+            indices = np.concatenate([np.zeros(0, np.int32), *self.pages]).astype(np.int32)
+            return kvit.PageTable(indptr=trial.upload(indptr), indices=trial.upload(indices), lengths=lengths)
+        dense = np.full((len(self.pages), max(map(len, self.pages)) + 1), _NO_PAGE, np.int32)
+        for row, pages in zip(dense, self.pages, strict=True):
+            row[: len(pages)] = pages
+        return kvit.PageTable(trial.upload(dense), lengths=lengths)
+
+
+def _pool_shape(shape: Shape, pages: int, kv_heads: int) -> tuple[int, ...]:
+    inner = (shape.page_size, kv_heads) if shape.layout == "NHD" else (kv_heads, shape.page_size)
+    return (pages, *inner, shape.head_dim)
+
+
+def _raw_cache(trial: Trial, lengths: list[int], kv_heads: int) -> RawCache:
+    slots = [-(-length // trial.shape.page_size) for length in lengths]
+    order = trial.rng.permutation(sum(slots) + 2).astype(np.int32)  # two pages that are nobody's
+    k, v = (np.empty(_pool_shape(trial.shape, len(order), kv_heads), trial.dtype) for _ in range(2))
+    for pool in (k, v):
+        pool.view(np.uint8)[...] = 0xFF
+    pages = np.split(order[: sum(slots)], np.cumsum(slots)[:-1])
+    plain = reference.Cache(k, v, trial.shape.layout)
+    new = trial.random(2, sum(lengths), kv_heads, trial.shape.head_dim)
+    reference.append(plain, reference.Table(pages, lengths), *new, lengths)
+    view = kvit.CacheView(trial.upload(k), trial.upload(v), layout=trial.shape.layout)
+    return RawCache(plain, pages, lengths, view)
+
+
+def _attend(trial: Trial, cache: RawCache, counts: list[int] | None, causal: bool, kv_heads: int) -> None:
+    """Attention on raw buffers, twice: close to the reference, and the same bits again."""
+    group = trial.choose("group", _GROUPS)
+    query_heads = group * kv_heads
+    tokens = len(cache.lengths) if counts is None else sum(counts)
+    q = trial.random(tokens, query_heads, trial.shape.head_dim)
+    op = kvit.Attention(cache.view, query_heads, causal=causal, tokens_per_sequence=max(counts or [1]))
+    trial.chosen["kernel"] = op.entry.symbol
+    table, held = cache.page_table(trial), trial.upload(q)
+    indptr = None if counts is None else trial.upload(np.cumsum([0, *counts]).astype(np.int32))
+    results = []
+    for _ in range(2):
+        out, lse = trial.poisoned(q.shape, trial.dtype), trial.poisoned(q.shape[:2], np.float32)
+        op(held, cache.view, table, out=out, lse=lse, tokens=indptr)
+        op.check()
+        results.append((out.numpy(), lse.numpy()))
+    (out, lse), again = results
+    state = reference.paged_attention(q, cache.plain, cache.table, counts, causal=causal)
+    positive = reference.Cache(cache.plain.k, np.abs(cache.plain.v), cache.plain.layout)
+    magnitude = reference.paged_attention(q, positive, cache.table, counts, causal=causal).out
+    expect_close("out", out, state.out, attention_bound(magnitude, trial.dtype))
+    expect_close("lse", lse, state.lse, LSE_BOUND)
+    expect_same("out of the same call again", again[0], out)
+    expect_same("lse of the same call again", again[1], lse)
+
+
+def check_decode(trial: Trial) -> None:
+    """One new token per sequence."""
+    kv_heads = trial.choose("kv_heads", (1, 2, 3))
+    cache = _raw_cache(trial, trial.choose_lengths(trial.choose("sequences", (1, 2, 3, 5))), kv_heads)
+    _attend(trial, cache, None, True, kv_heads)
+
+
+def check_several_tokens(trial: Trial) -> None:
+    """Several new tokens per sequence, in some more than it is long, in some none; causal or not."""
+    kv_heads = trial.choose("kv_heads", (1, 2))
+    lengths = trial.choose_lengths(trial.choose("sequences", (1, 2, 3)))
+    counts = [int(trial.rng.integers(0, 6)) for _ in lengths]
+    counts[0] += 1
+    trial.chosen["new tokens"] = counts
+    _attend(trial, _raw_cache(trial, lengths, kv_heads), counts, trial.choose("causal", (True, False)), kv_heads)
+
+
+def _paged_cache(trial: Trial, tokens: int, sequences: int) -> kvit.PagedCache:
+    """A cache with room for the tokens, full of NaN."""
+    shape = trial.shape
+    pages = -(-tokens // shape.page_size) + sequences + 2
+    kv_heads = trial.choose("kv_heads", (1, 2, 3))
+    cache = kvit.PagedCache(
+        pages, shape.page_size, kv_heads, shape.head_dim, dtype=shape.dtype, layout=shape.layout, device=trial.device
+    )
+    for pool in (cache.view.k, cache.view.v):
+        pool.fill_bytes(0xFF)
+    return cache
+
+
+def _tokens(trial: Trial, cache: kvit.PagedCache, count: int) -> NDArray:
+    """Random K and V [2, count, kv_heads, head_dim]."""
+    return trial.random(2, count, cache.kv_heads, cache.head_dim)
+
+
+def check_append(trial: Trial) -> None:
+    """Tokens go where the page table says, and no other byte of the pool changes."""
+    first, second = (trial.choose_lengths(3) for _ in range(2))
+    trial.chosen["lengths"] = [first, second]
+    cache = _paged_cache(trial, sum(first) + sum(second), 3)
+    sequences = [cache.sequence() for _ in first]
+    pools = [np.empty(_pool_shape(trial.shape, cache.num_pages, cache.kv_heads), trial.dtype) for _ in range(2)]
+    for pool in pools:
+        pool.view(np.uint8)[...] = 0xFF
+    for counts in (first, second):
+        k, v = _tokens(trial, cache, sum(counts))
+        cache.append(sequences, trial.upload(k), trial.upload(v), counts)
+        table = reference.Table([np.array(seq.pages, np.int32) for seq in sequences], list(map(len, sequences)))
+        reference.append(reference.Cache(*pools, trial.shape.layout), table, k, v, counts)
+    cache.check()
+    for name, found, expected in zip("kv", (cache.view.k, cache.view.v), pools, strict=True):
+        expect_same(f"pool of {name}", found.numpy(), expected)
+
+
+def check_gather(trial: Trial) -> None:
+    """What was appended comes back, end to end, in the order that was asked for."""
+    lengths = trial.choose_lengths(3)
+    cache = _paged_cache(trial, sum(lengths), 3)
+    sequences = [cache.sequence() for _ in lengths]
+    new = _tokens(trial, cache, sum(lengths))
+    cache.append(sequences, trial.upload(new[0]), trial.upload(new[1]), lengths)
+    order = [int(i) for i in trial.rng.permutation(3)]
+    k, v, indptr = cache.gather([sequences[i] for i in order])
+    cache.check()
+    ranges = reference.token_ranges(lengths)
+    expected = np.concatenate([new[:, ranges[i]] for i in order], axis=1)
+    expect_same("k", k.numpy(), expected[0])
+    expect_same("v", v.numpy(), expected[1])
+    expect_same("indptr", indptr.numpy(), np.cumsum([0, *(lengths[i] for i in order)]).astype(np.int32))
+
+
+def check_fork(trial: Trial) -> None:
+    """Two sequences that share tokens grow apart: a part-full page is copied, full ones stay shared."""
+    prefix, *more = trial.choose_lengths(3)
+    cache = _paged_cache(trial, prefix + sum(more) + trial.shape.page_size, 2)
+    ours = cache.sequence()
+    shared = _tokens(trial, cache, prefix)
+    ours.append(trial.upload(shared[0]), trial.upload(shared[1]))
+    theirs = ours.fork()
+    grown = []
+    for sequence, count in zip((ours, theirs), more, strict=True):
+        new = _tokens(trial, cache, count)
+        sequence.append(trial.upload(new[0]), trial.upload(new[1]))
+        grown.append(np.concatenate([shared, new], axis=1))
+    k, v, _ = cache.gather([ours, theirs])
+    cache.check()
+    full = prefix // trial.shape.page_size
+    expect(ours.pages[:full] == theirs.pages[:full], f"full pages are not shared: {ours.pages}, {theirs.pages}")
+    for name, found, i in (("k", k, 0), ("v", v, 1)):
+        expect_same(name, found.numpy(), np.concatenate([tokens[i] for tokens in grown]))
+
+
+def check_merge(trial: Trial) -> None:
+    """The union of two attention results, empty ones among them, whose outputs are NaN."""
+    tokens, heads = trial.choose("tokens", (1, 3, 17)), trial.choose("query_heads", (1, 5, 8))
+    outs = trial.random(2, tokens, heads, trial.shape.head_dim)
+    lses = (4 * trial.rng.standard_normal((2, tokens, heads))).astype(np.float32)
+    is_empty = trial.rng.integers(4, size=lses.shape) == 0
+    lses[is_empty], outs[is_empty] = -np.inf, np.nan
+    out, lse = trial.poisoned(outs[0].shape, trial.dtype), trial.poisoned(lses[0].shape, np.float32)
+    states = [trial.upload(part) for i in range(2) for part in (outs[i], lses[i])]
+    kvit.merge_states(*states, out=out, lse=lse)
+    state = reference.merge_states((outs[0], lses[0]), (outs[1], lses[1]))
+    bound = merge_bound(*np.nan_to_num(outs.astype(np.float64)), trial.dtype)
+    expect_close("out", out.numpy(), state.out, bound)
+    expect_close("lse", lse.numpy(), state.lse, LSE_BOUND)
+
+
+def check_bad_table(trial: Trial) -> None:
+    """A page id that does not exist, or a length beyond the pages, is reported; nobody else's output suffers."""
+    kv_heads = trial.choose("kv_heads", (1, 2))
+    lengths = [length + 1 for length in trial.choose_lengths(3)]
+    cache = _raw_cache(trial, lengths, kv_heads)
+    wrong = int(trial.rng.integers(3))
+    slot = 0
+    if trial.choose("fault", ("page", "length")) == "page":
+        slot = int(trial.rng.integers(len(cache.pages[wrong])))
+        value = trial.choose("value", (-1, cache.plain.num_pages, 2**31 - 1, -(2**31)))
+        cache.pages[wrong] = cache.pages[wrong].copy()
+        cache.pages[wrong][slot] = value
+    else:
+        value = trial.choose("value", (-1, -(2**31), 2**31 - 1))
+        cache.lengths[wrong] = value
+    trial.chosen["wrong"] = {"sequence": wrong, "slot": slot}
+    query_heads = kv_heads * trial.choose("group", _GROUPS)
+    q = trial.random(3, query_heads, trial.shape.head_dim)
+    op = kvit.Attention(cache.view, query_heads)
+    out, lse = trial.poisoned(q.shape, trial.dtype), trial.poisoned(q.shape[:2], np.float32)
+    op(trial.upload(q), cache.view, cache.page_table(trial), out=out, lse=lse)
+    try:
+        op.check()
+    except kvit.PageTableError as fault:
+        found = (fault.sequence, fault.slot if trial.chosen["fault"] == "page" else 0, fault.value)
+        expect(found == (wrong, slot, value), f"reported (sequence, slot, value) {found}, not {(wrong, slot, value)}")
+    else:
+        expect(False, "nothing was reported")
+    op.check()  # a fault is told once
+    state = reference.paged_attention(q, cache.plain, cache.table)
+    positive = reference.Cache(cache.plain.k, np.abs(cache.plain.v), cache.plain.layout)
+    magnitude = reference.paged_attention(q, positive, cache.table).out
+    expect_close("out", out.numpy(), state.out, attention_bound(np.nan_to_num(magnitude), trial.dtype))
+
+
+CHECKS: dict[str, Callable[[Trial], None]] = {
+    "decode": check_decode,
+    "several tokens": check_several_tokens,
+    "append": check_append,
+    "gather": check_gather,
+    "fork": check_fork,
+    "merge": check_merge,
+    "bad page table": check_bad_table,
+}

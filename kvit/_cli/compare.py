@@ -1,0 +1,73 @@
+"""Compares what a device computed with what kvit.reference defines: bit for bit, or within what rounding explains."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+# Half the distance from 1 to the next number: the largest relative error of one rounding to nearest.
+_UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
+
+# Scores are sums in float32 that tensor cores truncate at about 2**-22 of the largest term, once for each of at most 16
+# matrix steps; with random inputs of order one, terms stay below 16.
+LSE_BOUND = 16 * 16 * 2.0**-22
+
+
+class Mismatch(Exception):
+    """A device's result is not what the reference says. The message gives the worst element."""
+
+
+def attention_bound(magnitude: NDArray, dtype: np.dtype) -> NDArray:
+    """Largest |error| of each output of attention.
+
+    magnitude  attention over |v| instead of v
+
+    The weights are rounded to the dtype before they meet V, and the output once more: two roundoffs, and a quarter for
+    all that happens in float32.
+    """
+    return 2.25 * _UNIT_ROUNDOFF[dtype.name] * magnitude
+
+
+def merge_bound(out_a: NDArray, out_b: NDArray, dtype: np.dtype) -> NDArray:
+    """Largest |error| of merge_states: a mean in float32, a few roundings of 2**-24, rounded once to the dtype."""
+    largest = np.maximum(np.abs(np.asarray(out_a, np.float64)), np.abs(np.asarray(out_b, np.float64)))
+    return (_UNIT_ROUNDOFF[dtype.name] + 16 * _UNIT_ROUNDOFF["float32"]) * largest
+
+
+def expect_same(name: str, actual: NDArray, expected: NDArray) -> None:
+    """Raise Mismatch unless both have the same bits."""
+    found, wanted = (np.ascontiguousarray(array).view(np.uint8) for array in (actual, expected))
+    if actual.shape != expected.shape:
+        raise Mismatch(f"{name} has shape {actual.shape}, the reference {expected.shape}")
+    differs = (found != wanted).reshape(*actual.shape, -1).any(axis=-1) if actual.size else np.zeros(0, bool)
+    if differs.any():
+        at = tuple(int(i) for i in np.argwhere(differs)[0])
+        raise Mismatch(
+            f"{name}: {np.count_nonzero(differs)} of {differs.size} elements differ; the first at {at}: "
+            f"{actual[at]} instead of {expected[at]}"
+        )
+
+
+def expect_close(name: str, actual: NDArray, expected: NDArray, bound: NDArray | float) -> None:
+    """Raise Mismatch unless every element is within its bound, and NaN and infinity exactly where they are expected."""
+    if actual.shape != expected.shape:
+        raise Mismatch(f"{name} has shape {actual.shape}, the reference {expected.shape}")
+    found, wanted = np.asarray(actual).astype(np.float64), np.asarray(expected).astype(np.float64)
+    special = ~np.isfinite(wanted)
+    same = (found == wanted) | (np.isnan(found) & np.isnan(wanted))
+    error = np.abs(np.where(special, 0.0, found) - np.where(special, 0.0, wanted))
+    is_off = np.where(special, ~same, ~(error <= bound))  # not `error > bound`: a NaN is off
+    if is_off.any():
+        excess = np.where(is_off, np.nan_to_num(error - bound, nan=np.inf, posinf=np.inf), -np.inf)
+        at = tuple(int(i) for i in np.unravel_index(np.argmax(excess), excess.shape))
+        allowed = float(np.broadcast_to(bound, found.shape)[at])
+        raise Mismatch(
+            f"{name}: {np.count_nonzero(is_off)} of {is_off.size} elements are off; the worst at {at}: "
+            f"{found[at]} instead of {wanted[at]}, allowed is a difference of {allowed:.3g}"
+        )
+
+
+def expect(condition: bool, message: str) -> None:
+    """Raise Mismatch with the message unless the condition holds."""
+    if not condition:
+        raise Mismatch(message)

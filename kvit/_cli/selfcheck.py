@@ -1,0 +1,134 @@
+"""`kvit selfcheck`: up to a minute of random checks against kvit.reference, on one device or on all of this machine."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import random
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from kvit import registry
+from kvit._cli import devices, display
+from kvit._native.context import Device
+from kvit.errors import DriverError, KernelMissing
+
+if TYPE_CHECKING:
+    from kvit._cli.checks import Shape
+
+_PAGE_SIZES = (1, 16, 64, 100)  # one token; powers of two; one that no tile fits
+_LAYOUTS = ("NHD", "HND")
+_MAX_FAILURES = 5  # of one device: what is broken is clear by then
+
+
+def add_to(commands: Any) -> None:
+    """Add the command to a parser's subparsers."""
+    parser = commands.add_parser("selfcheck", help="check this machine against the reference", description=__doc__)
+    parser.add_argument("--device", default="all", help='"host", "cuda:0", ... or "all" (default)')
+    parser.add_argument("--seconds", type=_seconds, default=60.0, help="stop after so long in all (default: 60)")
+    parser.add_argument("--seed", type=_natural, help="of the random inputs (default: another one every time)")
+    parser.add_argument("--case", type=_natural, help="run this case of the seed alone, as a failure names it")
+    parser.set_defaults(run=run)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One check of one shape. Its number and the seed give its random inputs."""
+
+    number: int
+    check: str
+    shape: Shape
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the cases on each device in turn. Returns 1 if one failed."""
+    chosen = devices.all_devices() if options.device == "all" else [Device.of(options.device)]
+    seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
+    cases = plan(seed)
+    if options.case is not None:
+        if options.case >= len(cases):
+            raise KernelMissing(f"there is no case {options.case}; what is built makes cases 0 to {len(cases) - 1}")
+        cases = [cases[options.case]]
+    print(f"seed {seed}", flush=True)
+    if options.device == "all" and len(chosen) == 1:
+        print(f"no GPU is checked: {devices.gpus()[1]}", flush=True)
+    seconds = options.seconds / len(chosen)
+    return int(any([_check_device(str(device), cases, seed, seconds) for device in chosen]))
+
+
+def plan(seed: int) -> list[Case]:
+    """Every check on every shape that is built, in an order that has each check among the first few, each axis soon.
+
+    Raises KernelMissing where nothing is built.
+    """
+    from kvit._cli.checks import CHECKS, Shape
+
+    built = dict.fromkeys((entry.axes["dtype"], entry.axes["head_dim"]) for entry in registry.candidates("append"))
+    if not built:
+        raise KernelMissing("no append kernel is built, so there is no cache to check; reinstall kvit")
+    shapes = [Shape(*key, *rest) for key in built for rest in itertools.product(_PAGE_SIZES, _LAYOUTS)]
+    shuffled = {}
+    for check in CHECKS:
+        shuffled[check] = shapes.copy()
+        random.Random(f"{seed} {check}").shuffle(shuffled[check])
+    pairs = ((check, shuffled[check][i]) for i in range(len(shapes)) for check in CHECKS)
+    return [Case(number, *pair) for number, pair in enumerate(pairs)]
+
+
+def _check_device(device: str, cases: list[Case], seed: int, seconds: float) -> bool:
+    """Run cases until the time is up, each kind of check at least once. Prints failures; returns whether there were any."""
+    from kvit._cli.checks import CHECKS
+
+    started, failures, done = time.monotonic(), 0, 0
+    with display.progress(device) as step:
+        for case in cases:
+            elapsed = time.monotonic() - started
+            if done >= len(CHECKS) and elapsed >= seconds:
+                break
+            step(max(done / len(cases), min(1.0, elapsed / seconds)), f"{case.check}: {case.shape}")
+            report = _failure(case, seed, device)
+            done += 1
+            if report is not None:
+                failures += 1
+                print(report[0], flush=True)
+                if report[1] or failures == _MAX_FAILURES:
+                    break
+    elapsed = time.monotonic() - started
+    verdict = "all right" if failures == 0 else f"{failures} FAILED"
+    print(f"{device}: {done} of {len(cases)} cases in {elapsed:.1f} s, {verdict}", flush=True)
+    return failures > 0
+
+
+def _failure(case: Case, seed: int, device: str) -> tuple[str, bool] | None:
+    """What went wrong in a case, and whether the device is lost with it; None if nothing did."""
+    import numpy as np
+
+    from kvit._cli.checks import CHECKS, Trial
+    from kvit._cli.compare import Mismatch
+
+    trial = Trial(device, case.shape, np.random.default_rng([seed, case.number]))
+    try:
+        CHECKS[case.check](trial)
+        return None
+    except Mismatch as mismatch:
+        words, is_lost = str(mismatch), False
+    except Exception as error:  # whatever it is, the report must say where it came from
+        words, is_lost = f"{type(error).__name__}: {error}", isinstance(error, DriverError)
+    chosen = "".join(f"\n  {name}: {value}" for name, value in trial.chosen.items())
+    again = f"kvit selfcheck --device {device} --seed {seed} --case {case.number}"
+    return f"FAILED {case.check} on {device}: {words}\n  cache: {case.shape}{chosen}\n  again: {again}", is_lost
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no time; give seconds, more than 0")
+    return value
+
+
+def _natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
+    return value

@@ -1,0 +1,45 @@
+"""kernels/codegen/table.py, and the table that README.md shows."""
+
+import pytest
+
+from codegen.errors import BuildError
+from codegen.manifest import parse_manifest
+from codegen.table import BEGIN, END, replace_table, support_table
+from support import ROOT
+from support.manifest import the_manifest
+
+MANIFEST = """
+[scale]
+header = "entry/scale.cuh"
+type = "ScaleKernel<{dtype}, {n}>"
+params = "KvitScaleParams"
+symbol = "{dtype}_n{n}"
+unit = "all"
+archs = ["sm_80", "compute_80"]
+axes.dtype = ["f16", "bf16"]
+axes.n = [1, 2]
+skip = [{ when = { dtype = "f16", n = 2 }, reason = "one at a time is enough" }]
+"""
+
+
+def test_a_family_is_a_row_that_counts_what_is_built():
+    assert support_table(parse_manifest(MANIFEST)).splitlines() == [
+        "| family | kernels | axes | targets |",
+        "| --- | --- | --- | --- |",
+        "| scale | 3 | dtype f16, bf16; n 1, 2 | host, sm_80, compute_80 |",
+    ]
+
+
+def test_the_table_replaces_what_stands_between_its_marks_and_nothing_else():
+    text = f"above\n{BEGIN}\n| an old row |\n{END}\nbelow\n"
+    assert replace_table(text, "| new |") == f"above\n{BEGIN}\n| new |\n{END}\nbelow\n"
+
+
+def test_a_page_without_the_marks_is_an_error_that_names_them():
+    with pytest.raises(BuildError, match="no place for the support table"):
+        replace_table("above\nbelow\n", "| new |")
+
+
+def test_the_readme_shows_the_table_of_the_manifest():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert replace_table(text, support_table(the_manifest())) == text, "run: cd kernels && python -m codegen table"
