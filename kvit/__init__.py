@@ -11,7 +11,6 @@ from ._native.tensor import Tensor
 from .attention import Attention, attention
 from .cache import PagedCache
 from .errors import (
-    BuildError,
     CacheFull,
     DeviceError,
     DriverError,
@@ -27,12 +26,13 @@ from .errors import (
 )
 from .merging import merge_states
 from .sequence import Sequence
+from .transfer import Append, Gather
 from .views import CacheView, PageTable
 
 __all__ = [
+    "Append",
     "Attention",
     "Buffer",
-    "BuildError",
     "CacheFull",
     "CacheView",
     "Device",
@@ -40,6 +40,7 @@ __all__ = [
     "DriverError",
     "DtypeError",
     "Event",
+    "Gather",
     "HostBackendError",
     "KernelMissing",
     "KvitError",

@@ -1,4 +1,4 @@
-"""The command line, `kvit` or `python -m kvit`: what is installed, which kernels there are, and whether they are right."""
+"""The command line, `kvit` or `python -m kvit`: what is installed, which kernels there are, whether they are right."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from kvit.errors import KvitError
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns the exit status: 0, or 1 for a failed check or a KvitError, told without a traceback."""
     parser = argparse.ArgumentParser(prog="kvit", description="What this installation of kvit is and can do.")
+    parser.add_argument("--version", action=info.Version, nargs=0, help="print the version and leave")
     commands = parser.add_subparsers(metavar="command", required=True)
     for command in (info, kernels, selfcheck):
         command.add_to(commands)

@@ -12,7 +12,8 @@ from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
-from .errors import DtypeError, ShapeError
+from ._operation import Operation, split_tokens
+from .errors import ShapeError
 from .views import CacheView, PageTable
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .sequence import Sequence
 
 
-class Attention:
+class Attention(Operation):
     """Attention of new tokens to the cache, for one shape of cache. Chooses its kernel once; a call is one launch.
 
     view                 CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
@@ -49,20 +50,16 @@ class Attention:
         _faults: FaultRecord | None = None,
     ):
         group = _checks.group_size(query_heads, view.kv_heads)
+        super().__init__(view, _faults)
         self.query_heads = query_heads
-        self.kv_heads = view.kv_heads
-        self.head_dim = view.head_dim
-        self.kv_dtype = view.dtype
         self.dtype = view.dtype if dtype is None else dtypes.dtype_of(dtype)
         self.scale = view.head_dim**-0.5 if scale is None else float(scale)
         self.causal = bool(causal)
-        self.device = view.device
         self.entry = _entry(self.dtype, self.kv_dtype, self.head_dim, group * max(1, tokens_per_sequence))
 
         device = Device.of(self.device)
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
-        self._faults = FaultRecord(self.device) if _faults is None else _faults
         partials_bytes = self._partials_bytes
         base = self.workspace.pointer
         self._launch = ops.AttentionLaunch(
@@ -132,7 +129,7 @@ class Attention:
         _checks.require_shape("q", q, tokens=None, query_heads=self.query_heads, head_dim=self.head_dim)
         _checks.require_rows("q", q)
         self._check_view(view)
-        each, indptr = _split_tokens("q", q, table.num_sequences, tokens, queue)
+        each, indptr = split_tokens("q", q, table.num_sequences, tokens, queue)
         out = (
             Buffer.empty(q.shape, self.dtype, self.device, queue)
             if out is None
@@ -149,25 +146,6 @@ class Attention:
         self._launch(view._packed, table._packed, q, out, lse, indptr, each, queue)
         self._faults.last_queue = queue
         return out
-
-    def _check_view(self, view: CacheView) -> None:
-        if (view.kv_heads, view.head_dim) != (self.kv_heads, self.head_dim):
-            raise ShapeError(
-                f"the view has {view.kv_heads} KV heads and head_dim {view.head_dim}; the operation was made for "
-                f"{self.kv_heads} and {self.head_dim}; make another Attention for this view"
-            )
-        if view.dtype is not self.kv_dtype:
-            raise DtypeError(
-                f"the view holds {view.dtype}; the operation was made for {self.kv_dtype}; "
-                "make another Attention for this view"
-            )
-
-    def check(self, stream: Any = None) -> None:
-        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
-
-        The error names the sequence, the slot and the value that it met first; it is told once.
-        """
-        self._faults.check(stream)
 
     def explain(self) -> str:
         """Which kernel was chosen, why, and what a launch of it takes."""
@@ -236,19 +214,3 @@ def _entry(dtype: dtypes.Dtype, kv: dtypes.Dtype, head_dim: int, rows: int) -> r
     if not found:
         return registry.find("decode", **key)  # raises KernelMissing and says what is built
     return (fitting or found[-1:])[0]
-
-
-def _split_tokens(name: str, rows: Tensor, num_sequences: int, tokens: Any, queue: Stream) -> tuple[int, Tensor | None]:
-    """(rows of each sequence, None), or (0, where each begins)."""
-    if tokens is not None:
-        indptr = _checks.tensor("tokens", tokens, dtypes.int32, queue)
-        _checks.require_shape("tokens", indptr, **{"sequences + 1": num_sequences + 1})
-        _checks.require_dense("tokens", indptr)
-        return 0, indptr
-    count = rows.shape[0]
-    if count % max(1, num_sequences) or (count and not num_sequences):
-        raise ShapeError(
-            f"{name} has {count} rows for {num_sequences} sequences; give tokens, an int32 indptr, if sequences have "
-            "different numbers of rows"
-        )
-    return count // max(1, num_sequences), None

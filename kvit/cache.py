@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import accumulate, chain
 from typing import Any
 
-from . import _checks, _transfer, dtypes, registry
+from . import _checks, dtypes, registry
 from ._faults import FaultRecord
 from ._native.buffer import Buffer
 from ._native.context import Device
@@ -16,6 +16,7 @@ from ._pages import PagePool, grow
 from .attention import Attention
 from .errors import DtypeError, LayoutError, ShapeError
 from .sequence import Sequence
+from .transfer import Append, Gather, copy_pages, rows_like_each_other
 from .views import CacheView, Layout, PageTable
 
 _Tokens = tuple[tuple[int, ...], int]  # the pages of a sequence, and how many tokens are in them
@@ -68,6 +69,8 @@ class PagedCache:
         self.device: str = self.view.device
         self._pool = PagePool(pages)
         self._faults = FaultRecord(self.device)
+        self._append = Append(self.view, _faults=self._faults)
+        self._gather = Gather(self.view, _faults=self._faults)
         self._operations: dict[tuple, Attention] = {}
         self._last_upload: tuple[tuple, tuple[PageTable, Tensor | None]] | None = None
 
@@ -106,17 +109,15 @@ class PagedCache:
         """
         held = self._own(seqs, distinct=True)
         queue = Stream.wrap(stream, self.device)
-        k = _transfer.new_rows("k", k, self.view, queue)
-        v = _transfer.new_rows("v", v, self.view, queue)
-        _checks.require_shape("v (like k)", v, tokens=k.shape[0], kv_heads=self.kv_heads, head_dim=self.head_dim)
+        k, v = rows_like_each_other(k, v, self.view, queue)
         counts = self._counts("k", k.shape[0], held, lengths)
         growth = grow(self._pool, [seq.pages for seq in held], [len(seq) for seq in held], counts, self.page_size)
         try:
             if growth.copies:
-                source, target = (_transfer.upload(list(pages), queue) for pages in zip(*growth.copies, strict=True))
-                _transfer.copy_pages(self.view, source, target, self._faults, queue)
+                source, target = (upload(list(pages), queue) for pages in zip(*growth.copies, strict=True))
+                copy_pages(self.view, source, target, self._faults, queue)
             table, indptr = self._upload(list(zip(growth.pages, growth.lengths, strict=True)), counts, queue)
-            _transfer.append(self.view, table, k, v, indptr, counts[0] if counts else 0, self._faults, queue)
+            self._append(k, v, self.view, table, tokens=indptr, stream=queue)
         except BaseException:
             self._pool.release(growth.taken)
             raise
@@ -138,8 +139,8 @@ class PagedCache:
             raise ShapeError(f"the sequences have {starts[-1]} tokens; at most {_checks.MOST} can be gathered at once")
         shape = (starts[-1], self.kv_heads, self.head_dim)
         k, v = (Buffer.empty(shape, self.dtype, self.device, queue) for _ in range(2))
-        indptr = _transfer.upload(starts, queue)
-        _transfer.gather(self.view, self.table(held, stream=queue), k, v, indptr, self._faults, queue)
+        indptr = upload(starts, queue)
+        self._gather(self.view, self.table(held, stream=queue), k, v, tokens=indptr, stream=queue)
         return k, v, indptr
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
@@ -214,7 +215,7 @@ class PagedCache:
         starts = [0, *accumulate(len(pages) for pages, _ in tokens)]
         rows = [0, *accumulate(counts)] if len(set(counts)) > 1 else []
         lengths = [length for _, length in tokens]
-        packed = _transfer.upload([*chain.from_iterable(pages for pages, _ in tokens), *starts, *lengths, *rows], queue)
+        packed = upload([*chain.from_iterable(pages for pages, _ in tokens), *starts, *lengths, *rows], queue)
         ends = list(accumulate(map(len, (starts, lengths, rows)), initial=starts[-1]))
         indptr, length, row = (packed[start:end] for start, end in zip(ends, ends[1:], strict=False))
         table = PageTable(indptr=indptr, indices=packed[: starts[-1]], lengths=length)
@@ -226,3 +227,10 @@ class PagedCache:
             f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, "
             f"{self.kv_heads} KV heads, head_dim {self.head_dim}, {self.dtype}, {self.view.layout}, {self.device})"
         )
+
+
+def upload(integers: list[int], queue: Stream) -> Buffer:
+    """int32 in device memory. Returns when they are there."""
+    import numpy
+
+    return Buffer.from_numpy(numpy.array(integers, numpy.int32), queue.device, queue)

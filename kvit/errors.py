@@ -65,7 +65,3 @@ class NoGpuError(KvitError, RuntimeError):
 
 class HostBackendError(KvitError, RuntimeError):
     """The host backend is not built, or a kernel that it ran did something a GPU would not forgive."""
-
-
-class BuildError(KvitError, RuntimeError):
-    """The manifest, or the compiler that is to build it, does not fit. Raised by code generation only."""

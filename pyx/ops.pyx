@@ -104,9 +104,10 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
 
 
 def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-           Tensor k not None, Tensor v not None, Tensor token_indptr not None, Tensor fault not None, object stream):
-    """Copy every token of a sequence to row token_indptr[sequence] + token of k and v [tokens, kv_heads, head_dim]."""
-    transfer(entry, device, cache, table, k, v, token_indptr, 0, fault, stream, False)
+           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
+           object stream):
+    """Fill k and v [tokens, kv_heads, head_dim] with the last tokens of the table's sequences."""
+    transfer(entry, device, cache, table, k, v, token_indptr, tokens_each, fault, stream, False)
 
 
 cdef int transfer(object entry, Device device, PackedCache cache, PackedTable table, Tensor k, Tensor v,

@@ -10,13 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support import ROOT
+# tests/support by its place: with tests/ on sys.path, tests/kvit would hide a kvit installed by `pip install -e`.
+_spec = importlib.util.spec_from_file_location("support", Path(__file__).parent / "support" / "__init__.py")
+support = sys.modules["support"] = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(support)
 
 
 def pytest_configure():
     """Test the kvit that is installed: `python -m pytest` would find the bare sources of this folder first."""
-    if not list((ROOT / "kvit" / "_native").glob("*.so")):
-        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != ROOT]
+    if not list((support.ROOT / "kvit" / "_native").glob("*.so")):
+        sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != support.ROOT]
     kvit = importlib.util.find_spec("kvit")
     if kvit is None or kvit.origin is None:
         raise pytest.UsageError("kvit is not installed; run: pip install '.[test]'")

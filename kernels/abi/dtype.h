@@ -5,19 +5,19 @@
 #include <stdint.h>
 
 // X(NAME, code, bits, "name in Python")
-#define KVIT_DTYPES(X)                   \
-  X(F32, 1, 32, "float32")               \
-  X(F16, 2, 16, "float16")               \
-  X(BF16, 3, 16, "bfloat16")             \
-  X(U8, 4, 8, "uint8")                   \
-  X(U4, 5, 4, "uint4")                   \
-  X(F8E4M3, 6, 8, "float8_e4m3fn")       \
-  X(F8E5M2, 7, 8, "float8_e5m2")         \
-  X(I32, 8, 32, "int32")                 \
-  X(I64, 9, 64, "int64")                 \
-  X(U16, 10, 16, "uint16")               \
-  X(U32, 11, 32, "uint32")               \
-  X(F64, 12, 64, "float64")              \
+#define KVIT_DTYPES(X)             \
+  X(F32, 1, 32, "float32")         \
+  X(F16, 2, 16, "float16")         \
+  X(BF16, 3, 16, "bfloat16")       \
+  X(U8, 4, 8, "uint8")             \
+  X(U4, 5, 4, "uint4")             \
+  X(F8E4M3, 6, 8, "float8_e4m3fn") \
+  X(F8E5M2, 7, 8, "float8_e5m2")   \
+  X(I32, 8, 32, "int32")           \
+  X(I64, 9, 64, "int64")           \
+  X(U16, 10, 16, "uint16")         \
+  X(U32, 11, 32, "uint32")         \
+  X(F64, 12, 64, "float64")        \
   X(I8, 13, 8, "int8")
 
 enum KvitDtype {

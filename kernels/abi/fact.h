@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 typedef struct KvitFact {
-  const char *name;
+  const char* name;
   int32_t value;
 } KvitFact;
 

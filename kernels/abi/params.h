@@ -1,4 +1,5 @@
-// What a launch hands to a kernel: plain C structs, passed by value. All strides are in bytes unless they say otherwise.
+// What a launch hands to a kernel: plain C structs, passed by value. All strides are in bytes unless they say
+// otherwise.
 #ifndef KVIT_ABI_PARAMS_H
 #define KVIT_ABI_PARAMS_H
 
@@ -10,7 +11,7 @@ extern "C" {
 
 // One of K, V, K parameters, V parameters: row (page, token in page, head) holds all channels, densely.
 typedef struct KvitPool {
-  void *base;  // NULL where the codec stores nothing here
+  void* base;  // NULL where the codec stores nothing here
   int64_t page_stride, token_stride, head_stride;
 } KvitPool;
 
@@ -24,9 +25,9 @@ typedef struct KvitCache {
 //   dense    pages[sequence * row_stride + slot]
 //   ragged   pages[indptr[sequence] + slot]
 typedef struct KvitPageTable {
-  const int32_t *pages;
-  const int32_t *indptr;   // [sequences + 1], NULL when dense
-  const int32_t *lengths;  // [sequences] tokens in the cache, those of this call included
+  const int32_t* pages;
+  const int32_t* indptr;   // [sequences + 1], NULL when dense
+  const int32_t* lengths;  // [sequences] tokens in the cache, those of this call included
   int64_t row_stride;      // in entries
   int32_t num_sequences;
   int32_t max_pages;  // dense: slots of a row; ragged: entries of pages
@@ -34,13 +35,13 @@ typedef struct KvitPageTable {
 
 // [token, head, channel] of queries, outputs, or new keys and values; channels are dense.
 typedef struct KvitRows {
-  void *base;
+  void* base;
   int64_t token_stride, head_stride;
 } KvitRows;
 
 // [token, head] in f32, natural log. base NULL: not wanted.
 typedef struct KvitLse {
-  float *base;
+  float* base;
   int64_t token_stride, head_stride;
 } KvitLse;
 
@@ -59,7 +60,7 @@ typedef struct KvitFault {
 
 // Which of the call's new tokens (rows of q, or of new keys) belong to which sequence: the last ones of each.
 typedef struct KvitTokens {
-  const int32_t *indptr;  // [sequences + 1] into the rows; NULL: `each` rows per sequence
+  const int32_t* indptr;  // [sequences + 1] into the rows; NULL: `each` rows per sequence
   int32_t each;
   int32_t total;
 } KvitTokens;
@@ -71,9 +72,9 @@ typedef struct KvitDecodeParams {
   KvitTokens tokens;
   KvitRows q, out;
   KvitLse lse;
-  KvitFault *fault;
-  float *partials;     // [grid, 2, rows, head_dim + 2] f32: (O, max, sum) of a CTA's first and last unfinished head
-  uint32_t *counters;  // [grid], zero before the first launch; every launch leaves them zero
+  KvitFault* fault;
+  float* partials;     // [grid, 2, rows, head_dim + 2] f32: (O, max, sum) of a CTA's first and last unfinished head
+  uint32_t* counters;  // [grid], zero before the first launch; every launch leaves them zero
   float scale;         // of the scores, before exp
   int32_t num_query_heads;
   int32_t causal;  // 1: query i of n sees keys up to length - n + i
@@ -86,7 +87,7 @@ typedef struct KvitTransferParams {
   KvitPageTable table;
   KvitTokens tokens;
   KvitRows k, v;
-  KvitFault *fault;
+  KvitFault* fault;
 } KvitTransferParams;
 typedef KvitTransferParams KvitAppendParams;  // k and v are read
 typedef KvitTransferParams KvitGatherParams;  // k and v are written
@@ -96,7 +97,7 @@ typedef struct KvitCopyPagesParams {
   KvitCache cache;
   const int32_t *source, *target;  // [count] page ids, checked by the kernel
   int64_t row_bytes[4];            // bytes of one (page, token, head) row in each pool; 0: pool unused
-  KvitFault *fault;
+  KvitFault* fault;
   int32_t count;
   int32_t reserved;
 } KvitCopyPagesParams;
@@ -112,9 +113,9 @@ typedef struct KvitMergeParams {
 typedef struct KvitProbeParams {
   KvitCache cache;
   KvitPageTable table;
-  uint8_t *shared_image;     // [kSharedBytes] shared memory after the copy, poisoned before
-  uint8_t *fragments;        // [threads, kFragmentBytes] registers of every thread
-  KvitFault *fault;
+  uint8_t* shared_image;  // [kSharedBytes] shared memory after the copy, poisoned before
+  uint8_t* fragments;     // [threads, kFragmentBytes] registers of every thread
+  KvitFault* fault;
   int32_t sequence, head, tile, max_s;
   int32_t s_begin, s_count;  // slice of the S iterations; s_count < 0: all
   int32_t stage;             // ring slot that the tile lands in
@@ -123,9 +124,9 @@ typedef struct KvitProbeParams {
 
 // Memory to be read once, for the sake of how long that takes. base is a multiple of 16.
 typedef struct KvitReadParams {
-  const void *base;
+  const void* base;
   int64_t bytes;  // a multiple of 16
-  uint32_t *sum;  // the sum of all 32-bit words is added to it
+  uint32_t* sum;  // the sum of all 32-bit words is added to it
 } KvitReadParams;
 
 #ifdef __cplusplus

@@ -1,4 +1,5 @@
-// Joins what the warps of a CTA, and then the CTAs of a head, have computed over disjoint keys. Always in the same order.
+// Joins what the warps of a CTA, and then the CTAs of a head, have computed over disjoint keys. Always in the same
+// order.
 #ifndef KVIT_ATTENTION_PIECE_MERGE_CUH
 #define KVIT_ATTENTION_PIECE_MERGE_CUH
 
@@ -13,9 +14,7 @@
 namespace kvit {
 
 /// The weight of a part whose maximum is `part_max` in a whole whose maximum is `max`; 0 for parts that saw no key.
-KVIT_DEVICE float MergeWeight(float part_max, float max) {
-  return part_max == -INFINITY ? 0.0f : Exp2(part_max - max);
-}
+KVIT_DEVICE float MergeWeight(float part_max, float max) { return part_max == -INFINITY ? 0.0f : Exp2(part_max - max); }
 
 /// A head's parts in the workspace.
 ///
@@ -57,7 +56,8 @@ class PieceMerge {
   KVIT_DEVICE PieceMerge(const KvitDecodeParams& params, const Line& line, const Share& share, Shared& shared)
       : params_(params), line_(line), share_(share), shared_(shared), partials_(params.partials) {}
 
-  /// All threads call, once per piece. Ends in the output if the piece is a whole head or completes one, else in the workspace.
+  /// All threads call, once per piece. Ends in the output if the piece is a whole head or completes one, else in the
+  /// workspace.
   KVIT_DEVICE void Finish(Attention& attention, const Piece& piece) {
     ShareStats(attention);
     SyncThreads();
@@ -96,7 +96,8 @@ class PieceMerge {
     for (int n = 0; n < Rows / 8; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        StoreShared(&shared_.stats[WarpIndex()][Attention::Row(n, j)], Float2{attention.Max(n, j), attention.Sum(n, j)});
+        StoreShared(&shared_.stats[WarpIndex()][Attention::Row(n, j)],
+                    Float2{attention.Max(n, j), attention.Sum(n, j)});
       }
     }
   }
@@ -156,7 +157,8 @@ class PieceMerge {
     });
   }
 
-  // Adds parts [cta, cta + kBatch) to `stats` and `total`. All their loads are under way together: one round trip, not kBatch.
+  // Adds parts [cta, cta + kBatch) to `stats` and `total`. All their loads are under way together: one round trip, not
+  // kBatch.
   KVIT_DEVICE void AddParts(int first, int cta, int last, int row, int vector, Float2& stats, Vector& total) const {
     Float2 part[kBatch];
     Vector output[kBatch];

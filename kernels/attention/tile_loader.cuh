@@ -9,14 +9,17 @@
 
 namespace kvit {
 
-/// Runs over the same pieces as the computing cursor, `Stages` - 1 steps ahead and across the ends of pieces, so that copies
-/// never pause. Every warp loads what it consumes: no CTA-wide barrier is needed.
+/// Runs over the same pieces as the computing cursor, `Stages` - 1 steps ahead and across the ends of pieces, so that
+/// copies never pause. Every warp loads what it consumes: no CTA-wide barrier is needed.
 template <class Line, class TileIter, class IterK, class IterV, int Stages>
 class TileLoader {
  public:
   KVIT_DEVICE TileLoader(const KvitDecodeParams& params, const Line& line, const Share& share,
                          typename IterK::Pointer ring_k, typename IterV::Pointer ring_v)
-      : params_(params), line_(line), cursor_(line, params.cache.num_kv_heads, share), tiles_(params.cache, params.table) {
+      : params_(params),
+        line_(line),
+        cursor_(line, params.cache.num_kv_heads, share),
+        tiles_(params.cache, params.table) {
     k_.SetSmem(ring_k);
     v_.SetSmem(ring_v);
     Enter();

@@ -10,13 +10,13 @@
 
 namespace kvit {
 
-/// Computes both products transposed, so that query rows take the narrow side (n = 8) of the matrix instruction and a group
-/// of 8 query heads reads each key and value once:
+/// Computes both products transposed, so that query rows take the narrow side (n = 8) of the matrix instruction and a
+/// group of 8 query heads reads each key and value once:
 ///
 ///   S^T [16 tokens, 8 rows] = K [16 tokens, 16 channels] Q^T      O^T [16 channels, 8 rows] += V^T P^T
 ///
-/// A lane holds rows lane % 4 * 2 and the next of every n-tile, in S, P and O alike, so the running maximum and sum of a row
-/// sit beside the values that they scale.
+/// A lane holds rows lane % 4 * 2 and the next of every n-tile, in S, P and O alike, so the running maximum and sum of
+/// a row sit beside the values that they scale.
 template <class T, int HeadDim, int Rows>
 class WarpAttention {
  public:
@@ -61,8 +61,8 @@ class WarpAttention {
     for (int n = 0; n < kRowTiles; ++n) sum_[n][0] = sum_[n][1] = NAN;
   }
 
-  /// One step over 16 tokens: `key(s, c)` and `value(s, c)` give shared-memory addresses of 8 channels of token s of the step.
-  /// Where `masked`, row r sees only the first visible(r) tokens of the step.
+  /// One step over 16 tokens: `key(s, c)` and `value(s, c)` give shared-memory addresses of 8 channels of token s of
+  /// the step. Where `masked`, row r sees only the first visible(r) tokens of the step.
   template <class Key, class Value, class Visible>
   KVIT_DEVICE void Step(Key&& key, Value&& value, float scale_log2, bool masked, Visible&& visible) {
     const int lane = LaneIndex();
@@ -96,7 +96,8 @@ class WarpAttention {
         max_[n][j] = top;
         s[n][j] = Exp2(s[n][j] - base);
         s[n][j + 2] = Exp2(s[n][j + 2] - base);
-        sum_[n][j] = sum_[n][j] * rescale + (s[n][j] + s[n][j + 2]);  // of this lane's tokens; lanes are added at the end
+        sum_[n][j] =
+            sum_[n][j] * rescale + (s[n][j] + s[n][j + 2]);  // of this lane's tokens; lanes are added at the end
         KVIT_UNROLL
         for (int step = 0; step < kSteps; ++step) {
           o_[n][step][j] *= rescale;

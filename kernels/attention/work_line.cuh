@@ -1,4 +1,5 @@
-// The line of work: every tile of every head of every sequence, one after the other, cut evenly over the grid (stream-K).
+// The line of work: every tile of every head of every sequence, one after the other, cut evenly over the grid
+// (stream-K).
 #ifndef KVIT_ATTENTION_WORK_LINE_CUH
 #define KVIT_ATTENTION_WORK_LINE_CUH
 
@@ -148,7 +149,8 @@ class WorkLine {
 
 /// Walks a CTA's share, piece by piece.
 ///
-///   unit = ((head * row_tiles) + row_tile) * tiles + tile     within a sequence: row tiles of a head share its keys in L2
+///   unit = ((head * row_tiles) + row_tile) * tiles + tile     within a sequence: row tiles of a head share its keys in
+///   L2
 template <class Line>
 class WorkCursor {
  public:

@@ -11,7 +11,8 @@
 
 namespace kvit {
 
-/// One CTA per pair of pages; Access bytes per thread at a time. A page never overlaps another, but targets must differ.
+/// One CTA per pair of pages; Access bytes per thread at a time. A page never overlaps another, but targets must
+/// differ.
 template <int Access>
 struct CopyPagesKernel {
   using Params = KvitCopyPagesParams;
@@ -30,7 +31,8 @@ struct CopyPagesKernel {
       return;
     }
     for (int pool = 0; pool < 4; ++pool) {
-      if (params.row_bytes[pool] != 0) Copy(params, params.cache.pool[pool], int(params.row_bytes[pool]), source, target);
+      if (params.row_bytes[pool] != 0)
+        Copy(params, params.cache.pool[pool], int(params.row_bytes[pool]), source, target);
     }
   }
 

@@ -25,7 +25,8 @@ struct DecodeTuning {
 
 /// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
 ///
-///   shared memory   [stage][tile tokens, HeadDim] K | the same of V | the warps' outputs of a finished piece | work line
+///   shared memory   [stage][tile tokens, HeadDim] K | the same of V | the warps' outputs of a finished piece | work
+///   line
 template <class T, int HeadDim, int RowsPerTile, class Tuning = DecodeTuning<4, 16, HeadDim <= 64 ? 4 : 2, 2>>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
@@ -98,7 +99,8 @@ struct DecodeKernel {
   }
 
  private:
-  KVIT_DEVICE static void LoadQueries(const Params& params, const Line& line, const Piece& piece, Attention& attention) {
+  KVIT_DEVICE static void LoadQueries(const Params& params, const Line& line, const Piece& piece,
+                                      Attention& attention) {
     const int rows = line.NumRows(piece), group = line.group();
     attention.LoadQueries([&](int row) -> const char* {
       if (row >= rows) return nullptr;

@@ -12,8 +12,8 @@
 
 namespace kvit {
 
-/// One warp per (token, head) row. out = (a e^lse_a + b e^lse_b) / (e^lse_a + e^lse_b); a part whose LSE is -inf saw no key, and
-/// nothing of it is read into the result.
+/// One warp per (token, head) row. out = (a e^lse_a + b e^lse_b) / (e^lse_a + e^lse_b); a part whose LSE is -inf saw no
+/// key, and nothing of it is read into the result.
 template <class T>
 struct MergeKernel {
   using Params = KvitMergeParams;

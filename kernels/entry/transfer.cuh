@@ -1,4 +1,5 @@
-// Families `append` and `gather`: rows of new keys and values into pages, and back. One is the other with the arrow turned.
+// Families `append` and `gather`: rows of new keys and values into pages, and back. One is the other with the arrow
+// turned.
 #ifndef KVIT_ENTRY_TRANSFER_CUH
 #define KVIT_ENTRY_TRANSFER_CUH
 

@@ -194,7 +194,8 @@ KVIT_DEVICE void Fence() { __threadfence(); }
 
 // --- matrix ----------------------------------------------------------------------------------------------------------
 
-// Lane l gives the address of row l % 8 of tile l / 8; r[i] holds (row lane / 4, columns lane % 4 * 2 and the next) of tile i.
+// Lane l gives the address of row l % 8 of tile l / 8; r[i] holds (row lane / 4, columns lane % 4 * 2 and the next) of
+// tile i.
 KVIT_DEVICE void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -216,13 +217,13 @@ KVIT_DEVICE uint32_t TransposeMatrix(uint32_t x) {
 template <class T>
 KVIT_DEVICE void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
 
-#define KVIT_MMA(T, ptx)                                                                                        \
-  template <>                                                                                                   \
-  KVIT_DEVICE void MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {               \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." ptx "." ptx                                                    \
-        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                                  \
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                                        \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                    \
+#define KVIT_MMA(T, ptx)                                                                           \
+  template <>                                                                                      \
+  KVIT_DEVICE void MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." ptx "." ptx                                       \
+        ".f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"                     \
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])                                           \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                       \
   }
 KVIT_MMA(Half, "f16")
 KVIT_MMA(Bfloat16, "bf16")
@@ -232,14 +233,14 @@ KVIT_MMA(Bfloat16, "bf16")
 
 // --- entry -----------------------------------------------------------------------------------------------------------
 
-#define KVIT_KERNEL(symbol, ...)                                                                                \
-  namespace kvit {                                                                                              \
-  using symbol##_type = __VA_ARGS__;                                                                            \
-  }                                                                                                             \
-  extern "C" __global__ void __launch_bounds__(kvit::symbol##_type::kThreads, kvit::symbol##_type::kMinCtas)    \
-      symbol(const __grid_constant__ typename kvit::symbol##_type::Params params) {                             \
-    extern __shared__ __align__(1024) char shared[];                                                            \
-    kvit::symbol##_type::Run(params, shared);                                                                   \
+#define KVIT_KERNEL(symbol, ...)                                                                             \
+  namespace kvit {                                                                                           \
+  using symbol##_type = __VA_ARGS__;                                                                         \
+  }                                                                                                          \
+  extern "C" __global__ void __launch_bounds__(kvit::symbol##_type::kThreads, kvit::symbol##_type::kMinCtas) \
+      symbol(const __grid_constant__ typename kvit::symbol##_type::Params params) {                          \
+    extern __shared__ __align__(1024) char shared[];                                                         \
+    kvit::symbol##_type::Run(params, shared);                                                                \
   }
 
 #endif  // KVIT_PLATFORM_CUDA_CUH

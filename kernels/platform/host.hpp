@@ -1,4 +1,5 @@
-// The host: the same names as the GPU's, on an emulated CTA. See platform.cuh for what each means, host_cta.hpp for how.
+// The host: the same names as the GPU's, on an emulated CTA. See platform.cuh for what each means, host_cta.hpp for
+// how.
 #ifndef KVIT_PLATFORM_HOST_HPP
 #define KVIT_PLATFORM_HOST_HPP
 
@@ -167,14 +168,16 @@ inline void LoadMatrixX4(uint32_t (&r)[4], const void* row) {
   const auto& mailbox = host::PublishRow(row);
   const int lane = LaneIndex();
   for (int i = 0; i < 4; ++i) {
-    r[i] = host::Element(mailbox, i, lane / 4, lane % 4 * 2) | host::Element(mailbox, i, lane / 4, lane % 4 * 2 + 1) << 16;
+    r[i] = host::Element(mailbox, i, lane / 4, lane % 4 * 2) | host::Element(mailbox, i, lane / 4, lane % 4 * 2 + 1)
+                                                                   << 16;
   }
 }
 inline void LoadMatrixX4Transposed(uint32_t (&r)[4], const void* row) {
   const auto& mailbox = host::PublishRow(row);
   const int lane = LaneIndex();
   for (int i = 0; i < 4; ++i) {
-    r[i] = host::Element(mailbox, i, lane % 4 * 2, lane / 4) | host::Element(mailbox, i, lane % 4 * 2 + 1, lane / 4) << 16;
+    r[i] = host::Element(mailbox, i, lane % 4 * 2, lane / 4) | host::Element(mailbox, i, lane % 4 * 2 + 1, lane / 4)
+                                                                   << 16;
   }
 }
 // Lane l holds (row l / 4, columns l % 4 * 2 and the next) before and after.
@@ -203,22 +206,22 @@ void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 
 // --- entry -----------------------------------------------------------------------------------------------------------
 
-#define KVIT_KERNEL(symbol, ...)                                                                                \
-  namespace kvit::host {                                                                                        \
-  using symbol##_type = __VA_ARGS__;                                                                            \
-  static void symbol##_body(const void* params, char* shared) {                                                 \
-    symbol##_type::Run(*static_cast<const symbol##_type::Params*>(params), shared);                             \
-  }                                                                                                             \
-  static const KvitHostKernel symbol##_kernel = {#symbol,                                                       \
-                                                 &symbol##_body,                                                \
-                                                 symbol##_type::kThreads,                                       \
-                                                 symbol##_type::kSharedBytes,                                   \
-                                                 symbol##_type::kMinCtas,                                       \
-                                                 int(sizeof(symbol##_type::Params)),                            \
-                                                 symbol##_type::kFacts,                                         \
-                                                 int(std::size(symbol##_type::kFacts)),                         \
-                                                 0};                                                            \
-  static const Registration symbol##_registration(&symbol##_kernel);                                            \
+#define KVIT_KERNEL(symbol, ...)                                                        \
+  namespace kvit::host {                                                                \
+  using symbol##_type = __VA_ARGS__;                                                    \
+  static void symbol##_body(const void* params, char* shared) {                         \
+    symbol##_type::Run(*static_cast<const symbol##_type::Params*>(params), shared);     \
+  }                                                                                     \
+  static const KvitHostKernel symbol##_kernel = {#symbol,                               \
+                                                 &symbol##_body,                        \
+                                                 symbol##_type::kThreads,               \
+                                                 symbol##_type::kSharedBytes,           \
+                                                 symbol##_type::kMinCtas,               \
+                                                 int(sizeof(symbol##_type::Params)),    \
+                                                 symbol##_type::kFacts,                 \
+                                                 int(std::size(symbol##_type::kFacts)), \
+                                                 0};                                    \
+  static const Registration symbol##_registration(&symbol##_kernel);                    \
   }
 
 #endif  // KVIT_PLATFORM_HOST_HPP

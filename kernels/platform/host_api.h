@@ -12,20 +12,20 @@ extern "C" {
 
 // Memory that a launch may touch. Anything else is an error with the thread's coordinates.
 typedef struct KvitSpan {
-  const void *base;
+  const void* base;
   int64_t bytes;
   int32_t writable;
   int32_t reserved;
 } KvitSpan;
 
 // Runs one thread of one CTA; called on a fiber or an OS thread that the scheduler made.
-typedef void (*KvitHostBody)(const void *params, char *shared);
+typedef void (*KvitHostBody)(const void* params, char* shared);
 
 typedef struct KvitHostKernel {
-  const char *symbol;
+  const char* symbol;
   KvitHostBody body;
   int32_t threads, shared_bytes, min_ctas, params_bytes;
-  const KvitFact *facts;
+  const KvitFact* facts;
   int32_t num_facts;
   int32_t reserved;
 } KvitHostKernel;
@@ -36,18 +36,18 @@ enum KvitHostScheduler {
 };
 
 typedef struct KvitHostLaunch {
-  const KvitHostKernel *kernel;
-  const void *params;
-  const KvitSpan *spans;
+  const KvitHostKernel* kernel;
+  const void* params;
+  const KvitSpan* spans;
   uint32_t grid;
   int32_t num_spans;
   int32_t scheduler;
   int32_t workers;  // OS threads that run CTAs side by side; 0: as many as cores
 } KvitHostLaunch;
 
-int32_t kvit_host_kernels(const KvitHostKernel *const **kernels);  // how many; *kernels points at an array of pointers
-int32_t kvit_host_launch(const KvitHostLaunch *launch);            // 0, or 1 and kvit_host_error() says why
-const char *kvit_host_error(void);                                 // of this thread's last launch
+int32_t kvit_host_kernels(const KvitHostKernel* const** kernels);  // how many; *kernels points at an array of pointers
+int32_t kvit_host_launch(const KvitHostLaunch* launch);            // 0, or 1 and kvit_host_error() says why
+const char* kvit_host_error(void);                                 // of this thread's last launch
 
 #ifdef __cplusplus
 }

@@ -16,8 +16,8 @@
 namespace kvit::host {
 
 inline constexpr int kWarpSize = 32;
-inline constexpr int kSlotBytes = 64;              // the largest value that a lane can give to a warp collective
-inline constexpr unsigned char kPoison = 0xFF;     // NaN in every float type
+inline constexpr int kSlotBytes = 64;           // the largest value that a lane can give to a warp collective
+inline constexpr unsigned char kPoison = 0xFF;  // NaN in every float type
 
 /// Ends the launch; the text names the thread.
 struct Error : std::runtime_error {
@@ -109,8 +109,8 @@ std::unique_ptr<Scheduler> MakeThreads();
 // The calling CUDA thread.
 extern thread_local Thread* self;
 
-/// Makes `thread` the calling CUDA thread. Never inlined: a fiber may go on on another OS thread than it began on, and a
-/// compiler that sees `self` around the switch would keep the address that it had on the first.
+/// Makes `thread` the calling CUDA thread. Never inlined: a fiber may go on on another OS thread than it began on, and
+/// a compiler that sees `self` around the switch would keep the address that it had on the first.
 void Become(Thread* thread);
 
 /// Lane values in, completed values out: what every warp collective is made of.

@@ -1,4 +1,5 @@
-// Fibers: a CTA's threads take turns on one OS thread, each running until it has to wait. Fast, and always in the same order.
+// Fibers: a CTA's threads take turns on one OS thread, each running until it has to wait. Fast, and always in the same
+// order.
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
@@ -105,8 +106,8 @@ class Fibers final : public Scheduler {
     for (Thread& thread : threads) {
       if (failed || thread.done) continue;
       thread.error = std::string(cta_->launch->kernel->symbol) + ": waits for ever at " + thread.waiting->operation +
-                     " (" + std::to_string(thread.waiting->arrived) + " of " + std::to_string(thread.waiting->expected) +
-                     " threads arrived); " + thread.Where();
+                     " (" + std::to_string(thread.waiting->arrived) + " of " +
+                     std::to_string(thread.waiting->expected) + " threads arrived); " + thread.Where();
       break;
     }
     // After an error the other fibers are left where they stand, on stacks that hold nothing to release.

@@ -1,4 +1,6 @@
-// Picks the machine: a GPU (cuda.cuh) or the host's emulated CTA (host.hpp). Both define exactly these names, in namespace kvit.
+// Picks the machine: a GPU (cuda.cuh) or the host's emulated CTA (host.hpp). Both define exactly these names, in
+// namespace kvit.
+// clang-format off
 //
 //   ids            int ThreadIndex(), WarpIndex(), LaneIndex(); int BlockIndex(), GridSize()   (x of a one-dimensional CTA and grid)
 //   values         Half, Bfloat16: 16-bit storage, `bits`; ToFloat(x), FromFloat<T>(f) rounds to nearest even
@@ -18,6 +20,7 @@
 //   device-wide    uint32_t AtomicAdd(uint32_t*, uint32_t) (relaxed), int32_t AtomicCas(int32_t*, int32_t expected, int32_t desired);
 //                  Fence(): orders this thread's accesses for the whole device
 //   KVIT_KERNEL(symbol, Type): the entry point
+// clang-format on
 #ifndef KVIT_PLATFORM_PLATFORM_CUH
 #define KVIT_PLATFORM_PLATFORM_CUH
 

@@ -25,6 +25,14 @@ def add_to(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
+class Version(argparse.Action):
+    """--version, looked up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        print(f"kvit {version() or '(not installed)'}")
+        parser.exit()
+
+
 def run(options: argparse.Namespace) -> int:
     """Print what `collect` finds."""
     found = collect()
@@ -37,7 +45,7 @@ def collect() -> dict[str, Any]:
     gpus, why_no_gpu = devices.gpus()
     built, why_not_built = _built()
     return {
-        "kvit": _version("kvit") or (built or {}).get("kvit"),
+        "kvit": version(),
         "path": str(Path(__file__).resolve().parents[1]),
         "python": f"{platform.python_version()} ({sys.executable})",
         "platform": platform.platform(),
@@ -48,6 +56,12 @@ def collect() -> dict[str, Any]:
         "why_no_gpu": why_no_gpu,
         "devices": [_device(device, built) for device in [devices.all_devices()[0], *gpus]],
     }
+
+
+def version() -> str | None:
+    """Of this package: as it was built, or as it was installed; None where it was neither."""
+    built, _ = _built()
+    return built["kvit"] if built else _version("kvit")
 
 
 def _version(package: str) -> str | None:

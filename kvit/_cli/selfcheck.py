@@ -77,7 +77,7 @@ def plan(seed: int) -> list[Case]:
 
 
 def _check_device(device: str, cases: list[Case], seed: int, seconds: float) -> bool:
-    """Run cases until the time is up, each kind of check at least once. Prints failures; returns whether there were any."""
+    """Run cases until the time is up, each kind of check at least once. Prints failures; returns whether any were."""
     from kvit._cli.checks import CHECKS
 
     started, failures, done = time.monotonic(), 0, 0

@@ -81,7 +81,8 @@ def gather(
     table: PackedTable,
     k: Tensor,
     v: Tensor,
-    token_indptr: Tensor,
+    token_indptr: Tensor | None,
+    tokens_each: int,
     fault: Tensor,
     stream: Stream | None,
 ) -> None: ...

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import kvit
-from kvit import _transfer
 from support.caches import BFLOAT16, new_cache, new_tokens, on_gpu, poisoned
 
 
@@ -48,10 +47,10 @@ def test_a_launch_that_fails_gives_the_pages_back(rng, filled, monkeypatch):
     cache, a, b = filled
     c = b.fork()  # so that the call copies a page before it fails
 
-    def fail(*_):
+    def fail(*_, **__):
         raise kvit.DriverError("cuLaunchKernelEx failed")
 
-    monkeypatch.setattr(_transfer, "append", fail)
+    monkeypatch.setattr(cache, "_append", fail)
     before = cache.num_free_pages, a.pages, b.pages, len(b)
     with pytest.raises(kvit.DriverError):
         cache.append([b], *new_tokens(rng, 1))
@@ -91,7 +90,7 @@ def test_sequences_must_be_this_cache_s_and_grow_once_in_a_call(rng, filled):
         (kvit.DtypeError, "v is float16; it must be bfloat16", None, np.zeros((2, 2, 64), np.float16)),
         (kvit.ShapeError, r"k has shape \[2, 3, 64\]", poisoned((2, 3, 64), BFLOAT16), None),
         (kvit.ShapeError, r"k has shape \[2, 2, 32\]", poisoned((2, 2, 32), BFLOAT16), None),
-        (kvit.ShapeError, r"v .like k. has shape \[3, 2, 64\]", None, poisoned((3, 2, 64), BFLOAT16)),
+        (kvit.ShapeError, r"v has shape \[3, 2, 64\]; it must be \[tokens = 2", None, poisoned((3, 2, 64), BFLOAT16)),
         (kvit.LayoutError, "channels 4 bytes apart", poisoned((2, 2, 128), BFLOAT16)[..., ::2], None),
         (kvit.LayoutError, "multiples of 16 bytes", None, poisoned((2, 2, 65), BFLOAT16)[..., 1:]),
         (kvit.DeviceError, "v is on cuda:0, the call on host", None, on_gpu((2, 2, 64))),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kvit
-from kvit import _transfer, reference
+from kvit import reference, transfer
 from support.caches import BFLOAT16, NO_PAGE, held, make_table, new_cache, new_tokens, to_device
 
 
@@ -21,20 +21,21 @@ def test_tokens_without_a_place_are_reported_not_written_and_read_as_nan(rng, de
     reference.append(
         plain, table, k, v, [4, 2]
     )  # of the six, one is on page 3, three on none, one before the first token
-    queue = kvit.Stream.default(device)
     form = make_table(table.pages, table.lengths, "ragged", device)
     indptr = to_device(np.array([0, 4, 6], np.int32), device)
-    _transfer.append(cache.view, form, to_device(k, device), to_device(v, device), indptr, 0, cache._faults, queue)
+    append = kvit.Append(cache.view)
+    append(to_device(k, device), to_device(v, device), cache.view, form, tokens=indptr)
     with pytest.raises(kvit.PageTableError, match=f"{NO_PAGE}|length 1"):
-        cache.check()
+        append.check()
     for ours, expected in zip(held(cache, [everything]), (plain.k, plain.v), strict=True):
         np.testing.assert_array_equal(ours, expected.reshape(16, 2, 64))
 
     out = [to_device(np.zeros((7, 2, 64), BFLOAT16), device) for _ in range(2)]
     indptr = to_device(np.array([0, 6, 7], np.int32), device)
-    _transfer.gather(cache.view, form, *out, indptr, cache._faults, queue)
+    gather = kvit.Gather(cache.view)
+    gather(cache.view, form, *out, tokens=indptr)
     with pytest.raises(kvit.PageTableError, match=f"page 1 of sequence 0 has id {NO_PAGE}"):
-        cache.check()
+        gather.check()
     for ours, expected in zip(out, reference.gather(plain, table)[:2], strict=True):
         np.testing.assert_array_equal(ours.numpy().astype(np.float32), expected.astype(np.float32))
 
@@ -45,7 +46,7 @@ def test_copying_pages_copies_k_and_v_and_nothing_else(rng, device):
     everything.append(*(to_device(x, device) for x in new_tokens(rng, 15)))
     before = held(cache, [everything])
     source, target = (to_device(np.array(pages, np.int32), device) for pages in ([0, 3], [4, 1]))
-    _transfer.copy_pages(cache.view, source, target, cache._faults, kvit.Stream.default(device))
+    transfer.copy_pages(cache.view, source, target, cache._faults, kvit.Stream.default(device))
     for ours, old in zip(held(cache, [everything]), before, strict=True):
         np.testing.assert_array_equal(ours.reshape(5, 3, 2, 64), old.reshape(5, 3, 2, 64)[[0, 3, 2, 3, 0]])
 
@@ -53,6 +54,38 @@ def test_copying_pages_copies_k_and_v_and_nothing_else(rng, device):
 def test_copying_to_a_page_that_is_not_there_is_reported(rng, device):
     cache = new_cache(device, pages=2)
     source, target = (to_device(np.array([page], np.int32), device) for page in (0, 2))
-    _transfer.copy_pages(cache.view, source, target, cache._faults, kvit.Stream.default(device))
+    transfer.copy_pages(cache.view, source, target, cache._faults, kvit.Stream.default(device))
     with pytest.raises(kvit.PageTableError, match="2"):
         cache.check()
+
+
+def test_gathering_the_last_tokens_reads_what_the_last_append_wrote(rng, device):
+    # Three tokens each, of sequences that hold more: no indptr, strided rows (K and V in one packed tensor), odd pages.
+    cache = new_cache(device, pages=12, page_size=3)
+    seqs = [cache.sequence(), cache.sequence()]
+    cache.append(seqs, *(to_device(x, device) for x in new_tokens(rng, 11)), lengths=[4, 7])
+    both = np.concatenate(new_tokens(rng, 6), axis=1)  # [tokens, K heads then V heads, head_dim]
+    packed = kvit.Tensor.wrap(to_device(both, device))
+    k, v = (packed_heads(packed, first, device) for first in (0, 2))
+    cache.append(seqs, k, v)
+    out = [to_device(np.zeros((6, 2, 64), BFLOAT16), device) for _ in range(2)]
+    kvit.Gather(cache.view)(cache.view, cache.table(seqs), *out)
+    for ours, expected in zip(out, (both[:, :2], both[:, 2:]), strict=True):
+        np.testing.assert_array_equal(ours.numpy(), expected)
+
+
+def packed_heads(packed, first, device):
+    """Heads [first, first + 2) of [tokens, 4, 64], in place."""
+    head_bytes = 64 * 2
+    return kvit.Tensor.from_pointer(
+        packed.pointer + first * head_bytes, (6, 2, 64), "bfloat16", device,
+        strides=(4 * head_bytes, head_bytes, 2), owner=packed,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("tokens", [5, 7])
+def test_rows_that_do_not_split_evenly_need_an_indptr(rng, tokens):
+    cache = new_cache("host", pages=4)
+    seqs = [cache.sequence() for _ in range(3)]
+    with pytest.raises(kvit.ShapeError, match=f"k has {tokens} rows for 3 sequences; give tokens"):
+        kvit.Append(cache.view)(*new_tokens(rng, tokens), cache.view, cache.table(seqs))

@@ -1,4 +1,4 @@
-"""Small kernels, written in a test, compiled with the host backend into a program of their own: what it catches, and what not."""
+"""Small kernels, written in a test and compiled with the host backend into programs: what it catches, and what not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ int main(int, char** argv) {{
   const KvitSpan spans[] = {{ {spans} }};
   const KvitHostKernel* const* kernels;
   kvit_host_kernels(&kernels);
-  const KvitHostLaunch launch = {{kernels[0], &params, spans, {grid}, int(sizeof spans / sizeof spans[0]), std::atoi(argv[1]), 0}};
+  constexpr int kSpans = sizeof spans / sizeof spans[0];
+  const KvitHostLaunch launch = {{kernels[0], &params, spans, {grid}, kSpans, std::atoi(argv[1]), 0}};
   if (kvit_host_launch(&launch) != 0) {{
     std::printf("error: %s\\n", kvit_host_error());
     return 1;

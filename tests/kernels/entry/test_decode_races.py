@@ -40,8 +40,9 @@ DECODE = """
 """
 
 SPANS = """
-    {input, kBytes, 0, 0}, {output, kBytes, 1, 0}, {page_table, sizeof page_table, 0, 0}, {lengths, sizeof lengths, 0, 0},
-    {&fault, sizeof fault, 1, 0}, {partials, sizeof partials, 1, 0}, {counters, sizeof counters, 1, 0}
+    {input, kBytes, 0, 0}, {output, kBytes, 1, 0}, {page_table, sizeof page_table, 0, 0},
+    {lengths, sizeof lengths, 0, 0}, {&fault, sizeof fault, 1, 0}, {partials, sizeof partials, 1, 0},
+    {counters, sizeof counters, 1, 0}
 """
 
 

@@ -1,7 +1,8 @@
-"""The host backend catches what a GPU would let pass: each mistake here is made on purpose, beside the same code without it."""
+"""The host backend catches what a GPU lets pass: each mistake is made on purpose, beside the same code without it."""
 
 import numpy as np
 import pytest
+
 from support.host_program import HostPrograms
 
 # Copies 4 bytes per thread to shared memory, then hands each thread its neighbour's.

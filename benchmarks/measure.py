@@ -1,0 +1,136 @@
+"""Times work on a GPU through kvit's own runtime: random memory, CUDA graph replay, the ceiling of reading memory."""
+
+from __future__ import annotations
+
+import statistics
+import struct
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from cells import Ceiling
+from cuda.bindings import driver
+
+import kvit
+from kvit import dtypes, registry
+from kvit._cli.compare import expect
+from kvit._native.launcher import launch_bytes
+from kvit._native.module import Kernel
+
+REPLAYS = 12
+CALLS_PER_GRAPH = 20  # a graph's own start is spread over so many calls
+_CEILING_BYTES = 2 << 30
+_CTAS_PER_SM = (1, 2, 4)
+
+
+def call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
+    """What a function of cuda.bindings.driver returns beside its status. Raises kvit.DriverError."""
+    status, *values = function(*arguments)
+    if status != driver.CUresult.CUDA_SUCCESS:
+        name = function.__name__
+        raise kvit.DriverError(f"{name} failed with CUresult {int(status)} ({status.name})", int(status), name)
+    return values[0] if values else None
+
+
+def make_current(device: kvit.Device) -> None:
+    """Make the device's primary context, in which kvit works, current: graphs are launched by us, not by kvit."""
+    call(driver.cuCtxSetCurrent, call(driver.cuDevicePrimaryCtxRetain, call(driver.cuDeviceGet, device.ordinal)))
+
+
+class Graph:
+    """A CUDA graph of the work that `record` gives to the stream, ready to be launched on it."""
+
+    def __init__(self, stream: kvit.Stream, record: Callable[[], None]):
+        self._stream = driver.CUstream(stream.cuda_handle)
+        mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
+        call(driver.cuStreamBeginCapture, self._stream, mode)
+        try:
+            record()
+        finally:
+            graph = call(driver.cuStreamEndCapture, self._stream)
+        self._executable = call(driver.cuGraphInstantiate, graph, 0)
+        call(driver.cuGraphDestroy, graph)
+
+    def launch(self) -> None:
+        """Give the whole graph to the stream."""
+        call(driver.cuGraphLaunch, self._executable, self._stream)
+
+    def close(self) -> None:
+        """Free the graph, whose work must be done."""
+        call(driver.cuGraphExecDestroy, self._executable)
+
+
+def graph_us(stream: kvit.Stream, calls: Sequence[Callable[[], object]]) -> float:
+    """Median microseconds of one call, the calls taking turns in a graph that is replayed REPLAYS times."""
+    for one in calls:
+        one()  # kernels are loaded when first launched, which a capture does not allow
+    stream.synchronize()
+    rounds = max(1, CALLS_PER_GRAPH // len(calls))
+
+    def record() -> None:
+        for _ in range(rounds):
+            for one in calls:
+                one()
+
+    graph = Graph(stream, record)
+    times = []
+    for _ in range(2 + REPLAYS):  # the first two warm clocks and caches
+        start, end = kvit.Event(stream.device), kvit.Event(stream.device)
+        start.record(stream)
+        graph.launch()
+        end.record(stream)
+        end.synchronize()
+        times.append(start.elapsed_ms(end) * 1e3 / (rounds * len(calls)))
+    graph.close()
+    return statistics.median(times[2:])
+
+
+class RandomMemory:
+    """Normally distributed numbers of one dtype, from one block that is repeated over as much memory as asked for.
+
+    The block is no whole number of pages of any usual size, so two pages never hold the same numbers.
+    """
+
+    def __init__(self, dtype: str, stream: kvit.Stream, seed: int):
+        self._stream = stream
+        elements = (8 << 20) + 2056
+        numbers = np.random.default_rng(seed).standard_normal(elements, np.float32)
+        self._bytes = numbers.astype(dtypes.numpy_dtype(dtypes.dtype_of(dtype))).view(np.uint8)
+        self._block = kvit.Buffer.from_numpy(self._bytes, stream.device, stream)
+
+    def bytes(self, num_bytes: int) -> kvit.Buffer:
+        """So many bytes of the device's memory, uint8 [num_bytes]."""
+        buffer = kvit.Buffer.empty(num_bytes, "uint8", self._stream.device, self._stream)
+        for start in range(0, num_bytes, len(self._bytes)):
+            part = buffer[start : start + len(self._bytes)]
+            part.copy_from(self._block[: len(part)], self._stream)
+        return buffer
+
+    def word_sum(self, num_bytes: int) -> int:
+        """The sum of all 32-bit words of `bytes(num_bytes)`, modulo 2**32."""
+        words = self._bytes.view(np.uint32)
+        whole, rest = divmod(num_bytes // 4, len(words))
+        return (whole * int(words.sum(dtype=np.uint64)) + int(words[:rest].sum(dtype=np.uint64))) % 2**32
+
+
+def read_ceiling(device: kvit.Device, stream: kvit.Stream, memory: RandomMemory) -> Ceiling:
+    """The best rate of the kernels of family `read` over 2 GiB. Raises Mismatch unless each reads every byte once."""
+    buffer = memory.bytes(_CEILING_BYTES)
+    found = []
+    for entry in registry.candidates("read"):
+        kernel = Kernel.load(entry, device)
+        total = kvit.Buffer.empty(1, "uint32", device, stream)
+        params = struct.pack("<QqQ", buffer.pointer, buffer.nbytes, total.pointer)  # KvitReadParams
+        for grid in (device.num_sms * ctas for ctas in _CTAS_PER_SM):
+
+            def read(kernel: Kernel = kernel, params: bytes = params, grid: int = grid) -> None:
+                launch_bytes(kernel, params, grid, stream)
+
+            total.fill_bytes(0, stream)
+            read()
+            summed = int(total.numpy()[0])
+            where = f"{entry.symbol} on a grid of {grid}"
+            expect(summed == memory.word_sum(buffer.nbytes), f"{where} did not read every byte once: its sum is wrong")
+            us = graph_us(stream, [read])
+            found.append(Ceiling(buffer.nbytes / us / 1e3, buffer.nbytes, entry.symbol, grid))
+    return max(found, key=lambda ceiling: ceiling.gbps)

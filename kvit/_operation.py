@@ -1,0 +1,58 @@
+"""What operations on a cache share: the shape that they were made for, and the record of what their kernels met."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import _checks, dtypes
+from ._faults import FaultRecord
+from ._native.stream import Stream
+from ._native.tensor import Tensor
+from .errors import DtypeError, ShapeError
+from .views import CacheView
+
+
+class Operation:
+    """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then."""
+
+    def __init__(self, view: CacheView, faults: FaultRecord | None):
+        self.kv_heads = view.kv_heads
+        self.head_dim = view.head_dim
+        self.kv_dtype = view.dtype
+        self.device = view.device
+        self._faults = FaultRecord(self.device) if faults is None else faults
+
+    def check(self, stream: Any = None) -> None:
+        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
+
+        The error names the sequence, the slot and the value that it met first; it is told once.
+        """
+        self._faults.check(stream)
+
+    def _check_view(self, view: CacheView) -> None:
+        if (view.kv_heads, view.head_dim) != (self.kv_heads, self.head_dim):
+            raise ShapeError(
+                f"the view has {view.kv_heads} KV heads and head_dim {view.head_dim}; the operation was made for "
+                f"{self.kv_heads} and {self.head_dim}; make another {type(self).__name__} for this view"
+            )
+        if view.dtype is not self.kv_dtype:
+            raise DtypeError(
+                f"the view holds {view.dtype}; the operation was made for {self.kv_dtype}; "
+                f"make another {type(self).__name__} for this view"
+            )
+
+
+def split_tokens(name: str, rows: Tensor, num_sequences: int, tokens: Any, queue: Stream) -> tuple[int, Tensor | None]:
+    """How the rows of a call belong to sequences: (rows of each, None), or (0, where each begins)."""
+    if tokens is not None:
+        indptr = _checks.tensor("tokens", tokens, dtypes.int32, queue)
+        _checks.require_shape("tokens", indptr, **{"sequences + 1": num_sequences + 1})
+        _checks.require_dense("tokens", indptr)
+        return 0, indptr
+    count = rows.shape[0]
+    if count % max(1, num_sequences) or (count and not num_sequences):
+        raise ShapeError(
+            f"{name} has {count} rows for {num_sequences} sequences; give tokens, an int32 indptr, if sequences have "
+            "different numbers of rows"
+        )
+    return count // max(1, num_sequences), None

@@ -1,0 +1,151 @@
+"""kvit selfcheck finds what is wrong: every check fails on a slightly broken operation, and says how to repeat it."""
+
+import numpy as np
+import pytest
+
+import kvit
+from kvit.__main__ import main
+from kvit._cli import selfcheck
+from kvit._cli.checks import CHECKS, Shape, Trial
+from kvit._cli.compare import Mismatch
+
+SHAPE = Shape("bf16", 64, 16, "NHD")
+
+
+def trial(number=0):
+    return Trial("host", SHAPE, np.random.default_rng([5, number]))
+
+
+def spoil(tensor):
+    """Change the last element that is a number by more than any rounding does. Returns whether there is one."""
+    values = np.asarray(tensor).reshape(-1)
+    places = np.flatnonzero(np.isfinite(values.astype(np.float32)))
+    if len(places):
+        values[places[-1]] += 1
+    return len(places) > 0
+
+
+class WrongAttention(kvit.Attention):
+    """One element of each output is off."""
+
+    def __call__(self, q, view, table, *, out, **options):
+        super().__call__(q, view, table, out=out, **options)
+        spoil(out)
+
+
+class SilentAttention(kvit.Attention):
+    """Faults of page tables are never told."""
+
+    def check(self, stream=None):
+        try:
+            super().check(stream)
+        except kvit.PageTableError:
+            return
+
+
+class FickleAttention(kvit.Attention):
+    """The second of two calls gives a neighbouring number: within the bound, but other bits."""
+
+    calls = 0
+
+    def __call__(self, q, view, table, *, out, **options):
+        super().__call__(q, view, table, out=out, **options)
+        self.calls += 1
+        if self.calls == 2:
+            bits = np.asarray(out).view(np.uint16).reshape(-1)
+            bits[np.flatnonzero(bits)[:1]] ^= 1
+
+
+class WrongAppend(kvit.PagedCache):
+    """One byte beyond the tokens is written too."""
+
+    def append(self, seqs, k, v, lengths=None, **options):
+        super().append(seqs, k, v, lengths, **options)
+        np.asarray(self.view.v).view(np.uint8).reshape(-1)[-1] = 0
+
+
+class WrongGather(kvit.PagedCache):
+    """One element comes back changed."""
+
+    def gather(self, seqs, **options):
+        k, v, indptr = super().gather(seqs, **options)
+        spoil(k)
+        return k, v, indptr
+
+
+def fails(check, attempts=20):
+    """Whether the check notices within a few random inputs: some have nothing to spoil."""
+    for number in range(attempts):
+        try:
+            CHECKS[check](trial(number))
+        except Mismatch:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("check", CHECKS)
+def test_a_check_passes_as_things_are(check):
+    assert not fails(check, attempts=4)
+
+
+@pytest.mark.parametrize(
+    ("check", "name", "broken"),
+    [
+        ("decode", "Attention", WrongAttention),
+        ("several tokens", "Attention", WrongAttention),
+        ("bad page table", "Attention", WrongAttention),
+        ("bad page table", "Attention", SilentAttention),
+        ("decode", "Attention", FickleAttention),
+        ("append", "PagedCache", WrongAppend),
+        ("gather", "PagedCache", WrongGather),
+        ("fork", "PagedCache", WrongGather),
+    ],
+)
+def test_a_check_notices_an_operation_that_is_slightly_wrong(check, name, broken, monkeypatch):
+    monkeypatch.setattr(kvit, name, broken)
+    assert fails(check)
+
+
+def test_the_check_of_merge_notices_a_wrong_lse(monkeypatch):
+    merge_states = kvit.merge_states
+
+    def wrong(*states, out, lse):
+        merge_states(*states, out=out, lse=lse)
+        spoil(lse)
+
+    monkeypatch.setattr(kvit, "merge_states", wrong)
+    assert fails("merge")
+
+
+def test_a_failure_names_the_case_and_the_command_that_repeats_it(monkeypatch, capsys):
+    monkeypatch.setattr(kvit, "Attention", WrongAttention)
+    assert main(["selfcheck", "--device", "host", "--seconds", "2", "--seed", "9"]) == 1
+    words = capsys.readouterr().out
+    assert "FAILED" in words.splitlines()[-1]
+    again = next(line for line in words.splitlines() if line.startswith("  again: kvit "))
+    # The same command, and nothing else, fails alike.
+    assert main(again.removeprefix("  again: kvit ").split()) == 1
+    first = words[words.index("FAILED") : words.index("  again:")]
+    assert first in capsys.readouterr().out
+
+
+def test_an_exception_in_a_check_is_a_failure_and_not_the_end(monkeypatch, capsys):
+    def explode(trial):
+        raise ZeroDivisionError("no such luck")
+
+    monkeypatch.setitem(CHECKS, "merge", explode)
+    assert main(["selfcheck", "--device", "host", "--seconds", "0.1", "--seed", "9"]) == 1
+    words = capsys.readouterr().out
+    assert "ZeroDivisionError: no such luck" in words and f"{len(CHECKS)} of" in words
+
+
+def test_a_plan_has_every_check_on_every_shape_once_and_each_check_among_the_first():
+    cases = selfcheck.plan(3)
+    assert len({(case.check, case.shape) for case in cases}) == len(cases)
+    assert len(cases) == len(CHECKS) * len({case.shape for case in cases})
+    assert [case.check for case in cases[: len(CHECKS)]] == list(CHECKS)
+    assert [case.number for case in cases] == list(range(len(cases)))
+
+
+def test_a_plan_is_the_seed_s():
+    assert selfcheck.plan(3) == selfcheck.plan(3) != selfcheck.plan(4)
