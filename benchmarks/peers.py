@@ -120,4 +120,4 @@ def _graph_us(inputs: Inputs, out: Any, calls: Sequence[Callable[[], object]]) -
             end.record()
         end.synchronize()
         times.append(start.elapsed_time(end) * 1e3 / (rounds * len(calls)))
-    return statistics.median(times[2:])
+    return round(statistics.median(times[2:]), 3)

@@ -1,6 +1,6 @@
 """Train the model on the source text of CPython's standard library: a few minutes on one GPU. Needs PyTorch.
 
-python train.py --minutes 3.5 --out model.safetensors
+python train.py --out model.safetensors
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ AGREEMENT = 2e-3  # nats, numpy model against this one: both compute in float32,
 def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--minutes", type=float, default=3.5, help="length of the training, compilation apart (default: %(default)s)"
+        "--minutes", type=float, default=1.3, help="length of the training, compilation apart (default: %(default)s)"
     )
     parser.add_argument("--steps", type=int, help="length of the training in steps; overrides --minutes")
     parser.add_argument(
@@ -40,7 +40,7 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch", type=int, default=96, help="windows of 512 bytes per step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=2e-3, help="peak learning rate (default: %(default)s)")
-    parser.add_argument("--dropout", type=float, default=0.1, help="(default: %(default)s)")
+    parser.add_argument("--dropout", type=float, default=0.15, help="(default: %(default)s)")
     parser.add_argument("--weight-decay", type=float, default=0.1, help="(default: %(default)s)")
     parser.add_argument(
         "--seed", type=int, default=0, help="of initial weights, crops and dropout (default: %(default)s)"

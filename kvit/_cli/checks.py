@@ -3,117 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 import kvit
-from kvit import dtypes, reference
+from kvit import reference
 from kvit._cli.compare import LSE_BOUND, attention_bound, expect, expect_close, expect_same, merge_bound
+from kvit._cli.trial import RawCache, Trial, pool_shape, raw_cache
 
 _GROUPS = (1, 2, 3, 4, 5, 7, 8, 16)
-_NO_PAGE = 0x7F7F7F7F  # in slots of a table that nothing may read
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What kind of cache a check is about."""
-
-    dtype: str
-    head_dim: int
-    page_size: int
-    layout: Literal["NHD", "HND"]
-
-    def __str__(self) -> str:
-        return f"{self.dtype}, head_dim {self.head_dim}, pages of {self.page_size}, {self.layout}"
-
-
-@dataclass
-class Trial:
-    """One check under way: its device and random numbers, and what it chose, for the report of a failure."""
-
-    device: str
-    shape: Shape
-    rng: np.random.Generator
-    chosen: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def dtype(self) -> np.dtype:
-        return dtypes.numpy_dtype(dtypes.dtype_of(self.shape.dtype))
-
-    def choose(self, name: str, values: Any) -> Any:
-        """One of the values, noted under `name`."""
-        self.chosen[name] = values[int(self.rng.integers(len(values)))]
-        return self.chosen[name]
-
-    def choose_lengths(self, count: int) -> list[int]:
-        """Ragged lengths: none, one token, and around the end of a page are more likely than chance would have them."""
-        page = self.shape.page_size
-        usual = [0, 1, page - 1, page, page + 1, 3 * page]
-        lengths = [
-            int(self.rng.integers(1, 300) if self.rng.integers(2) else self.rng.choice(usual)) for _ in range(count)
-        ]
-        self.chosen["lengths"] = lengths
-        return lengths
-
-    def random(self, *shape: int) -> NDArray:
-        return self.rng.standard_normal(shape).astype(self.dtype)
-
-    def upload(self, array: NDArray) -> kvit.Buffer:
-        return kvit.Buffer.from_numpy(np.ascontiguousarray(array), self.device)
-
-    def poisoned(self, shape: tuple[int, ...], dtype: Any) -> kvit.Buffer:
-        """Memory full of 0xFF, NaN in every float type."""
-        buffer = kvit.Buffer.empty(shape, dtype, self.device)
-        buffer.fill_bytes(0xFF)
-        return buffer
-
-
-@dataclass
-class RawCache:
-    """Sequences of random tokens in pages without order, on the device and for the reference; all else is NaN."""
-
-    plain: reference.Cache
-    pages: list[NDArray]
-    lengths: list[int]
-    view: kvit.CacheView
-
-    @property
-    def table(self) -> reference.Table:
-        return reference.Table(self.pages, self.lengths)
-
-    def page_table(self, trial: Trial) -> kvit.PageTable:
-        """The table on the device, dense or ragged."""
-        lengths = trial.upload(np.array(self.lengths, np.int32))
-        if trial.choose("table", ("dense", "ragged")) == "ragged":
-            indptr = np.cumsum([0, *map(len, self.pages)]).astype(np.int32)
-            indices = np.concatenate([np.zeros(0, np.int32), *self.pages]).astype(np.int32)
-            return kvit.PageTable(indptr=trial.upload(indptr), indices=trial.upload(indices), lengths=lengths)
-        dense = np.full((len(self.pages), max(map(len, self.pages)) + 1), _NO_PAGE, np.int32)
-        for row, pages in zip(dense, self.pages, strict=True):
-            row[: len(pages)] = pages
-        return kvit.PageTable(trial.upload(dense), lengths=lengths)
-
-
-def _pool_shape(shape: Shape, pages: int, kv_heads: int) -> tuple[int, ...]:
-    inner = (shape.page_size, kv_heads) if shape.layout == "NHD" else (kv_heads, shape.page_size)
-    return (pages, *inner, shape.head_dim)
-
-
-def _raw_cache(trial: Trial, lengths: list[int], kv_heads: int) -> RawCache:
-    slots = [-(-length // trial.shape.page_size) for length in lengths]
-    order = trial.rng.permutation(sum(slots) + 2).astype(np.int32)  # two pages that are nobody's
-    k, v = (np.empty(_pool_shape(trial.shape, len(order), kv_heads), trial.dtype) for _ in range(2))
-    for pool in (k, v):
-        pool.view(np.uint8)[...] = 0xFF
-    pages = np.split(order[: sum(slots)], np.cumsum(slots)[:-1])
-    plain = reference.Cache(k, v, trial.shape.layout)
-    new = trial.random(2, sum(lengths), kv_heads, trial.shape.head_dim)
-    reference.append(plain, reference.Table(pages, lengths), *new, lengths)
-    view = kvit.CacheView(trial.upload(k), trial.upload(v), layout=trial.shape.layout)
-    return RawCache(plain, pages, lengths, view)
 
 
 def _attend(trial: Trial, cache: RawCache, counts: list[int] | None, causal: bool, kv_heads: int) -> None:
@@ -145,7 +44,7 @@ def _attend(trial: Trial, cache: RawCache, counts: list[int] | None, causal: boo
 def check_decode(trial: Trial) -> None:
     """One new token per sequence."""
     kv_heads = trial.choose("kv_heads", (1, 2, 3))
-    cache = _raw_cache(trial, trial.choose_lengths(trial.choose("sequences", (1, 2, 3, 5))), kv_heads)
+    cache = raw_cache(trial, trial.choose_lengths(trial.choose("sequences", (1, 2, 3, 5))), kv_heads)
     _attend(trial, cache, None, True, kv_heads)
 
 
@@ -156,7 +55,7 @@ def check_several_tokens(trial: Trial) -> None:
     counts = [int(trial.rng.integers(0, 6)) for _ in lengths]
     counts[0] += 1
     trial.chosen["new tokens"] = counts
-    _attend(trial, _raw_cache(trial, lengths, kv_heads), counts, trial.choose("causal", (True, False)), kv_heads)
+    _attend(trial, raw_cache(trial, lengths, kv_heads), counts, trial.choose("causal", (True, False)), kv_heads)
 
 
 def _paged_cache(trial: Trial, tokens: int, sequences: int) -> kvit.PagedCache:
@@ -183,7 +82,7 @@ def check_append(trial: Trial) -> None:
     trial.chosen["lengths"] = [first, second]
     cache = _paged_cache(trial, sum(first) + sum(second), 3)
     sequences = [cache.sequence() for _ in first]
-    pools = [np.empty(_pool_shape(trial.shape, cache.num_pages, cache.kv_heads), trial.dtype) for _ in range(2)]
+    pools = [np.empty(pool_shape(trial.shape, cache.num_pages, cache.kv_heads), trial.dtype) for _ in range(2)]
     for pool in pools:
         pool.view(np.uint8)[...] = 0xFF
     for counts in (first, second):
@@ -250,13 +149,9 @@ def check_merge(trial: Trial) -> None:
     expect_close("lse", lse.numpy(), state.lse, LSE_BOUND)
 
 
-def check_bad_table(trial: Trial) -> None:
-    """A page id that does not exist, or a length beyond the pages, is reported; nobody else's output suffers."""
-    kv_heads = trial.choose("kv_heads", (1, 2))
-    lengths = [length + 1 for length in trial.choose_lengths(3)]
-    cache = _raw_cache(trial, lengths, kv_heads)
-    wrong = int(trial.rng.integers(3))
-    slot = 0
+def _break_table(trial: Trial, cache: RawCache) -> tuple[int, int, int]:
+    """Give a sequence a page that does not exist, or a length that none can have: (sequence, slot, value)."""
+    wrong, slot = int(trial.rng.integers(len(cache.lengths))), 0
     if trial.choose("fault", ("page", "length")) == "page":
         slot = int(trial.rng.integers(len(cache.pages[wrong])))
         value = trial.choose("value", (-1, cache.plain.num_pages, 2**31 - 1, -(2**31)))
@@ -266,23 +161,54 @@ def check_bad_table(trial: Trial) -> None:
         value = trial.choose("value", (-1, -(2**31), 2**31 - 1))
         cache.lengths[wrong] = value
     trial.chosen["wrong"] = {"sequence": wrong, "slot": slot}
+    return wrong, slot, value
+
+
+def _expect_fault(trial: Trial, op: kvit.Attention | kvit.Append, expected: tuple[int, int, int]) -> None:
+    """The operation reports this (sequence, slot, value), once. A length has no slot."""
+    try:
+        op.check()
+    except kvit.PageTableError as fault:
+        found = (fault.sequence, fault.slot if trial.chosen["fault"] == "page" else 0, fault.value)
+        expect(found == expected, f"reported (sequence, slot, value) {found}, not {expected}")
+    else:
+        expect(False, f"nothing was reported of (sequence, slot, value) {expected}")
+    op.check()
+
+
+def check_bad_table(trial: Trial) -> None:
+    """A page id or a length that cannot be is reported when it is read, and nobody else's output suffers."""
+    kv_heads = trial.choose("kv_heads", (1, 2))
+    cache = raw_cache(trial, [length + 1 for length in trial.choose_lengths(3)], kv_heads)
+    expected = _break_table(trial, cache)
     query_heads = kv_heads * trial.choose("group", _GROUPS)
     q = trial.random(3, query_heads, trial.shape.head_dim)
     op = kvit.Attention(cache.view, query_heads)
     out, lse = trial.poisoned(q.shape, trial.dtype), trial.poisoned(q.shape[:2], np.float32)
     op(trial.upload(q), cache.view, cache.page_table(trial), out=out, lse=lse)
-    try:
-        op.check()
-    except kvit.PageTableError as fault:
-        found = (fault.sequence, fault.slot if trial.chosen["fault"] == "page" else 0, fault.value)
-        expect(found == (wrong, slot, value), f"reported (sequence, slot, value) {found}, not {(wrong, slot, value)}")
-    else:
-        expect(False, "nothing was reported")
-    op.check()  # a fault is told once
+    _expect_fault(trial, op, expected)
     state = reference.paged_attention(q, cache.plain, cache.table)
     positive = reference.Cache(cache.plain.k, np.abs(cache.plain.v), cache.plain.layout)
     magnitude = reference.paged_attention(q, positive, cache.table).out
     expect_close("out", out.numpy(), state.out, attention_bound(np.nan_to_num(magnitude), trial.dtype))
+
+
+def check_bad_append(trial: Trial) -> None:
+    """Tokens whose page or length cannot be are reported and not written; all others are."""
+    kv_heads = trial.choose("kv_heads", (1, 2))
+    counts = [length + 1 for length in trial.choose_lengths(3)]
+    cache = raw_cache(trial, counts.copy(), kv_heads)
+    expected = _break_table(trial, cache)
+    k, v = trial.random(2, sum(counts), kv_heads, trial.shape.head_dim)
+    op = kvit.Append(cache.view)
+    starts = trial.upload(np.cumsum([0, *counts]).astype(np.int32))
+    op(trial.upload(k), trial.upload(v), cache.view, cache.page_table(trial), tokens=starts)
+    _expect_fault(trial, op, expected)
+    # An impossible length leaves a sequence without places, whatever its number: the reference need not count that far.
+    lengths = [0 if length != count else count for length, count in zip(cache.lengths, counts, strict=True)]
+    reference.append(cache.plain, reference.Table(cache.pages, lengths), k, v, counts)
+    for name, pool, plain in (("k", cache.view.k, cache.plain.k), ("v", cache.view.v, cache.plain.v)):
+        expect_same(f"pool of {name}", pool.numpy(), plain)
 
 
 CHECKS: dict[str, Callable[[Trial], None]] = {
@@ -293,4 +219,5 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "fork": check_fork,
     "merge": check_merge,
     "bad page table": check_bad_table,
+    "append to a bad page table": check_bad_append,
 }

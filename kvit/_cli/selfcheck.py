@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 from kvit import registry
 from kvit._cli import devices, display
 from kvit._native.context import Device
-from kvit.errors import DriverError, KernelMissing
+from kvit.errors import DriverError, KernelMissing, KvitError
 
 if TYPE_CHECKING:
-    from kvit._cli.checks import Shape
+    from kvit._cli.trial import Shape
 
 _PAGE_SIZES = (1, 16, 64, 100)  # one token; powers of two; one that no tile fits
 _LAYOUTS = ("NHD", "HND")
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
     cases = plan(seed)
     if options.case is not None:
         if options.case >= len(cases):
-            raise KernelMissing(f"there is no case {options.case}; what is built makes cases 0 to {len(cases) - 1}")
+            raise KvitError(f"there is no case {options.case}; what is built makes cases 0 to {len(cases) - 1}")
         cases = [cases[options.case]]
     print(f"seed {seed}", flush=True)
     if options.device == "all" and len(chosen) == 1:
@@ -62,7 +62,8 @@ def plan(seed: int) -> list[Case]:
 
     Raises KernelMissing where nothing is built.
     """
-    from kvit._cli.checks import CHECKS, Shape
+    from kvit._cli.checks import CHECKS
+    from kvit._cli.trial import Shape
 
     built = dict.fromkeys((entry.axes["dtype"], entry.axes["head_dim"]) for entry in registry.candidates("append"))
     if not built:
@@ -104,8 +105,9 @@ def _failure(case: Case, seed: int, device: str) -> tuple[str, bool] | None:
     """What went wrong in a case, and whether the device is lost with it; None if nothing did."""
     import numpy as np
 
-    from kvit._cli.checks import CHECKS, Trial
+    from kvit._cli.checks import CHECKS
     from kvit._cli.compare import Mismatch
+    from kvit._cli.trial import Trial
 
     trial = Trial(device, case.shape, np.random.default_rng([seed, case.number]))
     try:

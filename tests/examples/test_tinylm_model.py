@@ -103,10 +103,13 @@ def test_committed_weights_keep_their_budget():
 
 def test_committed_weights_predict_python_that_they_were_not_trained_on():
     # textwrap.py is in the test split of every Python version. What the bytes' frequencies alone tell leaves 4.5 bits
-    # per byte; training's own figure is an average over more files, so this one may lie above it.
-    model, _ = load(TINYLM / "model.safetensors")
+    # per byte; training's own figure is an average over more files. Eight windows, far apart: single ones differ much.
+    model, facts = load(TINYLM / "model.safetensors")
     text = np.frombuffer(Path(sysconfig.get_paths()["stdlib"], "textwrap.py").read_bytes(), np.uint8)
-    window = text[4000 : 4001 + model.config.context // 2].astype(np.int64)
-    logits = model.forward(window[:-1], 0, ExactAttention(model.config)).astype(np.float64)
-    log_probability = logits[np.arange(len(window) - 1), window[1:]] - np.log(np.exp(logits).sum(axis=1))
-    assert -log_probability.mean() / np.log(2) < 2.5
+    bits = []
+    for start in range(0, 8 * 2048, 2048):
+        window = text[start : start + 257].astype(np.int64)
+        logits = model.forward(window[:-1], 0, ExactAttention(model.config)).astype(np.float64)
+        log_probability = logits[np.arange(256), window[1:]] - np.log(np.exp(logits).sum(axis=1))
+        bits.append(-log_probability.mean() / np.log(2))
+    assert np.mean(bits) < float(facts["test_bits_per_byte"]) + 0.75

@@ -6,8 +6,9 @@ import pytest
 import kvit
 from kvit.__main__ import main
 from kvit._cli import selfcheck
-from kvit._cli.checks import CHECKS, Shape, Trial
+from kvit._cli.checks import CHECKS
 from kvit._cli.compare import Mismatch
+from kvit._cli.trial import Shape, Trial
 
 SHAPE = Shape("bf16", 64, 16, "NHD")
 
@@ -56,6 +57,24 @@ class FickleAttention(kvit.Attention):
             bits[np.flatnonzero(bits)[:1]] ^= 1
 
 
+class SilentAppend(kvit.Append):
+    """Faults of page tables are never told."""
+
+    def check(self, stream=None):
+        try:
+            super().check(stream)
+        except kvit.PageTableError:
+            return
+
+
+class BlindAppend(kvit.Append):
+    """A page that exists suffers for one that does not."""
+
+    def __call__(self, k, v, view, table, **options):
+        super().__call__(k, v, view, table, **options)
+        np.asarray(view.k).view(np.uint8).reshape(-1)[-1] ^= 1
+
+
 class WrongAppend(kvit.PagedCache):
     """One byte beyond the tokens is written too."""
 
@@ -97,6 +116,8 @@ def test_a_check_passes_as_things_are(check):
         ("bad page table", "Attention", SilentAttention),
         ("decode", "Attention", FickleAttention),
         ("append", "PagedCache", WrongAppend),
+        ("append to a bad page table", "Append", SilentAppend),
+        ("append to a bad page table", "Append", BlindAppend),
         ("gather", "PagedCache", WrongGather),
         ("fork", "PagedCache", WrongGather),
     ],
