@@ -23,7 +23,7 @@ def test_the_first_example_runs_as_it_stands():
 
 
 def test_ci_runs_the_readmes_test_command():
-    test_command = next(line for line in blocks("")[0].splitlines() if "pytest" in line).split("#")[0].strip()
+    test_command = next(line for line in blocks("sh")[0].splitlines() if "pytest" in line).split("#")[0].strip()
     ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
     assert all(re.search(rf"^{re.escape(step)}", ci.replace("--disable-pip-version-check ", ""), re.MULTILINE)
                for step in test_command.split(" && "))  # fmt: skip
