@@ -22,13 +22,14 @@ class PagedAttention:
 
     capacity   tokens that the pages must hold
     device     "host", "cuda:0", ...
+    k, v       how K and V are stored, as kvit.PagedCache says; float16 if absent
 
-    Raises kvit.NoGpuError, kvit.DeviceError: the device cannot be used. Calls raise kvit.CacheFull beyond the capacity.
+    Raises kvit.NoGpuError, kvit.DeviceError: the device cannot be used; kvit.KernelMissing: k and v do not go together.
+    Calls raise kvit.CacheFull beyond the capacity.
     """
 
-    def __init__(self, config: Config, capacity: int, device: str):
+    def __init__(self, config: Config, capacity: int, device: str, k: str | None = None, v: str | None = None):
         self.device = device
-        self._config = config
         self._caches = [
             kvit.PagedCache(
                 pages=-(-capacity // PAGE_SIZE),
@@ -36,6 +37,8 @@ class PagedAttention:
                 kv_heads=config.kv_heads,
                 head_dim=config.head_dim,
                 dtype="float16",
+                k=k,
+                v=v,
                 device=device,
             )
             for _ in range(config.layers)
@@ -53,7 +56,7 @@ class PagedAttention:
     def memory(self) -> str:
         """The pages in use, as a sentence; pages hold K and V of PAGE_SIZE tokens."""
         tokens, pages = len(self._sequences[0]), len(self._sequences[0].pages)
-        page_bytes = 2 * PAGE_SIZE * self._config.kv_heads * self._config.head_dim * 2
+        page_bytes = self._caches[0].nbytes // self._caches[0].num_pages
         return (
             f"{tokens} tokens of K and V in {len(self._caches)} layers x {pages} pages of {PAGE_SIZE} tokens: "
             f"{len(self._caches) * pages * page_bytes:,} bytes"

@@ -61,14 +61,16 @@ class Sampler:
         return int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
 
 
-def open_attention(config: Config, capacity: int, device: str) -> PagedAttention:
-    """PagedAttention on the device; auto is the first GPU, or the host where there is none."""
+def open_attention(config: Config, capacity: int, device: str, kv: str | None) -> PagedAttention:
+    """PagedAttention on the device, K and V stored as `kv` (one codec, or K:V); auto is the first GPU, or the host."""
+    k, _, v = (kv or "").partition(":")
+    stored = (k or None, v or k or None)
     if device != "auto":
-        return PagedAttention(config, capacity, device)
+        return PagedAttention(config, capacity, device, *stored)
     try:
-        return PagedAttention(config, capacity, "cuda:0")
+        return PagedAttention(config, capacity, "cuda:0", *stored)
     except kvit.NoGpuError:
-        return PagedAttention(config, capacity, "host")
+        return PagedAttention(config, capacity, "host", *stored)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -87,6 +89,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument(
+        "--kv", metavar="K[:V]", help="store K and V as int8, int4, float8_e4m3 or float8_e5m2 (default: float16)"
+    )
+    parser.add_argument(
         "--reference", action="store_true", help="attention by kvit.reference, in numpy, instead of kvit's kernels"
     )
     parser.add_argument(
@@ -101,8 +106,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         parser.error(f"--temperature {args.temperature} is no temperature; give 0 (greedy) or more")
     if args.seed < 0:
         parser.error(f"--seed {args.seed} is negative; give 0 or more")
-    if args.reference and args.device:
-        parser.error("--reference computes in numpy and has no device; leave out --device")
+    if args.reference and (args.device or args.kv):
+        parser.error("--reference computes in numpy, in float16, and has no device; leave out --device and --kv")
     args.device = args.device or "auto"
     if not re.fullmatch(r"auto|host|cuda:\d+", args.device):
         parser.error(f"--device {args.device} is unknown; say auto, host or cuda:0")
@@ -124,9 +129,10 @@ def main(argv: list[str] | None = None) -> int:
                 file=sys.stderr,
             )
             return 2
-        attend = (
-            ReferenceAttention(model.config) if args.reference else open_attention(model.config, capacity, args.device)
-        )
+        if args.reference:
+            attend = ReferenceAttention(model.config)
+        else:
+            attend = open_attention(model.config, capacity, args.device, args.kv)
         stream(model, attend, prompt, args)
     except (kvit.KvitError, WeightsError) as error:
         print(f"error: {error}", file=sys.stderr)

@@ -1,21 +1,41 @@
-"""The definition of what kvit computes: numpy only, float64 inside, written to be read."""
+"""The definition of what kvit computes: numpy and the types of ml_dtypes only, float64 inside, written to be read."""
 
 from .attention import State, attention, merge_states, visible_keys
-from .paged import Cache, Fault, Table, append, copy_pages, gather, paged_attention, token_ranges
+from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
+from .paged import (
+    Cache,
+    Fault,
+    Pool,
+    Table,
+    append,
+    copy_pages,
+    gather,
+    paged_attention,
+    requantise,
+    token_ranges,
+)
 from .rounding import rounded
 
 __all__ = [
+    "CODECS",
     "Cache",
+    "Codec",
+    "Encoded",
     "Fault",
+    "Pool",
     "State",
     "Table",
     "append",
     "attention",
+    "codec_of",
     "copy_pages",
     "gather",
     "merge_states",
+    "pack_int4",
     "paged_attention",
+    "requantise",
     "rounded",
     "token_ranges",
+    "unpack_int4",
     "visible_keys",
 ]

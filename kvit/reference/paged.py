@@ -1,4 +1,4 @@
-"""The paged cache: which row of which page holds a token, and attention, append, gather and page copies over it."""
+"""The paged cache: which row of which page holds a token, and the operations on it: attention, append, gather, ..."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .attention import State, attention
+from .codecs import UNCODED, Codec, codec_of
 
 
 class Fault(NamedTuple):
@@ -21,22 +22,92 @@ class Fault(NamedTuple):
     value: int  # the page id or the length
 
 
+Layout = Literal["NHD", "HND"]
+
+
+@dataclass(frozen=True)
+class Pool:
+    """K or V of every page: what is stored, and how."""
+
+    data: NDArray  # [page, token, head, element] in the codec's data_dtype
+    codec: Codec = UNCODED
+    params: NDArray | None = None  # Encoded.params of all rows: [page, token, head, 2]; float8: [page, token, head]
+
+    @property
+    def head_dim(self) -> int:
+        return self.codec.channels(self.data.shape[3])
+
+    def read(self, page: NDArray[np.intp], row: NDArray[np.intp], dtype: DTypeLike | None = None) -> NDArray:
+        """Rows [places, head, channel], decoded to `dtype`; if absent, their own where uncoded, and else float64."""
+        data = self.data[page, row]
+        if dtype is None:
+            dtype = data.dtype if self.codec.keeps_values else np.float64
+        return self.codec.decode(data, None if self.params is None else self.params[page, row], dtype)
+
+    def write(self, page: NDArray[np.intp], row: NDArray[np.intp], x: NDArray) -> None:
+        """Encode rows x [places, head, channel] into their places; by the scales that lie there, if it is scaled."""
+        scale = self.params[page, row] if self.codec.is_scaled and self.params is not None else None
+        self.data[page, row], params = self.codec.encode(x, scale)
+        if self.params is not None and not self.codec.is_scaled:
+            self.params[page, row] = params
+
+
 @dataclass(frozen=True)
 class Cache:
-    """Pages of K and V.
+    """Pages of K and V, each stored by its own codec.
 
-    k, v    NHD: [pages, page_size, kv_heads, head_dim];  HND: [pages, kv_heads, page_size, head_dim]; any strides
+    k, v                NHD: [pages, page_size, kv_heads, elements];  HND: [pages, kv_heads, page_size, elements]; any
+                        strides; elements is head_dim, of int4 head_dim / 2
+    k_codec, v_codec    how rows are stored; as they are if absent
+    k_params, v_params  of int8 and int4: like k or v, with the pair (scale, zero) in T in place of the elements.
+                        Of float8: the scales in float32: one, [kv_heads], or like k or v without the elements; 1 if
+                        absent
     """
 
     k: NDArray
     v: NDArray
-    layout: Literal["NHD", "HND"] = "NHD"
+    layout: Layout = "NHD"
+    k_codec: Codec = UNCODED
+    v_codec: Codec = UNCODED
+    k_params: NDArray | None = None
+    v_params: NDArray | None = None
+
+    @classmethod
+    def poisoned(
+        cls,
+        pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: DTypeLike,
+        k: str | Codec = UNCODED,
+        v: str | Codec = UNCODED,
+        layout: Layout = "NHD",
+        k_scale: ArrayLike | None = None,
+        v_scale: ArrayLike | None = None,
+    ) -> Cache:
+        """A cache without tokens: every byte of it is 0xff, NaN in every float type. dtype is T; scales, float8's."""
+        rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
+        codecs = [codec_of(name) for name in (k, v)]
+        data = [_poison((*rows, codec.row_elements(head_dim)), codec.data_dtype(dtype)) for codec in codecs]
+        params = [
+            (None if scale is None else np.asarray(scale, np.float32))
+            if codec.is_scaled
+            else (_poison((*rows, 2), dtype) if codec.param_bytes else None)
+            for codec, scale in zip(codecs, (k_scale, v_scale), strict=True)
+        ]
+        return cls(*data, layout, *codecs, *params)
 
     def pools(self) -> tuple[NDArray, NDArray]:
-        """K and V as [page, token, head, channel] views."""
-        if self.layout == "NHD":
-            return self.k, self.v
-        return self.k.swapaxes(1, 2), self.v.swapaxes(1, 2)
+        """The data of K and V as [page, token, head, element] views."""
+        return self._tokens_first(self.k), self._tokens_first(self.v)
+
+    def stores(self) -> tuple[Pool, Pool]:
+        """K and V with their codecs and parameters, views of this cache."""
+        k, v = self.pools()
+        k_params, v_params = self._params(k, self.k_params), self._params(v, self.v_params)
+        return Pool(k, self.k_codec, k_params), Pool(v, self.v_codec, v_params)
 
     @property
     def num_pages(self) -> int:
@@ -45,6 +116,15 @@ class Cache:
     @property
     def page_size(self) -> int:
         return self.pools()[0].shape[1]
+
+    def _tokens_first(self, x: NDArray) -> NDArray:
+        return x if self.layout == "NHD" else x.swapaxes(1, 2)
+
+    def _params(self, data: NDArray, params: NDArray | None) -> NDArray | None:
+        if params is None:
+            return None
+        # One scale, or one per head, is the same for all pages and tokens: a view with strides of zero.
+        return self._tokens_first(params) if params.ndim > 1 else np.broadcast_to(params, data.shape[:3])
 
 
 @dataclass(frozen=True)
@@ -83,13 +163,13 @@ class Table:
         page = np.asarray(self.pages[sequence], np.intp)[slot]
         return np.where(page < cache.num_pages, np.maximum(page, -1), -1), row
 
-    def read(self, cache: Cache, sequence: int) -> tuple[NDArray, NDArray]:
-        """k and v [length, kv_heads, head_dim] of a sequence; NaN for tokens that have no place."""
+    def read(self, cache: Cache, sequence: int, dtype: DTypeLike | None = None) -> tuple[NDArray, NDArray]:
+        """k and v [length, kv_heads, head_dim] of a sequence, as Pool.read; NaN for tokens that have no place."""
         page, row = self.places(cache, sequence)
         found = page >= 0
-        k, v = (np.full((len(page), *pool.shape[2:]), np.nan, pool.dtype) for pool in cache.pools())
-        for rows, pool in zip((k, v), cache.pools(), strict=True):
-            rows[found] = pool[page[found], row[found]]
+        stored = [pool.read(page[found], row[found], dtype) for pool in cache.stores()]
+        k, v = (np.full((len(page), *rows.shape[1:]), np.nan, rows.dtype) for rows in stored)
+        k[found], v[found] = stored
         return k, v
 
 
@@ -131,9 +211,10 @@ def append(cache: Cache, table: Table, k: ArrayLike, v: ArrayLike, counts: Seque
     """Write new tokens, the last `counts[sequence]` ones of each sequence, to their places. Lengths are those after the
     call.
 
-    k, v    [sum(counts), kv_heads, head_dim], sequence after sequence, in the cache's dtype
+    k, v    [sum(counts), kv_heads, head_dim], sequence after sequence, in the cache's dtype before encoding
 
-    A token without a place is not written.
+    Rows are encoded one by one: what a token leaves in the cache depends on no other token. A token without a place is
+    not written.
     """
     counts = [1] * len(table.lengths) if counts is None else counts
     for sequence, tokens in enumerate(token_ranges(counts)):
@@ -142,24 +223,55 @@ def append(cache: Cache, table: Table, k: ArrayLike, v: ArrayLike, counts: Seque
             counts[sequence], len(page)
         )  # of more new tokens than the sequence is long, only the last ones
         page, row = page[len(page) - num_written :], row[len(row) - num_written :]
-        for pool, new in zip(cache.pools(), (k, v), strict=True):
-            pool[page[page >= 0], row[page >= 0]] = np.asarray(new)[tokens.stop - num_written : tokens.stop][page >= 0]
+        found = page >= 0
+        for pool, new in zip(cache.stores(), (k, v), strict=True):
+            pool.write(page[found], row[found], np.asarray(new)[tokens.stop - num_written : tokens.stop][found])
 
 
-def gather(cache: Cache, table: Table) -> tuple[NDArray, NDArray, NDArray[np.int32]]:
+def gather(cache: Cache, table: Table, dtype: DTypeLike | None = None) -> tuple[NDArray, NDArray, NDArray[np.int32]]:
     """Every sequence's tokens, laid end to end: k and v [tokens, kv_heads, head_dim], and indptr [sequences + 1].
+
+    dtype  of k and v; if absent, the cache's own where it holds rows as they are, and float64 where it does not
 
     A token without a place gives NaN.
     """
-    rows = [table.read(cache, sequence) for sequence in range(len(table.lengths))]
-    nothing = tuple(
-        pool[:0, 0] for pool in cache.pools()
-    )  # where there are no sequences, the shape still says heads and dtype
+    rows = [table.read(cache, sequence, dtype) for sequence in range(len(table.lengths))]
+    # Where there are no sequences, the shape still says heads and dtype.
+    none = np.empty(0, np.intp)
+    nothing = tuple(pool.read(none, none, dtype) for pool in cache.stores())
     k, v = (np.concatenate(parts) for parts in zip(nothing, *rows, strict=True))
     return k, v, np.cumsum([0, *map(len, (k for k, _ in rows))], dtype=np.int32)
 
 
 def copy_pages(cache: Cache, source: ArrayLike, target: ArrayLike) -> None:
-    """Copy whole pages, K and V. No page is both a source and a target, or twice a target."""
-    for pool in cache.pools():
-        pool[np.asarray(target, np.intp)] = pool[np.asarray(source, np.intp)]
+    """Copy whole pages, K and V, with the parameters of their rows. No page is both a source and a target, or twice a
+    target.
+    """
+    for array in (cache.k, cache.v, cache.k_params, cache.v_params):
+        if array is not None and array.ndim > 1:  # one scale, or one per head, belongs to no page
+            array[np.asarray(target, np.intp)] = array[np.asarray(source, np.intp)]
+
+
+def requantise(source: Cache, target: Cache, pages: ArrayLike, dtype: DTypeLike) -> None:
+    """Store whole pages of one cache in another, under the same numbers: decoded to T = `dtype`, then encoded.
+
+    K or V whose codec does not change is copied bit for bit, unless a user's scales may differ: encoding what was
+    decoded need not give the same codes. Going down in steps, 16-bit to int8 to int4, adds the errors of both.
+    """
+    page, row = (
+        places.reshape(-1)
+        for places in np.meshgrid(np.asarray(pages, np.intp), np.arange(source.page_size), indexing="ij")
+    )
+    for old, new in zip(source.stores(), target.stores(), strict=True):
+        if old.codec is new.codec and not old.codec.is_scaled:
+            new.data[page, row] = old.data[page, row]
+            if new.params is not None and old.params is not None:
+                new.params[page, row] = old.params[page, row]
+        else:
+            new.write(page, row, old.read(page, row, dtype))
+
+
+def _poison(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:
+    array = np.empty(shape, dtype)
+    array.view(np.uint8)[...] = 0xFF
+    return array

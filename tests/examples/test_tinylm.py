@@ -70,15 +70,15 @@ def test_memory_counts_whole_pages(small):
 
 
 def test_auto_takes_the_host_where_there_is_no_gpu(small, monkeypatch):
-    def without_gpu(config: Config, capacity: int, device: str) -> PagedAttention:
+    def without_gpu(config: Config, capacity: int, device: str, *stored: str | None) -> PagedAttention:
         if device != "host":
             raise kvit.NoGpuError("no GPU was found")
-        return PagedAttention(config, capacity, device)
+        return PagedAttention(config, capacity, device, *stored)
 
     monkeypatch.setattr(generate, "PagedAttention", without_gpu)
-    assert generate.open_attention(small.config, PAGE_SIZE, "auto").device == "host"
+    assert generate.open_attention(small.config, PAGE_SIZE, "auto", None).device == "host"
     with pytest.raises(kvit.NoGpuError):  # asked for by name, another device would be a surprise
-        generate.open_attention(small.config, PAGE_SIZE, "cuda:0")
+        generate.open_attention(small.config, PAGE_SIZE, "cuda:0", None)
 
 
 def test_generation_ends_with_the_file(small):
@@ -140,3 +140,22 @@ def test_bad_arguments_are_named(arguments, message, capsys):
     said = capsys.readouterr()
     assert status in (1, 2) and not said.out
     assert re.search(message, said.err)
+
+
+@pytest.mark.parametrize("kv", ["int8", "int4", "int8:int4", "float8_e4m3"])
+def test_quantised_caches_write_text_in_fewer_bytes(kv, capsys):
+    words = ["def read_", "--tokens", "30", "--greedy", "--device", "host"]
+    assert generate.main([*words, "--kv", kv]) == 0
+    said = capsys.readouterr()
+    assert generate.main(words) == 0
+    plain = capsys.readouterr()
+    assert len(said.out) == len(plain.out) and said.out.startswith("def read_")
+    # 8 bits change the most likely byte too rarely to show in 30; fewer may, and evaluate.py says how much that costs.
+    assert said.out == plain.out or kv != "int8"
+    held, would = (int(re.findall(r"([0-9,]+) bytes", text.err)[-1].replace(",", "")) for text in (said, plain))
+    assert held < 0.6 * would
+
+
+def test_a_pair_that_was_not_built_is_named(capsys):
+    assert generate.main(["def", "--device", "host", "--kv", "int4:int8"]) == 1
+    assert "i4_i8" in capsys.readouterr().err

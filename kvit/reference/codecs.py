@@ -1,0 +1,293 @@
+"""How a row of K or V is stored in fewer bits: encode and decode of every codec, bit for bit what kernels do.
+
+A row is the head_dim channels of one token and one KV head. T is its dtype before encoding, float16 or bfloat16. Every
+step that decides a stored bit is one float32 operation, rounded to nearest even, so that numpy, C++ and a GPU agree.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
+
+COMPUTE_DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+"""What T may be."""
+
+_LEAST_FLOAT32 = np.finfo(np.float32).smallest_normal  # 2**-126
+_FLOAT8_NAN = 0x7F  # the canonical NaN of both 8-bit formats, whatever the sign and payload of the one that came in
+_NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Channel, of eight, in each nibble of a 32-bit word, least significant first: TurboMind's order. `word & 0x000f000f`
+is the pair (0, 1), and each shift by four bits brings the next pair, ready for two 16-bit lanes."""
+
+
+class Encoded(NamedTuple):
+    """Rows as a cache stores them."""
+
+    data: NDArray  # [..., elements] in the codec's data_dtype
+    params: NDArray | None  # integers: [..., 2] (scale, zero) in T; float8: [...] scale in float32
+
+
+class Codec(ABC):
+    """A way to store rows."""
+
+    name: str
+    bits: int  # of a channel
+    keeps_values = False  # stored data are the values, in whatever dtype
+    is_scaled = False  # by a scale that the user gives, and that encode reads instead of writing it
+
+    @abstractmethod
+    def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
+        """Store rows x [..., head_dim] in T. `scale`, float32, broadcasts to [...]; float8 alone has one."""
+
+    @abstractmethod
+    def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
+        """The rows [..., head_dim] that are stored.
+
+        dtype  float64: what attention is defined over. T: what gather and requantise write, which is the float32 result
+               rounded to T, two roundings, as kernels do it.
+        """
+
+    @abstractmethod
+    def data_dtype(self, dtype: DTypeLike) -> np.dtype:
+        """Of stored data, for rows in T = `dtype`."""
+
+    @abstractmethod
+    def error_bound(self, x: NDArray, params: NDArray | None) -> NDArray[np.float64]:
+        """What |x - decode(encode(x))| does not exceed where x is finite; broadcasts to x's shape.
+
+        params  as encode(x) gave them
+        """
+
+    def row_elements(self, head_dim: int) -> int:
+        """Elements of data_dtype in a row."""
+        return head_dim
+
+    def channels(self, elements: int) -> int:
+        """head_dim of a row of so many elements: the inverse of row_elements."""
+        return elements
+
+    def row_bytes(self, head_dim: int) -> int:
+        """Bytes of a row's data, parameters apart."""
+        return head_dim * self.bits // 8
+
+    @property
+    def param_bytes(self) -> int:
+        """Bytes of a row's parameters. float8 counts none: one scale per tensor or head weighs nothing."""
+        return 0
+
+    def __repr__(self) -> str:
+        return f"codec {self.name}"
+
+
+class Identity(Codec):
+    """Stores rows as they are: of `dtype` or, where that is None, of any."""
+
+    bits = 16
+    keeps_values = True
+
+    def __init__(self, name: str, dtype: DTypeLike | None = None):
+        self.name, self.dtype = name, None if dtype is None else np.dtype(dtype)
+
+    def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
+        _refuse_scale(self, scale)
+        self.data_dtype(x.dtype)
+        return Encoded(x, None)
+
+    def decode(self, data: NDArray, params: NDArray | None = None, dtype: DTypeLike = np.float64) -> NDArray:
+        with np.errstate(invalid="ignore"):  # a signalling NaN, as stale bytes may be, is no concern of who copies it
+            return data.astype(dtype)
+
+    def data_dtype(self, dtype: DTypeLike) -> np.dtype:
+        if self.dtype not in (None, np.dtype(dtype)):
+            raise ValueError(f"rows are {np.dtype(dtype)}; {self.name} stores them as they are, and only its own")
+        return np.dtype(dtype)
+
+    def error_bound(self, x: NDArray, params: NDArray | None = None) -> NDArray[np.float64]:
+        return np.zeros(1)
+
+
+class Integer(Codec):
+    """`bits`-bit codes between the least and the greatest channel of a row: x = scale * code + zero.
+
+        lo, hi  = least, greatest channel          NaN if any channel is
+        zero    = lo + 0                           in T, exact; + 0 turns -0 into 0, for which lanes may disagree on lo
+        scale   = T((hi - lo) / (2**bits - 1))     where that is below 2**-126, T's smallest normal number
+        code_i  = clamp(rint((x_i - zero) * (1 / scale)), 0, 2**bits - 1)          NaN gives 0
+
+    Below 2**-126, which is 0 in float16, and 0 or subnormal in bfloat16, the reciprocal would overflow. The least
+    channel is exact, and so are constant rows; others are off by at most error_bound. A row that holds NaN or infinity,
+    or spans more than float32's largest number (in bfloat16), decodes to NaN in every channel: its scale is NaN or
+    infinity and its codes are 0.
+    """
+
+    def __init__(self, name: str, bits: int):
+        self.name, self.bits = name, bits
+
+    @property
+    def top(self) -> int:
+        """The largest code."""
+        return 2**self.bits - 1
+
+    @property
+    def param_bytes(self) -> int:
+        return 4
+
+    def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
+        _refuse_scale(self, scale)
+        dtype = _compute_dtype(x)
+        self.row_elements(x.shape[-1])
+        rows = x.astype(np.float32)
+        lo, hi = rows.min(-1, keepdims=True), rows.max(-1, keepdims=True)
+        with np.errstate(all="ignore"):  # what is not finite ends as the class says
+            zero = lo + np.float32(0)
+            step = ((hi - lo) / np.float32(self.top)).astype(dtype)
+            least = ml_dtypes.finfo(dtype).smallest_normal.astype(dtype)
+            step = np.where(step.astype(np.float32) < _LEAST_FLOAT32, least, step)
+            inverse = np.float32(1) / step.astype(np.float32)
+            nearest = np.rint((rows - zero) * inverse)
+        codes = np.fmin(np.fmax(nearest, 0), self.top).astype(np.uint8)  # fmax takes 0 over NaN
+        params = np.concatenate([step, zero.astype(dtype)], axis=-1)
+        return Encoded(pack_int4(codes) if self.bits == 4 else codes, params)
+
+    def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
+        assert params is not None, f"{self} keeps (scale, zero) of every row"
+        codes = unpack_int4(data) if self.bits == 4 else data
+        precision = _precision(dtype)
+        scale, zero = (params[..., i : i + 1].astype(precision) for i in (0, 1))
+        with np.errstate(all="ignore"):
+            # The product is exact in float32 (11 + 8 bits), so a fused multiply-add rounds to the same.
+            return (scale * codes.astype(precision) + zero).astype(dtype)
+
+    def data_dtype(self, dtype: DTypeLike) -> np.dtype:
+        return np.dtype(np.uint8)
+
+    def row_elements(self, head_dim: int) -> int:
+        if head_dim * self.bits % 32:
+            raise ValueError(
+                f"{self.name} packs whole 32-bit words; head_dim {head_dim} is no multiple of {32 // self.bits}"
+            )
+        return head_dim * self.bits // 8
+
+    def channels(self, elements: int) -> int:
+        return elements * 8 // self.bits
+
+    def error_bound(self, x: NDArray, params: NDArray | None) -> NDArray[np.float64]:
+        """Of each row, for all its channels.
+
+        Within reach of the codes: half a step, and three float32 roundings on the way to the code, of the difference,
+        the reciprocal and the product. Beyond them, where T rounded the scale down: what scale * (2**bits - 1) leaves
+        short of hi - lo. In bfloat16 that is up to (2**bits - 1) / 2**8 of a step, almost a whole one of int8. In
+        float16 it is up to (2**bits - 1) / 2**11 and never the larger, but for scales below 2**-14: those are
+        subnormal, off by up to 2**-25, and the shortfall is up to (2**bits - 1) * 2**-25.
+        """
+        assert params is not None, f"{self} keeps (scale, zero) of every row"
+        scale, zero = (params[..., i : i + 1].astype(np.float64) for i in (0, 1))
+        reached = scale * (0.5 + self.top * 3.01 * 2.0**-24)
+        short = x.astype(np.float64).max(-1, keepdims=True) - zero - scale * self.top
+        return np.maximum(reached, short + scale * 2.0**-30)  # with room for float64's roundings, here and in decode
+
+
+class Float8(Codec):
+    """8-bit floats times a float32 scale that the user chooses: x = scale * data.
+
+        data_i = round to nearest even(clamp(x_i * (1 / scale), -largest, largest))
+
+    Saturates: what is beyond the largest finite number, infinity included, becomes it. NaN becomes 0x7f, the canonical
+    one. The scale is a normal positive float32, so that its reciprocal is finite.
+    """
+
+    bits = 8
+    is_scaled = True
+
+    def __init__(self, name: str, dtype: DTypeLike):
+        self.name, self.dtype = name, np.dtype(dtype)
+
+    @property
+    def largest(self) -> float:
+        """The largest finite number: 448 of e4m3fn, 57344 of e5m2."""
+        return float(ml_dtypes.finfo(self.dtype).max)
+
+    def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
+        _compute_dtype(x)
+        scales = np.broadcast_to(np.asarray(1 if scale is None else scale, np.float32), x.shape[:-1])
+        with np.errstate(all="ignore"):
+            scaled = x.astype(np.float32) * (np.float32(1) / scales)[..., None]
+            data = np.clip(scaled, -self.largest, self.largest).astype(self.dtype)
+        data.view(np.uint8)[np.isnan(scaled)] = _FLOAT8_NAN
+        return Encoded(data, scales)
+
+    def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
+        precision = _precision(dtype)
+        scale = np.asarray(1 if params is None else params).astype(precision)
+        with np.errstate(all="ignore"):
+            return (scale[..., None] * data.astype(precision)).astype(dtype)
+
+    def data_dtype(self, dtype: DTypeLike) -> np.dtype:
+        return self.dtype
+
+    def error_bound(self, x: NDArray, params: NDArray | None) -> NDArray[np.float64]:
+        """Of each channel: half a unit in its last place, two float32 roundings, and what saturation cuts off."""
+        facts = ml_dtypes.finfo(self.dtype)
+        scale = np.asarray(1 if params is None else params).astype(np.float64)[..., None]
+        magnitude = np.abs(x.astype(np.float64))
+        relative = float(facts.eps) / 2 + 2.01 * 2.0**-24
+        least = float(facts.smallest_subnormal) / 2 * scale
+        cut = magnitude - self.largest * scale
+        return np.maximum(np.maximum(magnitude * relative, least * (1 + 2.0**-20)), cut)
+
+
+UNCODED = Identity("uncoded")  # of whatever dtype the array has
+FLOAT16 = Identity("float16", np.float16)
+BFLOAT16 = Identity("bfloat16", ml_dtypes.bfloat16)
+INT8 = Integer("int8", 8)
+INT4 = Integer("int4", 4)
+FLOAT8_E4M3 = Float8("float8_e4m3", ml_dtypes.float8_e4m3fn)
+FLOAT8_E5M2 = Float8("float8_e5m2", ml_dtypes.float8_e5m2)
+
+CODECS: dict[str, Codec] = {codec.name: codec for codec in (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)}
+_ALIASES = {"float8_e4m3fn": FLOAT8_E4M3}
+
+
+def codec_of(x: str | Codec) -> Codec:
+    """The codec of a name, or the codec itself. Raises ValueError for another name."""
+    if isinstance(x, Codec):
+        return x
+    found = CODECS.get(x) or _ALIASES.get(x)
+    if found is None:
+        raise ValueError(f"unknown codec {x!r}; known are {', '.join(CODECS)}")
+    return found
+
+
+def pack_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Codes [..., channels], each below 16, to bytes [..., channels / 2]: eight channels to a little-endian word."""
+    *rows, channels = codes.shape
+    nibbles = codes.reshape(*rows, channels // 8, 8)[..., _NIBBLES]
+    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).reshape(*rows, channels // 2)
+
+
+def unpack_int4(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Bytes [..., channels / 2] to codes [..., channels]: the inverse of pack_int4."""
+    *rows, num_bytes = data.shape
+    words = data.reshape(*rows, num_bytes // 4, 4)
+    codes = np.empty((*rows, num_bytes // 4, 8), np.uint8)
+    codes[..., _NIBBLES[0::2]], codes[..., _NIBBLES[1::2]] = words & 15, words >> 4
+    return codes.reshape(*rows, 2 * num_bytes)
+
+
+def _compute_dtype(x: Any) -> np.dtype:
+    if x.dtype not in COMPUTE_DTYPES:
+        raise ValueError(f"rows are {x.dtype}; codecs encode float16 or bfloat16")
+    return x.dtype
+
+
+def _precision(dtype: DTypeLike) -> type:
+    """What a value of `dtype` is computed in before it is rounded to it."""
+    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
+
+
+def _refuse_scale(codec: Codec, scale: ArrayLike | None) -> None:
+    if scale is not None:
+        raise ValueError(f"{codec.name} takes no scale; only float8 is scaled by its user")
