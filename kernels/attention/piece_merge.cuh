@@ -6,6 +6,7 @@
 #include <math.h>
 
 #include "abi/params.h"
+#include "attention/key_product.cuh"
 #include "attention/work_line.cuh"
 #include "core/array.cuh"
 #include "core/types.h"
@@ -96,7 +97,7 @@ class PieceMerge {
     for (int n = 0; n < Rows / 8; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        StoreShared(&shared_.stats[WarpIndex()][Attention::Row(n, j)],
+        StoreShared(&shared_.stats[WarpIndex()][FragmentRow(n, j)],
                     Float2{attention.Max(n, j), attention.Sum(n, j)});
       }
     }
@@ -114,10 +115,10 @@ class PieceMerge {
     KVIT_UNROLL
     for (int n = 0; n < Rows / 8; ++n) {
       KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) weight[n][j] = MergeWeight(attention.Max(n, j), CtaMax(Attention::Row(n, j)));
+      for (int j = 0; j < 2; ++j) weight[n][j] = MergeWeight(attention.Max(n, j), CtaMax(FragmentRow(n, j)));
     }
     attention.ForEachOutput([&](int n, int j, int channel, float value) {
-      StoreShared(&shared_.outputs[WarpIndex()][Attention::Row(n, j)][channel], value * weight[n][j]);
+      StoreShared(&shared_.outputs[WarpIndex()][FragmentRow(n, j)][channel], value * weight[n][j]);
     });
   }
 

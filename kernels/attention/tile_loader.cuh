@@ -9,27 +9,29 @@
 
 namespace kvit {
 
-/// Runs over the same pieces as the computing cursor, `Stages` - 1 steps ahead and across the ends of pieces, so that
+/// Runs over the same pieces as the computing cursor, as far ahead as the rings are long and across the ends of pieces, so that
 /// copies never pause. Every warp loads what it consumes: no CTA-wide barrier is needed.
-template <class Line, class TileIter, class IterK, class IterV, int Stages>
+template <class Line, class TileIter, class KeyRing, class ValueRing>
 class TileLoader {
  public:
-  KVIT_DEVICE TileLoader(const KvitDecodeParams& params, const Line& line, const Share& share,
-                         typename IterK::Pointer ring_k, typename IterV::Pointer ring_v)
+  KVIT_DEVICE TileLoader(const KvitDecodeParams& params, const Line& line, const Share& share, KeyRing& keys,
+                         ValueRing& values)
       : params_(params),
         line_(line),
         cursor_(line, params.cache.num_kv_heads, share),
         tiles_(params.cache, params.table) {
-    k_.SetSmem(ring_k);
-    v_.SetSmem(ring_v);
+    keys.Bind(k_);
+    values.Bind(v_);
     Enter();
   }
 
   /// Begins to copy the next tile, if there is one, into ring slot `stage`; one group of copies either way.
   KVIT_DEVICE void Prefetch(int stage) {
     if (!cursor_.Done()) {
-      k_.Prefetch(tiles_, IterK::ThreadMap::kDimS, stage);
-      v_.Prefetch(tiles_, IterV::ThreadMap::kDimS, stage);
+      tiles_.Visit([&](const auto& rows) {
+        k_.Prefetch(rows, KeyRing::Map::kDimS, stage);
+        v_.Prefetch(rows, ValueRing::Map::kDimS, stage);
+      });
       const bool faulted = Ballot(tiles_.faulted()) != 0;
       faulted_stages_ = (faulted_stages_ & ~(1u << stage)) | uint32_t(faulted) << stage;
       if (tiles_.faulted()) ReportFault(params_.fault, tiles_.fault());
@@ -64,8 +66,8 @@ class TileLoader {
   const Line& line_;
   WorkCursor<Line> cursor_;
   TileIter tiles_;
-  IterK k_;
-  IterV v_;
+  typename KeyRing::Iterator k_;
+  typename ValueRing::Iterator v_;
   int tile_ = 0, end_ = 0;
   uint32_t faulted_stages_ = 0;
 };

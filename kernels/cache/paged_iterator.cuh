@@ -21,6 +21,9 @@ namespace kvit {
 ///   page_size = 3   band   token 0 1 2 3 4 5 ...     lane 0 1 2 3 4 5    one load of the page table per lane and tile
 ///                          page  7 7 7 2 2 2                             serves all pools
 ///
+/// Where the page size is a multiple of the band, a band lies in one page: all lanes look up its first token, the other
+/// rows follow at the token stride, and nobody needs to hand anything to anybody.
+///
 /// Page ids are read one tile ahead, so that their latency hides behind the copies of the tile in between. Keeps
 /// references to cache and table: a kernel's parameters, read where they lie.
 template <unsigned Pools, class Map>
@@ -31,7 +34,12 @@ class PagedIterator {
 
   KVIT_DEVICE PagedIterator(const KvitCache& cache, const KvitPageTable& table, int warp = WarpIndex(),
                             int lane = LaneIndex())
-      : cache_(cache), table_(table), page_of_(cache.page_size), band_(Map::BandBegin(warp)), lane_(lane) {}
+      : cache_(cache),
+        table_(table),
+        page_of_(cache.page_size),
+        is_dense_(!Map::kPartialS && cache.page_size % Map::kFootprintS == 0),
+        band_(Map::BandBegin(warp)),
+        lane_(is_dense_ ? 0 : lane) {}
 
   /// Reads the sequence's length and forgets faults of the one before. Call SetTile next.
   KVIT_DEVICE void SetSequence(int sequence, int head) {
@@ -61,6 +69,53 @@ class PagedIterator {
   /// All lanes of the warp call together, each for a token of the warp's band and of the same warp access.
   template <int Index>
   KVIT_DEVICE const char* OffsetPtr(int s, int byte) const {
+    return is_dense_ ? DenseRow<Index>(s, byte) : ScatteredRow<Index>(s, byte);
+  }
+
+  /// Calls body(rows), where rows.OffsetPtr is OffsetPtr above, with its one question asked once.
+  template <class Body>
+  KVIT_DEVICE void Visit(Body&& body) const {
+    if (is_dense_) {
+      body(DenseRows{*this});
+    } else {
+      body(ScatteredRows{*this});
+    }
+  }
+
+  /// Tokens of the sequence, never more than its pages hold.
+  KVIT_DEVICE int length() const { return length_; }
+
+  /// Whether this lane met something wrong since SetSequence; fault() is the first such thing.
+  KVIT_DEVICE bool faulted() const { return fault_.kind != KVIT_FAULT_NONE; }
+  KVIT_DEVICE KvitFault fault() const { return fault_; }
+
+ private:
+  struct DenseRows {
+    const PagedIterator& tiles;
+    template <int Index>
+    KVIT_DEVICE const char* OffsetPtr(int s, int byte) const {
+      return tiles.template DenseRow<Index>(s, byte);
+    }
+  };
+  struct ScatteredRows {
+    const PagedIterator& tiles;
+    template <int Index>
+    KVIT_DEVICE const char* OffsetPtr(int s, int byte) const {
+      return tiles.template ScatteredRow<Index>(s, byte);
+    }
+  };
+
+  template <int Index>
+  KVIT_DEVICE const char* DenseRow(int s, int byte) const {
+    static_assert(ContainsPool(Pools, Index), "this tile iterator was made without the pool that the copy asks for");
+    const uint32_t row = uint32_t(s - band_);
+    const int64_t first = address_[Index][0];
+    if (first == 0 || Token(tile_, 0) + row >= uint32_t(length_)) return nullptr;
+    return reinterpret_cast<const char*>(first + int64_t(row) * cache_.pool[Index].token_stride) + byte;
+  }
+
+  template <int Index>
+  KVIT_DEVICE const char* ScatteredRow(int s, int byte) const {
     static_assert(ContainsPool(Pools, Index), "this tile iterator was made without the pool that the copy asks for");
     const int row = s - band_;
     int64_t address = address_[Index][0];
@@ -72,14 +127,6 @@ class PagedIterator {
     return address == 0 ? nullptr : reinterpret_cast<const char*>(address) + byte;
   }
 
-  /// Tokens of the sequence, never more than its pages hold.
-  KVIT_DEVICE int length() const { return length_; }
-
-  /// Whether this lane met something wrong since SetSequence; fault() is the first such thing.
-  KVIT_DEVICE bool faulted() const { return fault_.kind != KVIT_FAULT_NONE; }
-  KVIT_DEVICE KvitFault fault() const { return fault_; }
-
- private:
   KVIT_DEVICE uint32_t Token(int tile, int r) const { return uint32_t(tile) * Map::kDimS + uint32_t(RowInTile(r)); }
   KVIT_DEVICE int RowInTile(int r) const { return band_ + r * 32 + lane_; }
   // Whether this lane's r-th row belongs to the band, the tile and the sequence.
@@ -104,8 +151,10 @@ class PagedIterator {
       KVIT_UNROLL
       for (int pool = 0; pool < kNumPools; ++pool) {
         if (!ContainsPool(Pools, pool)) continue;
+        // Computed whether found or not, from numbers that the compiler sees to be 32 bits wide: no branch, short products.
         const uint32_t token_in_page = token - slot * uint32_t(cache_.page_size);
-        address_[pool][r] = found ? RowAddress(cache_.pool[pool], page_[r], token_in_page, head_) : 0;
+        const int64_t address = RowAddress(cache_.pool[pool], uint32_t(page_[r]), token_in_page, uint32_t(head_));
+        address_[pool][r] = found ? address : 0;
       }
       if (holds && !found && !faulted()) fault_ = {KVIT_FAULT_PAGE, fault_.sequence, int32_t(slot), page_[r]};
     }
@@ -114,7 +163,8 @@ class PagedIterator {
   const KvitCache& cache_;
   const KvitPageTable& table_;
   FastDivide page_of_;
-  int band_, lane_;
+  bool is_dense_;
+  int band_, lane_;  // lane_: which row of every 32 this lane looks up
   const int32_t* pages_ = nullptr;
   int length_ = 0, head_ = 0, tile_ = 0;
   int32_t page_[kRows] = {};                // of the next tile to find

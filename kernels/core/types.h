@@ -16,6 +16,14 @@ struct Bfloat16 {  // the upper half of an IEEE binary32
   uint16_t bits;
 };
 
+/// The smallest positive normal number.
+template <class T>
+inline constexpr T kLeastNormal = {};
+template <>
+inline constexpr Half kLeastNormal<Half> = {0x0400};
+template <>
+inline constexpr Bfloat16 kLeastNormal<Bfloat16> = {0x0080};
+
 struct Float2 {
   float lo, hi;
 };

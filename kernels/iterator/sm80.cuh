@@ -15,6 +15,8 @@ class Sm80GmemIterator : public BaseGmemIterator<T, Map, SmemLayout> {
   using typename Base::AccessType;
 
   static_assert(sizeof(AccessType) >= 4, "an asynchronous copy moves 4, 8 or 16 bytes");
+  // As much as a row is sure to have of: what lies beyond may be another head's, and fetched in vain.
+  static constexpr int kLine = BytesOf<T>(Map::kDimC) % 128 == 0 ? 128 : BytesOf<T>(Map::kDimC) % 64 == 0 ? 64 : 0;
 
   /// Begins to copy the tile into ring slot `stage`. Rows that the tile iterator does not have, and rows at or past
   /// `max_s`, become zeros in the copy itself: nothing needs to be cleared, and nobody's bytes are read. The caller
@@ -38,7 +40,7 @@ class Sm80GmemIterator : public BaseGmemIterator<T, Map, SmemLayout> {
       for (int j = 0; j < Map::kIterC; ++j) {
         const Coord at = Base::At(i, j);
         if (!Map::Covers(at)) continue;
-        CopyAsync<sizeof(AccessType)>(Base::smem_.Address(at.s, at.c, stage * SmemLayout::kSize),
+        CopyAsync<sizeof(AccessType), kLine>(Base::smem_.Address(at.s, at.c, stage * SmemLayout::kSize),
                                       valid ? source + BytesOf<T>(j * Map::kDeltaC) : nullptr, valid);
       }
     }

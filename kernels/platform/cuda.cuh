@@ -77,6 +77,15 @@ KVIT_DEVICE float Log2(float x) {
   return y;
 }
 
+// Byte i of the result is the byte that nibble i of `selector` picks: 0..3 of a, 4..7 of b.
+KVIT_DEVICE uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
+// (x & mask) | bits, in one instruction.
+KVIT_DEVICE uint32_t MaskOr(uint32_t x, uint32_t mask, uint32_t bits) {
+  uint32_t y;
+  asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
+  return y;
+}
+
 // --- memory --------------------------------------------------------------------------------------------------------
 
 namespace detail {
@@ -134,20 +143,32 @@ KVIT_DEVICE void StoreShared(void* p, V value) {
 
 KVIT_DEVICE uint32_t SharedAddress(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
-// 16-byte copies bypass L1: a byte of the cache is read once. The source is not read where the size given is 0.
-template <int Bytes>
+namespace detail {
+#define KVIT_CP_ASYNC(cache, prefetch)                                                                 \
+  asm volatile("cp.async." cache ".shared.global" prefetch " [%0], [%1], %3, %2;" ::"r"(shared), "l"(global), \
+               "r"(size), "n"(Bytes)                                                                   \
+               : "memory")
+template <int Bytes, int Line>
+KVIT_DEVICE void CpAsync(uint32_t shared, const void* global, int size) {
+  // 16-byte copies bypass L1: a byte of the cache is read once.
+  if constexpr (Bytes == 16 && Line == 128) {
+    KVIT_CP_ASYNC("cg", ".L2::128B");
+  } else if constexpr (Bytes == 16 && Line == 64) {
+    KVIT_CP_ASYNC("cg", ".L2::64B");
+  } else if constexpr (Bytes == 16) {
+    KVIT_CP_ASYNC("cg", "");
+  } else {
+    KVIT_CP_ASYNC("ca", "");
+  }
+}
+#undef KVIT_CP_ASYNC
+}  // namespace detail
+
+// The source is not read where the size given is 0.
+template <int Bytes, int Line = 0>
 KVIT_DEVICE void CopyAsync(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async moves 4, 8 or 16 bytes");
-  const int size = valid ? Bytes : 0;
-  if constexpr (Bytes == 16) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(SharedAddress(shared)), "l"(global),
-                 "r"(size)
-                 : "memory");
-  } else {
-    asm volatile("cp.async.ca.shared.global.L2::128B [%0], [%1], %3, %2;" ::"r"(SharedAddress(shared)), "l"(global),
-                 "r"(size), "n"(Bytes)
-                 : "memory");
-  }
+  detail::CpAsync<Bytes, Line>(SharedAddress(shared), global, valid ? Bytes : 0);
 }
 KVIT_DEVICE void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>

@@ -54,7 +54,7 @@ void StoreShared(void* p, V value) {
   std::memcpy(p, &value, sizeof(V));
 }
 
-template <int Bytes>
+template <int Bytes, int /*Line*/ = 0>
 void CopyAsync(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async moves 4, 8 or 16 bytes");
   host::IssueCopy(shared, global, Bytes, valid);

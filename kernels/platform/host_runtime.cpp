@@ -41,7 +41,7 @@ class Arenas {
 };
 
 Arenas& IdleArenas() {
-  static Arenas arenas;
+  static Arenas& arenas = *new Arenas;  // never destroyed: a daemon thread may run kernels while the process exits
   return arenas;
 }
 

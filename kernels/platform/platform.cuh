@@ -6,10 +6,12 @@
 //   values         Half, Bfloat16: 16-bit storage, `bits`; ToFloat(x), FromFloat<T>(f) rounds to nearest even
 //                  uint32_t Pack2<T>(float lo, float hi); Float2 Unpack2<T>(uint32_t)
 //                  float Exp2(float), Log2(float)
+//                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits
 //   global         V LoadGlobal<V>(const void*), LoadGlobalReadOnly<V>(...), LoadGlobalL2<V>(...): sees other CTAs' stores of this launch
 //                  void StoreGlobal<V>(void*, V)
 //   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned
-//   asynchronous   CopyAsync<Bytes>(void* shared, const void* global, bool valid)     4, 8 or 16 bytes; zeros where not valid
+//   asynchronous   CopyAsync<Bytes, Line = 0>(void* shared, const void* global, bool valid)   4, 8 or 16 bytes; zeros where not
+//                  valid; a hint that the 64 or 128 bytes of the Line around the source will be wanted too
 //                  CopyAsyncCommit(); CopyAsyncWait<N>(): at most N newest groups of this thread are still under way
 //   CTA            SyncThreads(); bool SyncThreadsOr(bool)
 //   warp           SyncWarp(); T Shuffle(T, int lane), ShuffleXor(T, int mask), ShuffleUp(T, int delta); uint32_t Ballot(bool)

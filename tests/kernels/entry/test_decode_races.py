@@ -17,7 +17,7 @@ static uint32_t counters[2];
 """
 
 DECODE = """
-    using Kernel = DecodeKernel<Half, 64, 8>;
+    using Kernel = DecodeKernel<Half, Plain, Plain, 64, 8>;
     static_assert(Kernel::kThreads == kThreads && Kernel::kSharedBytes <= kSharedBytes, "the case must fit the kernel");
     KvitDecodeParams p = {};
     p.cache.pool[0] = {params.input, 64 * 128, 128, 0};

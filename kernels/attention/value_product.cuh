@@ -1,0 +1,164 @@
+// O^T += V^T P^T for one warp: the query rows of a row tile times 16 tokens, V as its codec stores it.
+#ifndef KVIT_ATTENTION_VALUE_PRODUCT_CUH
+#define KVIT_ATTENTION_VALUE_PRODUCT_CUH
+
+#include <math.h>
+
+#include "core/types.h"
+#include "platform/platform.cuh"
+#include "quant/codec.cuh"
+
+namespace kvit {
+
+template <class T, class Codec, int HeadDim, int Rows>
+class ValueProduct;
+
+/// 16-bit values: a transposed matrix load gives the operands of one multiplication, 16 channels.
+template <class T, int HeadDim, int Rows>
+class ValueProduct<T, Plain, HeadDim, Rows> {
+ public:
+  static constexpr int kRowTiles = Rows / 8;
+  static constexpr int kSteps = HeadDim / 16;
+  using Weight = T;  // what P is rounded to
+
+  KVIT_DEVICE void Clear() {
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int step = 0; step < kSteps; ++step) o_[n][step][0] = o_[n][step][1] = o_[n][step][2] = o_[n][step][3] = 0.0f;
+    }
+  }
+
+  KVIT_DEVICE void Rescale(int n, int j, float factor) {
+    KVIT_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      o_[n][step][j] *= factor;
+      o_[n][step][j + 2] *= factor;
+    }
+  }
+
+  /// p: B fragments of P^T. `value(s, c)` is the shared-memory address of token s of the step from channel c on.
+  template <class Value>
+  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
+    const int lane = LaneIndex();
+    KVIT_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      uint32_t v[4];
+      LoadMatrixX4Transposed(v, value(lane / 16 * 8 + lane % 8, step * 16 + lane / 8 % 2 * 8));
+      KVIT_UNROLL
+      for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<T>(o_[n][step], v, p[n]);
+    }
+  }
+
+  /// Calls store(n, j, channel, value) for each of this lane's outputs.
+  template <class Store>
+  KVIT_DEVICE void ForEach(Store&& store) const {
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int step = 0; step < kSteps; ++step) {
+        KVIT_UNROLL
+        for (int i = 0; i < 4; ++i) store(n, i % 2, step * 16 + i / 2 * 8 + LaneIndex() / 4, o_[n][step][i]);
+      }
+    }
+  }
+
+ private:
+  float o_[kRowTiles][kSteps][4];  // C fragments of O^T
+};
+
+/// Coded values: P already carries the tokens' scales, the codes are multiplied as they are, and what Expand put on top of
+/// them is taken off once, at the end: kOffset times the sum of the weights, which one more multiplication by ones keeps,
+/// rounded as the products saw them.
+///
+///   sum_t p_t code_td = kUnit (sum_t p_t operand_td - kOffset sum_t p_t)
+///
+/// A transposed load puts 16-bit units on the rows of a matrix, so rows 0..7 of an operand are code i of eight units, and
+/// rows 8..15 code i + 1 of the same.
+template <class T, ScaledCodec Codec, int HeadDim, int Rows>
+class ValueProduct<T, Codec, HeadDim, Rows> {
+ public:
+  static constexpr int kRowTiles = Rows / 8;
+  static constexpr int kPairs = Codec::kPairs;
+  static constexpr int kUnits = HeadDim / kPairs;     // 16-bit units of a token
+  static constexpr int kBlocks = kUnits / 8;          // of the 8 units that an 8x8 matrix has of a token
+  static_assert(HeadDim % (16 * kPairs) == 0, "a token must be a whole number of 32-byte matrix loads");
+  using Weight = Half;
+
+  KVIT_DEVICE void Clear() {
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int i = 0; i < 4; ++i) sum_[n][i] = 0.0f;
+      KVIT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) o_[n][tile][0] = o_[n][tile][1] = o_[n][tile][2] = o_[n][tile][3] = 0.0f;
+    }
+  }
+
+  KVIT_DEVICE void Rescale(int n, int j, float factor) {
+    sum_[n][j] *= factor;
+    KVIT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      o_[n][tile][j] *= factor;
+      o_[n][tile][j + 2] *= factor;
+    }
+  }
+
+  template <class Value>
+  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
+    const int lane = LaneIndex();
+    if constexpr (Codec::kOffset != 0.0f) {
+      constexpr uint32_t kOnes[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
+      KVIT_UNROLL
+      for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<Half>(sum_[n], kOnes, p[n]);
+    }
+    KVIT_UNROLL
+    for (int block = 0; block < kBlocks; block += 2) {
+      uint32_t v[4];  // [tokens 0..7, 8..15][block, block + 1]
+      LoadMatrixX4Transposed(v, value(lane / 16 * 8 + lane % 8, (block + lane / 8 % 2) * 8 * kPairs));
+      Multiply<0, 0>(p, v, block);
+      Multiply<1, 0>(p, v, block);
+      if constexpr (kPairs == 4) {
+        Multiply<0, 2>(p, v, block);
+        Multiply<1, 2>(p, v, block);
+      }
+    }
+  }
+
+  template <class Store>
+  KVIT_DEVICE void ForEach(Store&& store) const {
+    const int unit = LaneIndex() / 4;
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        KVIT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int code = tile % (kPairs / 2) * 2 + i / 2;
+          const int channel = (tile / (kPairs / 2) * 4 + unit / 2) * 2 * kPairs + Codec::Channel(code, unit % 2);
+          const float value = o_[n][tile][i] - Codec::kOffset * sum_[n][i % 2];
+          store(n, i % 2, channel, value * Codec::kUnit);
+        }
+      }
+    }
+  }
+
+ private:
+  static constexpr int kTiles = kBlocks * kPairs / 2;  // of 16 channels: [block][pair of codes]
+
+  template <int Block, int I>
+  KVIT_DEVICE void Multiply(const uint32_t (&p)[kRowTiles][2], const uint32_t (&v)[4], int block) {
+    const uint32_t a[4] = {Codec::template Expand<I>(v[Block]), Codec::template Expand<I + 1>(v[Block]),
+                           Codec::template Expand<I>(v[Block + 2]), Codec::template Expand<I + 1>(v[Block + 2])};
+    const int tile = (block + Block) * (kPairs / 2) + I / 2;
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<Half>(o_[n][tile], a, p[n]);
+  }
+
+  float o_[kRowTiles][kTiles][4];  // C fragments of O^T
+  float sum_[kRowTiles][4];        // of the weights: [0] and [1], all rows of the fragment being the same
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_VALUE_PRODUCT_CUH

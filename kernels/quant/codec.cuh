@@ -1,0 +1,136 @@
+// How K and V are stored, and how stored codes become operands of a 16-bit matrix instruction without any arithmetic on values.
+#ifndef KVIT_QUANT_CODEC_CUH
+#define KVIT_QUANT_CODEC_CUH
+
+#include <stdint.h>
+
+#include <concepts>
+
+#include "core/sub_byte.cuh"
+#include "core/types.h"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// What a token's 4 bytes of parameters say: value = scale * code + zero.
+struct ScaleZero {
+  float scale, zero;
+};
+
+/// A 16-bit cache: elements of the compute type T are operands as they are.
+struct Plain {
+  template <class T>
+  using Element = T;
+  static constexpr bool kScaled = false;
+};
+
+/// A codec with parameters. Matrix tiles come from shared memory as 32-bit words of two 16-bit units, a low and a high
+/// one, with kPairs codes in each. Expand turns code i of both units into a pair of f16, by bits alone:
+///
+///   operand = kOffset + code / kUnit            code: the number that a scale multiplies
+///
+/// Channel(i, unit) is the channel of code i of a unit, among the word's 2 * kPairs channels.
+template <class C>
+concept ScaledCodec = C::kScaled && requires(uint32_t word) {
+  typename C::template Element<Half>;
+  { C::template Expand<0>(word) } -> std::same_as<uint32_t>;
+  { C::Channel(0, 1) } -> std::same_as<int>;
+  { C::template Parameters<Half>(word) } -> std::same_as<ScaleZero>;
+};
+
+namespace detail {
+/// (scale, zero) of asymmetric integer codes, in the compute type.
+template <class T>
+KVIT_DEVICE ScaleZero PairParameters(uint32_t word) {
+  const Float2 pair = Unpack2<T>(word);
+  return {pair.lo, pair.hi};
+}
+}  // namespace detail
+
+/// 8-bit codes 0..255. 0x64cc is 1024 + c in f16: a byte becomes a number by putting 0x64 above it.
+struct Int8 {
+  template <class>
+  using Element = uint8_t;
+  static constexpr bool kScaled = true;
+  static constexpr int kPairs = 2;
+  static constexpr float kOffset = 1024.0f, kUnit = 1.0f;
+
+  template <int I>
+  static KVIT_DEVICE uint32_t Expand(uint32_t word) {
+    return PermuteBytes(word, 0x64646464u, I == 0 ? 0x4240u : 0x4341u);
+  }
+  static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
+  template <class T>
+  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
+    return detail::PairParameters<T>(word);
+  }
+};
+
+/// 4-bit codes 0..15, eight to a word in the order e0 e2 e4 e6 e1 e3 e5 e7 from the lowest nibble (TurboMind's), so that each
+/// mask finds neighbours. 0x54c0 is 64 + c in f16. (1024 + c would save a shift, and lose four bits of every sum to the offset.)
+struct Int4 {
+  template <class>
+  using Element = Uint4;
+  static constexpr bool kScaled = true;
+  static constexpr int kPairs = 4;
+  static constexpr float kOffset = 64.0f, kUnit = 1.0f;
+
+  template <int I>
+  static KVIT_DEVICE uint32_t Expand(uint32_t word) {
+    return MaskOr(I == 0 ? word << 4 : word >> (4 * I - 4), 0x00f000f0u, 0x54005400u);
+  }
+  static constexpr KVIT_HD int Channel(int i, int unit) { return 2 * i + unit; }
+  template <class T>
+  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
+    return detail::PairParameters<T>(word);
+  }
+};
+
+/// fp8 with 5 exponent bits is the upper byte of an f16, infinities and NaN included.
+struct Float8E5M2 {
+  template <class>
+  using Element = uint8_t;
+  static constexpr bool kScaled = true;
+  static constexpr int kPairs = 2;
+  static constexpr float kOffset = 0.0f, kUnit = 1.0f;
+
+  template <int I>
+  static KVIT_DEVICE uint32_t Expand(uint32_t word) {
+    return PermuteBytes(word, 0u, I == 0 ? 0x2404u : 0x3414u);
+  }
+  static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
+  template <class T>
+  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
+    return {BitCast<float>(word), 0.0f};
+  }
+};
+
+/// fp8 with 4 exponent bits (e4m3fn), moved to an f16's place: its exponent bias is 8 less, so the operand is 2^-8 times the
+/// number. The only codes that are no numbers, 0x7f and 0xff, become NaN again.
+struct Float8E4M3 {
+  template <class>
+  using Element = uint8_t;
+  static constexpr bool kScaled = true;
+  static constexpr int kPairs = 2;
+  static constexpr float kOffset = 0.0f, kUnit = 256.0f;
+
+  template <int I>
+  static KVIT_DEVICE uint32_t Expand(uint32_t word) {
+    const uint32_t high = PermuteBytes(word, 0u, I == 0 ? 0x2404u : 0x3414u);
+    const uint32_t magnitude = (high & 0x7f007f00u) >> 1;
+    // 0x7f << 7 is 0x3f80; adding 0x80 carries into bit 14 for it alone. Bits 14..10 all set, mantissa not zero: NaN.
+    const uint32_t nan = (magnitude + 0x00800080u) & 0x40004000u;
+    return (high & 0x80008000u) | magnitude | nan;
+  }
+  static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
+  template <class T>
+  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
+    return {BitCast<float>(word), 0.0f};
+  }
+};
+
+static_assert(ScaledCodec<Int8> && ScaledCodec<Int4> && ScaledCodec<Float8E4M3> && ScaledCodec<Float8E5M2>);
+
+}  // namespace kvit
+
+#endif  // KVIT_QUANT_CODEC_CUH
