@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from itertools import accumulate, chain
 from typing import Any
 
-from . import _checks, dtypes, registry
+from . import _checks, codecs, dtypes, registry
 from ._faults import FaultRecord
 from ._native.buffer import Buffer
 from ._native.context import Device
@@ -27,7 +27,11 @@ class PagedCache:
 
     pages       in the pool; a page holds page_size tokens of all KV heads
     page_size   any number of tokens from 1
-    dtype       of K and V: "bfloat16" or "float16"
+    dtype       of queries, and of rows of K and V before they are stored: "bfloat16" or "float16"
+    k, v        how they are stored: "int8", "int4", "float8_e4m3", "float8_e5m2", or the dtype itself, if absent;
+                docs/quantisation.md says which pair to use when
+    k_scale     of float8, as in CacheView: float32, [] or [kv_heads]; rows are stored as row / scale. 1 if absent
+    v_scale     the same
     layout      how a page lies in memory: "HND" (a head's tokens side by side) or "NHD"
     device      "cuda:0", ..., or "host", which needs no GPU
 
@@ -47,6 +51,10 @@ class PagedCache:
         head_dim: int,
         *,
         dtype: Any = "bfloat16",
+        k: Any = None,
+        v: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
         layout: Layout = "HND",
         device: str | Device = "cuda:0",
     ):
@@ -55,17 +63,29 @@ class PagedCache:
                 raise ShapeError(f"{name} is {value}; it must be 1 to {_checks.MOST}")
         if layout not in ("NHD", "HND"):
             raise LayoutError(f"layout is {layout!r}; it must be 'NHD' or 'HND'")
-        kv = dtypes.dtype_of(dtype)
-        if kv not in (dtypes.float16, dtypes.bfloat16):
-            raise DtypeError(f"dtype is {kv}; a cache holds float16 or bfloat16")
-        registry.find("append", dtype=kv.short, head_dim=head_dim)  # refuse now what no kernel covers
+        compute = dtypes.dtype_of(dtype)
+        if compute not in (dtypes.float16, dtypes.bfloat16):
+            raise DtypeError(f"dtype is {compute}; queries are float16 or bfloat16")
+        sides = tuple(codecs.codec_of(compute if stored is None else stored) for stored in (k, v))
+        # Refuse now what no kernel covers, before gigabytes are taken.
+        registry.find("append", dtype=compute.short, kv=codecs.key_of(*sides), head_dim=head_dim)
         home = Device.of(device)
-        shape = (pages, page_size, kv_heads, head_dim) if layout == "NHD" else (pages, kv_heads, page_size, head_dim)
-        self.view = CacheView(Buffer.empty(shape, kv, home), Buffer.empty(shape, kv, home), layout=layout)
+        rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
+        pools = [Buffer.empty((*rows, head_dim), codec.dtype, home) for codec in sides]
+        params = [Buffer.empty((*rows, 2), compute, home) if codec.params == "pair" else None for codec in sides]
+        self.view = CacheView(
+            *pools,
+            layout=layout,
+            k_params=params[0],
+            v_params=params[1],
+            k_scale=k_scale,
+            v_scale=v_scale,
+            dtype=compute,
+        )
         self.page_size = page_size
         self.kv_heads = kv_heads
         self.head_dim = head_dim
-        self.dtype = kv
+        self.dtype = compute
         self.device: str = self.view.device
         self._pool = PagePool(pages)
         self._faults = FaultRecord(self.device)
@@ -86,8 +106,8 @@ class PagedCache:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of K and V, used or not."""
-        return self.view.k.nbytes + self.view.v.nbytes
+        """Bytes of K, V and their parameters, used or not."""
+        return self.view.nbytes
 
     def sequence(self) -> Sequence:
         """A new sequence without tokens; it takes pages as it grows."""
@@ -225,7 +245,7 @@ class PagedCache:
     def __repr__(self) -> str:
         return (
             f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, "
-            f"{self.kv_heads} KV heads, head_dim {self.head_dim}, {self.dtype}, {self.view.layout}, {self.device})"
+            f"{self.kv_heads} KV heads, head_dim {self.head_dim}, {self.view.holds}, {self.view.layout}, {self.device})"
         )
 
 

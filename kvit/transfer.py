@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, registry
+from . import _checks, codecs, registry
 from ._faults import FaultRecord
 from ._native import ops
 from ._native.context import Device
@@ -24,7 +24,7 @@ class Append(Operation):
 
     def __init__(self, view: CacheView, *, _faults: FaultRecord | None = None):
         super().__init__(view, _faults)
-        self.entry = registry.find("append", dtype=view.dtype.short, head_dim=view.head_dim)
+        self.entry = registry.find("append", **_key(view))
 
     def __call__(
         self, k: Any, v: Any, view: CacheView, table: PageTable, *, tokens: Any = None, stream: Any = None
@@ -44,6 +44,9 @@ class Append(Operation):
         self._check_view(view)
         _checks.require_writable("view.k", view.k)
         _checks.require_writable("view.v", view.v)
+        for name, params in (("view.k_params", view.k_params), ("view.v_params", view.v_params)):
+            if params is not None and params.dtype is view.dtype:  # the scales of float8 are only read
+                _checks.require_writable(name, params)
         k, v = rows_like_each_other(k, v, view, queue)
         each, indptr = split_tokens("k", k, table.num_sequences, tokens, queue)
         _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
@@ -62,7 +65,7 @@ class Gather(Operation):
 
     def __init__(self, view: CacheView, *, _faults: FaultRecord | None = None):
         super().__init__(view, _faults)
-        self.entry = registry.find("gather", dtype=view.dtype.short, head_dim=view.head_dim)
+        self.entry = registry.find("gather", **_key(view))
 
     def __call__(
         self, view: CacheView, table: PageTable, k: Any, v: Any, *, tokens: Any = None, stream: Any = None
@@ -90,12 +93,21 @@ class Gather(Operation):
 
 
 def copy_pages(view: CacheView, source: Tensor, target: Tensor, faults: FaultRecord, queue: Stream) -> None:
-    """Copy pages source[i] to target[i], both int32 [count]."""
-    row_bytes = view.dtype.bytes_for(view.head_dim)
-    access = _checks.VECTOR_BYTES if row_bytes % _checks.VECTOR_BYTES == 0 else 4
-    entry = registry.find("copy_pages", access=access)
-    ops.copy_pages(entry, Device.of(view.device), view._packed, source, target, row_bytes, faults.buffer, queue)
+    """Copy pages source[i] to target[i], both int32 [count]: K and V, and (scale, zero) where there are any."""
+    sides = (view.codecs[0], view.codecs[1])
+    data = tuple(codec.dtype.bytes_for(view.head_dim) for codec in sides)
+    params = tuple(codecs.PARAM_BYTES if codec.params == "pair" else 0 for codec in sides)
+    home = Device.of(view.device)
+    for access, row_bytes in ((_checks.VECTOR_BYTES, (*data, 0, 0)), (codecs.PARAM_BYTES, (0, 0, *params))):
+        if any(row_bytes):
+            entry = registry.find("copy_pages", access=access)
+            ops.copy_pages(entry, home, view._packed, source, target, row_bytes, faults.buffer, queue)
     faults.last_queue = queue
+
+
+def _key(view: CacheView) -> dict[str, str | int]:
+    """What kernels that move rows are chosen by."""
+    return {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
 
 
 def rows_like_each_other(k: Any, v: Any, view: CacheView, queue: Stream) -> tuple[Tensor, Tensor]:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from . import _checks, dtypes
-from ._native.ops import PackedCache, PackedTable
+from . import _checks, codecs, dtypes
+from ._native.buffer import Buffer
+from ._native.ops import HoldsCache, HoldsTable, PackedCache, PackedTable
 from ._native.tensor import Tensor
-from .errors import LayoutError, ShapeError
+from .codecs import Codec
+from .errors import DtypeError, LayoutError, ShapeError
 
 Layout = Literal["NHD", "HND"]
 
@@ -17,33 +19,54 @@ _AXES = {
 }
 _AXES_WITHOUT_PAGES = {"NHD": ("tokens", "kv_heads", "head_dim"), "HND": ("kv_heads", "tokens", "head_dim")}
 
+_COMPUTE = (dtypes.float16, dtypes.bfloat16)
 
-class CacheView:
+
+class CacheView(HoldsCache):
     """K and V in pages, in memory that somebody else owns.
 
-    k, v       NHD: [pages, page_size, kv_heads, head_dim]
-               HND: [pages, kv_heads, page_size, head_dim]
-               Objects with DLPack, __cuda_array_interface__ or the buffer protocol, numpy arrays, kvit.Buffer. Any
-               strides, as long as channels lie side by side and rows begin at multiples of 16 bytes: K and V may be
-               halves of one tensor.
-    layout     the order of the axes
-    page_size  tokens of a page. Needed for k and v without an axis of pages, NHD [tokens, kv_heads, head_dim] or
-               HND [kv_heads, tokens, head_dim], which it cuts into pages; else it may be left out
-    kv         dtype of the elements where the memory can only say "16 bits"; theirs if absent
+    k, v                NHD: [pages, page_size, kv_heads, head_dim]
+                        HND: [pages, kv_heads, page_size, head_dim]
+                        Objects with DLPack, __cuda_array_interface__ or the buffer protocol, numpy arrays, kvit.Buffer.
+                        Any strides, as long as channels lie side by side and rows begin at multiples of 16 bytes: K and
+                        V may be halves of one tensor. int4 is uint8 [..., head_dim / 2].
+    layout              the order of the axes
+    page_size           tokens of a page. Needed for k and v without an axis of pages, NHD [tokens, kv_heads, head_dim]
+                        or HND [kv_heads, tokens, head_dim], which it cuts into pages; else it may be left out
+    kv                  how they are stored: "float16", "bfloat16", "int8", "int4", "float8_e4m3", "float8_e5m2", or a
+                        pair (of K, of V); what the memory's dtype says if absent
+    k_params, v_params  of int8 and int4: (scale, zero) of every row, like k and v with 2 in place of head_dim, in the
+                        dtype of the queries; a row is scale * code + zero
+    k_scale, v_scale    of float8: float32, [] for all rows, [kv_heads], or like k and v without channels; 1 if absent
+    dtype               of the queries; the 16-bit one among those above if absent, bfloat16 if there is none
 
-    Raises ShapeError, DtypeError (K and V differ), DeviceError (on two devices), LayoutError (strides, alignment).
+    Raises ShapeError, DtypeError, DeviceError (on two devices), LayoutError (strides, alignment).
     """
 
-    def __init__(self, k: Any, v: Any, *, layout: Layout = "NHD", page_size: int | None = None, kv: Any = None):
+    def __init__(
+        self,
+        k: Any,
+        v: Any,
+        *,
+        layout: Layout = "NHD",
+        page_size: int | None = None,
+        kv: Any = None,
+        k_params: Any = None,
+        v_params: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
+        dtype: Any = None,
+    ):
         if layout not in _AXES:
             raise LayoutError(
                 f"layout is {layout!r}; it must be 'NHD' (tokens before heads) or 'HND' (heads before tokens)"
             )
         if page_size is not None and page_size < 1:
             raise ShapeError(f"page_size is {page_size}; a page holds at least 1 token")
-        dtype = None if kv is None else dtypes.dtype_of(kv)
-        k = _checks.tensor("k", k, dtype)
-        v = _checks.tensor("v", v, k.dtype)
+        wanted = (None, None) if kv is None else tuple(codec.dtype for codec in codecs.pair_of(kv))
+        k = _checks.tensor("k", k, wanted[0])
+        v = _checks.tensor("v", v, wanted[1])
+        self.codecs = codecs.codec_of(k.dtype), codecs.codec_of(v.dtype)
         cuts_pages = page_size is not None and len(k.shape) == 3
         names = _AXES_WITHOUT_PAGES[layout] if cuts_pages else _AXES[layout]
         _checks.require_shape("k", k, **dict.fromkeys(names))
@@ -73,34 +96,109 @@ class CacheView:
         self.page_size: int = page_size
         self.kv_heads: int = lengths["kv_heads"]
         self.head_dim: int = lengths["head_dim"]
+        rows = {name: length for name, length in lengths.items() if name != "head_dim"}
+        self.k_params = self._parameters("k", self.codecs[0], k_params, k_scale, rows)
+        self.v_params = self._parameters("v", self.codecs[1], v_params, v_scale, rows)
+        self.dtype: dtypes.Dtype = self._compute_dtype(None if dtype is None else dtypes.dtype_of(dtype))
         self._packed = PackedCache(
-            k, v, self._strides(names, k), self._strides(names, v), num_pages, page_size, self.kv_heads, self.head_dim
+            k,
+            v,
+            self._strides(names, k),
+            self._strides(names, v),
+            num_pages,
+            page_size,
+            self.kv_heads,
+            self.head_dim,
+            self.dtype.code,
+            self.k_params,
+            self.v_params,
+            self._parameter_strides(names, self.k_params),
+            self._parameter_strides(names, self.v_params),
         )
+
+    def _parameters(self, side: str, codec: Codec, params: Any, scale: Any, rows: dict[str, int]) -> Tensor | None:
+        """What the rows of K or V need besides themselves, checked."""
+        if params is not None and codec.params != "pair":
+            raise DtypeError(f"{side}_params are of int8 and int4, and {side} is {codec}; leave them out")
+        if scale is not None and codec.params != "scale":
+            raise DtypeError(f"{side}_scale is of float8, and {side} is {codec}; leave it out")
+        if codec.params == "":
+            return None
+        if codec.params == "pair":
+            if params is None:
+                raise ShapeError(f"{side} is {codec} and needs {side}_params, (scale, zero) of every row")
+            found = _checks.tensor(f"{side}_params", params)
+            if found.dtype not in _COMPUTE:
+                raise DtypeError(f"{side}_params are {found.dtype}; they must be float16 or bfloat16, as the queries are")
+            _checks.require_shape(f"{side}_params", found, **rows, **{"scale and zero": 2})
+            _checks.require_rows(f"{side}_params", found, codecs.PARAM_BYTES)
+        else:
+            found = _ones(self.kv_heads, self.device) if scale is None else scale
+            found = _checks.tensor(f"{side}_scale", found, dtypes.float32)
+            if len(found.shape) == 1:
+                _checks.require_shape(f"{side}_scale", found, kv_heads=self.kv_heads)
+            elif len(found.shape) != 0:
+                _checks.require_shape(f"{side}_scale", found, **rows)
+        _checks.require_device(self.device, **{f"{side}'s parameters": found})
+        return found
+
+    def _compute_dtype(self, dtype: dtypes.Dtype | None) -> dtypes.Dtype:
+        """The one 16-bit type of queries, 16-bit rows and (scale, zero)."""
+        for name, found in (("k", self.k), ("v", self.v), ("k_params", self.k_params), ("v_params", self.v_params)):
+            if found is None or found.dtype not in _COMPUTE:
+                continue
+            if dtype is None:
+                dtype = found.dtype
+            elif dtype is not found.dtype:
+                raise DtypeError(f"{name} is {found.dtype}; it must be {dtype} like the rest, and like the queries")
+        if dtype is None:
+            dtype = dtypes.bfloat16
+        if dtype not in _COMPUTE:
+            raise DtypeError(f"dtype is {dtype}; queries are float16 or bfloat16")
+        return dtype
 
     def _strides(self, names: tuple[str, ...], pool: Tensor) -> tuple[int, int, int]:
         """Bytes from one page, token and head to the next."""
-        step = dict(zip(names, pool.strides, strict=True))
+        step = dict(zip(names, pool.strides, strict=False))
         token = step.get("tokens", step.get("page_size"))
         return step.get("pages", token * self.page_size), token, step["kv_heads"]
 
-    @property
-    def dtype(self) -> dtypes.Dtype:
-        """Of the stored elements."""
-        return self.k.dtype
+    def _parameter_strides(self, names: tuple[str, ...], params: Tensor | None) -> tuple[int, int, int] | None:
+        if params is None:
+            return None
+        if len(params.shape) <= 1:  # one for all rows, or one for each head
+            return 0, 0, params.strides[0] if params.shape else 0
+        return self._strides(names, params)
 
     @property
     def device(self) -> str:
         """ "cuda:N" or "host"."""
         return self.k.device
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of K, V and their parameters, used or not."""
+        return sum(pool.nbytes for pool in (self.k, self.v, self.k_params, self.v_params) if pool is not None)
+
+    @property
+    def holds(self) -> str:
+        """How K and V are stored, in words."""
+        return codecs.describe(*self.codecs, self.dtype)
+
     def __repr__(self) -> str:
         return (
             f"CacheView({self.num_pages} pages of {self.page_size} tokens, {self.kv_heads} KV heads, "
-            f"head_dim {self.head_dim}, {self.dtype}, {self.layout}, {self.device})"
+            f"head_dim {self.head_dim}, {self.holds}, {self.layout}, {self.device})"
         )
 
 
-class PageTable:
+def _ones(count: int, device: str) -> Buffer:
+    import numpy
+
+    return Buffer.from_numpy(numpy.ones(count, numpy.float32), device)
+
+
+class PageTable(HoldsTable):
     """Which pages hold which sequence, and how many tokens each has. Lives where the cache lives; kernels read it
     there.
 

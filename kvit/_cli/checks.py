@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 import kvit
 from kvit import reference
+from kvit._cli.codec_checks import check_quantised
 from kvit._cli.compare import LSE_BOUND, attention_bound, expect, expect_close, expect_same, merge_bound
 from kvit._cli.trial import RawCache, Trial, pool_shape, raw_cache
 
@@ -220,4 +221,5 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "merge": check_merge,
     "bad page table": check_bad_table,
     "append to a bad page table": check_bad_append,
+    "quantised": check_quantised,
 }

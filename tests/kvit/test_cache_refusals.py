@@ -139,7 +139,7 @@ def test_queries_that_do_not_fit_the_cache_are_refused(rng, filled):
         (kvit.ShapeError, "pages is 0", {"pages": 0}),
         (kvit.ShapeError, "page_size is -1", {"page_size": -1}),
         (kvit.ShapeError, "kv_heads is 0", {"kv_heads": 0}),
-        (kvit.DtypeError, "dtype is float32; a cache holds", {"dtype": "float32"}),
+        (kvit.DtypeError, "dtype is float32; queries are", {"dtype": "float32"}),
         (kvit.DtypeError, "unknown dtype 'bf17'", {"dtype": "bf17"}),
         (kvit.LayoutError, "layout is 'hnd'", {"layout": "hnd"}),
         (kvit.KernelMissing, "head_dim=96.*64, 128", {"head_dim": 96}),

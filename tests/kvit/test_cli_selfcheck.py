@@ -92,6 +92,14 @@ class WrongGather(kvit.PagedCache):
         return k, v, indptr
 
 
+def wrong_attention(q, cache, seqs, attention=kvit.attention):
+    """One element is off by a tenth of the largest."""
+    out = attention(q, cache, seqs)
+    array = out.numpy()
+    array.flat[0] += np.abs(array).max() / array.dtype.type(10) + array.dtype.type(0.1)
+    return kvit.Buffer.from_numpy(array, out.device)
+
+
 def fails(check, attempts=20):
     """Whether the check notices within a few random inputs: some have nothing to spoil."""
     for number in range(attempts):
@@ -120,6 +128,8 @@ def test_a_check_passes_as_things_are(check):
         ("append to a bad page table", "Append", BlindAppend),
         ("gather", "PagedCache", WrongGather),
         ("fork", "PagedCache", WrongGather),
+        ("quantised", "PagedCache", WrongGather),
+        ("quantised", "attention", wrong_attention),
     ],
 )
 def test_a_check_notices_an_operation_that_is_slightly_wrong(check, name, broken, monkeypatch):

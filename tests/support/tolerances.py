@@ -18,6 +18,11 @@ UNIT_ROUNDOFF = {
 LSE = 16 * 16 * 2.0**-22
 
 
+# With coded keys the products carry an offset of up to 1024 under codes up to 255, so a step may lose 2**-22 of a sum
+# some five times the scores' range: a thousandth of a unit covers it with channels and scores of order ten.
+SCORE_QUANTISED = 2.0**-9
+
+
 def attention_bound(magnitude: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     """Largest |error| of each output element.
 
