@@ -6,10 +6,8 @@ import numpy as np
 
 import kvit
 from kvit import codecs, reference, registry
-from kvit._cli.compare import attention_bound, expect_close, expect_same
+from kvit._cli.compare import CODED_SCORE_BOUND, attention_bound, expect_close, expect_same
 from kvit._cli.trial import Trial
-
-_SCORE_BOUND = 2.0**-9  # of a sum under an offset of up to 1024, which matrix steps truncate at about 2**-22
 
 
 def check_quantised(trial: Trial) -> None:
@@ -43,7 +41,7 @@ def check_quantised(trial: Trial) -> None:
         # Codes are multiplied from a row's least value on: weights are rounded against the whole range of a row.
         ranges = np.broadcast_to(2 * np.abs(v).max(axis=-1, keepdims=True), v.shape)
         bound = attention_bound(reference.attention(q[i : i + 1], k, np.abs(v)).out, trial.dtype)
-        bound += (2.25 * 2.0**-11 + 2 * _SCORE_BOUND) * reference.attention(q[i : i + 1], k, ranges).out
+        bound += (2.25 * 2.0**-11 + 2 * CODED_SCORE_BOUND) * reference.attention(q[i : i + 1], k, ranges).out
         expect_close(f"out of sequence {i}", out.numpy()[i : i + 1], want, bound)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import DTypeLike, NDArray
 
 # Half the distance from 1 to the next number: the largest relative error of one rounding to nearest.
 _UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
@@ -12,12 +12,16 @@ _UNIT_ROUNDOFF = {"bfloat16": 2.0**-8, "float16": 2.0**-11, "float32": 2.0**-24}
 # matrix steps; with random inputs of order one, terms stay below 16.
 LSE_BOUND = 16 * 16 * 2.0**-22
 
+# With coded keys the products carry an offset of up to 1024 under codes up to 255, so a step may lose 2**-22 of a sum
+# some five times the scores' range: a thousandth of a unit covers it with channels and scores of order ten.
+CODED_SCORE_BOUND = 2.0**-9
+
 
 class Mismatch(Exception):
     """A device's result is not what the reference says. The message gives the worst element."""
 
 
-def attention_bound(magnitude: NDArray, dtype: np.dtype) -> NDArray:
+def attention_bound(magnitude: NDArray, dtype: DTypeLike) -> NDArray:
     """Largest |error| of each output of attention.
 
     magnitude  attention over |v| instead of v
@@ -25,13 +29,13 @@ def attention_bound(magnitude: NDArray, dtype: np.dtype) -> NDArray:
     The weights are rounded to the dtype before they meet V, and the output once more: two roundoffs, and a quarter for
     all that happens in float32.
     """
-    return 2.25 * _UNIT_ROUNDOFF[dtype.name] * magnitude
+    return 2.25 * _UNIT_ROUNDOFF[np.dtype(dtype).name] * magnitude
 
 
-def merge_bound(out_a: NDArray, out_b: NDArray, dtype: np.dtype) -> NDArray:
+def merge_bound(out_a: NDArray, out_b: NDArray, dtype: DTypeLike) -> NDArray:
     """Largest |error| of merge_states: a mean in float32, a few roundings of 2**-24, rounded once to the dtype."""
     largest = np.maximum(np.abs(np.asarray(out_a, np.float64)), np.abs(np.asarray(out_b, np.float64)))
-    return (_UNIT_ROUNDOFF[dtype.name] + 16 * _UNIT_ROUNDOFF["float32"]) * largest
+    return (_UNIT_ROUNDOFF[np.dtype(dtype).name] + 16 * _UNIT_ROUNDOFF["float32"]) * largest
 
 
 def expect_same(name: str, actual: NDArray, expected: NDArray) -> None:
