@@ -22,7 +22,7 @@ class BuildNative(build_ext):
     def run(self):
         try:
             self.parallel = self.parallel or choose_jobs()
-            self.include_dirs += [str(ROOT / "kernels"), str(find_cuda_include())]
+            self.include_dirs += [str(ROOT / "kernels"), str(ROOT / "kvit" / "include"), str(find_cuda_include())]
             self.translate()
             super().run()
             if not self.is_in_place():
@@ -64,7 +64,11 @@ class BuildNative(build_ext):
 
 
 def native_modules():
-    headers = [*ROOT.glob("kernels/abi/*.h"), ROOT / "kernels" / "platform" / "host_api.h"]
+    headers = [
+        *ROOT.glob("kernels/abi/*.h"),
+        *ROOT.glob("kvit/include/*.h"),
+        ROOT / "kernels" / "platform" / "host_api.h",
+    ]
     return [
         Extension(
             f"kvit._native.{path.stem}",

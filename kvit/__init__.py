@@ -3,9 +3,12 @@
 Importing it needs no driver and starts no CUDA; numpy and the kernels are loaded when a call first needs them.
 """
 
+import os
+
 from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.event import Event
+from ._native.graph import Graph
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from .attention import Attention, attention
@@ -41,6 +44,7 @@ __all__ = [
     "DtypeError",
     "Event",
     "Gather",
+    "Graph",
     "HostBackendError",
     "KernelMissing",
     "KvitError",
@@ -55,5 +59,11 @@ __all__ = [
     "Stream",
     "Tensor",
     "attention",
+    "get_include",
     "merge_states",
 ]
+
+
+def get_include() -> str:
+    """The folder of kvit.h, for the include_dirs of an extension module that is compiled against it."""
+    return os.path.join(os.path.dirname(__file__), "include")

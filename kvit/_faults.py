@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._native.buffer import Buffer
+from ._native.ops import HoldsFaults
 from ._native.stream import Stream
 from .errors import PageTableError
 
@@ -12,14 +13,14 @@ from .errors import PageTableError
 _PAGE, _LENGTH, _INDPTR = 1, 2, 3
 
 
-class FaultRecord:
+class FaultRecord(HoldsFaults):
     """A KvitFault on one device: the first fault since the last check."""
 
     def __init__(self, device: str):
         self.buffer = Buffer.empty(4, "int32", device)
         self.buffer.fill_bytes(0)
         self.buffer.stream.synchronize()  # kernels of any stream may write it from now on
-        self.last_queue: Stream = self.buffer.stream
+        self.last_queue = self.buffer.stream
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call; raise PageTableError if a kernel met a fault."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, dtypes
+from . import _checks, codecs, dtypes
 from ._faults import FaultRecord
 from ._native.stream import Stream
 from ._native.tensor import Tensor
@@ -18,7 +18,8 @@ class Operation:
     def __init__(self, view: CacheView, faults: FaultRecord | None):
         self.kv_heads = view.kv_heads
         self.head_dim = view.head_dim
-        self.kv_dtype = view.dtype
+        self.codecs = view.codecs
+        self.dtype = view.dtype
         self.device = view.device
         self._faults = FaultRecord(self.device) if faults is None else faults
 
@@ -35,9 +36,9 @@ class Operation:
                 f"the view has {view.kv_heads} KV heads and head_dim {view.head_dim}; the operation was made for "
                 f"{self.kv_heads} and {self.head_dim}; make another {type(self).__name__} for this view"
             )
-        if view.dtype is not self.kv_dtype:
+        if view.codecs != self.codecs or view.dtype is not self.dtype:
             raise DtypeError(
-                f"the view holds {view.dtype}; the operation was made for {self.kv_dtype}; "
+                f"the view holds {view.holds}; the operation was made for {codecs.describe(*self.codecs, self.dtype)}; "
                 f"make another {type(self).__name__} for this view"
             )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import _checks, dtypes, registry
+from . import _checks, codecs, dtypes, registry
 from ._faults import FaultRecord
 from ._native import ops
+from ._native.attention_call import AttentionCall
 from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._operation import Operation, split_tokens
-from .errors import ShapeError
+from .errors import DtypeError, ShapeError
 from .views import CacheView, PageTable
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from .sequence import Sequence
 
 
-class Attention(Operation):
+class Attention(Operation, AttentionCall):
     """Attention of new tokens to the cache, for one shape of cache. Chooses its kernel once; a call is one launch.
 
     view                 CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
@@ -50,19 +51,20 @@ class Attention(Operation):
         _faults: FaultRecord | None = None,
     ):
         group = _checks.group_size(query_heads, view.kv_heads)
-        super().__init__(view, _faults)
+        Operation.__init__(self, view, _faults)
         self.query_heads = query_heads
-        self.dtype = view.dtype if dtype is None else dtypes.dtype_of(dtype)
+        if dtype is not None:
+            self.dtype = dtypes.dtype_of(dtype)
         self.scale = view.head_dim**-0.5 if scale is None else float(scale)
         self.causal = bool(causal)
-        self.entry = _entry(self.dtype, self.kv_dtype, self.head_dim, group * max(1, tokens_per_sequence))
+        self.entry = _entry(self.dtype, view, group * max(1, tokens_per_sequence))
 
         device = Device.of(self.device)
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
         partials_bytes = self._partials_bytes
         base = self.workspace.pointer
-        self._launch = ops.AttentionLaunch(
+        launch = ops.AttentionLaunch(
             self.entry,
             device,
             self.grid,
@@ -73,6 +75,7 @@ class Attention(Operation):
             self.scale,
             self.causal,
         )
+        AttentionCall.__init__(self, launch, self._faults, view._packed, self.dtype.code)
 
     @property
     def _partials_bytes(self) -> int:
@@ -99,53 +102,41 @@ class Attention(Operation):
             )
         return workspace
 
-    def __call__(
+    def _fitting(
         self,
-        q: Any,
+        q: Tensor,
         view: CacheView,
         table: PageTable,
-        *,
-        out: Any = None,
-        lse: Any = None,
-        tokens: Any = None,
-        stream: Any = None,
-    ) -> Tensor:
-        """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
+        out: Tensor | None,
+        lse: Tensor | None,
+        tokens: Tensor | None,
+        queue: Stream,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
+        """For a call that does not fit as it is: (q, out, lse, tokens, rows of each sequence) that do, or why not.
 
-        q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
-        view    CacheView of the operation's shape; pages of any size
-        table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
-        out     like q, written in place; allocated if absent
-        lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
-        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as many
-        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
-
-        Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence
-        that the table describes wrongly gives NaN, and check() says what is wrong.
-        Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
+        Raises what __call__ says. Raw 16-bit integers become the operation's dtype here.
         """
-        queue = Stream.wrap(stream, self.device)
-        q = _checks.tensor("q", q, self.dtype, queue)
+        if not isinstance(view, CacheView) or not isinstance(table, PageTable):
+            raise TypeError(
+                f"view is a {type(view).__name__} and table a {type(table).__name__}; give a kvit.CacheView and a "
+                "kvit.PageTable, or a PagedCache and sequences to kvit.attention"
+            )
+        q = _checks.tensor("q", q, self.dtype)
         _checks.require_shape("q", q, tokens=None, query_heads=self.query_heads, head_dim=self.head_dim)
         _checks.require_rows("q", q)
         self._check_view(view)
         each, indptr = split_tokens("q", q, table.num_sequences, tokens, queue)
-        out = (
-            Buffer.empty(q.shape, self.dtype, self.device, queue)
-            if out is None
-            else _checks.tensor("out", out, self.dtype)
-        )
-        if out.shape != q.shape:
-            raise ShapeError(f"out has shape {list(out.shape)} and q {list(q.shape)}; they must be the same")
-        _checks.require_rows("out", out)
-        _checks.require_writable("out", out)
+        if out is not None:
+            out = _checks.tensor("out", out, self.dtype)
+            if out.shape != q.shape:
+                raise ShapeError(f"out has shape {list(out.shape)} and q {list(q.shape)}; they must be the same")
+            _checks.require_rows("out", out)
+            _checks.require_writable("out", out)
         if lse is not None:
             lse = _checks.lse("lse", lse, q.shape)
             _checks.require_writable("lse", lse)
         _checks.require_device(self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, tokens=indptr)
-        self._launch(view._packed, table._packed, q, out, lse, indptr, each, queue)
-        self._faults.last_queue = queue
-        return out
+        return q, out, lse, indptr, each
 
     def explain(self) -> str:
         """Which kernel was chosen, why, and what a launch of it takes."""
@@ -206,11 +197,13 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _entry(dtype: dtypes.Dtype, kv: dtypes.Dtype, head_dim: int, rows: int) -> registry.Entry:
+def _entry(dtype: dtypes.Dtype, view: CacheView, rows: int) -> registry.Entry:
     """The decode kernel whose row tile wastes least: the smallest that holds `rows` query rows, else the largest."""
-    key = {"dtype": dtype.short, "kv": kv.short, "head_dim": head_dim}
+    key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
     found = sorted(registry.candidates("decode", **key), key=lambda entry: entry.axes["rows"])
-    fitting = [entry for entry in found if entry.axes["rows"] >= rows]
     if not found:
         return registry.find("decode", **key)  # raises KernelMissing and says what is built
+    if dtype is not view.dtype:
+        raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
+    fitting = [entry for entry in found if entry.axes["rows"] >= rows]
     return (fitting or found[-1:])[0]

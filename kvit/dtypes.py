@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from kvit.errors import DtypeError
@@ -12,14 +11,20 @@ if TYPE_CHECKING:
     import numpy
 
 
-@dataclass(frozen=True)
+# No dataclass here, in codecs and in registry: `import dataclasses` takes as long as all of kvit's own modules.
 class Dtype:
     """An element type: its code in every ABI, its numpy name, the short name used in kernel symbols, its size."""
 
-    code: int
-    name: str
-    short: str
-    bits: int
+    __slots__ = ("bits", "code", "name", "short")
+
+    def __init__(self, code: int, name: str, short: str, bits: int) -> None:
+        self.code, self.name, self.short, self.bits = code, name, short, bits
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return dtype_of, (self.name,)  # there is one of each, in a copy too
+
+    def __repr__(self) -> str:
+        return f"Dtype({self.name!r})"
 
     def __str__(self) -> str:
         return self.name

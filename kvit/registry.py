@@ -6,10 +6,9 @@ import functools
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from kvit.errors import KernelMissing
 
@@ -22,22 +21,24 @@ KERNELS = Path(__file__).resolve().parent / "_kernels"
 _EMBEDDED = {(8, 7)}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One kernel that was built."""
 
     symbol: str
     family: str
     unit: str  # translation unit, shared with its neighbours
-    axes: Mapping[str, AxisValue] = field(hash=False)  # the point of the family's axes in kernels/manifest.toml
+    axes: Mapping[str, AxisValue]  # the point of the family's axes in kernels/manifest.toml
     params: str  # launch struct of abi/params.h
     params_bytes: int
     threads: int  # of a CTA
     shared_bytes: int  # dynamic shared memory of a CTA
     min_ctas: int  # CTAs that fit one multiprocessor, as the kernel's launch bound has it
-    facts: Mapping[str, int] = field(hash=False)  # what the kernel tells about itself: stages, tokens of a tile, ...
+    facts: Mapping[str, int]  # what the kernel tells about itself: stages, tokens of a tile, ...
     archs: tuple[str, ...]  # targets built besides the host: sm_80, sm_90a, compute_80
-    folder: Path = field(repr=False)  # where the files are
+    folder: Path  # where the files are
+
+    def __hash__(self) -> int:
+        return hash((self.symbol, self.folder))  # the mappings have none
 
     def file(self, arch: str) -> Path:
         """The cubin (sm_XX) or PTX (compute_XX) that holds this kernel. Raises KernelMissing: not built for `arch`."""

@@ -129,7 +129,9 @@ class CacheView(HoldsCache):
                 raise ShapeError(f"{side} is {codec} and needs {side}_params, (scale, zero) of every row")
             found = _checks.tensor(f"{side}_params", params)
             if found.dtype not in _COMPUTE:
-                raise DtypeError(f"{side}_params are {found.dtype}; they must be float16 or bfloat16, as the queries are")
+                raise DtypeError(
+                    f"{side}_params are {found.dtype}; they must be float16 or bfloat16, as the queries are"
+                )
             _checks.require_shape(f"{side}_params", found, **rows, **{"scale and zero": 2})
             _checks.require_rows(f"{side}_params", found, codecs.PARAM_BYTES)
         else:

@@ -40,6 +40,9 @@ cdef class Buffer(Tensor):
         cdef int entered
         if self.allocation != NULL:
             try:
+                if self.freed_on.kept is not None:
+                    self.freed_on.kept.append(heir_of(self))
+                    return
                 entered = self.home.enter()
                 self.home.driver.mem_free(self.allocation, self.freed_on.handle)
                 self.home.leave(entered)
@@ -125,13 +128,19 @@ cdef class Buffer(Tensor):
             with nogil:
                 status = self.home.driver.fill(self.data, byte, num_bytes, queue.handle)
             check(status, b"cuMemsetD8Async")
-            self.freed_on.order_after_handle(queue.handle)
+            self.used_by(queue)
         finally:
             self.home.leave(entered)
 
     cdef int read_into(self, Tensor target) except -1:
         """Copy all bytes to host memory and wait."""
-        return self.transfer(target, self, self.freed_on)
+        cdef int status
+        self.transfer(target, self, self.freed_on)
+        if self.home.is_host:  # where a copy does not wait, and may have been recorded instead of done
+            with nogil:
+                status = self.home.driver.stream_synchronize(self.freed_on.handle)
+            check(status, b"cuStreamSynchronize")
+        return 0
 
     cdef int transfer(self, Tensor target, Tensor source, Stream queue) except -1:
         """Copy all bytes; one of the two tensors is this buffer. Waits if either is on the host."""
@@ -155,15 +164,20 @@ cdef class Buffer(Tensor):
                 else:
                     status = queue.home.driver.copy_on_device(target.data, source.data, num_bytes, queue.handle)
             check(status, b"cuMemcpyAsync")
-            if from_host or to_host:
+            if (from_host or to_host) and not queue.home.is_host:
                 with nogil:
                     status = queue.home.driver.stream_synchronize(queue.handle)
                 check(status, b"cuStreamSynchronize")
-            elif is_shared:
-                self.freed_on.order_after_handle(queue.handle)
+            else:
+                queue.keep(target if source is self else source)
+                self.used_by(queue)
         finally:
             queue.home.leave(entered)
         return 0
+
+    cdef int used_by(self, Stream queue) except -1:
+        """Give the memory back after what the stream holds now. A graph that is captured from it keeps the buffer."""
+        return self.freed_on.order_after_handle(queue.handle) if queue.kept is None else queue.keep(self)
 
     cdef Buffer part(self, int code, tuple shape, int64_t offset):
         """A Buffer over some of this memory, from byte `offset` on."""
@@ -277,6 +291,15 @@ cdef class Buffer(Tensor):
         if not self.home.is_host and stream != -1:
             stream_of(stream or 0, self.home).order_after_handle(self.freed_on.handle)
         return dlpack_capsule(self, max_version is not None and max_version[0] >= 1)
+
+
+cdef Buffer heir_of(Buffer buffer):
+    """A Buffer that owns the memory instead: to give it back cannot be captured."""
+    cdef Buffer heir = Buffer.__new__(Buffer)
+    heir.home = buffer.home
+    heir.freed_on = buffer.freed_on
+    heir.allocation = buffer.allocation
+    return heir
 
 
 cdef tuple to_shape(object shape):

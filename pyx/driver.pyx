@@ -17,6 +17,10 @@ cdef bint table_is_filled = False
 # cydriver raises where libcuda, or a function in it, is missing; `except? -1` lets that through everywhere below.
 
 cdef int mem_alloc(void **data, size_t num_bytes, void *stream) except? -1 nogil:
+    cdef int is_capturing = 0
+    # The legacy stream cannot say while another is captured; cuMemAllocAsync then says whether it minds.
+    if stream_is_capturing(stream, &is_capturing) == SUCCESS and is_capturing:
+        return CAPTURE_UNSUPPORTED
     return cydriver.cuMemAllocAsync(<cydriver.CUdeviceptr *>data, num_bytes, <cydriver.CUstream>stream)
 
 
@@ -154,6 +158,32 @@ cdef int launch(void *kernel, unsigned int grid, unsigned int block, unsigned in
                                    <cydriver.CUstream>stream, &arguments, NULL)
 
 
+cdef int capture_begin(void *stream) except? -1 nogil:
+    # Relaxed: a kernel that is called for the first time may be loaded, and other threads go on as they like.
+    return cydriver.cuStreamBeginCapture(<cydriver.CUstream>stream, cydriver.CU_STREAM_CAPTURE_MODE_RELAXED)
+
+
+cdef int capture_end(void *stream, void **graph) except? -1 nogil:
+    return cydriver.cuStreamEndCapture(<cydriver.CUstream>stream, <cydriver.CUgraph *>graph)
+
+
+cdef int graph_instantiate(void **executable, void *graph) except? -1 nogil:
+    cdef int status = cydriver.cuGraphInstantiate(<cydriver.CUgraphExec *>executable, <cydriver.CUgraph>graph, 0)
+    return graph_destroy(graph) if status == SUCCESS else status
+
+
+cdef int graph_destroy(void *graph) except? -1 nogil:
+    return cydriver.cuGraphDestroy(<cydriver.CUgraph>graph)
+
+
+cdef int graph_launch(void *executable, void *stream) except? -1 nogil:
+    return cydriver.cuGraphLaunch(<cydriver.CUgraphExec>executable, <cydriver.CUstream>stream)
+
+
+cdef int executable_destroy(void *executable) except? -1 nogil:
+    return cydriver.cuGraphExecDestroy(<cydriver.CUgraphExec>executable)
+
+
 cdef const char *name_of(int status) noexcept nogil:
     cdef const char *name = NULL
     with gil:
@@ -225,6 +255,12 @@ cdef const DriverTable *cuda_table() except NULL:
     table.library_kernel = library_kernel
     table.kernel_shared_limit = kernel_shared_limit
     table.launch = launch
+    table.capture_begin = capture_begin
+    table.capture_end = capture_end
+    table.graph_instantiate = graph_instantiate
+    table.graph_destroy = graph_destroy
+    table.graph_launch = graph_launch
+    table.executable_destroy = executable_destroy
     errors.status_name = name_of
     table_is_filled = True
     return &table

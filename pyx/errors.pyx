@@ -7,6 +7,7 @@ cdef StatusName status_name = NULL
 _NEXT_STEPS = {
     1: "an argument is out of its range",
     2: "the device has no memory left: free some, or ask for less",
+    3: "this process was forked after CUDA was used in its parent: start it by spawn, or use CUDA in the child alone",
     201: "the stream or handle belongs to another context",
     400: "the stream, event or kernel belongs to another device, or is gone",
     700: "a kernel touched memory outside its buffers; the context is lost, and the process has to start again",
@@ -14,7 +15,9 @@ _NEXT_STEPS = {
     716: "a kernel touched memory out of alignment; the context is lost, and the process has to start again",
     719: "a kernel failed; the context is lost, and the process has to start again",
     801: "this device or its driver does not support the call",
-    900: "the call cannot be made while a stream is being captured",
+    900: "the call cannot be made on a stream that is being captured: allocate, copy from or to the host, and wait "
+         "before or after",
+    901: "something was called meanwhile that cannot be captured, as its own error said; capture again without it",
 }
 
 

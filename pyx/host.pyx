@@ -4,14 +4,15 @@ import sys
 
 from libc.stdint cimport int32_t, uint32_t, uintptr_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memcpy, memmove, memset
+from libc.string cimport memcpy, memset
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 from posix.stdlib cimport posix_memalign
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 
+from kvit._native cimport host_stream
 from kvit._native.driver cimport (
-    ATTRIBUTE_NUM_SMS, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, DriverTable,
+    ATTRIBUTE_NUM_SMS, CAPTURE_UNSUPPORTED, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, DriverTable,
 )
 
 from kvit.errors import HostBackendError
@@ -35,13 +36,22 @@ cdef LastError error_function = NULL
 cdef dict kernel_addresses = None          # symbol -> address of its KvitHostKernel; None until the library is loaded
 cdef str library_path = None               # set by configure; None: the one that was built with the package
 cdef str scheduler_name = "fibers"
+cdef int scheduler_code = KVIT_HOST_FIBERS
 cdef int num_workers = 0
 
 
 cdef DriverTable table
 
 
+cdef int do_launch(const void *arguments) noexcept nogil:
+    return launch_function(<const KvitHostLaunch *>arguments)
+
+
 cdef int mem_alloc(void **data, size_t num_bytes, void *stream) except? -1 nogil:
+    cdef int is_capturing = 0
+    host_stream.stream_is_capturing(stream, &is_capturing)
+    if is_capturing:
+        return CAPTURE_UNSUPPORTED
     if posix_memalign(data, ALIGNMENT, num_bytes) != 0:
         return OUT_OF_MEMORY
     memset(data[0], POISON, num_bytes)
@@ -53,31 +63,11 @@ cdef int mem_free(void *data, void *stream) except? -1 nogil:
     return SUCCESS
 
 
-cdef int copy(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil:
-    memmove(target, source, num_bytes)
-    return SUCCESS
-
-
-cdef int fill(void *data, unsigned char value, size_t num_bytes, void *stream) except? -1 nogil:
-    memset(data, value, num_bytes)
-    return SUCCESS
-
-
-cdef int stream_create(void **stream) except? -1 nogil:
-    stream[0] = NULL
-    return SUCCESS
-
-
 cdef int nothing_to_do(void *handle) except? -1 nogil:
     return SUCCESS
 
 
 cdef int stream_wait_event(void *stream, void *event) except? -1 nogil:
-    return SUCCESS
-
-
-cdef int stream_is_capturing(void *stream, int *is_capturing) except? -1 nogil:
-    is_capturing[0] = 0
     return SUCCESS
 
 
@@ -95,6 +85,10 @@ cdef int event_destroy(void *event) except? -1 nogil:
 
 
 cdef int event_record(void *event, void *stream) except? -1 nogil:
+    cdef int is_capturing = 0
+    host_stream.stream_is_capturing(stream, &is_capturing)
+    if is_capturing:
+        return NOT_SUPPORTED  # a recording has one stream
     clock_gettime(CLOCK_MONOTONIC, <timespec *>event)
     return SUCCESS
 
@@ -157,21 +151,21 @@ cdef int kernel_shared_limit(void *kernel, int num_bytes, int ordinal) except? -
 
 cdef int launch(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes, void *stream,
                 const void *params) except? -1 nogil:
-    return NOT_SUPPORTED  # a launch on the host needs spans: host_launch
+    return NOT_SUPPORTED  # a launch on the host needs spans: host_run
 
 
 table.mem_alloc = mem_alloc
 table.mem_free = mem_free
-table.copy_to_device = copy
-table.copy_to_host = copy
-table.copy_on_device = copy
-table.fill = fill
-table.stream_create = stream_create
-table.stream_destroy = nothing_to_do
-table.stream_synchronize = nothing_to_do
-table.stream_query = nothing_to_do
+table.copy_to_device = host_stream.copy
+table.copy_to_host = host_stream.copy
+table.copy_on_device = host_stream.copy
+table.fill = host_stream.fill
+table.stream_create = host_stream.stream_create
+table.stream_destroy = host_stream.stream_destroy
+table.stream_synchronize = host_stream.stream_synchronize
+table.stream_query = host_stream.stream_query
 table.stream_wait_event = stream_wait_event
-table.stream_is_capturing = stream_is_capturing
+table.stream_is_capturing = host_stream.stream_is_capturing
 table.event_create = event_create
 table.event_destroy = event_destroy
 table.event_record = event_record
@@ -191,6 +185,12 @@ table.library_unload = nothing_to_do
 table.library_kernel = library_kernel
 table.kernel_shared_limit = kernel_shared_limit
 table.launch = launch
+table.capture_begin = host_stream.capture_begin
+table.capture_end = host_stream.capture_end
+table.graph_instantiate = host_stream.graph_instantiate
+table.graph_destroy = host_stream.graph_destroy
+table.graph_launch = host_stream.graph_launch
+table.executable_destroy = host_stream.graph_destroy
 
 
 cdef const DriverTable *host_table() noexcept nogil:
@@ -243,22 +243,46 @@ cdef const KvitHostKernel *host_kernel(str symbol) except NULL:
     return <const KvitHostKernel *><uintptr_t>address
 
 
-cdef int host_launch(const KvitHostKernel *kernel, const void *params, uint32_t grid, const KvitSpan *spans,
-                     int num_spans) except -1:
+cdef int host_run(const KvitHostKernel *kernel, const void *params, uint32_t grid, void *stream, const KvitSpan *spans,
+                  int num_spans) noexcept nogil:
     cdef KvitHostLaunch call
+    cdef host_stream.Recording *recording
     cdef int status
     call.kernel = kernel
     call.params = params
     call.spans = spans
     call.grid = grid
     call.num_spans = num_spans
-    call.scheduler = _SCHEDULERS[scheduler_name]
+    call.scheduler = scheduler_code
     call.workers = num_workers
-    with nogil:
-        status = launch_function(&call)
-    if status != 0:
-        raise HostBackendError(f"{kernel.symbol.decode()}, grid {grid}: {error_function().decode()}")
-    return 0
+    recording = host_stream.enter(stream)
+    status = do_launch(&call) if recording == NULL else host_stream.record(recording, do_launch, copy_of(&call))
+    host_stream.leave(stream)
+    return status
+
+
+cdef void *copy_of(const KvitHostLaunch *call) noexcept nogil:
+    """The launch, its spans and its parameters in one piece of memory; NULL where there is none left."""
+    cdef size_t spans_bytes = call.num_spans * sizeof(KvitSpan)
+    cdef char *copied = <char *>malloc(sizeof(KvitHostLaunch) + spans_bytes + call.kernel.params_bytes)
+    cdef KvitHostLaunch *made = <KvitHostLaunch *>copied
+    if copied == NULL:
+        return NULL
+    made[0] = call[0]
+    made.spans = <const KvitSpan *>memcpy(copied + sizeof(KvitHostLaunch), call.spans, spans_bytes)
+    made.params = memcpy(copied + sizeof(KvitHostLaunch) + spans_bytes, call.params, call.kernel.params_bytes)
+    return copied
+
+
+cdef int host_graph_failed(const void *executable) except -1:
+    cdef const host_stream.Recording *recording = <const host_stream.Recording *>executable
+    # Of what a graph does, only launches can fail.
+    cdef const KvitHostLaunch *call = <const KvitHostLaunch *>recording.items[recording.failed].arguments
+    return host_failed(call.kernel, call.grid)
+
+
+cdef int host_failed(const KvitHostKernel *kernel, uint32_t grid) except -1:
+    raise HostBackendError(f"{kernel.symbol.decode()}, grid {grid}: {error_function().decode()}")
 
 
 def configure(*, scheduler=None, workers=None, library=None) -> dict:
@@ -271,7 +295,7 @@ def configure(*, scheduler=None, workers=None, library=None) -> dict:
     Returns the settings as they were, in the form that configure takes.
     Raises HostBackendError for an unknown scheduler, a negative count, or a library that comes too late.
     """
-    global scheduler_name, num_workers, library_path
+    global scheduler_name, scheduler_code, num_workers, library_path
     before = {"scheduler": scheduler_name, "workers": num_workers, "library": library_path}
     if scheduler is not None and scheduler not in _SCHEDULERS:
         raise HostBackendError(f"scheduler is {scheduler!r}; choose from {', '.join(_SCHEDULERS)}")
@@ -280,7 +304,7 @@ def configure(*, scheduler=None, workers=None, library=None) -> dict:
     if library is not None and kernel_addresses is not None and os.fspath(library) != library_path:
         raise HostBackendError("the host backend is loaded already; choose its library before the first kernel runs")
     if scheduler is not None:
-        scheduler_name = scheduler
+        scheduler_name, scheduler_code = scheduler, _SCHEDULERS[scheduler]
     if workers is not None:
         num_workers = workers
     if library is not None:

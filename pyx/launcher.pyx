@@ -2,8 +2,9 @@
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
+from kvit._native.driver cimport DriverTable
 from kvit._native.errors cimport fail
-from kvit._native.host cimport KvitSpan, host_launch
+from kvit._native.host cimport KvitSpan, host_failed, host_run
 from kvit._native.module cimport Kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
@@ -33,27 +34,66 @@ cdef int add_bytes(Spans *spans, const void *data, int64_t num_bytes, bint is_wr
 
 
 cdef int launch(Kernel kernel, const void *params, unsigned int grid, Stream stream, const Spans *spans) except -1:
-    if kernel.host != NULL:
-        return host_launch(kernel.host, params, grid, spans.items, spans.count)
-    return launch_on_gpu(kernel, params, grid, stream)
-
-
-cdef int launch_on_gpu(Kernel kernel, const void *params, unsigned int grid, Stream stream) except -1:
-    cdef int status
-    cdef int entered
     if stream.home is not kernel.home:
         raise DeviceError(f"{kernel.entry.symbol} is loaded on {kernel.home}, the stream is on {stream.home}")
-    entered = kernel.home.enter()
-    try:
-        with nogil:
-            status = kernel.home.driver.launch(kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream.handle,
-                                               params)
-    finally:
-        kernel.home.leave(entered)
+    if kernel.host != NULL:
+        return launch_with(kernel, params, grid, stream.handle, spans.items, spans.count)
+    return launch_with(kernel, params, grid, stream.handle, NULL, 0)
+
+
+cdef int launch_with(Kernel kernel, const void *params, unsigned int grid, void *stream, const KvitSpan *spans,
+                     int num_spans) except -1:
+    cdef const char *call = NULL
+    cdef int status
+    with nogil:
+        status = launch_raw(kernel, params, grid, stream, spans, num_spans, &call)
+    return 0 if status == 0 else launch_failed(kernel, grid, status, call)
+
+
+# The driver functions of a launch, as they are called without the GIL: what they raise cannot be raised here. They
+# return -1 then, which is no CUresult.
+ctypedef int (*CurrentContext)(void **context, int *ordinal) noexcept nogil
+ctypedef int (*RetainPrimary)(void **context, int ordinal) noexcept nogil
+ctypedef int (*PushContext)(void *context) noexcept nogil
+ctypedef int (*PopContext)() noexcept nogil
+ctypedef int (*LaunchKernel)(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes,
+                             void *stream, const void *params) noexcept nogil
+
+
+cdef int launch_raw(Kernel kernel, const void *params, unsigned int grid, void *stream, const KvitSpan *spans,
+                    int num_spans, const char **call) noexcept nogil:
+    cdef const DriverTable *driver = kernel.home.driver
+    cdef void *context = NULL
+    cdef int ordinal = -1
+    cdef int status
+    cdef bint is_pushed = False
+    if kernel.host != NULL:
+        return host_run(kernel.host, params, grid, stream, spans, num_spans)
+    # As Device.enter does it: the caller's context if it belongs to the device, else the primary one.
+    call[0] = b"cuCtxGetCurrent"
+    status = (<CurrentContext>driver.context_current)(&context, &ordinal)
+    if status == 0 and (context == NULL or ordinal != kernel.home.ordinal):
+        if kernel.home.primary == NULL:
+            call[0] = b"cuDevicePrimaryCtxRetain"
+            status = (<RetainPrimary>driver.primary_retain)(&kernel.home.primary, kernel.home.ordinal)
+        if status == 0:
+            call[0] = b"cuCtxPushCurrent"
+            status = (<PushContext>driver.context_push)(kernel.home.primary)
+            is_pushed = status == 0
     if status != 0:
-        fail(status, b"cuLaunchKernel",
-             f"{kernel.entry.symbol}, grid {grid}, {kernel.threads} threads, {kernel.shared_bytes} shared bytes")
-    return 0
+        return status
+    call[0] = b"cuLaunchKernel"
+    status = (<LaunchKernel>driver.launch)(kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream, params)
+    if is_pushed:
+        (<PopContext>driver.context_pop)()
+    return status
+
+
+cdef int launch_failed(Kernel kernel, unsigned int grid, int status, const char *call) except -1:
+    if kernel.host != NULL:
+        return host_failed(kernel.host, grid)
+    return fail(status, call,
+                f"{kernel.entry.symbol}, grid {grid}, {kernel.threads} threads, {kernel.shared_bytes} shared bytes")
 
 
 def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int grid, stream=None, spans=()):
@@ -80,7 +120,7 @@ def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int gri
     if grid == 0:
         raise ShapeError(f"{kernel.entry.symbol}: the grid is 0; a launch has at least 1 CTA")
     if kernel.host == NULL:
-        launch_on_gpu(kernel, raw, grid, queue)
+        launch(kernel, raw, grid, queue, NULL)
         return
     items = <KvitSpan *>calloc(max(count, 1), sizeof(KvitSpan))
     if items == NULL:
@@ -90,6 +130,6 @@ def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int gri
             items[i].base = <const void *><uintptr_t>address
             items[i].bytes = num_bytes
             items[i].writable = bool(is_writable)
-        host_launch(kernel.host, raw, grid, items, count)
+        launch_with(kernel, raw, grid, queue.handle, items, count)
     finally:
         free(items)

@@ -73,8 +73,7 @@ cdef Kernel load_kernel(object entry, Device device):
             )
     else:
         load_on_gpu(kernel, device)
-    kernels[key] = kernel
-    return kernel
+    return <Kernel>kernels.setdefault(key, kernel)  # another thread may have been quicker: loading gives up the GIL
 
 
 cdef int load_on_gpu(Kernel kernel, Device device) except -1:
@@ -125,5 +124,4 @@ cdef Library load_library(str path, Device device):
         raise KernelMissing(f"{path} does not run on {device.name}; set KVIT_ARCHS for it and reinstall kvit")
     if status != SUCCESS:
         fail(status, b"cuLibraryLoadData", path)
-    libraries[path] = library
-    return library
+    return <Library>libraries.setdefault(path, library)

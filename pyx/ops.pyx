@@ -11,17 +11,27 @@ from kvit._native.tensor cimport Tensor
 cdef class PackedCache:
     """K and V of a cache as kernels take them.
 
-    k, v      memory of the pools, any shape
-    strides   (page, token, head) in bytes, of K and of V
+    k, v                  memory of the pools, any shape
+    strides               (page, token, head) in bytes, of K and of V
+    code                  enum KvitDtype of queries and of (scale, zero); K's where that is 16 bits wide
+    k_params, v_params    memory of the parameters, None where the codec has none, with their strides
     """
 
     def __cinit__(self, Tensor k not None, Tensor v not None, tuple k_strides, tuple v_strides, int num_pages,
-                  int page_size, int num_kv_heads, int head_dim):
+                  int page_size, int num_kv_heads, int head_dim, int code=0, Tensor k_params=None,
+                  Tensor v_params=None, tuple k_params_strides=None, tuple v_params_strides=None):
         memset(&self.value, 0, sizeof(KvitCache))
         self.k = k
         self.v = v
+        self.k_params = k_params
+        self.v_params = v_params
+        self.code = code if code else k.code
         set_pool(&self.value.pool[0], k, k_strides)
         set_pool(&self.value.pool[1], v, v_strides)
+        if k_params is not None:
+            set_pool(&self.value.pool[2], k_params, k_params_strides)
+        if v_params is not None:
+            set_pool(&self.value.pool[3], v_params, v_params_strides)
         self.value.num_pages = num_pages
         self.value.page_size = page_size
         self.value.num_kv_heads = num_kv_heads
@@ -44,6 +54,18 @@ cdef class PackedTable:
             self.value.row_stride = pages.steps[0] // <int64_t>sizeof(int32_t)
         else:
             self.value.indptr = <const int32_t *>indptr.data
+
+
+cdef class HoldsCache:
+    """Base of kvit.CacheView."""
+
+
+cdef class HoldsTable:
+    """Base of kvit.PageTable."""
+
+
+cdef class HoldsFaults:
+    """Base of the record of faults that operations share."""
 
 
 cdef class AttentionLaunch:
@@ -69,14 +91,12 @@ cdef class AttentionLaunch:
         self.params.scale = scale
         self.params.causal = is_causal
 
-    def __call__(self, PackedCache cache not None, PackedTable table not None, Tensor q not None,
-                 Tensor out not None, Tensor lse, Tensor token_indptr, int tokens_each, object stream):
-        """Launch. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None."""
+    cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
+                 int tokens_each, Stream queue) except -1:
         if q.dims[0] == 0 or table.value.num_sequences == 0:
-            return
+            return 0
         cdef KvitDecodeParams params = self.params  # a copy: calls from several threads must not share one struct
         cdef Spans spans
-        cdef Stream queue = stream_of(stream, self.kernel.home)
         spans.count = 0
         params.cache = cache.value
         params.table = table.value
@@ -93,7 +113,7 @@ cdef class AttentionLaunch:
         use(&spans, queue, self.counters, True)
         use(&spans, queue, self.partials, True)
         use(&spans, queue, self.fault, True)
-        launch(self.kernel, &params, self.grid, queue, &spans)
+        return launch(self.kernel, &params, self.grid, queue, &spans)
 
 
 def append(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
@@ -136,8 +156,8 @@ cdef int transfer(object entry, Device device, PackedCache cache, PackedTable ta
 
 
 def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
-               Tensor target not None, int64_t row_bytes, Tensor fault not None, object stream):
-    """Copy pages source[i] to target[i], K and V. Both int32 [count]; a row of K and of V has `row_bytes` bytes."""
+               Tensor target not None, tuple row_bytes, Tensor fault not None, object stream):
+    """Copy pages source[i] to target[i], both int32 [count]. `row_bytes`: of a row in each pool; 0 leaves it alone."""
     if source.dims[0] == 0:
         return
     cdef KvitCopyPagesParams params
@@ -148,7 +168,8 @@ def copy_pages(object entry, Device device not None, PackedCache cache not None,
     params.cache = cache.value
     params.source = <const int32_t *>source.data
     params.target = <const int32_t *>target.data
-    params.row_bytes[0] = params.row_bytes[1] = row_bytes
+    for pool in range(4):
+        params.row_bytes[pool] = row_bytes[pool]
     params.fault = <KvitFault *>fault.data
     params.count = <int32_t>source.dims[0]
     use_cache(&spans, queue, cache, True)
@@ -225,12 +246,15 @@ cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) excep
     if tensor is None:
         return 0
     stream.order_after(tensor)
+    stream.keep(tensor)
     return add_span(spans, tensor, is_writable) if stream.home.is_host else 0
 
 
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:
     use(spans, stream, cache.k, is_writable)
-    return use(spans, stream, cache.v, is_writable)
+    use(spans, stream, cache.v, is_writable)
+    use(spans, stream, cache.k_params, is_writable)
+    return use(spans, stream, cache.v_params, is_writable)
 
 
 cdef int use_table(Spans *spans, Stream stream, PackedTable table) except -1:

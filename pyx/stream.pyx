@@ -61,8 +61,8 @@ cdef class Stream:
 
     @property
     def cuda_handle(self) -> int:
-        """The CUstream; 0 is the legacy default stream."""
-        return <uintptr_t>self.handle
+        """The CUstream; 0 is the legacy default stream. 0 on the host."""
+        return 0 if self.home.is_host else <uintptr_t>self.handle
 
     def __cuda_stream__(self):
         if self.home.is_host:
@@ -104,12 +104,16 @@ cdef class Stream:
 
     cdef int order_after_handle(self, void *other) except -1:
         cdef void *event = NULL
+        cdef int is_capturing = 0
         cdef int entered
         # Both 0 and 1 are the legacy default stream.
         if other == self.handle or self.home.is_host or <uintptr_t>other | <uintptr_t>self.handle == 1:
             return 0
         entered = self.home.enter()
         try:
+            # A graph cannot wait for work outside of it: whoever launches it orders that.
+            if self.home.driver.stream_is_capturing(self.handle, &is_capturing) == 0 and is_capturing:
+                return 0
             check(self.home.driver.event_create(&event, 0), b"cuEventCreate")
             check(self.home.driver.event_record(event, other), b"cuEventRecord")
             check(self.home.driver.stream_wait_event(self.handle, event), b"cuStreamWaitEvent")
@@ -124,8 +128,13 @@ cdef class Stream:
             return 0
         return self.order_after_handle(<void *>tensor.ready_stream)
 
+    cdef int keep(self, Tensor tensor) except -1:
+        if self.kept is not None:
+            self.kept.append(tensor)
+        return 0
+
     def __repr__(self):
-        return f"Stream(device={self.home.spec!r}, cuda_handle={<uintptr_t>self.handle:#x})"
+        return f"Stream(device={self.home.spec!r}, cuda_handle={self.cuda_handle:#x})"
 
 
 cdef Stream stream_of(object stream, Device device):

@@ -68,19 +68,20 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
   float scale_;
 };
 
-/// Coded keys, k = s (kUnit c) + z: the codes are multiplied as they are, and the parameters of a token meet its score once.
+/// Coded keys, k = s (kUnit c) + z: the codes are multiplied as they are, and the parameters of a token meet its score
+/// once.
 ///
 ///   q . k = s kUnit (sum_d q_d operand_d - kOffset sum_d q_d) + z sum_d q_d
 ///
-/// Queries become f16 whatever their type: each row is scaled by a power of two, exactly, so that its largest element lies in
-/// [2^10, 2^11); what then is too small for f16 is 2^-24 of that or less. The scale goes back into the score.
+/// Queries become f16 whatever their type: each row is scaled by a power of two, exactly, so that its largest element
+/// lies in [2^10, 2^11); what then is too small for f16 is 2^-24 of that or less. The scale goes back into the score.
 template <class T, ScaledCodec Codec, int HeadDim, int Rows>
 class KeyProduct<T, Codec, HeadDim, Rows> {
  public:
   static constexpr int kRowTiles = Rows / 8;
   static constexpr int kPairs = Codec::kPairs;
-  static constexpr int kWord = 2 * kPairs;        // channels of a 32-bit word
-  static constexpr int kHalf = 4 * kWord;         // channels of the 16 bytes that an 8x8 matrix has of a token
+  static constexpr int kWord = 2 * kPairs;  // channels of a 32-bit word
+  static constexpr int kHalf = 4 * kWord;   // channels of the 16 bytes that an 8x8 matrix has of a token
   static constexpr int kLoads = HeadDim / (2 * kHalf);
   static_assert(HeadDim % (2 * kHalf) == 0, "a token must be a whole number of 32-byte matrix loads");
 
@@ -95,8 +96,8 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
       for (int load = 0; load < kLoads; ++load) {
         KVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
-          raw[load][half] = row != nullptr ? LoadGlobalReadOnly<Word>(row + WordChannel(load, half) * int(sizeof(T)))
-                                           : Word{};
+          raw[load][half] =
+              row != nullptr ? LoadGlobalReadOnly<Word>(row + WordChannel(load, half) * int(sizeof(T))) : Word{};
           KVIT_UNROLL
           for (int c = 0; c < kWord; ++c) top = fmaxf(top, fabsf(ToFloat(raw[load][half][c])));
         }
@@ -165,9 +166,7 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
   using Word = Array<T, kWord>;
 
   // Channels of the word that this lane gets of half `half` of a load.
-  static KVIT_DEVICE int WordChannel(int load, int half) {
-    return (load * 2 + half) * kHalf + LaneIndex() % 4 * kWord;
-  }
+  static KVIT_DEVICE int WordChannel(int load, int half) { return (load * 2 + half) * kHalf + LaneIndex() % 4 * kWord; }
 
   // 2^e with x 2^e in [2^10, 2^11); 1 where x is 0 or so small that nothing matters.
   static KVIT_DEVICE float PowerToReach2To10(float x) {

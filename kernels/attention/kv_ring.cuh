@@ -11,8 +11,8 @@
 
 namespace kvit {
 
-/// Tiles of [Tokens, HeadDim] as Codec stores them. Pool is 0 for K and 1 for V; parameters, where the codec has any, are
-/// pool 2 or 3.
+/// Tiles of [Tokens, HeadDim] as Codec stores them. Pool is 0 for K and 1 for V; parameters, where the codec has any,
+/// are pool 2 or 3.
 template <class T, class Codec, int HeadDim, int Tokens, int Warps, int Stages, int Pool>
 struct KvRing {
   using Element = typename Codec::template Element<T>;

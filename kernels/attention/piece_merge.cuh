@@ -97,8 +97,7 @@ class PieceMerge {
     for (int n = 0; n < Rows / 8; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        StoreShared(&shared_.stats[WarpIndex()][FragmentRow(n, j)],
-                    Float2{attention.Max(n, j), attention.Sum(n, j)});
+        StoreShared(&shared_.stats[WarpIndex()][FragmentRow(n, j)], Float2{attention.Max(n, j), attention.Sum(n, j)});
       }
     }
   }

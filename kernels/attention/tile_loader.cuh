@@ -9,8 +9,8 @@
 
 namespace kvit {
 
-/// Runs over the same pieces as the computing cursor, as far ahead as the rings are long and across the ends of pieces, so that
-/// copies never pause. Every warp loads what it consumes: no CTA-wide barrier is needed.
+/// Runs over the same pieces as the computing cursor, as far ahead as the rings are long and across the ends of pieces,
+/// so that copies never pause. Every warp loads what it consumes: no CTA-wide barrier is needed.
 template <class Line, class TileIter, class KeyRing, class ValueRing>
 class TileLoader {
  public:

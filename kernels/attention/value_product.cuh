@@ -25,7 +25,8 @@ class ValueProduct<T, Plain, HeadDim, Rows> {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
-      for (int step = 0; step < kSteps; ++step) o_[n][step][0] = o_[n][step][1] = o_[n][step][2] = o_[n][step][3] = 0.0f;
+      for (int step = 0; step < kSteps; ++step)
+        o_[n][step][0] = o_[n][step][1] = o_[n][step][2] = o_[n][step][3] = 0.0f;
     }
   }
 
@@ -67,21 +68,21 @@ class ValueProduct<T, Plain, HeadDim, Rows> {
   float o_[kRowTiles][kSteps][4];  // C fragments of O^T
 };
 
-/// Coded values: P already carries the tokens' scales, the codes are multiplied as they are, and what Expand put on top of
-/// them is taken off once, at the end: kOffset times the sum of the weights, which one more multiplication by ones keeps,
-/// rounded as the products saw them.
+/// Coded values: P already carries the tokens' scales, the codes are multiplied as they are, and what Expand put on top
+/// of them is taken off once, at the end: kOffset times the sum of the weights, which one more multiplication by ones
+/// keeps, rounded as the products saw them.
 ///
 ///   sum_t p_t code_td = kUnit (sum_t p_t operand_td - kOffset sum_t p_t)
 ///
-/// A transposed load puts 16-bit units on the rows of a matrix, so rows 0..7 of an operand are code i of eight units, and
-/// rows 8..15 code i + 1 of the same.
+/// A transposed load puts 16-bit units on the rows of a matrix, so rows 0..7 of an operand are code i of eight units,
+/// and rows 8..15 code i + 1 of the same.
 template <class T, ScaledCodec Codec, int HeadDim, int Rows>
 class ValueProduct<T, Codec, HeadDim, Rows> {
  public:
   static constexpr int kRowTiles = Rows / 8;
   static constexpr int kPairs = Codec::kPairs;
-  static constexpr int kUnits = HeadDim / kPairs;     // 16-bit units of a token
-  static constexpr int kBlocks = kUnits / 8;          // of the 8 units that an 8x8 matrix has of a token
+  static constexpr int kUnits = HeadDim / kPairs;  // 16-bit units of a token
+  static constexpr int kBlocks = kUnits / 8;       // of the 8 units that an 8x8 matrix has of a token
   static_assert(HeadDim % (16 * kPairs) == 0, "a token must be a whole number of 32-byte matrix loads");
   using Weight = Half;
 
@@ -91,7 +92,8 @@ class ValueProduct<T, Codec, HeadDim, Rows> {
       KVIT_UNROLL
       for (int i = 0; i < 4; ++i) sum_[n][i] = 0.0f;
       KVIT_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) o_[n][tile][0] = o_[n][tile][1] = o_[n][tile][2] = o_[n][tile][3] = 0.0f;
+      for (int tile = 0; tile < kTiles; ++tile)
+        o_[n][tile][0] = o_[n][tile][1] = o_[n][tile][2] = o_[n][tile][3] = 0.0f;
     }
   }
 

@@ -11,16 +11,17 @@
 
 namespace kvit {
 
-/// Computes both products transposed, so that query rows take the narrow side (n = 8) of the matrix instruction and a group
-/// of 8 query heads reads each key and value once:
+/// Computes both products transposed, so that query rows take the narrow side (n = 8) of the matrix instruction and a
+/// group of 8 query heads reads each key and value once:
 ///
 ///   S^T [16 tokens, 8 rows] = K [16 tokens, 16 channels] Q^T      O^T [16 channels, 8 rows] += V^T P^T
 ///
-/// A lane holds rows lane % 4 * 2 and the next of every n-tile, in S, P and O alike, so the running maximum and sum of a row
-/// sit beside the values that they scale.
+/// A lane holds rows lane % 4 * 2 and the next of every n-tile, in S, P and O alike, so the running maximum and sum of
+/// a row sit beside the values that they scale.
 ///
-/// With values v = s c + z, a token's weight in the product is w = p s, its weight in the softmax p, and p z is added once per
-/// row: all three relative to the largest w so far, so that the f16 that carry w never overflow, whatever the scales.
+/// With values v = s c + z, a token's weight in the product is w = p s, its weight in the softmax p, and p z is added
+/// once per row: all three relative to the largest w so far, so that the f16 that carry w never overflow, whatever the
+/// scales.
 template <class T, class KeyCodec, class ValueCodec, int HeadDim, int Rows, int Tokens>
 class WarpAttention {
  public:
@@ -50,8 +51,9 @@ class WarpAttention {
     for (int n = 0; n < kRowTiles; ++n) sum_[n][0] = sum_[n][1] = NAN;
   }
 
-  /// One step. `key(s, c)` and `value(s, c)` give shared-memory addresses of token s from channel c on, `key_parameters(s)`
-  /// and `value_parameters(s)` those of its parameters. Where `masked`, row r sees only the first visible(r) tokens.
+  /// One step. `key(s, c)` and `value(s, c)` give shared-memory addresses of token s from channel c on,
+  /// `key_parameters(s)` and `value_parameters(s)` those of its parameters. Where `masked`, row r sees only the first
+  /// visible(r) tokens.
   template <class Key, class Value, class KeyParameters, class ValueParameters, class Visible>
   KVIT_DEVICE void Step(Key&& key, KeyParameters&& key_parameters, Value&& value, ValueParameters&& value_parameters,
                         bool masked, Visible&& visible) {
@@ -82,8 +84,8 @@ class WarpAttention {
       for (int b = 0; b < kBlocks; ++b) {
         KVIT_UNROLL
         for (int t = 0; t < 2; ++t) {
-          const ScaleZero v = ValueCodec::template Parameters<T>(
-              LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t))));
+          const ScaleZero v =
+              ValueCodec::template Parameters<T>(LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t))));
           log2_scale[b][t] = Log2(fmaxf(v.scale, kLeastScale));
           zero[b][t] = v.zero;
         }

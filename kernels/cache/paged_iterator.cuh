@@ -151,7 +151,8 @@ class PagedIterator {
       KVIT_UNROLL
       for (int pool = 0; pool < kNumPools; ++pool) {
         if (!ContainsPool(Pools, pool)) continue;
-        // Computed whether found or not, from numbers that the compiler sees to be 32 bits wide: no branch, short products.
+        // Computed whether found or not, from numbers that the compiler sees to be 32 bits wide: no branch, short
+        // products.
         const uint32_t token_in_page = token - slot * uint32_t(cache_.page_size);
         const int64_t address = RowAddress(cache_.pool[pool], uint32_t(page_[r]), token_in_page, uint32_t(head_));
         address_[pool][r] = found ? address : 0;

@@ -24,14 +24,13 @@ struct DecodeTuning {
 };
 
 namespace detail {
-/// Two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the smallest GPUs, and keeps
-/// enough bytes under way. Small tokens are taken 32 at a step, which halves what a step costs besides its products; tokens
-/// of more than 768 bytes (K and V together) leave room for two warps only.
+/// Two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the smallest GPUs, and
+/// keeps enough bytes under way. Small tokens are taken 32 at a step, which halves what a step costs besides its
+/// products; tokens of more than 768 bytes (K and V together) leave room for two warps only.
 template <class KeyCodec, class ValueCodec, int HeadDim>
 struct DefaultTuning {
-  static constexpr int kTokenBytes =
-      int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
-          BytesOf<typename ValueCodec::template Element<Half>>(HeadDim));
+  static constexpr int kTokenBytes = int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
+                                         BytesOf<typename ValueCodec::template Element<Half>>(HeadDim));
   static constexpr int kWarps = kTokenBytes > 768 ? 2 : 4;
   static constexpr int kWarpTokens = kTokenBytes <= 256 ? 32 : 16;
   static constexpr int kStages = Min(8, 65536 / (kWarps * kWarpTokens * kTokenBytes));
@@ -55,8 +54,8 @@ struct DecodeKernel {
   using Line = WorkLine<RowsPerTile, kTileTokens, kThreads>;
   using KeyRing = KvRing<T, KeyCodec, HeadDim, kTileTokens, kWarps, kStages, 0>;
   using ValueRing = KvRing<T, ValueCodec, HeadDim, kTileTokens, kWarps, kStages, 1>;
-  using Loader = TileLoader<Line, PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map>, KeyRing,
-                            ValueRing>;
+  using Loader =
+      TileLoader<Line, PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map>, KeyRing, ValueRing>;
   using Attention = WarpAttention<T, KeyCodec, ValueCodec, HeadDim, RowsPerTile, Tuning::kWarpTokens>;
   using Merge = PieceMerge<T, HeadDim, RowsPerTile, kWarps, Attention, Line>;
   static_assert(KeyRing::Map::kFootprintS == Attention::kTokens && ValueRing::Map::kFootprintS == Attention::kTokens,
@@ -113,8 +112,7 @@ struct DecodeKernel {
   }
 
  private:
-  KVIT_DEVICE static void Begin(const Params& params, const Line& line, const Piece& piece,
-                                      Attention& attention) {
+  KVIT_DEVICE static void Begin(const Params& params, const Line& line, const Piece& piece, Attention& attention) {
     const int rows = line.NumRows(piece), group = line.group();
     const auto address = [&](int row) -> const char* {
       if (row >= rows) return nullptr;

@@ -41,7 +41,7 @@ class Sm80GmemIterator : public BaseGmemIterator<T, Map, SmemLayout> {
         const Coord at = Base::At(i, j);
         if (!Map::Covers(at)) continue;
         CopyAsync<sizeof(AccessType), kLine>(Base::smem_.Address(at.s, at.c, stage * SmemLayout::kSize),
-                                      valid ? source + BytesOf<T>(j * Map::kDeltaC) : nullptr, valid);
+                                             valid ? source + BytesOf<T>(j * Map::kDeltaC) : nullptr, valid);
       }
     }
   }

@@ -144,9 +144,9 @@ KVIT_DEVICE void StoreShared(void* p, V value) {
 KVIT_DEVICE uint32_t SharedAddress(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
 
 namespace detail {
-#define KVIT_CP_ASYNC(cache, prefetch)                                                                 \
+#define KVIT_CP_ASYNC(cache, prefetch)                                                                        \
   asm volatile("cp.async." cache ".shared.global" prefetch " [%0], [%1], %3, %2;" ::"r"(shared), "l"(global), \
-               "r"(size), "n"(Bytes)                                                                   \
+               "r"(size), "n"(Bytes)                                                                          \
                : "memory")
 template <int Bytes, int Line>
 KVIT_DEVICE void CpAsync(uint32_t shared, const void* global, int size) {

@@ -1,4 +1,5 @@
-// How K and V are stored, and how stored codes become operands of a 16-bit matrix instruction without any arithmetic on values.
+// How K and V are stored, and how stored codes become operands of a 16-bit matrix instruction without any arithmetic on
+// values.
 #ifndef KVIT_QUANT_CODEC_CUH
 #define KVIT_QUANT_CODEC_CUH
 
@@ -66,8 +67,9 @@ struct Int8 {
   }
 };
 
-/// 4-bit codes 0..15, eight to a word in the order e0 e2 e4 e6 e1 e3 e5 e7 from the lowest nibble (TurboMind's), so that each
-/// mask finds neighbours. 0x54c0 is 64 + c in f16. (1024 + c would save a shift, and lose four bits of every sum to the offset.)
+/// 4-bit codes 0..15, eight to a word in the order e0 e2 e4 e6 e1 e3 e5 e7 from the lowest nibble (TurboMind's), so
+/// that each mask finds neighbours. 0x54c0 is 64 + c in f16. (1024 + c would save a shift, and lose four bits of every
+/// sum to the offset.)
 struct Int4 {
   template <class>
   using Element = Uint4;
@@ -105,8 +107,8 @@ struct Float8E5M2 {
   }
 };
 
-/// fp8 with 4 exponent bits (e4m3fn), moved to an f16's place: its exponent bias is 8 less, so the operand is 2^-8 times the
-/// number. The only codes that are no numbers, 0x7f and 0xff, become NaN again.
+/// fp8 with 4 exponent bits (e4m3fn), moved to an f16's place: its exponent bias is 8 less, so the operand is 2^-8
+/// times the number. The only codes that are no numbers, 0x7f and 0xff, become NaN again.
 struct Float8E4M3 {
   template <class>
   using Element = uint8_t;

@@ -1,4 +1,5 @@
-// Eight neighbouring channels of a row at a time: encoded for the cache, and decoded again. kvit.reference.codecs defines both.
+// Eight neighbouring channels of a row at a time: encoded for the cache, and decoded again. kvit.reference.codecs
+// defines both.
 #ifndef KVIT_QUANT_ROW_CODEC_CUH
 #define KVIT_QUANT_ROW_CODEC_CUH
 
@@ -29,8 +30,9 @@ KVIT_DEVICE Array<T, 8> RoundTo(const Octet& octet) {
   return elements;
 }
 
-/// What RowCodec<T, Codec> has: Data, the stored form of eight channels; Encode(elements, lanes, parameters), which all `lanes`
-/// lanes of a row call together, reading or setting the row's 4 bytes of parameters; and Decode(data, parameters).
+/// What RowCodec<T, Codec> has: Data, the stored form of eight channels; Encode(elements, lanes, parameters), which all
+/// `lanes` lanes of a row call together, reading or setting the row's 4 bytes of parameters; and Decode(data,
+/// parameters).
 template <class T, class Codec>
 struct RowCodec;
 

@@ -13,6 +13,7 @@ cdef class Buffer(Tensor):
 
     cdef int read_into(self, Tensor target) except -1
     cdef int transfer(self, Tensor target, Tensor source, Stream queue) except -1
+    cdef int used_by(self, Stream queue) except -1
     cdef Buffer part(self, int code, tuple shape, int64_t offset)
     cdef Buffer as_bytes(self)
     cdef object typed(self, object raw)

@@ -7,14 +7,18 @@ cdef enum:
     NO_DEVICE = 100
     NO_BINARY_FOR_GPU = 209
     UNSUPPORTED_PTX_VERSION = 222
+    ILLEGAL_STATE = 401
     NOT_FOUND = 500
     NOT_READY = 600
     NOT_SUPPORTED = 801
+    CAPTURE_UNSUPPORTED = 900
+    CAPTURE_INVALIDATED = 901
 
 # Every function returns a CUresult, 0 for success. All are called with the device's context current (Device.enter).
 # Handles (context, stream, event, library, kernel) are opaque pointers; stream NULL is the legacy default stream.
 cdef struct DriverTable:
     # memory, in stream order
+    # CAPTURE_UNSUPPORTED on a stream that is being captured: memory of a graph would go and come with its launches.
     int (*mem_alloc)(void **data, size_t num_bytes, void *stream) except? -1 nogil
     int (*mem_free)(void *data, void *stream) except? -1 nogil
     int (*copy_to_device)(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil
@@ -57,6 +61,14 @@ cdef struct DriverTable:
     int (*kernel_shared_limit)(void *kernel, int num_bytes, int ordinal) except? -1 nogil
     int (*launch)(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes, void *stream,
                   const void *params) except? -1 nogil
+
+    # graphs
+    int (*capture_begin)(void *stream) except? -1 nogil
+    int (*capture_end)(void *stream, void **graph) except? -1 nogil        # NULL where the capture failed
+    int (*graph_instantiate)(void **executable, void *graph) except? -1 nogil  # takes the graph over, if it succeeds
+    int (*graph_destroy)(void *graph) except? -1 nogil
+    int (*graph_launch)(void *executable, void *stream) except? -1 nogil
+    int (*executable_destroy)(void *executable) except? -1 nogil
 
 # Values of CUdevice_attribute that device_attribute is asked for.
 cdef enum:

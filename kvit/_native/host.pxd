@@ -42,12 +42,18 @@ cdef extern from "platform/host_api.h":
         int32_t scheduler
         int32_t workers
 
-# Memory, streams and events of the host: everything has happened when the call returns.
+# Memory, streams and events of the host: everything has happened when the call returns, or is recorded for a graph.
 cdef const DriverTable *host_table() noexcept nogil
 
 # The kernel of that name. Raises HostBackendError where the library is not built or has no such kernel.
 cdef const KvitHostKernel *host_kernel(str symbol) except NULL
 
-# Runs a grid to its end. Raises HostBackendError with the thread's coordinates if a kernel breaks a rule.
-cdef int host_launch(const KvitHostKernel *kernel, const void *params, uint32_t grid, const KvitSpan *spans,
-                     int num_spans) except -1
+# Runs a grid to its end. Not 0 if a kernel breaks a rule: host_failed, called next by the same thread, says which.
+# On a stream that is being captured the launch is recorded instead.
+cdef int host_run(const KvitHostKernel *kernel, const void *params, uint32_t grid, void *stream, const KvitSpan *spans,
+                  int num_spans) noexcept nogil
+
+# Raises HostBackendError with the thread's coordinates for the host_run that failed last.
+cdef int host_failed(const KvitHostKernel *kernel, uint32_t grid) except -1
+# The same for a graph whose launch failed: which of its kernels did, and why.
+cdef int host_graph_failed(const void *executable) except -1

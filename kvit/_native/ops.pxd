@@ -1,8 +1,10 @@
 # Packs the launch structs of abi/params.h and launches: the last step from tensors to a kernel.
 from libc.stdint cimport int32_t, int64_t, uint32_t
 
+from kvit._native.buffer cimport Buffer
 from kvit._native.context cimport Device
 from kvit._native.module cimport Kernel
+from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
 
 
@@ -103,8 +105,11 @@ cdef extern from "abi/params.h":
 # K and V of a cache, packed once.
 cdef class PackedCache:
     cdef KvitCache value
+    cdef int code
     cdef readonly Tensor k
     cdef readonly Tensor v
+    cdef readonly Tensor k_params
+    cdef readonly Tensor v_params
 
 
 # A page table, packed once.
@@ -115,6 +120,20 @@ cdef class PackedTable:
     cdef readonly Tensor lengths
 
 
+# What kvit.CacheView, kvit.PageTable and the record of faults derive from: a call finds these without a look-up.
+cdef class HoldsCache:
+    cdef public PackedCache _packed
+
+
+cdef class HoldsTable:
+    cdef public PackedTable _packed
+
+
+cdef class HoldsFaults:
+    cdef public Buffer buffer          # int32 [4], a KvitFault
+    cdef public Stream last_queue      # of the last call whose kernel may have written it
+
+
 # Everything of an attention call that does not change from call to call.
 cdef class AttentionLaunch:
     cdef KvitDecodeParams params
@@ -123,3 +142,7 @@ cdef class AttentionLaunch:
     cdef readonly Tensor partials
     cdef readonly Tensor fault
     cdef unsigned int grid
+
+    # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
+    cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
+                 int tokens_each, Stream queue) except -1

@@ -1,5 +1,6 @@
 """Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller."""
 
+from kvit._native.buffer import Buffer
 from kvit._native.context import Device
 from kvit._native.module import Kernel
 from kvit._native.stream import Stream
@@ -11,6 +12,8 @@ class PackedCache:
 
     k: Tensor
     v: Tensor
+    k_params: Tensor | None
+    v_params: Tensor | None
     def __init__(
         self,
         k: Tensor,
@@ -21,6 +24,11 @@ class PackedCache:
         page_size: int,
         num_kv_heads: int,
         head_dim: int,
+        code: int = 0,
+        k_params: Tensor | None = None,
+        v_params: Tensor | None = None,
+        k_params_strides: tuple[int, int, int] | None = None,
+        v_params_strides: tuple[int, int, int] | None = None,
     ) -> None: ...
 
 class PackedTable:
@@ -30,6 +38,22 @@ class PackedTable:
     indptr: Tensor | None
     lengths: Tensor
     def __init__(self, pages: Tensor, indptr: Tensor | None, lengths: Tensor) -> None: ...
+
+class HoldsCache:
+    """Base of kvit.CacheView."""
+
+    _packed: PackedCache
+
+class HoldsTable:
+    """Base of kvit.PageTable."""
+
+    _packed: PackedTable
+
+class HoldsFaults:
+    """Base of the record of faults that operations share."""
+
+    buffer: Buffer
+    last_queue: Stream
 
 class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants."""
@@ -49,17 +73,6 @@ class AttentionLaunch:
         num_query_heads: int,
         scale: float,
         is_causal: bool,
-    ) -> None: ...
-    def __call__(
-        self,
-        cache: PackedCache,
-        table: PackedTable,
-        q: Tensor,
-        out: Tensor,
-        lse: Tensor | None,
-        token_indptr: Tensor | None,
-        tokens_each: int,
-        stream: Stream | None,
     ) -> None: ...
 
 def append(
@@ -92,7 +105,7 @@ def copy_pages(
     cache: PackedCache,
     source: Tensor,
     target: Tensor,
-    row_bytes: int,
+    row_bytes: tuple[int, int, int, int],
     fault: Tensor,
     stream: Stream | None,
 ) -> None: ...

@@ -8,6 +8,10 @@ cdef class Stream:
     cdef Device home
     cdef bint is_owned                 # destroyed with this object
     cdef object owner                  # foreign stream object, kept alive
+    cdef list kept                     # what the Graph that is being captured from the stream needs; None: none is
+
+    # Lets a graph that is being captured keep a tensor alive. Free when none is.
+    cdef int keep(self, Tensor tensor) except -1
 
     # Makes later work of this stream wait for what `other` holds now. Free when they are the same.
     cdef int order_after_handle(self, void *other) except -1

@@ -9,7 +9,7 @@ CEILING = Ceiling(gbps=3000.0, num_bytes=2 << 30, kernel="kvit_read__x8", grid=2
 
 def result(text, us, **peers):
     cell = Cell.parse(text)
-    return Result(cell, Setting().kv_bytes(cell), us, "kvit_decode__bf16_bf16_d128_h8", 1, peers)
+    return Result(cell, Setting().kv_bytes(cell), us, "kvit_decode__bf16_b16_d128_h8", 1, peers)
 
 
 @pytest.mark.parametrize("text", ["1x4096:32/8", "16x4096:32/32", "3x7:12/4"])

@@ -225,24 +225,30 @@ def test_int8_with_int4_holds_two_and_a_half_times_the_tokens():
     assert sizes[0] / sizes[1] >= 2.5
 
 
+def params(dtype, last=2, skipped=0):
+    """Zeros [3, 2, 16, last] that begin some elements into an allocation."""
+    size = 3 * 2 * 16 * last
+    return np.zeros(size + skipped, dtype)[skipped:].reshape(3, 2, 16, last)
+
+
 @pytest.mark.parametrize(
     ("error", "match", "change"),
     [
         (kvit.ShapeError, "k is int8 and needs k_params", {"k_params": None}),
-        (kvit.ShapeError, r"k_params has shape \[3, 2, 16, 3\]; it must be", {"k_params": np.zeros((3, 2, 16, 3), FLOAT16)}),
-        (kvit.DtypeError, "k_params are float32; they must be float16 or bfloat16", {"k_params": np.zeros((3, 2, 16, 2), np.float32)}),
-        (kvit.DtypeError, "v_params is bfloat16; it must be float16", {"v_params": np.zeros((3, 2, 16, 2), BFLOAT16)}),
-        (kvit.LayoutError, "k_params begins at .* multiples of 4", {"k_params": np.zeros(400, FLOAT16)[1:193].reshape(3, 2, 16, 2)}),
+        (kvit.ShapeError, r"k_params has shape \[3, 2, 16, 3\]; it must be", {"k_params": params(FLOAT16, last=3)}),
+        (kvit.DtypeError, "k_params are float32; they must be float16 or bf", {"k_params": params(np.float32)}),
+        (kvit.DtypeError, "v_params is bfloat16; it must be float16", {"v_params": params(BFLOAT16)}),
+        (kvit.LayoutError, "k_params begins at .* multiples of 4", {"k_params": params(FLOAT16, skipped=1)}),
         (kvit.DtypeError, "v_scale is of float8, and v is int4", {"v_scale": np.ones(1, np.float32)}),
         (kvit.DtypeError, "int3", {"kv": "int3"}),
     ],
     ids=["missing", "shape", "dtype", "mixed", "alignment", "scale", "codec"],
-)  # fmt: skip
+)
 def test_parameters_that_do_not_fit_are_refused(error, match, change):
     good = {
         "kv": ("int8", "int4"),
-        "k_params": np.zeros((3, 2, 16, 2), FLOAT16),
-        "v_params": np.zeros((3, 2, 16, 2), FLOAT16),
+        "k_params": params(FLOAT16),
+        "v_params": params(FLOAT16),
     }
     k, v = np.zeros((3, 2, 16, 64), np.uint8), np.zeros((3, 2, 16, 32), np.uint8)
     kvit.CacheView(k, v, layout="HND", **good)

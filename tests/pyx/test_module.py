@@ -1,7 +1,5 @@
 """pyx/module: kernels are loaded on first use, once per device."""
 
-import dataclasses
-
 import pytest
 
 from kvit import registry
@@ -28,11 +26,11 @@ def test_every_kernel_of_the_index_can_be_loaded(device):
 
 def test_a_kernel_that_the_host_library_lacks_is_named(entry):
     with pytest.raises(HostBackendError, match="no kernel kvit_nothing__u8; .*Reinstall"):
-        Kernel.load(dataclasses.replace(entry, symbol="kvit_nothing__u8"), "host")
+        Kernel.load(entry._replace(symbol="kvit_nothing__u8"), "host")
 
 
 def test_an_index_of_another_build_is_noticed(entry, tmp_path):
-    other = dataclasses.replace(entry, params_bytes=entry.params_bytes + 8, folder=tmp_path)
+    other = entry._replace(params_bytes=entry.params_bytes + 8, folder=tmp_path)
     with pytest.raises(HostBackendError, match="different builds"):
         Kernel.load(other, "host")
 
@@ -51,17 +49,17 @@ def test_kernels_of_one_file_share_its_library(entry):
 @pytest.mark.gpu
 def test_a_missing_file_is_named(entry, tmp_path):
     with pytest.raises(KernelMissing, match=f"{tmp_path}.* cannot be read"):
-        Kernel.load(dataclasses.replace(entry, folder=tmp_path), "cuda:0")
+        Kernel.load(entry._replace(folder=tmp_path), "cuda:0")
 
 
 @pytest.mark.gpu
 def test_a_symbol_that_the_file_lacks_is_named(entry):
     with pytest.raises(KernelMissing, match="has no kernel kvit_nothing__u8"):
-        Kernel.load(dataclasses.replace(entry, symbol="kvit_nothing__u8"), "cuda:0")
+        Kernel.load(entry._replace(symbol="kvit_nothing__u8"), "cuda:0")
 
 
 @pytest.mark.gpu
 def test_more_shared_memory_than_the_gpu_has_is_refused_before_loading(entry, tmp_path):
-    greedy = dataclasses.replace(entry, shared_bytes=1 << 20, folder=tmp_path)
+    greedy = entry._replace(shared_bytes=1 << 20, folder=tmp_path)
     with pytest.raises(KernelMissing, match="needs 1048576 shared bytes per CTA; .* has"):
         Kernel.load(greedy, "cuda:0")

@@ -1,0 +1,142 @@
+"""What kvit costs on the host: to import, to the first result, and for each call, beside others that launch a kernel.
+
+python benchmarks/host.py [--device cuda:0] [--rounds 5] [--json FILE]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import idle_driver
+
+import kvit
+from kvit._cli import display, info
+
+_CALLS = Path(__file__).with_name("host_calls.py")
+
+# Each prints CLOCK_MONOTONIC when it is there: the clock of all processes of a machine.
+_MARK = "import time; print(time.monotonic_ns())"
+_IMPORTS = {
+    "python": "",
+    "import numpy": "import numpy",
+    "import kvit": "import kvit",
+}
+_FIRST_RESULT = """
+import numpy
+import kvit
+cache = kvit.PagedCache(8, 16, 8, 128, device={device!r})
+sequence = cache.sequence()
+rows = numpy.ones((3, 8, 128), numpy.uint16)
+k, v, q = (kvit.Tensor.wrap(kvit.Buffer.from_numpy(rows[:n], {device!r}), "bfloat16") for n in (3, 3, 1))
+cache.append([sequence], k, v)
+assert numpy.isfinite(kvit.attention(q, cache, [sequence]).numpy().astype(numpy.float32)).all()
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure as the command line says. Returns the exit status."""
+    options = _parse(arguments)
+    try:
+        kvit.Device.of(options.device)
+    except kvit.KvitError as error:
+        print(f"host: {error}", file=sys.stderr)
+        return 1
+    starts = start_ms(options.device, options.rounds)
+    calls: dict[str, dict[str, float | str]] = {}
+    if options.device != "host":
+        calls[options.device] = calls_us(options.device)
+    calls["idle driver"] = idle_calls_us()
+    print(f"kvit {info.version()}, Python {sys.version.split()[0]}, {processor()}\n")
+    print(display.table(("of a new process", "ms"), [(name, value) for name, value in starts.items()]))
+    print()
+    print(calls_table(calls))
+    if options.json:
+        found = {"python": sys.version.split()[0], "processor": processor(), "start_ms": starts, "call_us": calls}
+        options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="host", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda:0", help="host: only what needs no GPU")
+    parser.add_argument("--rounds", type=int, default=5, help="processes that are started for each time (5)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    return parser.parse_args(arguments)
+
+
+def start_ms(device: str, rounds: int) -> dict[str, float]:
+    """Milliseconds until a new process has done something, the best of `rounds`.
+
+    Of an import: what it adds to an interpreter that runs already.
+    """
+    found = {name: _best_ms(program, rounds) for name, program in _IMPORTS.items()}
+    alone = found.pop("python")
+    first = _best_ms(_FIRST_RESULT.format(device=device), rounds)
+    return {
+        "an empty Python": alone,
+        "import numpy": round(found["import numpy"] - alone, 1),
+        "import kvit": round(found["import kvit"] - alone, 1),
+        f"the first result ({device}), all in all": first,
+    }
+
+
+def _best_ms(program: str, rounds: int) -> float:
+    times = []
+    for _ in range(1 + rounds):  # the first warms the disk's cache
+        start = time.monotonic_ns()
+        done = _run([sys.executable, "-c", f"{program}\n{_MARK}"])
+        times.append((int(done) - start) / 1e6)
+    return round(min(times[1:]), 1)
+
+
+def calls_us(device: str) -> dict[str, float | str]:
+    """host_calls.py on the real driver, in a process of its own."""
+    return json.loads(_run([sys.executable, str(_CALLS), "--device", device]))
+
+
+def idle_calls_us() -> dict[str, float | str]:
+    """host_calls.py on the driver that returns at once: what of a call is not the driver's."""
+    with tempfile.TemporaryDirectory() as folder:
+        environment = idle_driver.build(Path(folder))
+        return json.loads(_run([sys.executable, str(_CALLS), "--idle", folder], environment))
+
+
+def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    if done.returncode:
+        sys.exit(f"host: {' '.join(command[:2])} failed:\n{done.stderr}")
+    return done.stdout
+
+
+def calls_table(calls: Mapping[str, Mapping[str, float | str]]) -> str:
+    """Microseconds of a call in columns, one for each driver; below, why those without a time have none."""
+    names = list(dict.fromkeys(name for column in calls.values() for name in column))
+    rows, reasons = [], []
+    for name in names:
+        values = [column.get(name, "-") for column in calls.values()]
+        rows.append((name, *(f"{value:.2f}" if isinstance(value, float) else "-" for value in values)))
+        reasons += [f"{name}: {value}" for value in values if isinstance(value, str) and value != "-"]
+    return "\n".join([display.table(("a call", *(f"us, {driver}" for driver in calls)), rows), *reasons])
+
+
+def processor() -> str:
+    """The model of this machine's processor, and how many of its cores there are for us."""
+    model = "unknown processor"
+    with open("/proc/cpuinfo", encoding="utf-8") as lines:
+        for line in lines:
+            if line.startswith("model name"):
+                model = line.partition(":")[2].strip()
+                break
+    return f"{model}, {len(os.sched_getaffinity(0))} cores"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,217 @@
+"""How long a call keeps the host: kvit's, from Python and from C, beside others that launch one kernel.
+
+python benchmarks/host_calls.py [--device cuda:0] [--idle FOLDER]     prints {name: microseconds or why not} as JSON
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import importlib.util
+import json
+import statistics
+import struct
+import subprocess
+import sysconfig
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import measure
+import numpy as np
+from cuda.bindings import driver
+from idle_driver import compiler, pretend_kernels
+
+import kvit
+from kvit import registry
+
+# Short of what a driver queues, or the GPU's time would be counted too.
+_CALLS = 200
+_BURSTS = 30
+_QUERY_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _SLOTS, _BATCH = 32, 8, 128, 16, 4, 4
+
+
+class Case:
+    """A decode step so small that the GPU is done with it as soon as the host."""
+
+    def __init__(self, device: str):
+        self.stream = kvit.Stream(device)
+        pool = (_BATCH * _SLOTS, _PAGE_SIZE, _KV_HEADS, _HEAD_DIM)
+        rows, new = (_BATCH, _QUERY_HEADS, _HEAD_DIM), (_BATCH, _KV_HEADS, _HEAD_DIM)
+        self.pool, self.q, self.out, self.k, self.v = (
+            self._zeros(shape, "bfloat16") for shape in ((2, *pool), rows, rows, new, new)
+        )
+        self.lse = self._zeros(rows[:2], "float32")
+        self.pages = self._integers(np.arange(_BATCH * _SLOTS).reshape(_BATCH, _SLOTS))
+        self.lengths = self._integers(np.full(_BATCH, 1))
+        self.view = kvit.CacheView(self.pool[0], self.pool[1])
+        self.table = kvit.PageTable(self.pages, lengths=self.lengths)
+        self.attention = kvit.Attention(self.view, _QUERY_HEADS)
+        self.append = kvit.Append(self.view)
+        self.stream.synchronize()
+
+    def _zeros(self, shape: tuple[int, ...], dtype: str) -> kvit.Buffer:
+        buffer = kvit.Buffer.empty(shape, dtype, self.stream.device, self.stream)
+        buffer.fill_bytes(0)
+        return buffer
+
+    def _integers(self, array: np.ndarray) -> kvit.Buffer:
+        return kvit.Buffer.from_numpy(array.astype(np.int32), self.stream.device, self.stream)
+
+    def attend(self) -> None:
+        self.attention(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
+
+
+def us_of(call: Callable[[], object], wait: Callable[[], object]) -> float:
+    """Microseconds that one call keeps its caller: the median of bursts that a driver queues without waiting."""
+    call()
+    times = []
+    gc.disable()
+    try:
+        for _ in range(_BURSTS):
+            wait()
+            start = time.perf_counter()
+            for _ in range(_CALLS):
+                call()
+            times.append((time.perf_counter() - start) / _CALLS * 1e6)
+    finally:
+        gc.enable()
+    wait()
+    return round(statistics.median(times), 3)
+
+
+def kvit_attention(case: Case) -> float:
+    """op(q, view, table, out=out, lse=lse, stream=stream), as a program writes it."""
+    op, q, view, table, out, lse, stream = (
+        case.attention, case.q, case.view, case.table, case.out, case.lse, case.stream
+    )  # fmt: skip
+    return us_of(lambda: op(q, view, table, out=out, lse=lse, stream=stream), stream.synchronize)
+
+
+def kvit_append(case: Case) -> float:
+    """append(k, v, view, table, stream=stream)."""
+    append, k, v, view, table, stream = case.append, case.k, case.v, case.view, case.table, case.stream
+    return us_of(lambda: append(k, v, view, table, stream=stream), stream.synchronize)
+
+
+def kvit_graph(case: Case) -> float:
+    """graph.launch() of a graph of one such attention."""
+    with kvit.Graph.capture(case.stream) as graph:
+        case.attend()
+    return us_of(graph.launch, case.stream.synchronize)
+
+
+def kvit_c(case: Case) -> float:
+    """The same attention through the table of kvit.h, by host_call.c."""
+    with tempfile.TemporaryDirectory() as folder:
+        call_us = _compile(Path(folder)).call_us
+    ordinal = kvit.Device.of(case.stream.device).ordinal
+    buffers = (case.pool[0], case.pool[1], case.pages, case.lengths, case.q, case.out, case.lse)
+    memory = (*(buffer.pointer for buffer in buffers), case.stream.cuda_handle)
+    shapes = case.pool.shape[1:], (_BATCH, _QUERY_HEADS, _SLOTS)
+    times = [call_us(ordinal, memory, *shapes, _CALLS) for _ in range(1 + _BURSTS)]
+    return round(statistics.median(times[1:]), 3)
+
+
+def cuda_bindings(case: Case) -> float:
+    """cuda.bindings.driver.cuLaunchKernel of kvit's `read` on 16 bytes, its arguments packed beforehand."""
+    entry = registry.candidates("read")[0]
+    path = entry.file(entry.target(kvit.Device.of(case.stream.device).compute_capability))
+    library = measure.call(driver.cuLibraryLoadFromFile, str(path).encode(), [], [], 0, [], [], 0)
+    kernel = measure.call(driver.cuLibraryGetKernel, library, entry.symbol.encode())
+    params = ctypes.create_string_buffer(struct.pack("<QqQ", case.pool.pointer, 16, case.lse.pointer))  # KvitReadParams
+    arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+    stream, function, address = driver.CUstream(case.stream.cuda_handle), driver.CUfunction(int(kernel)), arguments
+    at = ctypes.addressof(address)
+
+    def launch() -> None:
+        driver.cuLaunchKernel(function, 1, 1, 1, entry.threads, 1, 1, entry.shared_bytes, stream, at, 0)
+
+    return us_of(launch, case.stream.synchronize)
+
+
+def cupy(case: Case) -> float:
+    """cupy.RawKernel that does nothing, with one array as its argument."""
+    import cupy as cp
+
+    kernel = cp.RawKernel('extern "C" __global__ void nothing(float* x) {}', "nothing")
+    array = cp.zeros(1, cp.float32)
+    with cp.cuda.ExternalStream(case.stream.cuda_handle):
+        return us_of(lambda: kernel((1,), (128,), (array,)), case.stream.synchronize)
+
+
+def flashinfer(case: Case) -> float:
+    """FlashInfer's paged decode of the same step: wrapper.run(q, (k, v), out=out), planned beforehand."""
+    import torch
+    from flashinfer import BatchDecodeWithPagedKVCacheWrapper
+
+    k, v, q, out = (torch.from_dlpack(buffer) for buffer in (case.pool[0], case.pool[1], case.q, case.out))
+    workspace = torch.zeros(256 << 20, dtype=torch.uint8, device=q.device)
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2", use_tensor_cores=True)
+    indptr, indices = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (_BATCH + 1, _BATCH * _SLOTS))
+    last = torch.ones(_BATCH, dtype=torch.int32, device=q.device)
+    heads = (_QUERY_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE)
+    wrapper.plan(indptr, indices[::_SLOTS].contiguous(), last, *heads, q_data_type=q.dtype, kv_data_type=q.dtype)
+    return us_of(lambda: wrapper.run(q, (k, v), out=out), torch.cuda.synchronize)
+
+
+CALLS: dict[str, Callable[[Case], float]] = {
+    "kvit.Attention": kvit_attention,
+    "kvit.Append": kvit_append,
+    "kvit.Graph of one attention": kvit_graph,
+    "kvit.h attention, from C": kvit_c,
+    "cuda.bindings cuLaunchKernel": cuda_bindings,
+    "cupy.RawKernel": cupy,
+    "FlashInfer decode": flashinfer,
+}
+"""Name -> microseconds of one call. Each raises whatever says that it cannot be had here, ImportError foremost."""
+
+# What compiles or reads kernels finds nothing behind the idle driver.
+_NEEDS_GPU = {"cupy.RawKernel", "FlashInfer decode"}
+
+
+def measure_all(device: str, is_idle: bool) -> dict[str, float | str]:
+    """Each of CALLS, or why it has no time."""
+    measure.make_current(kvit.Device.of(device))
+    case = Case(device)
+    found: dict[str, float | str] = {}
+    for name, call in CALLS.items():
+        if is_idle and name in _NEEDS_GPU:
+            continue
+        try:
+            found[name] = call(case)
+        except Exception as error:  # one that is missing or fails must not end the run; the table says why
+            found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return found
+
+
+def _compile(folder: Path) -> Any:
+    """host_call.c as a module."""
+    source, target = Path(__file__).with_name("host_call.c"), folder / "host_call.so"
+    include = [f"-I{path}" for path in (sysconfig.get_paths()["include"], kvit.get_include())]
+    command = [compiler(), "-shared", "-fPIC", "-O2", "-std=gnu11", *include, "-o", str(target), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"host_call.c does not compile: {done.stderr}")
+    spec = importlib.util.spec_from_file_location("host_call", target)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def main() -> None:
+    """Measure in this process, whose driver was chosen when it started."""
+    parser = argparse.ArgumentParser(prog="host_calls", description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--idle", type=Path, metavar="FOLDER", help="the driver is the idle one; FOLDER may be written")
+    options = parser.parse_args()
+    if options.idle is not None:
+        pretend_kernels(options.idle)
+    print(json.dumps(measure_all(options.device, options.idle is not None)))
+
+
+if __name__ == "__main__":
+    main()

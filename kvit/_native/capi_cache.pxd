@@ -1,0 +1,23 @@
+# The cache that owns its memory, for C: kvit.PagedCache and its sequences behind handles.
+from libc.stdint cimport int32_t, int64_t
+
+from kvit.capi cimport (
+    kvit_cache, kvit_cache_info, kvit_cache_options, kvit_fault, kvit_sequence, kvit_sequence_info, kvit_stream,
+    kvit_tensor,
+)
+
+# The functions of kvit_api. All take the GIL, and then the cache's lock.
+cdef int32_t cache_create(const kvit_cache_options *options, kvit_cache **cache) noexcept nogil
+cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogil
+cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil
+cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
+                          const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept nogil
+cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
+                             const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale,
+                             int32_t mask, kvit_stream stream) noexcept nogil
+cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil
+cdef int32_t sequence_create(kvit_cache *cache, kvit_sequence **sequence) noexcept nogil
+cdef int32_t sequence_query(kvit_sequence *sequence, kvit_sequence_info *info) noexcept nogil
+cdef int32_t sequence_fork(kvit_sequence *sequence, kvit_sequence **fork) noexcept nogil
+cdef int32_t sequence_truncate(kvit_sequence *sequence, int64_t length) noexcept nogil
+cdef int32_t sequence_destroy(kvit_sequence *sequence) noexcept nogil

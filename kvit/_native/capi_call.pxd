@@ -1,0 +1,16 @@
+# The calls of the C API that launch: packed and launched without the GIL, without allocating.
+from libc.stdint cimport int32_t
+
+from kvit.capi cimport kvit_op, kvit_page_table, kvit_stream, kvit_tensor, kvit_view
+
+# The functions of kvit_api.
+cdef int32_t attention(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
+                       const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                       kvit_stream stream) noexcept nogil
+cdef int32_t append(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
+                    const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
+cdef int32_t gather(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
+                    const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
+cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
+                          const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
+                          kvit_stream stream) noexcept nogil

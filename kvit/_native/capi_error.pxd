@@ -1,0 +1,16 @@
+# How the C API tells what went wrong: a status, and words that each thread has for itself.
+from libc.stdint cimport int32_t
+
+from kvit.capi cimport kvit_fault
+
+cdef enum:
+    ERROR_BYTES = 2048                 # of the words, the NUL included; longer ones are cut
+
+# The calling thread's words; ERROR_BYTES that may be written.
+cdef char *error_text() noexcept nogil
+
+# Whether Python can be entered. Tells the thread where it cannot.
+cdef bint has_python() noexcept nogil
+
+# Keeps the words of an exception for the thread, and returns its status. `fault` gets what a PageTableError says.
+cdef int32_t tell(object error, kvit_fault *fault=*) noexcept

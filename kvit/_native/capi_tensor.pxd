@@ -1,0 +1,51 @@
+# What C hands in: tensors, with the Tensor that says why one is refused, and structs that begin with their size.
+from libc.stdint cimport int32_t, int64_t, uint32_t
+
+from kvit._native.host cimport KvitSpan
+from kvit._native.stream cimport Stream
+from kvit._native.tensor cimport Tensor
+from kvit.capi cimport kvit_stream, kvit_tensor
+
+
+cdef struct Place:
+    int32_t device_type                # enum kvit_device_type
+    int32_t device_id
+
+# The questions below are as strict as the checks of the Python operations, or stricter: a tensor that fails one is
+# shown to those checks, which word the refusal. `length` -1 is any length.
+
+# [tokens, heads, channels] that kernels can move in vectors; not read-only where it is written.
+cdef bint are_rows(const kvit_tensor *tensor, Place place, int dtype, int64_t tokens, int64_t heads, int64_t channels,
+                   bint is_written) noexcept nogil
+
+# float32 [tokens, heads], any strides, written.
+cdef bint are_lse(const kvit_tensor *tensor, Place place, int64_t tokens, int64_t heads) noexcept nogil
+
+# int32 [length], or [rows, length] with any stride between rows; entries side by side.
+cdef bint are_entries(const kvit_tensor *tensor, Place place, int64_t length) noexcept nogil
+cdef bint are_entry_rows(const kvit_tensor *tensor, Place place, int64_t rows) noexcept nogil
+
+# The bytes of a tensor that passed.
+cdef KvitSpan span_of(const kvit_tensor *tensor, bint is_written) noexcept nogil
+
+# The Tensor for the Python operations; None for NULL where that is allowed. Raises ArgumentError, ShapeError,
+# DtypeError, DeviceError, LayoutError, naming the tensor.
+cdef Tensor to_tensor(const kvit_tensor *tensor, str name, bint is_optional=*)
+
+# The Stream of a handle: NULL is the default one. Raises DeviceError.
+cdef Stream to_stream(kvit_stream stream, Place place)
+
+# "host" or "cuda:N". Raises DeviceError.
+cdef str to_device(int32_t device_type, int32_t device_id)
+
+# kvit.dtypes.Dtype, or None for code 0. Raises DtypeError.
+cdef object to_dtype(int32_t code, str name)
+
+# (device_type, device_id) of a Tensor's device, as C says it.
+cdef Place place_of(Tensor tensor) noexcept
+
+# Raises ArgumentError unless a struct that begins with its size is there and has `known` bytes.
+cdef int check_size(const void *options, uint32_t known, str name) except -1
+
+# Fills the caller's struct from `found`, if it has the `known` bytes. Returns a kvit_status.
+cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil

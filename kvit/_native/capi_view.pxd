@@ -1,0 +1,30 @@
+# Caches and page tables as C hands them in: kvit_view and kvit_page_table.
+from libc.stdint cimport int32_t
+
+from kvit._native.capi_tensor cimport Place
+from kvit._native.host cimport KvitSpan
+from kvit._native.ops cimport KvitCache, KvitPageTable
+from kvit.capi cimport kvit_page_table, kvit_view, kvit_view_info, kvit_view_options
+
+# What a kvit_view stands for.
+cdef struct ViewState:
+    KvitCache cache
+    KvitSpan[4] spans                  # of K, of V and of their parameters
+    int num_spans
+    Place place
+    int32_t dtype                      # of queries and of rows that are appended
+    int32_t k_dtype
+    int32_t v_dtype
+    bint is_readonly
+    void *view                         # kvit.CacheView, a counted reference
+
+# The functions of kvit_api.
+cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noexcept nogil
+cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil
+cdef int32_t view_destroy(kvit_view *view) noexcept nogil
+
+# Packs a table whose tensors a kernel can take, with the bytes of each: 3 spans. False where it cannot.
+cdef bint pack_table(const kvit_page_table *table, Place place, KvitPageTable *packed, KvitSpan *spans) noexcept nogil
+
+# kvit.PageTable, for the Python operations. Raises ArgumentError, ShapeError, DtypeError, DeviceError, LayoutError.
+cdef object to_table(const kvit_page_table *table)

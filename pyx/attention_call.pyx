@@ -1,0 +1,122 @@
+"""A call of kvit.Attention: what fits as it is goes straight to the kernel, all else through Python first."""
+from kvit._native.borrow cimport as_tensor
+from kvit._native.buffer cimport empty_buffer
+from kvit._native.ops cimport AttentionLaunch, HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
+from kvit._native.stream cimport Stream, stream_of
+from kvit._native.tensor cimport KVIT_F32, KVIT_I32, ON_CUDA, ON_HOST, Tensor
+
+cdef enum:
+    VECTOR_BYTES = 16      # kvit/_checks.py says why: rows begin at multiples of it
+    MOST = 0x7FFFFFFF      # rows that kernels can index
+
+
+cdef class AttentionCall:
+    """The call of kvit.Attention, which derives from it and adds `_fitting`.
+
+    launch  the kernel and its constants
+    faults  where kernels report; keeps the stream of the last call
+    cache   a cache of the shape and types that the operation is for; not kept
+    code    enum KvitDtype of queries and outputs
+    """
+
+    def __init__(self, AttentionLaunch launch not None, HoldsFaults faults not None, PackedCache cache not None,
+                 int code):
+        self.launch = launch
+        self.faults = faults
+        self.home = launch.kernel.home
+        self.device_type = ON_HOST if self.home.is_host else ON_CUDA
+        self.device_id = 0 if self.home.is_host else self.home.ordinal
+        self.query_heads = launch.params.num_query_heads
+        self.kv_heads = cache.value.num_kv_heads
+        self.head_dim = cache.value.head_dim
+        self.code = code
+        self.k_code = cache.k.code
+        self.v_code = cache.v.code
+        self.cache_code = cache.code
+
+    def __call__(self, q, view, table, *, out=None, lse=None, tokens=None, stream=None):
+        """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
+
+        q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
+        view    CacheView of the operation's shape; pages of any size
+        table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
+        out     like q, written in place; allocated if absent
+        lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
+        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as many
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence
+        that the table describes wrongly gives NaN, and check() says what is wrong. Quickest for kvit's own Buffers and
+        Tensors: other arrays are wrapped anew by every call.
+        Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
+        """
+        if self.launch is None:
+            raise TypeError("AttentionCall.__init__ was not called")
+        cdef Stream queue = stream_of(stream, self.home)
+        cdef void *handle = NULL if self.home.is_host else queue.handle
+        cdef Tensor rows = as_tensor(q, None, handle)
+        cdef Tensor target = None if out is None else as_tensor(out, None, handle)
+        cdef Tensor sums = None if lse is None else as_tensor(lse, None, handle)
+        cdef Tensor indptr = None if tokens is None else as_tensor(tokens, None, handle)
+        cdef int each = self.rows_of_each(rows, view, table, target, sums, indptr)
+        if each < 0:
+            rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, queue)
+        if target is None:
+            target = empty_buffer(rows.shape, self.code, self.home, queue)
+        self.launch.run((<HoldsCache>view)._packed, (<HoldsTable>table)._packed, rows, target, sums, indptr, each,
+                        queue)
+        self.faults.last_queue = queue
+        return target
+
+    cdef int rows_of_each(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept:
+        """Rows of q that each sequence has, 0 with `tokens`; -1 unless everything fits as it is."""
+        if not (isinstance(view, HoldsCache) and isinstance(table, HoldsTable)):
+            return -1
+        cdef PackedCache cache = (<HoldsCache>view)._packed
+        cdef PackedTable packed = (<HoldsTable>table)._packed
+        cdef int num_sequences
+        if cache is None or packed is None or not (self.is_rows(q) and self.is_cache(cache)):
+            return -1
+        if not self.is_here(packed.lengths):
+            return -1
+        if out is not None and (out.is_readonly or not self.is_rows(out) or out.dims[0] != q.dims[0]):
+            return -1
+        if lse is not None and (lse.is_readonly or not self.is_lse(lse, q.dims[0])):
+            return -1
+        num_sequences = packed.value.num_sequences
+        if tokens is not None:
+            return 0 if self.is_indptr(tokens, num_sequences) else -1
+        if num_sequences == 0 or q.dims[0] % num_sequences != 0:
+            return -1
+        return <int>(q.dims[0] // num_sequences)
+
+    cdef bint is_here(self, Tensor tensor) noexcept:
+        return tensor.device_type == self.device_type and tensor.device_id == self.device_id
+
+    cdef bint is_cache(self, PackedCache cache) noexcept:
+        return (
+            cache.value.num_kv_heads == self.kv_heads and cache.value.head_dim == self.head_dim
+            and cache.k.code == self.k_code and cache.v.code == self.v_code and cache.code == self.cache_code
+            and self.is_here(cache.k)
+        )
+
+    cdef bint is_rows(self, Tensor rows) noexcept:
+        """[tokens, query_heads, head_dim] of the operation's dtype, on its device, readable in vectors."""
+        return (
+            rows.ndim == 3 and rows.code == self.code and self.is_here(rows) and rows.dims[0] <= MOST
+            and rows.dims[1] == self.query_heads and rows.dims[2] == self.head_dim
+            and rows.steps[2] == rows.bits // 8
+            and (<size_t>rows.data | <size_t>rows.steps[0] | <size_t>rows.steps[1]) % VECTOR_BYTES == 0
+        )
+
+    cdef bint is_lse(self, Tensor lse, int64_t tokens) noexcept:
+        return (
+            lse.ndim == 2 and lse.code == KVIT_F32 and self.is_here(lse)
+            and lse.dims[0] == tokens and lse.dims[1] == self.query_heads
+        )
+
+    cdef bint is_indptr(self, Tensor tokens, int num_sequences) noexcept:
+        return (
+            tokens.ndim == 1 and tokens.code == KVIT_I32 and self.is_here(tokens)
+            and tokens.dims[0] == <int64_t>num_sequences + 1 and tokens.is_dense_last()
+        )

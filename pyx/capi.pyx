@@ -1,0 +1,48 @@
+"""The table of kvit.h: C functions, in the order of struct kvit_api, behind the capsule `_C_API`."""
+from cpython.pycapsule cimport PyCapsule_New
+
+from kvit._native.capi_cache cimport (
+    cache_append, cache_attention, cache_check, cache_create, cache_destroy, cache_query, sequence_create,
+    sequence_destroy, sequence_fork, sequence_query, sequence_truncate,
+)
+from kvit._native.capi_call cimport append, attention, gather, merge_states
+from kvit._native.capi_error cimport error_text
+from kvit._native.capi_op cimport op_check, op_create, op_destroy, op_explain, op_query
+from kvit._native.capi_view cimport view_create, view_destroy, view_query
+from kvit.capi cimport KVIT_API_VERSION, kvit_api
+
+
+cdef const char *last_error() noexcept nogil:
+    return error_text()
+
+
+cdef kvit_api table
+
+table.size = sizeof(kvit_api)
+table.version = KVIT_API_VERSION
+table.last_error = last_error
+table.view_create = view_create
+table.view_query = view_query
+table.view_destroy = view_destroy
+table.op_create = op_create
+table.op_query = op_query
+table.op_explain = op_explain
+table.op_check = op_check
+table.op_destroy = op_destroy
+table.attention = attention
+table.append = append
+table.gather = gather
+table.merge_states = merge_states
+table.cache_create = cache_create
+table.cache_query = cache_query
+table.cache_destroy = cache_destroy
+table.cache_append = cache_append
+table.cache_attention = cache_attention
+table.cache_check = cache_check
+table.sequence_create = sequence_create
+table.sequence_query = sequence_query
+table.sequence_fork = sequence_fork
+table.sequence_truncate = sequence_truncate
+table.sequence_destroy = sequence_destroy
+
+_C_API = PyCapsule_New(&table, b"kvit._native.capi._C_API", NULL)

@@ -1,0 +1,238 @@
+"""Operations of the C API: made once with the GIL, called without it."""
+import kvit
+
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from kvit._native.attention_call cimport AttentionCall
+from kvit._native.buffer cimport Buffer
+from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, pin, publish, retire, unpin
+from kvit._native.capi_tensor cimport answer, check_size, to_dtype, to_stream, to_tensor
+from kvit._native.capi_view cimport ViewState
+from kvit._native.context cimport device_of
+from kvit._native.module cimport Kernel, load_kernel
+from kvit._native.ops cimport AttentionLaunch
+from kvit._native.tensor cimport Tensor
+from kvit.capi cimport (
+    KVIT_ERROR_NO_INTERPRETER, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION,
+    KVIT_OP_GATHER,
+)
+
+from kvit._native.capi_error import ArgumentError
+
+
+cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
+    return create(options, op) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with gil:
+    cdef Slot *view = NULL
+    cdef OpState *state
+    cdef int32_t status
+    try:
+        check_size(options, sizeof(kvit_op_options), "kvit_op_options")
+        if op == NULL:
+            raise ArgumentError("op is NULL; give the address of a kvit_op *")
+        status = pin(options.view, HANDLE_VIEW, &view)
+        if status != KVIT_OK:
+            return status
+        try:
+            state = make_state(options, <ViewState *>view.state)
+        finally:
+            unpin(view)
+        try:
+            op[0] = <kvit_op *>publish(HANDLE_OP, state)
+        except MemoryError:
+            drop(state)
+            raise
+        return KVIT_OK
+    except BaseException as error:
+        return tell(error)
+
+
+cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) except NULL:
+    cdef OpState *state
+    if options.kind == KVIT_OP_ATTENTION:
+        operation = make_attention(options, <object>view.view)
+    elif options.kind == KVIT_OP_APPEND:
+        operation = kvit.Append(<object>view.view)
+    elif options.kind == KVIT_OP_GATHER:
+        operation = kvit.Gather(<object>view.view)
+    else:
+        raise ArgumentError(
+            f"kind is {options.kind}; give KVIT_OP_ATTENTION (0), KVIT_OP_APPEND (1) or KVIT_OP_GATHER (2)"
+        )
+    state = <OpState *>calloc(1, sizeof(OpState))
+    if state == NULL:
+        raise MemoryError("no memory for another operation")
+    try:
+        state.kind = options.kind
+        state.dtype = state.cache_dtype = view.dtype
+        state.k_dtype = view.k_dtype
+        state.v_dtype = view.v_dtype
+        state.kv_heads = view.cache.num_kv_heads
+        state.head_dim = view.cache.head_dim
+        state.place = view.place
+        if options.kind == KVIT_OP_ATTENTION:
+            keep_attention(state, operation)
+        else:
+            keep_transfer(state, operation)
+    except BaseException:
+        free(state)
+        raise
+    state.operation = <void *>operation
+    Py_INCREF(operation)
+    Py_INCREF(<object>state.kernel)
+    return state
+
+
+cdef object make_attention(const kvit_op_options *options, object view):
+    if options.mask not in (KVIT_MASK_CAUSAL, KVIT_MASK_NONE):
+        raise ArgumentError(f"mask is {options.mask}; give KVIT_MASK_CAUSAL (0) or KVIT_MASK_NONE (1)")
+    return kvit.Attention(
+        view,
+        options.query_heads,
+        dtype=to_dtype(options.dtype, "kvit_op_options"),
+        scale=options.scale or None,
+        causal=options.mask == KVIT_MASK_CAUSAL,
+        tokens_per_sequence=max(1, options.tokens_per_sequence),
+        workspace=to_tensor(options.workspace, "workspace", True),
+    )
+
+
+cdef int keep_attention(OpState *state, object operation) except -1:
+    cdef AttentionLaunch launch = (<AttentionCall>operation).launch
+    state.constants = launch.params
+    state.grid = launch.grid
+    state.kernel = <void *>launch.kernel
+    state.fault = launch.params.fault
+    state.dtype = (<AttentionCall>operation).code
+    state.query_heads = launch.params.num_query_heads
+    state.workspace_bytes = operation.workspace_bytes
+    add_memory(state, launch.counters)
+    add_memory(state, launch.partials)
+    add_memory(state, launch.fault)
+    return 0
+
+
+cdef int keep_transfer(OpState *state, object operation) except -1:
+    cdef Buffer fault = operation._faults.buffer
+    cdef Kernel kernel = load_kernel(operation.entry, device_of(operation.device))  # kept by its module
+    state.kernel = <void *>kernel
+    state.rows_per_cta = operation.entry.facts["rows_per_cta"]
+    state.fault = <KvitFault *>fault.data
+    add_memory(state, fault)
+    return 0
+
+
+cdef void add_memory(OpState *state, Tensor tensor) noexcept:
+    cdef uintptr_t low, high
+    cdef KvitSpan *span = &state.spans[state.num_spans]
+    tensor.extent(&low, &high)
+    span.base = <const void *>low
+    span.bytes = high - low
+    span.writable = True
+    state.num_spans += 1
+
+
+cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
+    cdef kvit_op_info found
+    cdef Slot *slot
+    cdef OpState *state
+    cdef int32_t status = pin(op, HANDLE_OP, &slot)
+    if status != KVIT_OK:
+        return status
+    state = <OpState *>slot.state
+    memset(&found, 0, sizeof(found))
+    found.kind = state.kind
+    found.workspace_bytes = state.workspace_bytes
+    found.dtype = state.dtype
+    found.k_dtype = state.k_dtype
+    found.v_dtype = state.v_dtype
+    found.query_heads = state.query_heads
+    found.kv_heads = state.kv_heads
+    found.head_dim = state.head_dim
+    found.device_type = state.place.device_type
+    found.device_id = state.place.device_id
+    status = answer(info, &found, sizeof(found), b"kvit_op_info")
+    unpin(slot)
+    return status
+
+
+cdef int32_t op_explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept nogil:
+    return explain(op, text, capacity, length) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept with gil:
+    cdef Slot *slot
+    cdef int32_t status = pin(op, HANDLE_OP, &slot)
+    if status != KVIT_OK:
+        return status
+    try:
+        write_text(describe(<OpState *>slot.state), text, capacity, length)
+    except BaseException as error:
+        status = tell(error)
+    unpin(slot)
+    return status
+
+
+cdef str describe(const OpState *state):
+    operation = <object>state.operation
+    if state.kind == KVIT_OP_ATTENTION:
+        return operation.explain()
+    return (
+        f"{operation.entry.symbol} on {operation.device}\n"
+        f"  grid       one CTA of {operation.entry.threads} threads for {state.rows_per_cta} rows (token, KV head)"
+    )
+
+
+cdef int write_text(str text, char *target, size_t capacity, size_t *length) except -1:
+    cdef bytes encoded = text.encode()
+    cdef size_t fitting
+    if target == NULL and capacity != 0:
+        raise ArgumentError(f"text is NULL and capacity {capacity}; give memory, or capacity 0 to ask for the length")
+    if length != NULL:
+        length[0] = len(encoded)
+    if capacity != 0:
+        fitting = min(<size_t>len(encoded), capacity - 1)
+        memcpy(target, <const char *>encoded, fitting)
+        target[fitting] = 0
+    return 0
+
+
+cdef int32_t op_check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept nogil:
+    return check(op, stream, fault) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept with gil:
+    cdef Slot *slot
+    cdef int32_t status = pin(op, HANDLE_OP, &slot)
+    if status != KVIT_OK:
+        return status
+    try:
+        (<object>(<OpState *>slot.state).operation).check(to_stream(stream, (<OpState *>slot.state).place))
+    except BaseException as error:
+        status = tell(error, fault)
+    unpin(slot)
+    return status
+
+
+cdef int32_t op_destroy(kvit_op *op) noexcept nogil:
+    return destroy(op) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t destroy(kvit_op *op) noexcept with gil:
+    cdef void *state = NULL
+    cdef int32_t status = retire(op, HANDLE_OP, &state)
+    if status == KVIT_OK:
+        drop(<OpState *>state)
+    return status
+
+
+cdef void drop(OpState *state) noexcept:
+    Py_DECREF(<object>state.operation)
+    Py_DECREF(<object>state.kernel)
+    free(state)

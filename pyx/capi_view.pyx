@@ -1,0 +1,169 @@
+# cython: cdivision=True
+"""Caches and page tables as C hands them in: kvit_view and kvit_page_table."""
+import kvit
+
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memset
+
+from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, pin, publish, retire, unpin
+from kvit._native.capi_tensor cimport (
+    answer, are_entries, are_entry_rows, check_size, place_of, span_of, to_dtype, to_tensor,
+)
+from kvit._native.ops cimport PackedCache
+from kvit._native.tensor cimport Tensor
+from kvit.capi cimport (
+    KVIT_ERROR_NO_INTERPRETER, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND, KVIT_LAYOUT_NHD, KVIT_OK,
+)
+
+from kvit._native.capi_error import ArgumentError
+
+_LAYOUTS = {KVIT_LAYOUT_DEFAULT: "NHD", KVIT_LAYOUT_NHD: "NHD", KVIT_LAYOUT_HND: "HND"}
+
+
+cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noexcept nogil:
+    return create(options, view) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t create(const kvit_view_options *options, kvit_view **view) noexcept with gil:
+    cdef ViewState *state
+    try:
+        check_size(options, sizeof(kvit_view_options), "kvit_view_options")
+        if view == NULL:
+            raise ArgumentError("view is NULL; give the address of a kvit_view *")
+        state = make_state(options)
+        try:
+            view[0] = <kvit_view *>publish(HANDLE_VIEW, state)
+        except MemoryError:
+            drop(state)
+            raise
+        return KVIT_OK
+    except BaseException as error:
+        return tell(error)
+
+
+cdef ViewState *make_state(const kvit_view_options *options) except NULL:
+    cdef ViewState *state
+    cdef PackedCache packed
+    layout = _LAYOUTS.get(options.layout)
+    if layout is None:
+        raise ArgumentError(f"layout is {options.layout}; give KVIT_LAYOUT_NHD (1) or KVIT_LAYOUT_HND (2)")
+    given = {
+        "k": to_tensor(options.k, "k"),
+        "v": to_tensor(options.v, "v"),
+        "layout": layout,
+        "page_size": options.page_size or None,
+        "k_params": to_tensor(options.k_params, "k_params", True),
+        "v_params": to_tensor(options.v_params, "v_params", True),
+        "k_scale": to_tensor(options.k_scale, "k_scale", True),
+        "v_scale": to_tensor(options.v_scale, "v_scale", True),
+        "dtype": to_dtype(options.dtype, "dtype of kvit_view_options"),
+    }
+    k_dtype = to_dtype(options.k_dtype, "k_dtype of kvit_view_options")
+    v_dtype = to_dtype(options.v_dtype, "v_dtype of kvit_view_options")
+    if k_dtype is not None or v_dtype is not None:
+        given["kv"] = k_dtype or given["k"].dtype, v_dtype or given["v"].dtype
+    view = kvit.CacheView(**{name: value for name, value in given.items() if value is not None})
+    packed = view._packed
+    state = <ViewState *>calloc(1, sizeof(ViewState))
+    if state == NULL:
+        raise MemoryError("no memory for another view")
+    state.cache = packed.value
+    for pool in (packed.k, packed.v, packed.k_params, packed.v_params):
+        if pool is not None:
+            add_pool(state, pool)
+    state.place = place_of(packed.k)
+    state.dtype = packed.code
+    state.k_dtype = packed.k.code
+    state.v_dtype = packed.v.code
+    state.view = <void *>view
+    Py_INCREF(view)
+    return state
+
+
+cdef void add_pool(ViewState *state, Tensor pool) noexcept:
+    cdef KvitSpan *span = &state.spans[state.num_spans]
+    cdef uintptr_t low, high
+    pool.extent(&low, &high)
+    span.base = <const void *>low
+    span.bytes = high - low
+    state.is_readonly |= pool.is_readonly
+    state.num_spans += 1
+
+
+cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
+    cdef kvit_view_info found
+    cdef Slot *slot
+    cdef ViewState *state
+    cdef int32_t status = pin(view, HANDLE_VIEW, &slot)
+    if status != KVIT_OK:
+        return status
+    state = <ViewState *>slot.state
+    memset(&found, 0, sizeof(found))
+    found.dtype = state.dtype
+    found.k_dtype = state.k_dtype
+    found.v_dtype = state.v_dtype
+    found.num_pages = state.cache.num_pages
+    found.page_size = state.cache.page_size
+    found.kv_heads = state.cache.num_kv_heads
+    found.head_dim = state.cache.head_dim
+    found.device_type = state.place.device_type
+    found.device_id = state.place.device_id
+    status = answer(info, &found, sizeof(found), b"kvit_view_info")
+    unpin(slot)
+    return status
+
+
+cdef int32_t view_destroy(kvit_view *view) noexcept nogil:
+    return destroy(view) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t destroy(kvit_view *view) noexcept with gil:
+    cdef void *state = NULL
+    cdef int32_t status = retire(view, HANDLE_VIEW, &state)
+    if status == KVIT_OK:
+        drop(<ViewState *>state)
+    return status
+
+
+cdef void drop(ViewState *state) noexcept:
+    Py_DECREF(<object>state.view)
+    free(state)
+
+
+cdef bint pack_table(const kvit_page_table *table, Place place, KvitPageTable *packed, KvitSpan *spans) noexcept nogil:
+    cdef int64_t sequences
+    if table == NULL or not are_entries(table.lengths, place, -1):
+        return False
+    sequences = table.lengths.shape[0]
+    memset(packed, 0, sizeof(KvitPageTable))
+    memset(spans, 0, 3 * sizeof(KvitSpan))
+    if table.indptr == NULL:
+        if not are_entry_rows(table.pages, place, sequences):
+            return False
+        packed.row_stride = table.pages.strides[0] // <int64_t>sizeof(int32_t)
+    else:
+        if not are_entries(table.pages, place, -1) or not are_entries(table.indptr, place, sequences + 1):
+            return False
+        packed.indptr = <const int32_t *>table.indptr.data
+        spans[2] = span_of(table.indptr, False)
+    packed.pages = <const int32_t *>table.pages.data
+    packed.lengths = <const int32_t *>table.lengths.data
+    packed.num_sequences = <int32_t>sequences
+    packed.max_pages = <int32_t>table.pages.shape[table.pages.ndim - 1]
+    spans[0] = span_of(table.pages, False)
+    spans[1] = span_of(table.lengths, False)
+    return True
+
+
+cdef object to_table(const kvit_page_table *table):
+    if table == NULL:
+        raise ArgumentError("table is NULL; give the address of a kvit_page_table")
+    lengths = to_tensor(table.lengths, "lengths")
+    if table.indptr == NULL:
+        return kvit.PageTable(to_tensor(table.pages, "pages"), lengths=lengths)
+    return kvit.PageTable(
+        indices=to_tensor(table.pages, "indices"), indptr=to_tensor(table.indptr, "indptr"), lengths=lengths
+    )

@@ -1,0 +1,213 @@
+"""Streams of the host: work on one is done in order, by whichever thread gives it, or recorded for a graph."""
+from libc.stdlib cimport calloc, free, malloc, realloc
+from libc.string cimport memcpy, memmove, memset
+
+from kvit._native.driver cimport (
+    CAPTURE_INVALIDATED, CAPTURE_UNSUPPORTED, ILLEGAL_STATE, NOT_READY, OUT_OF_MEMORY, SUCCESS,
+)
+
+cdef extern from "pthread.h" nogil:
+    int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
+    int pthread_mutex_destroy(pthread_mutex_t *mutex)
+    int pthread_mutex_lock(pthread_mutex_t *mutex)
+    int pthread_mutex_trylock(pthread_mutex_t *mutex)
+    int pthread_mutex_unlock(pthread_mutex_t *mutex)
+
+
+# What a handle points to. Its mutex is held while its work runs, and never while the GIL is waited for.
+cdef struct HostStream:
+    pthread_mutex_t mutex
+    Recording *recording               # NULL unless the stream is being captured
+
+cdef HostStream default_stream
+default_stream.recording = NULL
+pthread_mutex_init(&default_stream.mutex, NULL)
+
+
+cdef inline HostStream *stream_at(void *handle) noexcept nogil:
+    return &default_stream if handle == NULL else <HostStream *>handle
+
+
+cdef int run(void *handle, Work work, const void *arguments, size_t num_bytes) noexcept nogil:
+    cdef Recording *recording = enter(handle)
+    cdef void *kept
+    cdef int status
+    if recording == NULL:
+        status = work(arguments)
+    else:
+        kept = malloc(num_bytes)
+        if kept != NULL:
+            memcpy(kept, arguments, num_bytes)
+        status = record(recording, work, kept)
+    leave(handle)
+    return status
+
+
+cdef Recording *enter(void *handle) noexcept nogil:
+    pthread_mutex_lock(&stream_at(handle).mutex)
+    return stream_at(handle).recording
+
+
+cdef void leave(void *handle) noexcept nogil:
+    pthread_mutex_unlock(&stream_at(handle).mutex)
+
+
+cdef int record(Recording *recording, Work work, void *arguments) noexcept nogil:
+    cdef Recorded *items = NULL
+    if arguments != NULL:
+        items = <Recorded *>realloc(recording.items, (recording.count + 1) * sizeof(Recorded))
+    if items == NULL:
+        free(arguments)
+        recording.is_broken = True
+        return OUT_OF_MEMORY
+    items[recording.count].work = work
+    items[recording.count].arguments = arguments
+    recording.items = items
+    recording.count += 1
+    return SUCCESS
+
+
+cdef struct Copy:
+    void *target
+    const void *source
+    size_t num_bytes
+
+
+cdef struct Fill:
+    void *data
+    unsigned char value
+    size_t num_bytes
+
+
+cdef int do_copy(const void *arguments) noexcept nogil:
+    cdef const Copy *wanted = <const Copy *>arguments
+    memmove(wanted.target, wanted.source, wanted.num_bytes)
+    return SUCCESS
+
+
+cdef int do_fill(const void *arguments) noexcept nogil:
+    cdef const Fill *wanted = <const Fill *>arguments
+    memset(wanted.data, wanted.value, wanted.num_bytes)
+    return SUCCESS
+
+
+cdef int copy(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil:
+    cdef Copy wanted = Copy(target, source, num_bytes)
+    return run(stream, do_copy, &wanted, sizeof(wanted))
+
+
+cdef int fill(void *data, unsigned char value, size_t num_bytes, void *stream) except? -1 nogil:
+    cdef Fill wanted = Fill(data, value, num_bytes)
+    return run(stream, do_fill, &wanted, sizeof(wanted))
+
+
+cdef int stream_create(void **stream) except? -1 nogil:
+    cdef HostStream *made = <HostStream *>calloc(1, sizeof(HostStream))
+    if made == NULL:
+        return OUT_OF_MEMORY
+    pthread_mutex_init(&made.mutex, NULL)
+    stream[0] = made
+    return SUCCESS
+
+
+cdef int stream_destroy(void *stream) except? -1 nogil:
+    cdef HostStream *old = <HostStream *>stream
+    graph_destroy(old.recording)
+    pthread_mutex_destroy(&old.mutex)
+    free(old)
+    return SUCCESS
+
+
+cdef int stream_synchronize(void *stream) except? -1 nogil:
+    cdef Recording *recording = enter(stream)  # once it is ours, what other threads gave it is done
+    if recording != NULL:
+        recording.is_broken = True
+    leave(stream)
+    return SUCCESS if recording == NULL else CAPTURE_UNSUPPORTED
+
+
+cdef int stream_query(void *stream) except? -1 nogil:
+    cdef HostStream *found = stream_at(stream)
+    cdef int status = SUCCESS
+    if pthread_mutex_trylock(&found.mutex) != 0:
+        return NOT_READY
+    if found.recording != NULL:
+        found.recording.is_broken = True
+        status = CAPTURE_UNSUPPORTED
+    leave(stream)
+    return status
+
+
+cdef int stream_is_capturing(void *stream, int *is_capturing) except? -1 nogil:
+    is_capturing[0] = stream_at(stream).recording != NULL
+    return SUCCESS
+
+
+cdef int capture_begin(void *stream) except? -1 nogil:
+    cdef Recording *recording
+    cdef int status = SUCCESS
+    if stream == NULL:
+        return CAPTURE_UNSUPPORTED
+    if enter(stream) != NULL:
+        status = ILLEGAL_STATE
+    else:
+        recording = <Recording *>calloc(1, sizeof(Recording))
+        if recording == NULL:
+            status = OUT_OF_MEMORY
+        else:
+            pthread_mutex_init(&recording.mutex, NULL)
+            (<HostStream *>stream).recording = recording
+    leave(stream)
+    return status
+
+
+cdef int capture_end(void *stream, void **graph) except? -1 nogil:
+    cdef Recording *recording = enter(stream)
+    stream_at(stream).recording = NULL
+    leave(stream)
+    graph[0] = NULL
+    if recording == NULL:
+        return ILLEGAL_STATE
+    if recording.is_broken:
+        graph_destroy(recording)
+        return CAPTURE_INVALIDATED
+    graph[0] = recording
+    return SUCCESS
+
+
+cdef int graph_destroy(void *graph) except? -1 nogil:
+    cdef Recording *recording = <Recording *>graph
+    cdef size_t i
+    if recording == NULL:
+        return SUCCESS
+    for i in range(recording.count):
+        free(recording.items[i].arguments)
+    free(recording.items)
+    pthread_mutex_destroy(&recording.mutex)
+    free(recording)
+    return SUCCESS
+
+
+cdef int graph_instantiate(void **executable, void *graph) except? -1 nogil:
+    executable[0] = graph
+    return SUCCESS
+
+
+cdef int graph_launch(void *executable, void *stream) except? -1 nogil:
+    cdef Recording *work = <Recording *>executable
+    cdef Recording *recording = enter(stream)
+    cdef int status = SUCCESS
+    cdef size_t i
+    if recording != NULL:  # a GPU does not take a graph into another's capture either
+        recording.is_broken = True
+        leave(stream)
+        return CAPTURE_UNSUPPORTED
+    pthread_mutex_lock(&work.mutex)
+    for i in range(work.count):
+        status = work.items[i].work(work.items[i].arguments)
+        if status != SUCCESS:
+            work.failed = i
+            break
+    pthread_mutex_unlock(&work.mutex)
+    leave(stream)
+    return status

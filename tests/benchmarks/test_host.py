@@ -1,0 +1,62 @@
+"""benchmarks/host.py, host_calls.py and idle_driver.py: what is timed runs, and what is missing says why."""
+
+import json
+import subprocess
+import sys
+
+import host
+import host_calls
+import pytest
+
+from support import ROOT
+
+
+def run(*arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "host.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+
+
+def test_without_a_gpu_everything_but_the_driver_is_measured(tmp_path):
+    done = run("--device", "host", "--rounds", "1", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    start, calls = found["start_ms"], found["call_us"]["idle driver"]
+    assert 0 < start["import kvit"] < start["the first result (host), all in all"]
+    # Without a GPU nothing else can be there; each of these has a time, and not a reason for having none.
+    names = ["kvit.Attention", "kvit.Append", "kvit.Graph of one attention", "kvit.h attention, from C"]
+    assert list(calls) == [*names, "cuda.bindings cuLaunchKernel"]
+    assert all(isinstance(us, float) and 0 < us < 10_000 for us in calls.values()), calls
+    for words in ("kvit.Attention", "us, idle driver", "import kvit"):
+        assert words in done.stdout
+
+
+def test_a_device_that_is_not_there_is_told_without_a_traceback():
+    done = run("--device", "gpu")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "device is 'gpu'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_table_has_a_column_for_each_driver_and_tells_what_is_missing_below():
+    columns = {"cuda:0": {"a": 2.5, "b": "ImportError: no b"}, "idle driver": {"a": 0.75}}
+    header, first, second, reason = host.calls_table(columns).splitlines()
+    assert header.split()[-5:] == ["us,", "cuda:0", "us,", "idle", "driver"]
+    assert (first.split(), second.split(), reason) == (["a", "2.50", "0.75"], ["b", "-", "-"], "b: ImportError: no b")
+
+
+def test_a_burst_is_timed_after_everything_before_it_is_done():
+    events = []
+    us = host_calls.us_of(lambda: events.append("call"), lambda: events.append("wait"))
+    assert us > 0
+    bursts = "".join(event[0] for event in events).strip("c").split("w")
+    assert {len(burst) for burst in bursts if burst} == {host_calls._CALLS}
+    assert events[-1] == "wait"
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_both_drivers_are_measured(tmp_path):
+    done = run("--rounds", "1", "--json", str(tmp_path / "found.json"))
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert {*found["call_us"]} == {"cuda:0", "idle driver"}
+    for calls in found["call_us"].values():
+        assert all(isinstance(us, float) for name, us in calls.items() if "kvit" in name or "bindings" in name), calls
