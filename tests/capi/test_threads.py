@@ -10,6 +10,7 @@ import numpy as np
 import kvit
 from support import capi, tolerances
 from support.caches import make_case, poisoned, to_device
+from support.memory import used_memory
 
 THREADS, ROUNDS = 8, 25
 
@@ -102,13 +103,7 @@ def test_a_view_that_goes_while_others_use_it_is_refused_and_no_more(api, rng):
 def memory_in_use(device):
     """(blocks of Python's allocator, bytes of the device)."""
     gc.collect()
-    if device == "host":
-        return sys.getallocatedblocks(), 0
-    from cuda.bindings import driver
-
-    status, free, total = driver.cuMemGetInfo()
-    assert status == driver.CUresult.CUDA_SUCCESS
-    return sys.getallocatedblocks(), total - free
+    return sys.getallocatedblocks(), 0 if device == "host" else used_memory(device)
 
 
 def test_thousands_of_calls_from_eight_threads_leak_nothing(api, rng, device):

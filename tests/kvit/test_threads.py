@@ -12,6 +12,7 @@ import pytest
 
 import kvit
 from support.caches import make_case, to_device
+from support.memory import used_memory
 from support.tolerances import assert_within
 
 NUM_THREADS, STREAMS_OF_A_THREAD = 8, 4
@@ -125,20 +126,6 @@ def test_threads_may_launch_one_graph_on_streams_of_their_own(device):
 
     run_side_by_side(work)
     np.testing.assert_array_equal(call.bits(), call.expected)
-
-
-def used_memory(device):
-    """Bytes of this process on the host; on a GPU those that it has from the stream-ordered pool."""
-    if device == "host":
-        with open("/proc/self/statm", encoding="utf-8") as numbers:
-            return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    from cuda.bindings import driver
-
-    status, pool = driver.cuDeviceGetDefaultMemPool(0)
-    assert status == 0
-    status, used = driver.cuMemPoolGetAttribute(pool, driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
-    assert status == 0
-    return int(used)
 
 
 def what_lives(calls):

@@ -1,0 +1,17 @@
+"""How much memory this process holds, for tests that something gives back what it took."""
+
+import os
+
+
+def used_memory(device):
+    """Bytes of this process on the host; on a GPU those that it has from the stream-ordered pool."""
+    if device == "host":
+        with open("/proc/self/statm", encoding="utf-8") as numbers:
+            return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    from cuda.bindings import driver
+
+    status, pool = driver.cuDeviceGetDefaultMemPool(0)
+    assert status == 0
+    status, used = driver.cuMemPoolGetAttribute(pool, driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
+    assert status == 0
+    return int(used)
