@@ -37,6 +37,14 @@ def test_the_error_of_v_alone_is_as_large_as_its_steps_say(case):
     assert error(case, "16:int4").rms == pytest.approx(expected, rel=0.1)
 
 
+@pytest.mark.parametrize("names", ["16:16", "int8:int8", "int8:int4", "float8_e4m3:float8_e4m3"])
+def test_kernels_err_as_the_reference_does(case, device, names):
+    # What bfloat16 rounds adds to what the codec rounds: two roundings of 2**-8, independent of each other.
+    pair = Pair.parse(names)
+    by_kernel = case.result(pair, fidelity.by_kernel(case, pair, device)).rms
+    assert abs(by_kernel - error(case, names).rms) < 2.0**-8
+
+
 def test_relative_errors_are_those_of_the_output(case):
     found = case.result(Pair("16", "16"), 1.25 * case.exact)
     assert (found.rms, found.worst) == pytest.approx((0.25, 0.25))

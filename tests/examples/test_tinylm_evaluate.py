@@ -41,6 +41,16 @@ def test_attention_is_the_reference_s_over_a_cache_of_the_pair(rng, names):
     np.testing.assert_allclose(evaluate.coded_attention(pair)(0, q, k, v), expected, atol=2e-5)
 
 
+@pytest.mark.parametrize("names", ["16:16", "int8:int4", "float8_e4m3:float8_e4m3"])
+def test_the_cache_and_its_kernels_give_the_same(rng, device, names):
+    pair = Pair.parse(names)
+    rows = list(one_layer(rng))
+    config = Config(query_heads=6, kv_heads=2)
+    got = evaluate.cached_attention(pair, config, device)(0, *rows)
+    # Weights and outputs in float16: two roundings of 2**-11, of values up to 4, and of codes over a range of 8.
+    np.testing.assert_allclose(got, evaluate.coded_attention(pair)(0, *rows), atol=2**-11 * 12)
+
+
 def test_a_uniform_model_needs_eight_bits_for_each_byte():
     assert evaluate.bits_per_byte(np.full((5, 256), 1e4), np.arange(5)) == pytest.approx(8)
 
