@@ -14,7 +14,18 @@ from ._operation import Operation, split_tokens
 from .views import CacheView, PageTable
 
 
-class Append(Operation):
+class _Transfer(Operation):
+    """What moves rows one way or the other: a kernel of `_family`, chosen once."""
+
+    _family: str
+
+    def __init__(self, view: CacheView, *, _faults: FaultRecord | None = None):
+        super().__init__(view, _faults)
+        key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
+        self.entry = registry.find(self._family, **key)
+
+
+class Append(_Transfer):
     """Writes new K and V into their pages, for one shape of cache. A call is one launch.
 
     view  CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
@@ -22,9 +33,7 @@ class Append(Operation):
     Raises KernelMissing (nothing built covers the shape), NoGpuError. Defined by kvit.reference.append.
     """
 
-    def __init__(self, view: CacheView, *, _faults: FaultRecord | None = None):
-        super().__init__(view, _faults)
-        self.entry = registry.find("append", **_key(view))
+    _family = "append"
 
     def __call__(
         self, k: Any, v: Any, view: CacheView, table: PageTable, *, tokens: Any = None, stream: Any = None
@@ -55,7 +64,7 @@ class Append(Operation):
         self._faults.last_queue = queue
 
 
-class Gather(Operation):
+class Gather(_Transfer):
     """Copies tokens out of their pages into contiguous memory, for one shape of cache. A call is one launch.
 
     view  CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
@@ -63,9 +72,7 @@ class Gather(Operation):
     Raises KernelMissing (nothing built covers the shape), NoGpuError. Defined by kvit.reference.gather.
     """
 
-    def __init__(self, view: CacheView, *, _faults: FaultRecord | None = None):
-        super().__init__(view, _faults)
-        self.entry = registry.find("gather", **_key(view))
+    _family = "gather"
 
     def __call__(
         self, view: CacheView, table: PageTable, k: Any, v: Any, *, tokens: Any = None, stream: Any = None
@@ -103,11 +110,6 @@ def copy_pages(view: CacheView, source: Tensor, target: Tensor, faults: FaultRec
             entry = registry.find("copy_pages", access=access)
             ops.copy_pages(entry, home, view._packed, source, target, row_bytes, faults.buffer, queue)
     faults.last_queue = queue
-
-
-def _key(view: CacheView) -> dict[str, str | int]:
-    """What kernels that move rows are chosen by."""
-    return {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
 
 
 def rows_like_each_other(k: Any, v: Any, view: CacheView, queue: Stream) -> tuple[Tensor, Tensor]:

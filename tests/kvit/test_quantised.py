@@ -18,7 +18,7 @@ PAIRS = [
     ("float8_e4m3", "int4"),
     (None, "int8"),
 ]
-EVEN_PAIRS = [pair for pair in PAIRS[:3]]  # those that are built for head_dim 256
+EVEN_PAIRS = PAIRS[:3]  # those that are built for head_dim 256
 
 
 class Quantised:
