@@ -27,12 +27,14 @@ def project_version(root: Path) -> str:
 def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
     """The targets to build.
 
-    wanted  targets separated by ; or , or blanks ("sm_80;sm_90a"), "none" for the host backend alone,
-            or None for all that the manifest lists
+    wanted  targets separated by ; or , or blanks ("sm_80;sm_90a"), "all" for all that the manifest lists, "none" for
+            the host backend alone, or None for the manifest's default
 
     Raises BuildError where a target is not in the manifest.
     """
     if wanted is None or not wanted.strip():
+        return manifest.default_archs
+    if wanted.strip() == "all":
         return manifest.archs
     if wanted.strip() == "none":
         return ()
@@ -40,8 +42,9 @@ def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
     for name in names:
         if name not in manifest.archs:
             raise BuildError(
-                f"KVIT_ARCHS names {name}; the manifest builds {', '.join(manifest.archs)}, and none only the host.\n"
-                f"Add {name} to archs of the families in kernels/manifest.toml, or leave it out of KVIT_ARCHS."
+                f"KVIT_ARCHS names {name}; the manifest builds {', '.join(manifest.archs)}, all of them for all, and "
+                f"only the host for none.\nAdd {name} to [targets] all (and to archs of families that have their own) "
+                "in kernels/manifest.toml, or leave it out of KVIT_ARCHS."
             )
     return tuple(arch for arch in manifest.archs if arch in names)
 

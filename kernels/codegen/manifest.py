@@ -16,7 +16,9 @@ from codegen.toml import TomlError, parse_toml
 AxisValue = int | str
 
 _TEXT_FIELDS = ("header", "type", "params", "symbol", "unit")
-_FIELDS = {*_TEXT_FIELDS, "archs", "axes", "skip"}
+_OPTIONAL_FIELDS = {"archs", "only", "skip"}
+_FIELDS = {*_TEXT_FIELDS, "axes", *_OPTIONAL_FIELDS}
+_TARGET_FIELDS = {"default", "all"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _SYMBOL = re.compile(r"[a-z0-9_]+")
 _ARCH = re.compile(r"(sm|compute)_[1-9][0-9]+[af]?")
@@ -42,14 +44,22 @@ class Spec:
 
 
 @dataclass(frozen=True)
-class Skip:
-    """Points of the axes that are not built: those that agree with every entry of `when`."""
+class Points:
+    """The points of the axes that agree with every entry of `when`, and why something is said about them."""
 
     when: Mapping[str, tuple[AxisValue, ...]]
     reason: str
 
     def covers(self, axes: Mapping[str, AxisValue]) -> bool:
         return all(axes[axis] in values for axis, values in self.when.items())
+
+
+@dataclass(frozen=True)
+class Only:
+    """Points that are built for some targets of their family only, besides the host."""
+
+    points: Points
+    archs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,13 @@ class Family:
     unit: str
     archs: tuple[str, ...]
     axes: Mapping[str, tuple[AxisValue, ...]]
-    skips: tuple[Skip, ...]
+    skips: tuple[Points, ...]
+    onlys: tuple[Only, ...]
+
+    def archs_of(self, axes: Mapping[str, AxisValue]) -> tuple[str, ...]:
+        """The targets of one point: of the family's, those that every `only` row about the point names."""
+        about = [only.archs for only in self.onlys if only.points.covers(axes)]
+        return tuple(arch for arch in self.archs if all(arch in archs for archs in about))
 
     def points(self) -> Iterator[dict[str, AxisValue]]:
         """Every combination of the axes, skipped ones included."""
@@ -76,14 +92,18 @@ class Family:
 class Manifest:
     families: tuple[Family, ...]
     types: Mapping[str, str]  # axis value -> C++ spelling
+    default_archs: tuple[str, ...]  # what is built where nobody says otherwise
 
     @property
     def archs(self) -> tuple[str, ...]:
-        """Every target that some family is built for, in the order of first mention."""
+        """Every target that some family can be built for, in the order of first mention."""
         return tuple(dict.fromkeys(arch for family in self.families for arch in family.archs))
 
     def specs(self) -> list[Spec]:
-        """Every kernel, in manifest order. Raises ManifestError where two share a symbol, or two families a file."""
+        """Every kernel, in manifest order.
+
+        Raises ManifestError where two share a symbol, two families a file, or the kernels of a file differ in targets.
+        """
         specs = [
             self._spec(family, axes)
             for family in self.families
@@ -98,12 +118,18 @@ class Manifest:
                     f"[{spec.family}] symbol: {dict(other.axes)} and {dict(spec.axes)} are both {spec.symbol}; "
                     "every axis must show in the symbol pattern"
                 )
-        owner: dict[str, str] = {}
+        owner: dict[str, Spec] = {}
         for spec in specs:
-            other_family = owner.setdefault(spec.file_stem, spec.family)
-            if other_family != spec.family:
+            other = owner.setdefault(spec.file_stem, spec)
+            if other.family != spec.family:
                 raise ManifestError(
-                    f"[{spec.family}] unit: {spec.file_stem} is a unit of [{other_family}] too; rename one of them"
+                    f"[{spec.family}] unit: {spec.file_stem} is a unit of [{other.family}] too; rename one of them"
+                )
+            if other.archs != spec.archs:
+                raise ManifestError(
+                    f"[{spec.family}] unit: {spec.unit} has {other.symbol} for {', '.join(other.archs)} and "
+                    f"{spec.symbol} for {', '.join(spec.archs)}; a file is built as a whole, so that the axis that "
+                    "makes the difference must show in the unit pattern"
                 )
         return specs
 
@@ -122,7 +148,7 @@ class Manifest:
             cpp_type=family.type.format_map(cpp_values),
             params=family.params,
             unit=unit,
-            archs=family.archs,
+            archs=family.archs_of(axes),
         )
 
 
@@ -141,12 +167,26 @@ def parse_manifest(text: str) -> Manifest:
     for value, spelling in types.items():
         if not isinstance(spelling, str):
             raise ManifestError(f"[types] {value}: {spelling!r} is no C++ type; write it as a string")
-    manifest = Manifest(tuple(_family(name, table) for name, table in tables.items()), types)
+    targets = _targets(tables.pop("targets", {}))
+    families = tuple(_family(name, table, targets["all"]) for name, table in tables.items())
+    known = tuple(dict.fromkeys(arch for family in families for arch in family.archs))
+    manifest = Manifest(families, types, targets["default"] or known)
     manifest.specs()  # patterns that collide are the manifest's fault too, so they are found here
     return manifest
 
 
-def _family(name: str, table: Any) -> Family:
+def _targets(table: Any) -> dict[str, tuple[str, ...]]:
+    """The two lists of [targets], both empty where the manifest has no such table."""
+    if not isinstance(table, dict) or (table and set(table) != _TARGET_FIELDS):
+        raise ManifestError("[targets]: give `default`, what a plain build makes, and `all`, what can be asked for")
+    lists = {field: _archs("[targets]", field, table[field]) if table else () for field in _TARGET_FIELDS}
+    for arch in lists["default"]:
+        if arch not in lists["all"]:
+            raise ManifestError(f"[targets] default: {arch} is not in all: {', '.join(lists['all'])}")
+    return lists
+
+
+def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
     row = f"[{name}]"
     if not isinstance(table, dict):
         raise ManifestError(f"{name}: a top-level entry must be a table, like [{name}]")
@@ -155,7 +195,7 @@ def _family(name: str, table: Any) -> Family:
     for field in table:
         if field not in _FIELDS:
             raise ManifestError(f"{row} {field}: no such field; there are {', '.join(sorted(_FIELDS))}")
-    for field in sorted(_FIELDS - {"skip"}):
+    for field in sorted(_FIELDS - _OPTIONAL_FIELDS):
         if field not in table:
             raise ManifestError(f"{row}: {field} is missing")
     for field in _TEXT_FIELDS:
@@ -164,26 +204,31 @@ def _family(name: str, table: Any) -> Family:
     axes = _axes(row, table["axes"])
     for field in ("type", "symbol", "unit"):
         _check_pattern(f"{row} {field}", table[field], axes)
-    skips = table.get("skip", [])
-    if not isinstance(skips, list):
-        raise ManifestError(f"{row} skip: {skips!r} must be a list of rows")
+    for field in ("skip", "only"):
+        if not isinstance(table.get(field, []), list):
+            raise ManifestError(f"{row} {field}: {table[field]!r} must be a list of rows")
+    archs = _archs(row, "archs", table["archs"]) if "archs" in table else all_archs
+    if not archs:
+        raise ManifestError(f"{row}: archs is missing, and there is no [targets] all to stand for it")
+    skips, onlys = table.get("skip", []), table.get("only", [])
     return Family(
         name=name,
         **{field: table[field] for field in _TEXT_FIELDS},
-        archs=_archs(row, table["archs"]),
+        archs=archs,
         axes=axes,
-        skips=tuple(_skip(f"{row} skip[{index}]", skip, axes) for index, skip in enumerate(skips)),
+        skips=tuple(_points(f"{row} skip[{index}]", skip, axes) for index, skip in enumerate(skips)),
+        onlys=tuple(_only(f"{row} only[{index}]", only, axes, archs) for index, only in enumerate(onlys)),
     )
 
 
-def _archs(row: str, archs: Any) -> tuple[str, ...]:
+def _archs(row: str, field: str, archs: Any) -> tuple[str, ...]:
     if not isinstance(archs, list) or not archs:
-        raise ManifestError(f"{row} archs: {archs!r} must be a list that is not empty")
+        raise ManifestError(f"{row} {field}: {archs!r} must be a list that is not empty")
     for arch in archs:
         if not isinstance(arch, str) or not _ARCH.fullmatch(arch):
-            raise ManifestError(f"{row} archs: {arch!r} is no target; write sm_80, sm_90a or compute_80")
+            raise ManifestError(f"{row} {field}: {arch!r} is no target; write sm_80, sm_90a or compute_80")
     if len(set(archs)) != len(archs):
-        raise ManifestError(f"{row} archs: {archs} names a target twice")
+        raise ManifestError(f"{row} {field}: {archs} names a target twice")
     return tuple(archs)
 
 
@@ -213,15 +258,25 @@ def _check_pattern(row: str, pattern: str, axes: Mapping[str, tuple[AxisValue, .
             raise ManifestError(f"{row}: {pattern!r} uses {{{name}}}; the axes are {', '.join(axes) or 'none'}")
 
 
-def _skip(row: str, skip: Any, axes: Mapping[str, tuple[AxisValue, ...]]) -> Skip:
-    if not isinstance(skip, dict) or set(skip) != {"when", "reason"}:
-        raise ManifestError(f"{row}: {skip!r} must be {{ when = {{ axis = value }}, reason = '...' }}")
-    if not isinstance(skip["reason"], str) or not skip["reason"]:
-        raise ManifestError(f"{row} reason: say why this is not built")
-    if not isinstance(skip["when"], dict) or not skip["when"]:
-        raise ManifestError(f"{row} when: {skip['when']!r} must name at least one axis")
+def _only(row: str, only: Any, axes: Mapping[str, tuple[AxisValue, ...]], family: tuple[str, ...]) -> Only:
+    if not isinstance(only, dict) or set(only) != {"when", "archs", "reason"}:
+        raise ManifestError(f"{row}: {only!r} must be {{ when = {{ axis = value }}, archs = [...], reason = '...' }}")
+    archs = _archs(row, "archs", only["archs"])
+    for arch in archs:
+        if arch not in family:
+            raise ManifestError(f"{row} archs: the family is not built for {arch}, but for {', '.join(family)}")
+    return Only(_points(row, {field: only[field] for field in ("when", "reason")}, axes), archs)
+
+
+def _points(row: str, points: Any, axes: Mapping[str, tuple[AxisValue, ...]]) -> Points:
+    if not isinstance(points, dict) or set(points) != {"when", "reason"}:
+        raise ManifestError(f"{row}: {points!r} must be {{ when = {{ axis = value }}, reason = '...' }}")
+    if not isinstance(points["reason"], str) or not points["reason"]:
+        raise ManifestError(f"{row} reason: say why")
+    if not isinstance(points["when"], dict) or not points["when"]:
+        raise ManifestError(f"{row} when: {points['when']!r} must name at least one axis")
     when = {}
-    for axis, wanted in skip["when"].items():
+    for axis, wanted in points["when"].items():
         if axis not in axes:
             raise ManifestError(f"{row} when: no axis {axis}; the axes are {', '.join(axes)}")
         values = tuple(wanted) if isinstance(wanted, list) else (wanted,)
@@ -231,4 +286,4 @@ def _skip(row: str, skip: Any, axes: Mapping[str, tuple[AxisValue, ...]]) -> Ski
                     f"{row} when: axes.{axis} has no {value!r}; it has {', '.join(map(str, axes[axis]))}"
                 )
         when[axis] = values
-    return Skip(when, skip["reason"])
+    return Points(when, points["reason"])

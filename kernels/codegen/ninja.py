@@ -1,4 +1,4 @@
-"""Writes build.ninja: which command makes which cubin, PTX and object, and what each of them was made from."""
+"""Writes build.ninja: which command makes which PTX, cubin and object, and what each of them was made from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from codegen.toolchain import Cuda
 
 HOST_LIBRARY = "libkvit_host.so"
 
-_NVCC_FLAGS = "-std=c++20 -O3 -Xptxas -v"
+_NVCC_FLAGS = "-std=c++20 -O3"
 # The fibers leave a frame by longjmp, which a fortified one takes for an attack. Contraction stays off so that the host
 # backend gives the same bits on every machine. nvcc's pragmas mean nothing to g++.
 _GXX_FLAGS = (
@@ -20,20 +20,28 @@ _GXX_FLAGS = (
     "-Wall -Wextra -Wno-unknown-pragmas"
 )
 
-# Output of ptxas goes to a log; what a person must see (errors, warnings) goes to the terminal. Headers of the toolkit
-# are taken out of the depfile: a hermetic build installs them anew each time, and `nvcc.txt` stands for them.
+# A cubin is assembled from the PTX of its own virtual target (sm_90a from compute_90a), which is a file of its own:
+# where that PTX is wanted too, C++ is translated once for both. Output goes to a log; what a person must see (errors,
+# warnings) goes to the terminal. Headers of the toolkit are taken out of the depfile: a hermetic build installs them
+# anew each time, and `nvcc.txt` stands for them.
 _RULES = """\
 ninja_required_version = 1.5
 kernels = {kernels}
-nvcc = {nvcc} -ccbin {gxx} {nvcc_flags} -I$kernels
+nvcc = {nvcc} -ccbin {gxx}
+cxxflags = {nvcc_flags} -I$kernels
 gxx = {gxx} {gxx_flags} -I$kernels
 
-rule nvcc
-  command = if $nvcc $target -MD -MF $out.d -o $out $in > $out.log 2>&1; then grep -i warning $out.log; $
-      sed -i '\\#cuda/bin/#d' $out.d && echo >> $out.d; else cat $out.log; exit 1; fi
+rule ptx
+  command = if $nvcc $cxxflags -arch=$arch -ptx -MD -MF $out.d -o $out $in > $out.log 2>&1; then $
+      grep -i warning $out.log; sed -i '\\#cuda/bin/#d' $out.d && echo >> $out.d; else cat $out.log; exit 1; fi
   depfile = $out.d
   deps = gcc
   description = nvcc $arch $stem
+
+rule cubin
+  command = if $nvcc -arch=$arch -cubin -Xptxas -v -o $out $in > $out.log 2>&1; then $
+      grep -i warning $out.log; true; else cat $out.log; exit 1; fi
+  description = ptxas $arch $stem
 
 rule gxx
   command = $gxx -MMD -MF $out.d -x c++ -c -o $out $in
@@ -58,7 +66,8 @@ def write_ninja(
 ) -> list[str]:
     """Write build/build.ninja and return the artefacts it makes, relative to build/out.
 
-    units  each is compiled for those of `archs` that it lists, and for the host
+    units  each is compiled for those of `archs` that it lists, and for the host; those with most kernels are begun
+           first, so that no long one is left for the end
     cuda   None if archs is empty
 
     Every path in the file is relative to `build`, and the toolkit is reached through a link in it: neither a moved tree
@@ -86,15 +95,20 @@ def write_ninja(
     objects = []
     for source in sorted(kernels.glob("platform/host_*.cpp")):
         objects.append(f"host/{source.stem}.o")
-        lines.append(_edge(objects[-1], "gxx", os.path.relpath(source, build), stem=source.stem))
-    for unit in units:
+        lines.append(_edge(objects[-1], "gxx", os.path.relpath(source, build), "gxx.txt", stem=source.stem))
+    for unit in sorted(units, key=lambda unit: len(unit.specs), reverse=True):
+        source = f"source/{unit.stem}.cu"
+        wanted = [arch for arch in archs if arch in unit.archs]
+        for virtual in dict.fromkeys(map(_virtual, wanted)):
+            ptx = f"out/{artefact(virtual, unit.stem)}"
+            lines.append(_edge(ptx, "ptx", source, "nvcc.txt", stem=unit.stem, arch=virtual))
+            for arch in wanted:
+                if arch != virtual and _virtual(arch) == virtual:
+                    cubin = f"out/{artefact(arch, unit.stem)}"
+                    lines.append(_edge(cubin, "cubin", ptx, "nvcc.txt", stem=unit.stem, arch=arch))
+        made += [artefact(arch, unit.stem) for arch in wanted]
         objects.append(f"host/{unit.stem}.o")
-        lines.append(_edge(objects[-1], "gxx", f"source/{unit.stem}.cu", stem=unit.stem))
-        for arch in archs:
-            if arch in unit.archs:
-                made.append(artefact(arch, unit.stem))
-                source = f"source/{unit.stem}.cu"
-                lines.append(_edge(f"out/{made[-1]}", "nvcc", source, stem=unit.stem, arch=arch, target=_target(arch)))
+        lines.append(_edge(objects[-1], "gxx", source, "gxx.txt", stem=unit.stem))
     made.append(HOST_LIBRARY)
     lines.append(f"build out/{HOST_LIBRARY}: link {' '.join(objects)}\n")
     write_if_changed(build / "build.ninja", "\n".join(lines))
@@ -114,12 +128,11 @@ def run_ninja(build: Path, ninja: str, jobs: int, *, dry_run: bool = False) -> l
     return [line.partition("] ")[2] for line in output.splitlines() if line.startswith("[")]
 
 
-def _target(arch: str) -> str:
-    number = arch.partition("_")[2]
-    kind = "-ptx" if arch.startswith("compute_") else "-cubin"
-    return f"-gencode arch=compute_{number},code={arch} {kind}"
+def _virtual(arch: str) -> str:
+    """The target whose PTX holds the code of `arch`."""
+    return f"compute_{arch.partition('_')[2]}"
 
 
-def _edge(output: str, rule: str, source: str, **variables: str) -> str:
+def _edge(output: str, rule: str, source: str, compiler: str, **variables: str) -> str:
     settings = "".join(f"  {name} = {value}\n" for name, value in variables.items())
-    return f"build {output}: {rule} {source} | {rule}.txt\n{settings}"
+    return f"build {output}: {rule} {source} | {compiler}\n{settings}"

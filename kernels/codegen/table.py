@@ -12,12 +12,13 @@ END = "<!-- end -->"
 
 
 def support_table(manifest: Manifest) -> str:
-    """A Markdown table with one row per family: what it is built for, over which values of its axes."""
+    """A Markdown table with one row per family: over which values of its axes it is built, and for which targets where
+    KVIT_ARCHS does not say otherwise."""
     rows = ["| family | kernels | axes | targets |", "| --- | --- | --- | --- |"]
     kernels = manifest.specs()
     for family in manifest.families:
         count = sum(spec.family == family.name for spec in kernels)
-        rows.append(f"| {family.name} | {count} | {_axes(family)} | host, {', '.join(family.archs)} |")
+        rows.append(f"| {family.name} | {count} | {_axes(family)} | {_targets(family, manifest.default_archs)} |")
     return "\n".join(rows)
 
 
@@ -31,3 +32,12 @@ def replace_table(text: str, table: str) -> str:
 
 def _axes(family: Family) -> str:
     return "; ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in family.axes.items()) or "none"
+
+
+def _targets(family: Family, default: tuple[str, ...]) -> str:
+    texts = [", ".join(["host", *(arch for arch in family.archs if arch in default)])]
+    for only in family.onlys:
+        when = ", ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in only.points.when.items())
+        archs = ", ".join(arch for arch in only.archs if arch in default)
+        texts.append(f"{when}: {archs or 'none of them'}")
+    return "; ".join(texts)

@@ -9,22 +9,27 @@ import time
 import pytest
 
 from codegen.build import build_kernels, choose_archs, choose_jobs
+from codegen.emit import units_of
 from codegen.errors import BuildError
 from codegen.manifest import parse_manifest
-from codegen.ninja import run_ninja
+from codegen.ninja import run_ninja, write_ninja
 from codegen.toolchain import find_ninja
 from support import KERNELS
 from support.toolkit import make_toolkit
 
 MANIFEST = """
+[targets]
+default = ["sm_80", "compute_80"]
+all = ["sm_80", "sm_90a", "compute_80"]
+
 [fill]
 header = "entry/fill.cuh"
 type = "FillKernel<{n}>"
 params = "FillParams"
 symbol = "n{n}"
 unit = "n{n}"
-archs = ["sm_80", "compute_80"]
-axes.n = [1, 2]
+axes.n = [1, 2, 3]
+only = [{ when = { n = 3 }, archs = ["sm_90a"], reason = "three at a time needs what older GPUs lack" }]
 
 [sum]
 header = "entry/sum.cuh"
@@ -53,15 +58,18 @@ struct {name}Params {{ int32_t *out; int64_t count; }};
 }}  // namespace kvit
 """
 
-# Stands in for nvcc: the same command line, a real depfile (made by g++), and a file that tells what it was asked for.
+# Stands in for nvcc: the same command line, a real depfile (made by g++), and a file that tells what it was asked for,
+# after that which it was made from.
 NVCC = """
 for word; do
   case $last in -o) out=$word;; -MF) depfile=$word;; esac
-  case $word in *.cu) source=$word;; -I*) include=$word;; esac
+  case $word in *.cu | *.ptx) source=$word;; -I*) include=$word;; esac
   last=$word
 done
-echo "ptxas info: Used 8 registers"
-g++ -std=c++20 "$include" -x c++ -M -MF "$depfile" "$source" && echo "$@" > "$out"
+case $source in
+  *.cu) g++ -std=c++20 "$include" -x c++ -M -MF "$depfile" "$source" && echo "$@" > "$out";;
+  *) echo "ptxas info: Used 8 registers"; cat "$source" > "$out"; echo "$@" >> "$out";;
+esac
 """
 
 
@@ -140,10 +148,12 @@ def test_every_kernel_is_compiled_for_its_targets_and_for_the_host_and_is_in_the
         "facts": {"value": 42},
         "archs": ["sm_80", "compute_80"],
     }
-    assert index["kernels"][2]["archs"] == ["sm_80"]
+    assert [kernel["archs"] for kernel in index["kernels"][2:]] == [[], ["sm_80"]]  # fill_n3: for the host alone here
     asked = {name: (tree / "out" / name).read_text() for name in published(tree) if name.endswith(("cubin", "ptx"))}
-    assert "-gencode arch=compute_80,code=sm_80 -cubin" in asked["sm_80/fill_n1.cubin"]
-    assert "-gencode arch=compute_80,code=compute_80 -ptx" in asked["compute_80/fill_n1.ptx"]
+    assert "-arch=compute_80 -ptx" in asked["compute_80/fill_n1.ptx"]
+    # The same PTX, assembled: nothing is translated from C++ twice.
+    assert asked["sm_80/fill_n1.cubin"].startswith(asked["compute_80/fill_n1.ptx"])
+    assert "-arch=sm_80 -cubin" in asked["sm_80/fill_n1.cubin"].removeprefix(asked["compute_80/fill_n1.ptx"])
     assert "registers" in (tree / "build" / "out" / "sm_80" / "fill_n1.cubin.log").read_text()
 
 
@@ -152,12 +162,36 @@ def test_touching_one_header_compiles_only_what_includes_it(tree):
     assert sorted(steps_after_touching(tree, tree / "kernels" / "entry" / "value.cuh")) == [
         "g++ fill_n1",
         "g++ fill_n2",
+        "g++ fill_n3",
         "link out/libkvit_host.so",
         "nvcc compute_80 fill_n1",
         "nvcc compute_80 fill_n2",
-        "nvcc sm_80 fill_n1",
-        "nvcc sm_80 fill_n2",
+        "ptxas sm_80 fill_n1",
+        "ptxas sm_80 fill_n2",
     ]
+
+
+def test_all_builds_what_the_rows_allow_each_cubin_from_ptx_of_its_own_target(tree, monkeypatch):
+    index = build(tree, monkeypatch, archs="all")
+    targets = {kernel["symbol"]: kernel["archs"] for kernel in index["kernels"]}
+    assert targets == {
+        "kvit_fill__n1": ["sm_80", "sm_90a", "compute_80"],
+        "kvit_fill__n2": ["sm_80", "sm_90a", "compute_80"],
+        "kvit_fill__n3": ["sm_90a"],
+        "kvit_sum__all": ["sm_80"],
+    }
+    assert "sm_90a/fill_n3.cubin" in published(tree) and "sm_80/fill_n3.cubin" not in published(tree)
+    cubin = (tree / "out" / "sm_90a" / "fill_n3.cubin").read_text()
+    assert "-arch=compute_90a -ptx" in cubin and "-arch=sm_90a -cubin" in cubin
+    assert not (tree / "out" / "compute_90a").exists()  # what cubins were made from is published where it was asked for
+
+
+def test_units_with_most_kernels_are_begun_first(tree):
+    sums, fills = (tree / "kernels" / "manifest.toml", 'unit = "n{n}"')
+    manifest = parse_manifest(sums.read_text().replace(fills, 'unit = "few"').replace("n = 3 }", "n = [1, 2, 3] }"))
+    write_ninja(tree / "build", tree / "kernels", units_of(reversed(manifest.specs())), (), "g++", None)
+    edges = [line for line in (tree / "build" / "build.ninja").read_text().splitlines() if "gxx source/" in line]
+    assert [edge.split()[1] for edge in edges] == ["host/fill_few.o:", "host/sum_all.o:"]
 
 
 def test_a_moved_tree_and_a_toolkit_unpacked_elsewhere_compile_nothing_again(tree, monkeypatch):
@@ -174,7 +208,7 @@ def test_another_release_of_the_toolkit_compiles_everything_for_the_gpu_again(tr
     make_toolkit(tree / "site" / "nvidia" / "cu13", release="13.1", nvcc=NVCC)
     assert build(tree, monkeypatch)["cuda"] == "13.1"
     output = capfd.readouterr().out
-    assert output.count("nvcc sm_80") == 3 and output.count("nvcc compute_80") == 2
+    assert output.count("nvcc compute_80") == output.count("ptxas sm_80") == 3
     assert "g++ " not in output
 
 
@@ -192,16 +226,17 @@ def test_a_kernel_that_does_not_compile_is_a_build_error_that_shows_the_compiler
     assert "no sum today" in capfd.readouterr().out
 
 
-def test_kvit_archs_narrows_in_the_order_of_the_manifest():
+def test_kvit_archs_chooses_in_the_order_of_the_manifest():
     manifest = parse_manifest(MANIFEST)
     assert choose_archs(manifest, None) == choose_archs(manifest, "") == ("sm_80", "compute_80")
+    assert choose_archs(manifest, "all") == ("sm_80", "sm_90a", "compute_80")
     assert choose_archs(manifest, "compute_80; sm_80") == ("sm_80", "compute_80")
     assert choose_archs(manifest, "compute_80") == ("compute_80",)
     assert choose_archs(manifest, "none") == ()
 
 
 def test_kvit_archs_with_a_target_outside_the_manifest_says_which_there_are():
-    with pytest.raises(BuildError, match="KVIT_ARCHS names sm_70; the manifest builds sm_80, compute_80"):
+    with pytest.raises(BuildError, match="KVIT_ARCHS names sm_70; the manifest builds sm_80, sm_90a, compute_80"):
         choose_archs(parse_manifest(MANIFEST), "sm_80;sm_70")
 
 

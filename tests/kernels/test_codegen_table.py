@@ -30,6 +30,15 @@ def test_a_family_is_a_row_that_counts_what_is_built():
     ]
 
 
+def test_the_table_promises_what_a_plain_build_makes_and_names_points_with_fewer_targets():
+    targets = '[targets]\ndefault = ["sm_80", "sm_90a"]\nall = ["sm_80", "sm_90a", "sm_100"]\n'
+    only = 'only = [{ when = { n = 2 }, archs = ["sm_90a", "sm_100"], reason = "needs sm_90" }]\n'
+    text = MANIFEST.replace('archs = ["sm_80", "compute_80"]\n', only).replace('unit = "all"', 'unit = "n{n}"')
+    assert support_table(parse_manifest(targets + text)).splitlines()[2] == (
+        "| scale | 3 | dtype f16, bf16; n 1, 2 | host, sm_80, sm_90a; n 2: sm_90a |"
+    )
+
+
 def test_the_table_replaces_what_stands_between_its_marks_and_nothing_else():
     text = f"above\n{BEGIN}\n| an old row |\n{END}\nbelow\n"
     assert replace_table(text, "| new |") == f"above\n{BEGIN}\n| new |\n{END}\nbelow\n"
