@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from . import dtypes
@@ -54,10 +55,24 @@ def codec_of(x: Any) -> Codec:
         return x
     found = _BY_NAME.get(x) if isinstance(x, str) else None
     if found is None:
-        found = _BY_DTYPE.get(dtypes.dtype_of(x))
+        try:
+            found = _BY_DTYPE.get(dtypes.dtype_of(x))
+        except DtypeError:
+            if not isinstance(x, str):
+                raise
     if found is None:
-        raise DtypeError(f"{x} is no way to store K or V; known are {', '.join(codec.name for codec in CODECS)}")
+        names = ", ".join(codec.name for codec in CODECS)
+        raise DtypeError(f"{x!s} is no way to store K or V{_did_you_mean(x)}; known are {names}")
     return found
+
+
+def _did_you_mean(x: Any) -> str:
+    import difflib
+
+    words = {word: codec.name for codec in CODECS for word in (codec.short, codec.name)}
+    close = difflib.get_close_matches(x.lower(), words, n=2) if isinstance(x, str) else []
+    names = dict.fromkeys(words[word] for word in close)
+    return f"; did you mean {' or '.join(names)}?" if names else ""
 
 
 def pair_of(kv: Any) -> tuple[Codec, Codec]:
@@ -72,6 +87,45 @@ def pair_of(kv: Any) -> tuple[Codec, Codec]:
 def key_of(k: Codec, v: Codec) -> str:
     """The value of the kernels' axis `kv`."""
     return k.short if k.short == v.short else f"{k.short}_{v.short}"
+
+
+def pair_of_key(key: str, dtype: Dtype) -> tuple[Codec, Codec]:
+    """(codec of K, codec of V) from a value of the kernels' axis `kv`; `dtype` says which 16 bits b16 are.
+
+    Raises DtypeError for what key_of never gives.
+    """
+    by_short = {codec.short: codec for codec in CODECS if codec.short != "b16" or codec.dtype is dtype}
+    k, _, v = key.partition("_")
+    if k not in by_short or (v or k) not in by_short:
+        raise DtypeError(f"{key!r} is no pair of codecs; the words for one are {', '.join(by_short)}")
+    return by_short[k], by_short[v or k]
+
+
+def nearest_pair(
+    wanted: tuple[Codec, Codec], built: Iterable[tuple[Codec, Codec]], head_dim: int
+) -> tuple[Codec, Codec] | None:
+    """Of the pairs that are built, the one to take instead of a pair that is not; None where all of them lose bits.
+
+    Neither side gets fewer bits than were wanted; of those pairs, the one with the fewest sides stored otherwise; of
+    those, the one with the fewest bytes per token; of those, the first.
+    """
+    k, v = wanted
+    enough = [pair for pair in built if pair[0].dtype.bits >= k.dtype.bits and pair[1].dtype.bits >= v.dtype.bits]
+
+    def distance(pair: tuple[Codec, Codec]) -> tuple[int, int]:
+        return (pair[0] is not k) + (pair[1] is not v), pair_bytes(*pair, head_dim)
+
+    return min(enough, key=distance, default=None)
+
+
+def row_bytes(codec: Codec, head_dim: int) -> int:
+    """Of one row of K or V in a cache, its (scale, zero) included. A float8's scale serves many rows and is not."""
+    return codec.dtype.bytes_for(head_dim) + PARAM_BYTES * (codec.params == "pair")
+
+
+def pair_bytes(k: Codec, v: Codec, head_dim: int) -> int:
+    """Of one token of one KV head: its row of K and its row of V."""
+    return row_bytes(k, head_dim) + row_bytes(v, head_dim)
 
 
 def describe(k: Codec, v: Codec, dtype: Dtype) -> str:

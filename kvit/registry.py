@@ -10,7 +10,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
-from kvit.errors import KernelMissing
+from kvit import codecs, dtypes
+from kvit.errors import DtypeError, KernelMissing
 
 AxisValue: TypeAlias = int | str
 
@@ -124,12 +125,13 @@ class Registry:
                 f"no kernel family {family}; built families are {families}.\n"
                 f"  Add [{family}] to kernels/manifest.toml and reinstall."
             )
+        instead = self._nearest_pair(family, axes)
         built = {axis: _values(members, axis) for axis in axes}
         unknown = [axis for axis in axes if axes[axis] not in built[axis]]
         if unknown:
             lists = "; ".join(_built(axis, built[axis]) for axis in unknown)
             rows = " and ".join(f"{axes[axis]} to [{family}] axes.{axis}" for axis in unknown)
-            return f"{_words(family, axes)}; {lists}.\n  Add {rows} in kernels/manifest.toml and reinstall."
+            return f"{_words(family, axes)}; {lists}.\n{instead}  Add {rows} in kernels/manifest.toml and reinstall."
         # Each value is built somewhere, but not together: say what one change would find.
         near = []
         for axis in axes:
@@ -139,9 +141,28 @@ class Registry:
                 near.append(f"with {_words('', others) or 'nothing else given'} {_built(axis, values)}")
         nearby = "; ".join(near) or "no kernel differs from it in one axis only"
         return (
-            f"{_words(family, axes)}; {nearby}.\n"
+            f"{_words(family, axes)}; {nearby}.\n{instead}"
             f"  The `skip` rows of [{family}] in kernels/manifest.toml say why it is left out."
         )
+
+    def _nearest_pair(self, family: str, axes: Mapping[str, AxisValue]) -> str:
+        """A line on what to store K and V as instead, as codecs.nearest_pair has it; empty where that is no remedy."""
+        others = {axis: value for axis, value in axes.items() if axis != "kv"}
+        if "kv" not in axes:
+            return ""
+        try:
+            compute = dtypes.dtype_of(axes.get("dtype", "bf16"))
+            wanted = codecs.pair_of_key(str(axes["kv"]), compute)
+        except DtypeError:
+            return ""
+        built = [codecs.pair_of_key(str(kv), compute) for kv in _values(self.candidates(family, **others), "kv")]
+        head_dim = int(axes.get("head_dim", 128))
+        found = codecs.nearest_pair(wanted, built, head_dim)
+        if found is None:
+            return ""
+        more = codecs.pair_bytes(*found, head_dim) - codecs.pair_bytes(*wanted, head_dim)
+        change = f"{abs(more)} bytes {'more' if more >= 0 else 'fewer'} per token and head"
+        return f"  The nearest pair that is built is k='{found[0]}', v='{found[1]}' ({change}).\n"
 
 
 def find(family: str, **axes: AxisValue) -> Entry:

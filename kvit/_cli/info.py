@@ -1,4 +1,4 @@
-"""`kvit info`: versions, what is built, and the devices of this machine."""
+"""`kvit info`: versions, what is built and what it weighs, the devices of this machine; or how many tokens fit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from kvit import registry
-from kvit._cli import devices, display
+from kvit._cli import capacity, devices, display, sizes
 from kvit.errors import KernelMissing
 
 _PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "rich", "matplotlib")
@@ -22,6 +22,8 @@ def add_to(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     parser = commands.add_parser("info", help="versions, what is built, devices", description=__doc__)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--packed", action="store_true", help="tell what each part takes in a wheel too")
+    capacity.add_to(parser)
     parser.set_defaults(run=run)
 
 
@@ -34,14 +36,21 @@ class Version(argparse.Action):
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print what `collect` finds."""
-    found = collect()
+    """Print what `collect` finds, or with --budget what fits."""
+    if capacity.is_asked(options):
+        fits = capacity.collect(options)
+        print(json.dumps(fits, indent=2) if options.json else capacity.text(fits))
+        return 0
+    found = collect(pack=options.packed)
     print(json.dumps(found, indent=2) if options.json else _text(found))
     return 0
 
 
-def collect() -> dict[str, Any]:
-    """Everything that `kvit info` tells, as JSON has it. Needs neither a driver nor kernels."""
+def collect(*, pack: bool = False) -> dict[str, Any]:
+    """Everything that `kvit info` tells, as JSON has it. Needs neither a driver nor kernels.
+
+    pack  as sizes.collect takes it
+    """
     gpus, why_no_gpu = devices.gpus()
     built, why_not_built = _built()
     return {
@@ -52,6 +61,7 @@ def collect() -> dict[str, Any]:
         "packages": {name: _version(name) for name in _PACKAGES},
         "built": built,
         "why_not_built": why_not_built,
+        "package": sizes.collect(tuple(built["archs"]) if built else (), pack=pack),
         "driver": {"release": devices.driver_release(), "cuda": devices.cuda_version()},
         "why_no_gpu": why_no_gpu,
         "devices": [_device(device, built) for device in [devices.all_devices()[0], *gpus]],
@@ -129,12 +139,12 @@ def _text(found: dict[str, Any]) -> str:
         lines += [f"kernels: {found['why_not_built']}", ""]
     else:
         compiler = f"by CUDA {built['cuda']}" if built["cuda"] else "for the host alone"
-        lines += [f"{built['kernels']} kernels, built {compiler}, {display.size(built['bytes'])}"]
-        parts = [(part["part"], part["kernels"], part["files"], display.size(part["bytes"])) for part in built["parts"]]
-        lines += [display.table(("part", "kernels", "files", "size"), parts, "  ")]
+        counts = ", ".join(f"{part['kernels']} for {part['part']}" for part in built["parts"])
+        lines += [f"kernels built {compiler}: {counts}"]
         missing = [path for part in built["parts"] for path in part["missing_files"]]
         lines += [f"  missing, reinstall kvit: {', '.join(missing)}"] if missing else []
         lines += [""]
+    lines += [_weights(found["package"]), ""]
     if found["why_no_gpu"] is None:
         lines += [f"driver {found['driver']['release'] or '(release unknown)'}, CUDA {found['driver']['cuda']}"]
     else:
@@ -152,3 +162,20 @@ def _text(found: dict[str, Any]) -> str:
         for device in found["devices"]
     ]
     return "\n".join([*lines, display.table(header, rows, "  ")])
+
+
+def _weights(parts: list[dict[str, Any]]) -> str:
+    total = {"part": "together", **{key: sum(part[key] or 0 for part in parts) for key in ("files", "bytes")}}
+    is_packed = parts[0]["wheel_bytes"] is not None
+    if is_packed:
+        total["wheel_bytes"] = sum(part["wheel_bytes"] for part in parts)
+    rows = [
+        (
+            part["part"],
+            part["files"],
+            display.size(part["bytes"]),
+            *([display.size(part["wheel_bytes"])] if is_packed else []),
+        )
+        for part in [*parts, total]
+    ]
+    return display.table(("part", "files", "size", *(["in a wheel"] if is_packed else [])), rows)

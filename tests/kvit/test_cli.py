@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
+import kvit as library
 from kvit import registry
+from kvit._cli import capacity, sizes
 
 
 def kvit(*arguments, **options):
@@ -46,6 +49,112 @@ def test_info_tells_what_is_built_in_parts_that_add_up():
         built["bytes"] == sum(part["bytes"] for part in built["parts"]) == sum(path.stat().st_size for path in on_disk)
     )
     assert all(part["missing_files"] == [] for part in built["parts"])
+
+
+def test_info_weighs_every_file_of_the_package_once(tmp_path):
+    found = json.loads(succeed("info", "--json", "--packed"))
+    parts = {part["part"]: part for part in found["package"]}
+    targets = [f"kernels {arch}" for arch in registry.installed().archs]
+    assert list(parts) == ["host backend", *targets, "extension modules", "Python", "C and Cython headers"]
+    assert sum(part["files"] for part in parts.values()) == len(sizes.files(sizes.PACKAGE))
+    assert all(0 < part["wheel_bytes"] < part["bytes"] for part in parts.values())
+    kernels = {part["part"]: part["bytes"] for part in found["built"]["parts"]}
+    assert [parts[name]["bytes"] for name in targets] == [kernels[arch] for arch in registry.installed().archs]
+
+
+def test_a_part_in_a_wheel_weighs_what_zipfile_makes_of_it(tmp_path):
+    (tmp_path / "_kernels" / "sm_80").mkdir(parents=True)
+    for name in ("_kernels/sm_80/a.cubin", "_kernels/sm_80/b.cubin", "module.py"):
+        (tmp_path / name).write_bytes(bytes(range(256)) * (len(name) * 7))
+    with zipfile.ZipFile(tmp_path / "wheel.zip", "w", zipfile.ZIP_DEFLATED) as wheel:
+        for name in ("a", "b"):
+            wheel.write(tmp_path / "_kernels" / "sm_80" / f"{name}.cubin")
+        packed = sum(entry.compress_size for entry in wheel.infolist())
+    (kernels,) = (part for part in sizes.collect(("sm_80",), tmp_path, pack=True) if part["part"] == "kernels sm_80")
+    assert (kernels["files"], kernels["wheel_bytes"]) == (2, packed)
+
+
+MODEL = ("--layers", "32", "--kv-heads", "8", "--page-size", "64")
+
+
+def budget(head_dim, *more):
+    return json.loads(succeed("info", "--json", "--budget", "40GiB", *MODEL, "--head-dim", str(head_dim), *more))
+
+
+def test_info_says_how_many_tokens_fit_for_every_pair_that_is_built():
+    found = budget(128)
+    built = registry.candidates("append", dtype="bf16", head_dim=128)
+    pairs = {(pair["k"], pair["v"]): pair for pair in found["pairs"]}
+    assert len(pairs) == len(found["pairs"]) == len(built)
+    plain = pairs["bfloat16", "bfloat16"]
+    # 32 layers of 8 heads of 128 channels, K and V, 2 bytes each: 128 KiB, of which 40 GiB hold 327,680.
+    assert (plain["token_bytes"], plain["tokens"], plain["times_16_bit"]) == (131072, 327680, 1.0)
+    for pair in pairs.values():
+        page = pair["token_bytes"] * 64
+        assert (
+            pair["tokens"] == pair["pages"] * 64
+            and pair["pages"] * page <= found["budget"] < (pair["pages"] + 1) * page
+        )
+
+
+def test_int8_keys_with_int4_values_hold_two_and_a_half_times_the_tokens_at_head_dim_128():
+    # (scale, zero) weigh more beside shorter rows: 512 / 200 bytes, and 256 / 104.
+    for head_dim, times in ((128, 2.56), (64, 2.4615)):
+        pairs = {(pair["k"], pair["v"]): pair for pair in budget(head_dim)["pairs"]}
+        assert pairs["int8", "int4"]["times_16_bit"] == pytest.approx(times, abs=1e-4)
+        assert pairs["int8", "int4"]["tokens"] / pairs["bfloat16", "bfloat16"]["tokens"] == pytest.approx(
+            times, abs=1e-3
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_token_takes_what_a_cache_of_that_pair_grows_by(dtype):
+    for pair in budget(64, "--dtype", dtype)["pairs"]:
+        few, more = (
+            library.PagedCache(pages, 64, 8, 64, dtype=dtype, k=pair["k"], v=pair["v"], device="host").nbytes
+            for pages in (2, 5)
+        )
+        assert 32 * (more - few) == 3 * 64 * pair["token_bytes"]
+
+
+def test_info_tells_of_one_pair_alone():
+    (pair,) = budget(128, "--k", "int8", "--v", "int4")["pairs"]
+    assert (pair["k"], pair["v"], pair["token_bytes"]) == ("int8", "int4", 32 * 8 * 200)
+    (pair,) = budget(128, "--v", "int8")["pairs"]
+    assert (pair["k"], pair["v"]) == ("bfloat16", "int8")
+
+
+def test_info_prints_the_tokens_as_a_table():
+    lines = succeed("info", "--budget", "24GB", *MODEL, "--head-dim", "128").splitlines()
+    assert lines[0] == "22.4 GiB for 32 layers of 8 KV heads, head_dim 128, bfloat16, in pages of 64"
+    assert lines[1].split() == ["K", "V", "bytes", "per", "token", "tokens", "times", "16-bit"]
+    assert lines[2].split() == ["bfloat16", "bfloat16", "131072", "183104", "1.00"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        (("--budget", "40GiB"), 1, "--budget needs --layers, --kv-heads, --head-dim too"),
+        (("--layers", "32"), 1, "add --budget"),
+        (("--k", "int8"), 1, "add --budget"),
+        (("--budget", "many"), 2, "'many' is no amount of memory; write it like 40GiB"),
+        (("--budget", "0GiB"), 2, "no amount of memory"),
+        (("--budget", "1GiB", *MODEL, "--head-dim", "0"), 2, "at least 1"),
+        (("--budget", "1GiB", *MODEL, "--head-dim", "96"), 1, "built head_dims are 64, 128, 256"),
+        (("--budget", "1GiB", *MODEL, "--head-dim", "64", "--k", "int3"), 1, "did you mean int8 or int4?"),
+        (("--budget", "1GiB", *MODEL, "--head-dim", "64", "--k", "int4", "--v", "int8"), 1, "k='int8', v='int8'"),
+        (("--budget", "1GiB", *MODEL, "--head-dim", "64", "--dtype", "float64"), 1, "dtype is float64"),
+    ],
+)
+def test_info_says_what_is_wrong_with_a_budget(arguments, status, words):
+    assert words in fail(status, "info", *arguments)
+
+
+@pytest.mark.parametrize(
+    ("words", "num_bytes"), [("4096", 4096), ("40GiB", 40 << 30), ("1.5 tib", 3 << 39), ("24GB", 24 * 10**9), ("7b", 7)]
+)
+def test_amounts_of_memory_are_read_in_either_kind_of_unit(words, num_bytes):
+    assert capacity.parse_bytes(words) == num_bytes
 
 
 def test_info_lists_the_host_first_and_tells_versions():

@@ -93,6 +93,42 @@ def test_a_missing_kernel_s_error_says_what_exists_nearby(built, axes, message):
     assert str(raised.value) == message
 
 
+def cache_kernel(kv, head_dim=64):
+    row = kernel("bf16", head_dim)
+    return row | {"symbol": f"kvit_keep__{kv}_d{head_dim}", "family": "keep", "axes": row["axes"] | {"kv": kv}}
+
+
+@pytest.fixture
+def caches(tmp_path):
+    """A family that stores K and V; one pair is left out at head_dim 128."""
+    kernels = [cache_kernel(kv) for kv in ("b16", "i8", "i4", "i8_i4")] + [
+        cache_kernel(kv, 128) for kv in ("b16", "i8")
+    ]
+    (tmp_path / "index.json").write_text(
+        json.dumps({"version": 1, "kvit": "1.2.3", "cuda": None, "archs": [], "kernels": kernels})
+    )
+    return Registry(tmp_path)
+
+
+def test_a_missing_pair_s_error_names_the_nearest_pair_in_the_words_of_the_user(caches):
+    with pytest.raises(KernelMissing) as raised:
+        caches.find("keep", dtype="bf16", kv="i4_i8", head_dim=64)
+    assert str(raised.value) == (
+        "keep dtype=bf16 kv=i4_i8 head_dim=64; built kvs are b16, i8, i4, i8_i4.\n"
+        "  The nearest pair that is built is k='int8', v='int8' (32 bytes more per token and head).\n"
+        "  Add i4_i8 to [keep] axes.kv in kernels/manifest.toml and reinstall."
+    )
+    with pytest.raises(KernelMissing, match=r"(?s)The nearest .* k='int8', v='int8' \(64 bytes more .*`skip` rows"):
+        caches.find("keep", dtype="bf16", kv="i8_i4", head_dim=128)
+
+
+def test_no_pair_is_named_where_another_pair_would_not_help(caches):
+    for axes in ({"kv": "i8", "head_dim": 96}, {"kv": "i8", "head_dim": 64, "dtype": "f32"}, {"kv": "zzz"}):
+        with pytest.raises(KernelMissing) as raised:
+            caches.find("keep", **axes)
+        assert "nearest" not in str(raised.value)
+
+
 def test_an_unknown_family_s_error_lists_the_families(built):
     with pytest.raises(KernelMissing, match="no kernel family shift; built families are scale"):
         built.find("shift")
