@@ -1,0 +1,168 @@
+"""Reads a kernel's machine code: what the loop around its matrix instructions does in every round, and what in some."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import NamedTuple
+
+# Floating-point work besides the matrix instructions: arithmetic, comparisons, conversions.
+ARITHMETIC = frozenset(
+    {
+        *("FADD", "FMUL", "FFMA", "FADD2", "FMUL2", "FFMA2", "HADD2", "HMUL2", "HFMA2", "MUFU"),
+        *("FMNMX", "FSEL", "FSET", "FSETP", "HMNMX2", "HSET2", "HSETP2"),
+        *("F2F", "F2FP", "F2I", "I2F", "I2FP", "FRND"),
+    }
+)
+MATRIX = frozenset({"HMMA"})
+
+_LABEL = re.compile(r"\s*(\.L_\w+):")
+_INSTRUCTION = re.compile(r"\s*/\*[0-9a-f]+\*/\s+(.*?)\s*;")
+_GUARD = re.compile(r"@!?U?P\w+\s+")
+_TARGET = re.compile(r"\((\.L_\w+)\)")
+_LEAVES = ("BRA", "BRX", "JMP", "JMX", "EXIT", "RET")
+
+
+class Loop(NamedTuple):
+    """Instructions of one round, by name."""
+
+    always: Counter  # on every way from the loop's first instruction to its last
+    sometimes: Counter  # behind a branch
+
+
+class Code(NamedTuple):
+    """A kernel's instructions, and where each may go on."""
+
+    instructions: list[str]
+    successors: list[list[int]]
+
+
+def disassembler() -> str:
+    """nvdisasm: of the Python environment, PATH or the usual place. Fails where there is none."""
+    packaged = [Path(entry) / "nvidia" / "cu13" / "bin" / "nvdisasm" for entry in sys.path]
+    usual = [*packaged, Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvdisasm"]
+    found = shutil.which("nvdisasm") or next((str(path) for path in usual if path.is_file()), None)
+    assert found is not None, "nvdisasm is missing; run: pip install '.[test]'"
+    return found
+
+
+@cache
+def disassemble(cubin: Path) -> dict[str, Code]:
+    """The kernels of a file, by symbol."""
+    done = subprocess.run([disassembler(), "-c", "-ndf", str(cubin)], capture_output=True, text=True, check=True)
+    sections = re.split(r"^\.text\.(\w+):$", done.stdout, flags=re.M)
+    return {symbol: parse(text) for symbol, text in zip(sections[1::2], sections[2::2], strict=True)}
+
+
+def parse(text: str) -> Code:
+    """The code of one kernel, as nvdisasm prints it."""
+    instructions: list[str] = []
+    labels = {}
+    for line in text.splitlines():
+        if label := _LABEL.match(line):
+            labels[label[1]] = len(instructions)
+        elif instruction := _INSTRUCTION.match(line):
+            instructions.append(instruction[1])
+    successors = []
+    for index, instruction in enumerate(instructions):
+        words = _GUARD.sub("", instruction)
+        target = _TARGET.search(words)
+        nexts = [labels[target[1]]] if target and words.startswith(("BRA", "CALL")) else []
+        # A guard, or a predicate among the operands (BRA.DIV UR4, ...; BRA !P0, ...), lets it go on.
+        leaves = words.startswith(_LEAVES) and words == instruction and not re.match(r"BRA\S*\s+!?U?[PR]\w+,", words)
+        if not leaves and index + 1 < len(instructions):
+            nexts.append(index + 1)
+        successors.append(nexts)
+    return Code(instructions, successors)
+
+
+def matrix_loop(code: Code) -> Loop:
+    """The innermost loop that holds the first matrix instruction."""
+    names = [_name(instruction) for instruction in code.instructions]
+    first = next(index for index, name in enumerate(names) if name in MATRIX)
+    edges = [(begin, end) for end, nexts in enumerate(code.successors) for begin in nexts if begin <= first <= end]
+    assert edges, "no loop goes around the matrix instructions"
+    begin, end = min(edges, key=lambda edge: edge[1] - edge[0])
+    body = _body(code, begin, end)
+    always = _on_every_way(code, body, begin, end)
+    counted = {index: names[index] for index in body if not _is_constant(code.instructions[index])}
+    return Loop(
+        Counter(name for index, name in counted.items() if index in always),
+        Counter(name for index, name in counted.items() if index not in always),
+    )
+
+
+def count(instructions: Counter, names: frozenset[str]) -> int:
+    return sum(instructions[name] for name in names)
+
+
+def _name(instruction: str) -> str:
+    return _GUARD.sub("", instruction).split()[0].split(".")[0]
+
+
+def _is_constant(instruction: str) -> bool:
+    """HFMA2 of zeros plus a constant: how the compiler loads one when the integer units are busy."""
+    return "-RZ, RZ" in instruction
+
+
+def _body(code: Code, begin: int, end: int) -> set[int]:
+    """What lies between: all from which `end` is reached without passing `begin`."""
+    before: dict[int, list[int]] = {}
+    for index, nexts in enumerate(code.successors):
+        for following in nexts:
+            before.setdefault(following, []).append(index)
+    body, waiting = {begin, end}, [end]
+    while waiting:
+        for index in before.get(waiting.pop(), ()):
+            if index not in body:
+                body.add(index)
+                waiting.append(index)
+    return body
+
+
+def _on_every_way(code: Code, body: set[int], begin: int, end: int) -> set[int]:
+    """The instructions without which `end` cannot be reached: the dominators of `end`, from `begin` on."""
+    order, seen = [], {begin}
+    waiting = [(begin, iter(code.successors[begin]))]
+    while waiting:  # depth first, without recursion: loops have thousands of instructions
+        index, nexts = waiting[-1]
+        following = next((n for n in nexts if n in body and n != begin and n not in seen), None)
+        if following is None:
+            order.append(index)
+            waiting.pop()
+        else:
+            seen.add(following)
+            waiting.append((following, iter(code.successors[following])))
+    order.reverse()
+    rank = {index: place for place, index in enumerate(order)}
+    before: dict[int, list[int]] = {index: [] for index in order}
+    for index in order:
+        for following in code.successors[index]:
+            if following in rank and following != begin:
+                before[following].append(index)
+    # Cooper, Harvey and Kennedy, A Simple, Fast Dominance Algorithm, 2001.
+    nearest = {begin: begin}
+    changed = True
+    while changed:
+        changed = False
+        for index in order[1:]:
+            known = [other for other in before[index] if other in nearest]
+            common = known[0]
+            for other in known[1:]:
+                while common != other:
+                    if rank[common] > rank[other]:
+                        common = nearest[common]
+                    else:
+                        other = nearest[other]
+            if nearest.get(index) != common:
+                nearest[index] = common
+                changed = True
+    found = {end}
+    while end != begin:
+        end = nearest[end]
+        found.add(end)
+    return found
