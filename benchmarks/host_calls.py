@@ -64,6 +64,9 @@ class Case:
     def attend(self) -> None:
         self.attention(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
 
+    def write(self) -> None:
+        self.append(self.k, self.v, self.view, self.table, stream=self.stream)
+
 
 def us_of(call: Callable[[], object], wait: Callable[[], object]) -> float:
     """Microseconds that one call keeps its caller: the median of bursts that a driver queues without waiting."""

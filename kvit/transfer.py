@@ -10,19 +10,21 @@ from ._native import ops
 from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
+from ._native.transfer_call import TransferCall
 from ._operation import Operation, split_tokens
 from .views import CacheView, PageTable
 
 
-class _Transfer(Operation):
+class _Transfer(Operation, TransferCall):
     """What moves rows one way or the other: a kernel of `_family`, chosen once."""
 
     _family: str
 
     def __init__(self, view: CacheView, *, _faults: FaultRecord | None = None):
-        super().__init__(view, _faults)
+        Operation.__init__(self, view, _faults)
         key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
         self.entry = registry.find(self._family, **key)
+        TransferCall.__init__(self, self.entry, self.device, self._faults, view._packed, self._family == "append")
 
 
 class Append(_Transfer):
@@ -49,6 +51,8 @@ class Append(_Transfer):
         A token that the table gives no place is not written, and check() says why.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
+        if self._launched(k, v, view, table, tokens, stream):
+            return
         queue = Stream.wrap(stream, self.device)
         self._check_view(view)
         _checks.require_writable("view.k", view.k)
@@ -87,6 +91,8 @@ class Gather(_Transfer):
         A token that the table gives no place comes out as NaN, and check() says why.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
+        if self._launched(k, v, view, table, tokens, stream):
+            return
         queue = Stream.wrap(stream, self.device)
         self._check_view(view)
         k, v = rows_like_each_other(k, v, view, queue)

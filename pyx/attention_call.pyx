@@ -3,11 +3,7 @@ from kvit._native.borrow cimport as_tensor
 from kvit._native.buffer cimport empty_buffer
 from kvit._native.ops cimport AttentionLaunch, HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
 from kvit._native.stream cimport Stream, stream_of
-from kvit._native.tensor cimport KVIT_F32, KVIT_I32, ON_CUDA, ON_HOST, Tensor
-
-cdef enum:
-    VECTOR_BYTES = 16      # kvit/_checks.py says why: rows begin at multiples of it
-    MOST = 0x7FFFFFFF      # rows that kernels can index
+from kvit._native.tensor cimport KVIT_F32, Tensor
 
 
 cdef class AttentionCall:
@@ -21,18 +17,10 @@ cdef class AttentionCall:
 
     def __init__(self, AttentionLaunch launch not None, HoldsFaults faults not None, PackedCache cache not None,
                  int code):
+        self.made_for(launch.kernel.home, faults, cache)
         self.launch = launch
-        self.faults = faults
-        self.home = launch.kernel.home
-        self.device_type = ON_HOST if self.home.is_host else ON_CUDA
-        self.device_id = 0 if self.home.is_host else self.home.ordinal
         self.query_heads = launch.params.num_query_heads
-        self.kv_heads = cache.value.num_kv_heads
-        self.head_dim = cache.value.head_dim
         self.code = code
-        self.k_code = cache.k.code
-        self.v_code = cache.v.code
-        self.cache_code = cache.code
 
     def __call__(self, q, view, table, *, out=None, lse=None, tokens=None, stream=None):
         """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
@@ -58,7 +46,7 @@ cdef class AttentionCall:
         cdef Tensor target = None if out is None else as_tensor(out, None, handle)
         cdef Tensor sums = None if lse is None else as_tensor(lse, None, handle)
         cdef Tensor indptr = None if tokens is None else as_tensor(tokens, None, handle)
-        cdef int each = self.rows_of_each(rows, view, table, target, sums, indptr)
+        cdef int each = self.fits(rows, view, table, target, sums, indptr)
         if each < 0:
             rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, queue)
         if target is None:
@@ -68,55 +56,25 @@ cdef class AttentionCall:
         self.faults.last_queue = queue
         return target
 
-    cdef int rows_of_each(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept:
+    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept:
         """Rows of q that each sequence has, 0 with `tokens`; -1 unless everything fits as it is."""
         if not (isinstance(view, HoldsCache) and isinstance(table, HoldsTable)):
             return -1
         cdef PackedCache cache = (<HoldsCache>view)._packed
         cdef PackedTable packed = (<HoldsTable>table)._packed
-        cdef int num_sequences
-        if cache is None or packed is None or not (self.is_rows(q) and self.is_cache(cache)):
+        if cache is None or packed is None or not (self.are_queries(q) and self.is_cache(cache)):
             return -1
-        if not self.is_here(packed.lengths):
-            return -1
-        if out is not None and (out.is_readonly or not self.is_rows(out) or out.dims[0] != q.dims[0]):
+        if out is not None and (out.is_readonly or not self.are_queries(out) or out.dims[0] != q.dims[0]):
             return -1
         if lse is not None and (lse.is_readonly or not self.is_lse(lse, q.dims[0])):
             return -1
-        num_sequences = packed.value.num_sequences
-        if tokens is not None:
-            return 0 if self.is_indptr(tokens, num_sequences) else -1
-        if num_sequences == 0 or q.dims[0] % num_sequences != 0:
-            return -1
-        return <int>(q.dims[0] // num_sequences)
+        return self.rows_of_each(q.dims[0], packed, tokens)
 
-    cdef bint is_here(self, Tensor tensor) noexcept:
-        return tensor.device_type == self.device_type and tensor.device_id == self.device_id
-
-    cdef bint is_cache(self, PackedCache cache) noexcept:
-        return (
-            cache.value.num_kv_heads == self.kv_heads and cache.value.head_dim == self.head_dim
-            and cache.k.code == self.k_code and cache.v.code == self.v_code and cache.code == self.cache_code
-            and self.is_here(cache.k)
-        )
-
-    cdef bint is_rows(self, Tensor rows) noexcept:
-        """[tokens, query_heads, head_dim] of the operation's dtype, on its device, readable in vectors."""
-        return (
-            rows.ndim == 3 and rows.code == self.code and self.is_here(rows) and rows.dims[0] <= MOST
-            and rows.dims[1] == self.query_heads and rows.dims[2] == self.head_dim
-            and rows.steps[2] == rows.bits // 8
-            and (<size_t>rows.data | <size_t>rows.steps[0] | <size_t>rows.steps[1]) % VECTOR_BYTES == 0
-        )
+    cdef bint are_queries(self, Tensor rows) noexcept:
+        return self.are_rows(rows, self.query_heads, self.code)
 
     cdef bint is_lse(self, Tensor lse, int64_t tokens) noexcept:
         return (
             lse.ndim == 2 and lse.code == KVIT_F32 and self.is_here(lse)
             and lse.dims[0] == tokens and lse.dims[1] == self.query_heads
-        )
-
-    cdef bint is_indptr(self, Tensor tokens, int num_sequences) noexcept:
-        return (
-            tokens.ndim == 1 and tokens.code == KVIT_I32 and self.is_here(tokens)
-            and tokens.dims[0] == <int64_t>num_sequences + 1 and tokens.is_dense_last()
         )

@@ -107,17 +107,7 @@ cdef Tensor from_dlpack(object source, void *stream):
     cdef DLManagedTensorVersioned *versioned
     cdef DLTensor *view
     cdef int i
-    device_type, device_id = source.__dlpack_device__()
-    if device_type in (DL_CPU, DL_CUDA_HOST):
-        tensor.device_type = ON_HOST
-        capsule = ask_dlpack(source, None)
-    elif device_type in (DL_CUDA, DL_CUDA_MANAGED):
-        tensor.device_type = ON_CUDA
-        tensor.device_id = device_id
-        # DLPack calls the legacy default stream 1: its 0 could mean either default.
-        capsule = ask_dlpack(source, <uintptr_t>stream if stream != NULL else 1)
-    else:
-        raise DeviceError(f"DLPack device type {int(device_type)} is neither a CPU nor a CUDA GPU; copy to either")
+    capsule = lent_by(source, stream, tensor)
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         versioned = <DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")
         if versioned.version.major != 1:
@@ -154,14 +144,28 @@ cdef object byte_strides(DLTensor *view):
     return tuple(strides)
 
 
+cdef object lent_by(object source, void *stream, Tensor tensor):
+    """The capsule of a DLPack producer; sets the tensor's device."""
+    try:
+        device_type, device_id = source.__dlpack_device__()
+        if device_type in (DL_CPU, DL_CUDA_HOST):
+            tensor.device_type = ON_HOST
+            return ask_dlpack(source, None)
+        if device_type in (DL_CUDA, DL_CUDA_MANAGED):
+            tensor.device_type = ON_CUDA
+            tensor.device_id = device_id
+            # DLPack calls the legacy default stream 1: its 0 could mean either default.
+            return ask_dlpack(source, <uintptr_t>stream if stream != NULL else 1)
+    except Exception as error:  # a BufferError, says DLPack; some libraries raise their own
+        raise LayoutError(f"the {type(source).__name__} does not lend its memory: {error}") from error
+    raise DeviceError(f"DLPack device type {int(device_type)} is neither a CPU nor a CUDA GPU; copy to either")
+
+
 cdef object ask_dlpack(object source, object stream):
     try:
-        try:
-            return source.__dlpack__(stream=stream, max_version=(1, 1))
-        except TypeError:  # from before DLPack 1.0: it does not know max_version
-            return source.__dlpack__(stream=stream)
-    except BufferError as error:
-        raise LayoutError(f"the {type(source).__name__} does not lend its memory: {error}") from error
+        return source.__dlpack__(stream=stream, max_version=(1, 1))
+    except TypeError:  # from before DLPack 1.0: it does not know max_version
+        return source.__dlpack__(stream=stream)
 
 
 cdef Tensor from_cuda_array(object source, object dtype):

@@ -3,7 +3,7 @@ from libc.string cimport memset
 
 from kvit._native.context cimport Device
 from kvit._native.launcher cimport Spans, add_span, launch
-from kvit._native.module cimport load_kernel
+from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
@@ -132,12 +132,18 @@ def gather(object entry, Device device not None, PackedCache cache not None, Pac
 
 cdef int transfer(object entry, Device device, PackedCache cache, PackedTable table, Tensor k, Tensor v,
                   Tensor token_indptr, int tokens_each, Tensor fault, object stream, bint into_pages) except -1:
-    cdef KvitTransferParams params
-    cdef Spans spans
-    cdef Stream queue
     if k.dims[0] == 0:
         return 0
-    queue = stream_of(stream, device)
+    return move_rows(load_kernel(entry, device), entry.facts["rows_per_cta"], cache, table, k, v, token_indptr,
+                     tokens_each, fault, stream_of(stream, device), into_pages)
+
+
+cdef int move_rows(Kernel kernel, int64_t rows_per_cta, PackedCache cache, PackedTable table, Tensor k, Tensor v,
+                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages) except -1:
+    cdef KvitTransferParams params
+    cdef Spans spans
+    if k.dims[0] == 0:
+        return 0
     memset(&params, 0, sizeof(params))
     spans.count = 0
     params.cache = cache.value
@@ -152,7 +158,7 @@ cdef int transfer(object entry, Device device, PackedCache cache, PackedTable ta
     use(&spans, queue, k, not into_pages)
     use(&spans, queue, v, not into_pages)
     use(&spans, queue, fault, True)
-    return launch(load_kernel(entry, device), &params, grid_for(entry, k.dims[0] * k.dims[1]), queue, &spans)
+    return launch(kernel, &params, ctas_for(k.dims[0] * k.dims[1], rows_per_cta), queue, &spans)
 
 
 def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
@@ -204,12 +210,12 @@ def merge(object entry, Device device not None, Tensor a not None, Tensor lse_a 
     use(&spans, queue, lse_b, False)
     use(&spans, queue, out, True)
     use(&spans, queue, lse, True)
-    launch(load_kernel(entry, device), &params, grid_for(entry, a.dims[0] * a.dims[1]), queue, &spans)
+    launch(load_kernel(entry, device), &params, ctas_for(a.dims[0] * a.dims[1], entry.facts["rows_per_cta"]), queue,
+           &spans)
 
 
-cdef unsigned int grid_for(object entry, int64_t rows) except 0:
-    """CTAs for so many (token, head) rows."""
-    cdef int64_t rows_per_cta = entry.facts["rows_per_cta"]
+cdef unsigned int ctas_for(int64_t rows, int64_t rows_per_cta) noexcept:
+    """The grid for so many (token, head) rows."""
     return <unsigned int>((rows + rows_per_cta - 1) // rows_per_cta)
 
 

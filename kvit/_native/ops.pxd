@@ -146,3 +146,7 @@ cdef class AttentionLaunch:
     # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
                  int tokens_each, Stream queue) except -1
+
+# Launches an append (into_pages) or a gather. k, v [tokens, kv_heads, head_dim]; all checked before.
+cdef int move_rows(Kernel kernel, int64_t rows_per_cta, PackedCache cache, PackedTable table, Tensor k, Tensor v,
+                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages) except -1

@@ -1,4 +1,4 @@
-"""kvit.Attention's quick way: which calls take it, that it computes and refuses the same, and what it costs."""
+"""kvit.Attention's quick way: which calls take it, that it computes and refuses the same; what a quick call costs."""
 
 import json
 import subprocess
@@ -131,24 +131,26 @@ import idle_driver
 idle_driver.pretend_kernels(Path(sys.argv[1]))
 import host_calls
 case = host_calls.Case("cuda:0")
-case.attend()
+call = getattr(case, sys.argv[2])
+call()
 library = ctypes.CDLL("libcuda.so.1")
 def so_far():
     counts = [ctypes.c_int.in_dll(library, f"idle_{{name}}").value for name in ("launches", "allocations")]
     return [*counts, sys.getallocatedblocks()]
 before = so_far()
 for _ in range(1000):
-    case.attend()
+    call()
 after = so_far()
-us = min(host_calls.us_of(case.attend, case.stream.synchronize) for _ in range(5))
+us = min(host_calls.us_of(call, case.stream.synchronize) for _ in range(5))
 print(json.dumps([*(b - a for a, b in zip(before, after)), us]))
 """
 
 
-def test_a_call_is_one_launch_without_allocation_within_its_budget(tmp_path):
+@pytest.mark.parametrize("call", ["attend", "write"])
+def test_a_call_is_one_launch_without_allocation_within_its_budget(tmp_path, call):
     # On a driver that returns at once, so no GPU is needed and what is timed is kvit's own part.
     environment = idle_driver.build(tmp_path)
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path)]
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), call]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0, done.stderr
     launches, allocations, blocks, us = json.loads(done.stdout)

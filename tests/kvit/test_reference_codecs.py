@@ -15,10 +15,16 @@ INTEGERS = pytest.mark.parametrize("name", ["int8", "int4"])
 FLOAT8S = pytest.mark.parametrize("name", ["float8_e4m3", "float8_e5m2"])
 
 
+def is_finite(x):
+    """np.isfinite of any bit patterns: of a signalling NaN of bfloat16 numpy 2.2 asks with a warning."""
+    with np.errstate(invalid="ignore"):
+        return np.isfinite(x)
+
+
 def numbers(dtype):
     """Every number of T, once: 65536 bit patterns without NaN and infinity."""
     everything = np.arange(2**16, dtype=np.uint16).view(dtype)
-    return everything[np.isfinite(everything)]
+    return everything[is_finite(everything)]
 
 
 def rows_of(dtype, channels=8):
@@ -26,7 +32,7 @@ def rows_of(dtype, channels=8):
     return (
         st.lists(st.integers(0, 2**16 - 1), min_size=channels, max_size=channels)
         .map(lambda bits: np.array(bits, np.uint16).view(dtype))
-        .filter(lambda row: np.isfinite(row).all())
+        .filter(lambda row: is_finite(row).all())
     )
 
 
@@ -269,7 +275,7 @@ def test_sixteen_bits_keep_every_bit(name):
     data, params = codec.encode(x)
     assert params is None
     assert_array_equal(data.view(np.uint16), x.view(np.uint16))
-    finite = np.isfinite(x)
+    finite = is_finite(x)
     assert_array_equal(codec.decode(data, None)[finite], x[finite].astype(np.float64))
 
 
