@@ -4,7 +4,7 @@ python benchmarks/decode.py [--cells anchors '*int8*' 64x8192:64/8,p16] [--layou
                             [--json FILE] [--plot FILE]
 
 A cell is named BATCHxCONTEXT[:QUERY_HEADS/KV_HEADS] and, by commas, what is not the default: codec, d64, p16, layout,
-lognormal or giant. The whole grid fits in 150 s on an H100: random memory is made once and shared by all cells, a
+lognormal or giant. What keeps a run over the whole grid short: random memory is made once and shared by all cells, a
 graph of some 20 calls is replayed 10 times, and the reference looks at a few sequences of a cell, and of long ones at a
 few heads.
 """

@@ -15,7 +15,7 @@ from kvit import dtypes, reference
 from kvit._cli.compare import CODED_SCORE_BOUND, LSE_BOUND, attention_bound, expect, expect_close
 from kvit.codecs import Codec
 
-_CHECKED_ROWS = 16384  # (token, KV head) rows of a sequence that the reference looks at; at least one head's
+_CHECKED_SCORES = 1 << 15  # (token, query head) pairs of a sequence that the reference looks at; at least one KV head's
 _UNUSED_SLOT = 0x7F7F7F7F
 FLOAT8_SCALES = (0.5, 1.0)
 """Of K and V. Not 1 for K, so that a scale that is forgotten is noticed; 1 for V, which costs some peers a kernel."""
@@ -86,9 +86,11 @@ class Inputs:
         expect(bool(np.isfinite(out.astype(np.float32)).all()), f"{cell}: not all of the output is finite numbers")
         lengths = cell.tokens()
         is_coded = any(codec.bits < 16 for codec in self._stores)
-        for sequence in sorted({0, cell.batch // 2, cell.batch - 1, int(lengths.argmax()), int(lengths.argmin())}):
-            count = max(1, min(cell.kv_heads, _CHECKED_ROWS // max(1, int(lengths[sequence]))))
-            first = (sequence + copy) * count % (cell.kv_heads - count + 1)
+        sampled = {0, cell.batch // 2, cell.batch - 1, int(lengths.argmax()), int(lengths.argmin())}
+        for i, sequence in enumerate(sorted(sampled)):
+            scores = group * max(1, int(lengths[sequence]))  # of a KV head
+            count = max(1, min(cell.kv_heads, _CHECKED_SCORES // scores))
+            first = (3 * i + 5 * copy) % (cell.kv_heads - count + 1)
             k, _ = self._rows(0, copy, sequence, slice(first, first + count))
             v, parts = self._rows(1, copy, sequence, slice(first, first + count))
             heads = slice(first * group, (first + count) * group)
