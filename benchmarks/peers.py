@@ -30,7 +30,8 @@ def flashinfer(inputs: Inputs, replays: int) -> float:
     tables = [torch.from_numpy(array.astype(np.int32)) for array in (indptr, np.concatenate(inputs.pages), last)]
     heads = (cell.query_heads, cell.kv_heads, cell.head_dim, cell.page_size)
     wrapper.plan(*(table.to(q.device) for table in tables), *heads, q_data_type=q.dtype, kv_data_type=pools[0][0].dtype)
-    options = {"out": out, **({"k_scale": scales[0], "v_scale": scales[1]} if scales != (1.0, 1.0) else {})}
+    # A scale of 1 is left out: to multiply by it would be a kernel more.
+    options = {"out": out, **{name: x for name, x in zip(("k_scale", "v_scale"), scales, strict=True) if x != 1}}
     return _graph_us(inputs, out, [lambda pair=pair: wrapper.run(q, pair, **options) for pair in pools], replays)
 
 
