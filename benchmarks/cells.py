@@ -1,69 +1,124 @@
-"""What the decode benchmark measures: cells, how many bytes each reads, and how results are printed. Needs no GPU."""
+"""What the decode benchmark measures: cells, their sequences, how many bytes each reads, and the grid. Needs no GPU."""
 
 from __future__ import annotations
 
+import fnmatch
 import math
 import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
-from kvit import dtypes
-from kvit._cli import display
+import numpy as np
+from anchors import ANCHORS, Anchor
+from numpy.typing import NDArray
+
+from kvit import codecs, dtypes
+from kvit.errors import DtypeError
 
 ROTATED_BYTES = 220_000_000
 """Inputs of a cell rotate over at least so much memory, so that no L2 cache holds what is read again."""
 
-_MOST_COPIES = 16
+MOST_COPIES = 64
+"""A cell too small to reach that many bytes in so many caches rotates over so many."""
+
+LAYOUTS = ("NHD", "HND")
+LENGTHS = ("uniform", "lognormal", "giant")
+_SEED = 20
+_SIGMA = 1.0  # of the logarithm of lengths: one sequence in six is 2.7 times the median or longer
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A batch of sequences of the same length, each with one new token."""
+    """A batch of sequences, each with one new token, and how their K and V are kept."""
 
     batch: int
-    context: int  # tokens of a sequence
+    context: int  # tokens of a sequence; their mean where lengths differ
     query_heads: int = 32
     kv_heads: int = 8
+    kv: str = "bfloat16"  # codec of K and V, or K+V
+    head_dim: int = 128
+    page_size: int = 64
+    layout: str = "NHD"
+    lengths: str = "uniform"  # "lognormal"; "giant": the first sequence has half of all tokens
 
     def __str__(self) -> str:
-        return f"{self.batch}x{self.context}:{self.query_heads}/{self.kv_heads}"
+        words = [f"{self.batch}x{self.context}:{self.query_heads}/{self.kv_heads}"]
+        words += [self.kv] * (self.kv != "bfloat16") + [f"d{self.head_dim}"] * (self.head_dim != 128)
+        words += [f"p{self.page_size}"] * (self.page_size != 64) + [self.layout]
+        return ",".join(words + [self.lengths] * (self.lengths != "uniform"))
 
     @classmethod
     def parse(cls, text: str) -> Cell:
-        """The cell that BATCHxCONTEXT[:QUERY_HEADS/KV_HEADS] names. Raises ValueError."""
-        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?::([1-9]\d*)/([1-9]\d*))?", text)
+        """The cell of a name: BATCHxCONTEXT[:QUERY/KV], then by commas, in any order, what is not the default.
+
+        Raises ValueError.
+        """
+        first, *words = text.split(",")
+        match = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)(?::([1-9]\d*)/([1-9]\d*))?", first)
         if match is None:
-            raise ValueError(f"{text!r} is no cell; cells look like 64x8192 or 16x4096:32/32")
+            raise ValueError(f"{text!r} is no cell; cells look like 64x8192 or 16x4096:32/8,int8,d64,p16,HND,lognormal")
         cell = cls(*(int(number) for number in match.groups() if number is not None))
+        for word in words:
+            cell = replace(cell, **_field(word, text))
         if cell.query_heads % cell.kv_heads:
             raise ValueError(f"{text!r}: query heads must be a multiple of KV heads")
         return cell
 
+    @property
+    def codecs(self) -> tuple[codecs.Codec, codecs.Codec]:
+        """Of K and of V."""
+        k, _, v = self.kv.partition("+")
+        return codecs.codec_of(k), codecs.codec_of(v or k)
 
-GRID = tuple(map(Cell.parse, ("1x4096", "1x32768", "8x4096", "16x8192", "64x8192", "256x2048", "16x4096:32/32")))
+    @property
+    def dtype(self) -> dtypes.Dtype:
+        """Of queries and outputs."""
+        return dtypes.float16 if dtypes.float16 in {codec.dtype for codec in self.codecs} else dtypes.bfloat16
 
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.query_heads // self.kv_heads
 
-@dataclass(frozen=True)
-class Setting:
-    """What all cells of a run have in common."""
+    def tokens(self) -> NDArray[np.int32]:
+        """Tokens of each sequence: the same in every run, and as many in all whatever `lengths` says."""
+        total = self.batch * self.context
+        if self.lengths == "lognormal":
+            shares = np.exp(_SIGMA * np.random.default_rng([_SEED, self.batch]).standard_normal(self.batch))
+        elif self.lengths == "giant" and self.batch > 1:
+            shares = np.array([self.batch - 1.0] + [1.0] * (self.batch - 1))
+        else:
+            shares = np.ones(self.batch)
+        ends = np.rint(np.cumsum(shares) / shares.sum() * total).astype(np.int64)
+        return np.diff(ends, prepend=0).astype(np.int32)
 
-    head_dim: int = 128
-    page_size: int = 64
-    layout: str = "NHD"
-    dtype: str = "bfloat16"
+    def slots(self) -> NDArray[np.int32]:
+        """Pages of each sequence."""
+        return -(-self.tokens() // self.page_size)
 
-    def kv_bytes(self, cell: Cell) -> int:
-        """Bytes of K and V that the cell has to read."""
-        return 2 * cell.batch * cell.context * cell.kv_heads * dtypes.dtype_of(self.dtype).bytes_for(self.head_dim)
+    @property
+    def token_bytes(self) -> int:
+        """K, V and their parameters of a token."""
+        return self.kv_heads * sum(self.row_bytes(codec) + param_bytes(codec) for codec in self.codecs)
 
-    def slots(self, cell: Cell) -> int:
-        """Pages of a sequence."""
-        return -(-cell.context // self.page_size)
+    @property
+    def kv_bytes(self) -> int:
+        """Bytes that the cell has to read: codes and parameters of its tokens."""
+        return self.token_bytes * self.batch * self.context
 
-    def copies(self, cell: Cell) -> int:
+    def row_bytes(self, codec: codecs.Codec) -> int:
+        """Codes of a token and KV head."""
+        return codec.dtype.bytes_for(self.head_dim)
+
+    @property
+    def copies(self) -> int:
         """How many caches the cell's calls rotate over."""
-        return min(_MOST_COPIES, max(1, math.ceil(ROTATED_BYTES / self.kv_bytes(cell))))
+        return min(MOST_COPIES, max(1, math.ceil(ROTATED_BYTES / self.kv_bytes)))
+
+    @property
+    def anchor(self) -> Anchor | None:
+        """What is known of this cell on another day, in whichever layout."""
+        return _ANCHORS.get(replace(self, layout="NHD"))
 
 
 @dataclass(frozen=True)
@@ -76,70 +131,63 @@ class Ceiling:
     grid: int
 
 
-@dataclass(frozen=True)
-class Result:
-    """One cell, measured."""
-
-    cell: Cell
-    kv_bytes: int
-    us: float
-    kernel: str
-    copies: int
-    peers: dict[str, float | str]  # name -> microseconds, or why there are none
-
-    @property
-    def gbps(self) -> float:
-        """10**9 bytes of K and V per second."""
-        return self.kv_bytes / self.us / 1e3
-
-    def as_json(self, ceiling: Ceiling) -> dict[str, Any]:
-        """The cell, its bytes and times, as --json writes them."""
-        return {
-            **asdict(self.cell),
-            "kv_bytes": self.kv_bytes,
-            "us": round(self.us, 3),
-            "gbps": round(self.gbps, 1),
-            "of_ceiling": round(self.gbps / ceiling.gbps, 4),
-            "kernel": self.kernel,
-            "copies": self.copies,
-            "peers": self.peers,
-        }
+def param_bytes(codec: codecs.Codec) -> int:
+    """Of a token and KV head. A float8 pool has one scale for all."""
+    return codecs.PARAM_BYTES if codec.params == "pair" else 0
 
 
-def table(results: Sequence[Result], ceiling: Ceiling) -> str:
-    """The results as text; a peer that has no time for any cell is left out."""
-    peers = [name for name in _peer_names(results) if any(isinstance(result.peers[name], float) for result in results)]
-    header = ("batch x context", "heads", "KV MB", "us", "GB/s", "of ceiling", *(f"{name} us" for name in peers))
-    rows = [
-        (
-            f"{result.cell.batch} x {result.cell.context}",
-            f"{result.cell.query_heads}/{result.cell.kv_heads}",
-            f"{result.kv_bytes / 1e6:.0f}",
-            f"{result.us:.1f}",
-            f"{result.gbps:.0f}",
-            f"{result.gbps / ceiling.gbps:.1%}",
-            *(_time(result.peers[name]) for name in peers),
-        )
-        for result in results
-    ]
-    return display.table(header, rows)
+def _field(word: str, text: str) -> dict[str, int | str]:
+    """The field of a cell that a word of its name gives."""
+    number = re.fullmatch(r"([dp])([1-9]\d*)", word)
+    if number is not None:
+        return {"head_dim" if number[1] == "d" else "page_size": int(number[2])}
+    if word in LAYOUTS:
+        return {"layout": word}
+    if word in LENGTHS:
+        return {"lengths": word}
+    try:
+        names = [codecs.codec_of(name).name for name in word.split("+")]
+    except DtypeError as error:
+        raise ValueError(f"{text!r}: {word!r} is no codec, d64, p16, layout or kind of lengths: {error}") from None
+    if len(names) > 2:
+        raise ValueError(f"{text!r}: {word!r} names {len(names)} codecs; give one, or K+V")
+    return {"kv": "+".join(dict.fromkeys(names))}
 
 
-def complaints(results: Sequence[Result]) -> list[str]:
-    """Why peers have no time, each reason once."""
-    reasons = {}
-    for result in results:
-        for name, found in result.peers.items():
-            if isinstance(found, str):
-                reasons.setdefault(f"{name}: {found}", []).append(str(result.cell))
-    return [
-        reason if len(cells) == len(results) else f"{reason} ({', '.join(cells)})" for reason, cells in reasons.items()
-    ]
+_ANCHORS = {Cell.parse(text): anchor for text, anchor in ANCHORS.items()}
 
 
-def _peer_names(results: Sequence[Result]) -> list[str]:
-    return list(dict.fromkeys(name for result in results for name in result.peers))
+def _family(texts: Iterable[str], **fields: Sequence[int | str]) -> tuple[Cell, ...]:
+    """Cells of these names, each with every value of one field."""
+    ((field, values),) = fields.items()
+    return tuple(replace(Cell.parse(text), **{field: value}) for text in texts for value in values)
 
 
-def _time(found: float | str) -> str:
-    return f"{found:.1f}" if isinstance(found, float) else "-"
+FAMILIES: dict[str, tuple[Cell, ...]] = {
+    "anchors": tuple(_ANCHORS),
+    "pages": _family(("8x4096", "64x8192", "8x4096,int8", "64x8192,int8"), page_size=(1, 8, 16, 64, 256)),
+    "groups": _family(("16x8192", "16x8192,int8", "16x8192,int4"), query_heads=(8, 16, 32, 64, 128)),
+    "ragged": _family(("16x8192", "64x8192", "16x8192,int8", "64x8192,int8"), lengths=LENGTHS),
+}
+"""What is measured for which question, in one layout; a cell may answer several."""
+
+
+def select(wanted: Sequence[str], layouts: Sequence[str]) -> list[Cell]:
+    """The cells of these names, families, and patterns of names; of the whole grid where nothing is named.
+
+    A name may be of a cell that is not on the grid; without a layout in it, it stands for a cell in each of `layouts`.
+    Raises ValueError.
+    """
+    grid = {name: [replace(cell, layout=layout) for cell in cells for layout in layouts] for name, cells in
+            FAMILIES.items()}  # fmt: skip
+    every = [cell for cells in grid.values() for cell in cells]
+    found: list[Cell] = [] if wanted else every
+    for text in wanted:
+        matching = grid.get(text) or [cell for cell in every if fnmatch.fnmatchcase(str(cell), text)]
+        if not matching and any(sign in text for sign in "*?["):
+            raise ValueError(f"no cell of the grid matches {text!r}; families are {', '.join(FAMILIES)}")
+        if not matching:
+            cell, is_placed = Cell.parse(text), set(text.split(",")) & set(LAYOUTS)
+            matching = [cell] if is_placed else [replace(cell, layout=layout) for layout in layouts]
+        found += matching
+    return list(dict.fromkeys(found))

@@ -1,6 +1,12 @@
-"""How fast decode reads the cache: kvit on a grid of batches, beside the ceiling of this card and, if wanted, peers.
+"""How fast decode reads the cache: kvit on a grid of cells, beside the ceiling of this card and, if wanted, peers.
 
-python benchmarks/decode.py [--cells 64x8192 16x4096:32/32] [--peers] [--json FILE] [--plot FILE]
+python benchmarks/decode.py [--cells anchors '*int8*' 64x8192:64/8,p16] [--layout HND] [--quick] [--peers]
+                            [--json FILE] [--plot FILE]
+
+A cell is named BATCHxCONTEXT[:QUERY_HEADS/KV_HEADS] and, by commas, what is not the default: codec, d64, p16, layout,
+lognormal or giant. What keeps a run over the whole grid short: random memory is made once and shared by all cells, a
+graph of some 20 calls is replayed 10 times, and the reference looks at a few sequences of a cell, and of long ones at a
+few heads.
 """
 
 from __future__ import annotations
@@ -8,103 +14,100 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
+import anchors
 import measure
 import numpy as np
-from cells import GRID, Ceiling, Cell, Result, Setting, complaints, table
+from arena import Arena
+from cells import FAMILIES, LAYOUTS, Ceiling, Cell, select
 from inputs import Inputs
+from report import Result, cliffs, complaints, summary, table
 
 import kvit
+from kvit import tuning
 from kvit._cli import devices, display, info
 from kvit._cli.compare import Mismatch
 
 SEED = 20
+_QUICK_REPLAYS = 4
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says. Returns the exit status."""
     options = _parse(arguments)
-    setting = Setting(options.head_dim, options.page_size, options.layout, options.dtype)
+    began = time.monotonic()
     try:
-        ceiling, results = _measure(options, setting)
+        device = kvit.Device.of(options.device)
+        if device.is_host:
+            raise kvit.NoGpuError("the host backend proves arithmetic, not speed; give --device cuda:N")
+        stream = kvit.Stream(device)
+        measure.make_current(device)
+        ceiling, results = run(options.cells, stream, options.replays, options.peers)
     except (kvit.KvitError, Mismatch) as error:
         print(f"decode: {error}", file=sys.stderr)
         return 1
-    device = kvit.Device.of(options.device)
     about = {
         "device": device.name,
         "compute_capability": list(device.compute_capability),
         "num_sms": device.num_sms,
+        "peak_gbps": tuning.installed().peaks.get(device.name),
         "driver": devices.driver_release(),
         "cuda": devices.cuda_version(),
+        "kvit": info.version(),
+        "seconds": round(time.monotonic() - began, 1),
     }
-    print(f"{about['device']}, driver {about['driver'] or '?'} (CUDA {about['cuda']}), kvit {info.version()}")
-    print(f"{setting.dtype}, head_dim {setting.head_dim}, pages of {setting.page_size}, {setting.layout}")
-    print(
-        f"reading {display.size(ceiling.num_bytes)}: {ceiling.gbps:.0f} GB/s ({ceiling.kernel}, {ceiling.grid} CTAs)\n"
-    )
-    print(table(results, ceiling))
-    for complaint in complaints(results):
-        print(complaint)
+    print(f"{about['device']}, driver {about['driver'] or '?'} (CUDA {about['cuda']}), kvit {about['kvit']}")
+    print(f"reading {display.size(ceiling.num_bytes)}: {ceiling.gbps:.0f} GB/s ({ceiling.kernel}, {ceiling.grid} CTAs)")
+    print(f"reach, best known: {anchors.CARD}, {anchors.DATE}\n")
+    print(table(results, ceiling), *complaints(results), "", *summary(results), sep="\n")
+    print(f"\n{len(results)} cells in {about['seconds']:.0f} s")
     if options.json:
-        rows = [result.as_json(ceiling) for result in results]
-        found = {**about, "setting": asdict(setting), "ceiling": asdict(ceiling), "cells": rows}
+        found = {
+            **about,
+            "ceiling": asdict(ceiling),
+            "anchors": {"card": anchors.CARD, "date": anchors.DATE},
+            "cells": [result.as_json(ceiling) for result in results],
+            "cliffs": [
+                {"cell": str(it.cell), "beside": str(it.beside), "ratio": round(it.ratio, 4), "limit": it.limit}
+                for it in cliffs(results)
+            ],
+        }
         options.json.write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
     if options.plot:
         from roofline import plot
 
-        plot(options.plot, results, ceiling, f"{device.name}: decode, {setting.dtype}")
+        plot(options.plot, results, ceiling, about["peak_gbps"], f"{device.name}: decode")
     return 0
 
 
-def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="decode", description=__doc__.split("\n")[0])
-    parser.add_argument("--cells", nargs="+", type=_cell, default=GRID, help="BATCHxCONTEXT[:QUERY_HEADS/KV_HEADS]")
-    parser.add_argument("--page-size", type=int, default=64, help="tokens of a page (64)")
-    parser.add_argument("--layout", choices=("NHD", "HND"), default="NHD")
-    parser.add_argument("--head-dim", type=int, default=128)
-    parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16")
-    parser.add_argument("--device", default="cuda:0")
-    parser.add_argument("--peers", action="store_true", help="time FlashInfer, XQA and FlashAttention-3 beside it")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
-    return parser.parse_args(arguments)
-
-
-def _cell(text: str) -> Cell:
-    try:
-        return Cell.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _measure(options: argparse.Namespace, setting: Setting) -> tuple[Ceiling, list[Result]]:
-    """The ceiling, then every cell."""
-    device = kvit.Device.of(options.device)
-    if device.is_host:
-        raise kvit.NoGpuError("the host backend proves arithmetic, not speed; give --device cuda:N")
-    stream = kvit.Stream(device)
-    measure.make_current(device)
-    rng = np.random.default_rng(SEED)
-    with display.progress("decode") as step:
-        step(0.0, "random numbers")
-        memory = measure.RandomMemory(setting.dtype, stream, SEED)
-        step(0.0, "the ceiling")
-        ceiling = measure.read_ceiling(device, stream, memory)
-        results = []
-        for i, cell in enumerate(options.cells):
-            step((i + 1) / (len(options.cells) + 1), str(cell))
-            inputs = Inputs.make(cell, setting, stream, memory, rng)
-            us, kernel = time_kvit(inputs)
-            peers = _time_peers(inputs) if options.peers else {}
-            results.append(Result(cell, setting.kv_bytes(cell), us, kernel, len(inputs.pools), peers))
+def run(
+    cells: Sequence[Cell], stream: kvit.Stream, replays: int = measure.REPLAYS, with_peers: bool = False
+) -> tuple[Ceiling, list[Result]]:
+    """The ceiling, then every cell. Raises Mismatch, KvitError."""
+    rng, results = np.random.default_rng(SEED), []
+    with _progress(len(cells)) as step:
+        step(0, "the ceiling")
+        ceiling = measure.read_ceiling(stream.device, stream, measure.RandomMemory("uint8", stream, SEED))
+        step(0, f"random memory ({ceiling.gbps:.0f} GB/s is the ceiling)")
+        arena = Arena(cells, stream, SEED)
+        said = display.size(arena.nbytes)
+        for i, cell in enumerate(cells):
+            step(i, f"{cell} ({said})")
+            inputs = Inputs.make(cell, arena, stream, rng)
+            us, kernel = time_kvit(inputs, replays)
+            result = Result(cell, us, kernel, time_peers(inputs, replays) if with_peers else {})
+            results.append(result)
+            said = f"{cell}: {us:.1f} us, {result.gbps / ceiling.gbps:.1%}"
+        step(len(cells), said)
     return ceiling, results
 
 
-def time_kvit(inputs: Inputs) -> tuple[float, str]:
+def time_kvit(inputs: Inputs, replays: int = measure.REPLAYS) -> tuple[float, str]:
     """Microseconds of a decode call, and its kernel, proven right before and faultless after. Raises Mismatch."""
     views = inputs.views()
     op = kvit.Attention(views[0], inputs.cell.query_heads)
@@ -113,7 +116,7 @@ def time_kvit(inputs: Inputs) -> tuple[float, str]:
     def decode(view: kvit.CacheView) -> None:
         op(inputs.q, view, inputs.table, out=inputs.out, stream=inputs.stream)
 
-    us = measure.graph_us(inputs.stream, [lambda view=view: decode(view) for view in views])
+    us = measure.graph_us(inputs.stream, [lambda view=view: decode(view) for view in views], replays)
     op.check(inputs.stream)
     return us, op.entry.symbol
 
@@ -127,18 +130,51 @@ def prove(inputs: Inputs, op: kvit.Attention, views: Sequence[kvit.CacheView]) -
         inputs.check(copy, inputs.out.numpy(), inputs.lse.numpy())
 
 
-def _time_peers(inputs: Inputs) -> dict[str, float | str]:
+def time_peers(inputs: Inputs, replays: int) -> dict[str, float | str]:
+    """Microseconds of every peer, or why there are none."""
     from peers import PEERS
 
     inputs.stream.synchronize()
     found: dict[str, float | str] = {}
     for name, peer in PEERS.items():
         try:
-            found[name] = peer(inputs)
-        except Exception as error:  # a peer that is missing or fails must not end the run; the table says why
+            found[name] = peer(inputs, replays)
+        except Exception as error:  # a peer that is missing or fails must not end the run; the report says why
             words = " ".join(str(error).split())
             found[name] = f"{type(error).__name__}: {words[:200]}"
     return found
+
+
+@contextmanager
+def _progress(total: int) -> Iterator:
+    """Says how many cells are done: a bar on a terminal, a line for each cell elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, label: print(f"[{done}/{total}] {label}", file=sys.stderr, flush=True)
+        return
+    with display.progress("decode") as step:
+        yield lambda done, label: step(done / max(1, total), label)
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="decode", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--cells", nargs="+", default=[], metavar="CELL",
+        help=f"names, patterns of them, or families: {', '.join(FAMILIES)} (all)",
+    )  # fmt: skip
+    parser.add_argument("--layout", choices=(*LAYOUTS, "both"), default="both", help="of cells whose name has none")
+    parser.add_argument("--quick", action="store_true", help="the anchors alone unless --cells says more; few replays")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--peers", action="store_true", help="time FlashInfer, XQA and FlashAttention-3 beside it")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw them (needs matplotlib)")
+    options = parser.parse_args(arguments)
+    wanted = options.cells or (["anchors"] if options.quick else [])
+    try:
+        options.cells = select(wanted, LAYOUTS if options.layout == "both" else [options.layout])
+    except ValueError as error:
+        parser.error(f"argument --cells: {error}")
+    options.replays = _QUICK_REPLAYS if options.quick else measure.REPLAYS
+    return options
 
 
 if __name__ == "__main__":

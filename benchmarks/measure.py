@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from cells import Ceiling
 from cuda.bindings import driver
+from numpy.typing import NDArray
 
 import kvit
 from kvit import dtypes, registry
@@ -17,7 +18,7 @@ from kvit._cli.compare import expect
 from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
 
-REPLAYS = 12
+REPLAYS = 10
 CALLS_PER_GRAPH = 20  # a graph's own start is spread over so many calls
 _CEILING_BYTES = 2 << 30
 _CTAS_PER_SM = (1, 2, 4)
@@ -60,8 +61,8 @@ class Graph:
         call(driver.cuGraphExecDestroy, self._executable)
 
 
-def graph_us(stream: kvit.Stream, calls: Sequence[Callable[[], object]]) -> float:
-    """Median microseconds of one call, the calls taking turns in a graph that is replayed REPLAYS times."""
+def graph_us(stream: kvit.Stream, calls: Sequence[Callable[[], object]], replays: int = REPLAYS) -> float:
+    """Median microseconds of one call, the calls taking turns in a graph that is replayed so many times."""
     for one in calls:
         one()  # kernels are loaded when first launched, which a capture does not allow
     stream.synchronize()
@@ -74,7 +75,7 @@ def graph_us(stream: kvit.Stream, calls: Sequence[Callable[[], object]]) -> floa
 
     graph = Graph(stream, record)
     times = []
-    for _ in range(2 + REPLAYS):  # the first two warm clocks and caches
+    for _ in range(2 + replays):  # the first two warm clocks and caches
         start, end = kvit.Event(stream.device), kvit.Event(stream.device)
         start.record(stream)
         graph.launch()
@@ -86,16 +87,29 @@ def graph_us(stream: kvit.Stream, calls: Sequence[Callable[[], object]]) -> floa
 
 
 class RandomMemory:
-    """Normally distributed numbers of one dtype, from one block that is repeated over as much memory as asked for.
+    """Random numbers of one dtype, from one block that is repeated over as much memory as asked for.
 
     The block is no whole number of pages of any usual size, so two pages never hold the same numbers.
     """
 
     def __init__(self, dtype: str, stream: kvit.Stream, seed: int):
+        """Normally distributed floats, or bytes of any value for "uint8"."""
+        rng, elements = np.random.default_rng(seed), (8 << 20) + 2056
+        wanted = dtypes.numpy_dtype(dtypes.dtype_of(dtype))
+        is_bytes = wanted == np.uint8
+        numbers = rng.integers(256, size=elements) if is_bytes else rng.standard_normal(elements, np.float32)
+        self._hold(numbers.astype(wanted), stream)
+
+    @classmethod
+    def of(cls, numbers: NDArray, stream: kvit.Stream) -> RandomMemory:
+        """These numbers, repeated."""
+        memory = cls.__new__(cls)
+        memory._hold(np.ascontiguousarray(numbers).reshape(-1), stream)
+        return memory
+
+    def _hold(self, numbers: NDArray, stream: kvit.Stream) -> None:
         self._stream = stream
-        elements = (8 << 20) + 2056
-        numbers = np.random.default_rng(seed).standard_normal(elements, np.float32)
-        self._bytes = numbers.astype(dtypes.numpy_dtype(dtypes.dtype_of(dtype))).view(np.uint8)
+        self._bytes = numbers.view(np.uint8)
         self._block = kvit.Buffer.from_numpy(self._bytes, stream.device, stream)
 
     def bytes(self, num_bytes: int) -> kvit.Buffer:
@@ -105,6 +119,16 @@ class RandomMemory:
             part = buffer[start : start + len(self._bytes)]
             part.copy_from(self._block[: len(part)], self._stream)
         return buffer
+
+    def read(self, start: int, num_bytes: int) -> NDArray[np.uint8]:
+        """What stands from byte `start` of such memory on, without asking the device."""
+        found = np.empty(num_bytes, np.uint8)
+        filled, place = 0, start % len(self._bytes)
+        while filled < num_bytes:
+            part = self._bytes[place : place + num_bytes - filled]
+            found[filled : filled + len(part)] = part
+            filled, place = filled + len(part), 0
+        return found
 
     def word_sum(self, num_bytes: int) -> int:
         """The sum of all 32-bit words of `bytes(num_bytes)`, modulo 2**32."""

@@ -11,69 +11,72 @@ from typing import Any
 
 import measure
 import numpy as np
-from inputs import Inputs, pool_shape
+from inputs import FLOAT8_SCALES, Inputs, dense
 
 _WORKSPACE_BYTES = 256 << 20
 
 
-def flashinfer(inputs: Inputs) -> float:
+def flashinfer(inputs: Inputs, replays: int) -> float:
     """FlashInfer's paged decode on tensor cores, planned beforehand."""
     import torch
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
 
-    cell, setting = inputs.cell, inputs.setting
-    slots = setting.slots(cell)
+    cell = inputs.cell
+    pools, scales = _pools(inputs), _scales(inputs)
     q, out = _torch(inputs.q), _torch(inputs.out)
     workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
-    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, setting.layout, backend="fa2", use_tensor_cores=True)
-    indptr = torch.arange(cell.batch + 1, dtype=torch.int32, device=q.device) * slots
-    last = (cell.context - 1) % setting.page_size + 1
-    lasts = torch.full((cell.batch,), last, dtype=torch.int32, device=q.device)
-    indices = torch.from_numpy(inputs.pages.reshape(-1)).to(q.device)
-    heads = (cell.query_heads, cell.kv_heads, setting.head_dim, setting.page_size)
-    wrapper.plan(indptr, indices, lasts, *heads, q_data_type=q.dtype, kv_data_type=q.dtype)
-    return _graph_us(inputs, out, [lambda pair=pair: wrapper.run(q, pair, out=out) for pair in _pools(inputs)])
+    wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, cell.layout, backend="fa2", use_tensor_cores=True)
+    indptr, last = np.cumsum([0, *cell.slots()]), (cell.tokens() - 1) % cell.page_size + 1
+    tables = [torch.from_numpy(array.astype(np.int32)) for array in (indptr, np.concatenate(inputs.pages), last)]
+    heads = (cell.query_heads, cell.kv_heads, cell.head_dim, cell.page_size)
+    wrapper.plan(*(table.to(q.device) for table in tables), *heads, q_data_type=q.dtype, kv_data_type=pools[0][0].dtype)
+    # A scale of 1 is left out: to multiply by it would be a kernel more.
+    options = {"out": out, **{name: x for name, x in zip(("k_scale", "v_scale"), scales, strict=True) if x != 1}}
+    return _graph_us(inputs, out, [lambda pair=pair: wrapper.run(q, pair, **options) for pair in pools], replays)
 
 
-def xqa(inputs: Inputs) -> float:
+def xqa(inputs: Inputs, replays: int) -> float:
     """TensorRT-LLM's XQA, as FlashInfer ships it."""
     import torch
     from flashinfer.decode import xqa_batch_decode_with_kv_cache
 
-    cell, setting = inputs.cell, inputs.setting
+    cell = inputs.cell
+    pools, (k_scale, v_scale) = _pools(inputs), _scales(inputs)
     q, out = _torch(inputs.q), _torch(inputs.out)
     workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=q.device)
-    table = torch.from_numpy(inputs.pages).to(q.device)
-    lengths = torch.full((cell.batch,), cell.context, dtype=torch.int32, device=q.device)
-    options = {"bmm1_scale": setting.head_dim**-0.5, "bmm2_scale": 1.0, "out": out, "kv_layout": setting.layout}
+    table = torch.from_numpy(dense(inputs.pages, 0)).to(q.device)
+    lengths, longest = torch.from_numpy(cell.tokens()).to(q.device), int(cell.tokens().max())
+    scales = {"bmm1_scale": cell.head_dim**-0.5 * k_scale, "bmm2_scale": v_scale}
+    options = {**scales, "out": out, "kv_layout": cell.layout}
 
     def run(pair: tuple[Any, Any]) -> None:
-        xqa_batch_decode_with_kv_cache(q, pair, workspace, table, lengths, cell.context, **options)
+        xqa_batch_decode_with_kv_cache(q, pair, workspace, table, lengths, longest, **options)
 
-    return _graph_us(inputs, out, [lambda pair=pair: run(pair) for pair in _pools(inputs)])
+    return _graph_us(inputs, out, [lambda pair=pair: run(pair) for pair in pools], replays)
 
 
-def fa3(inputs: Inputs) -> float:
+def fa3(inputs: Inputs, replays: int) -> float:
     """FlashAttention-3 over the same bytes as if they were contiguous: without the cost of a page table."""
     import torch
     from fa3_fwd_interface import flash_attn_with_kvcache
 
-    cell, setting = inputs.cell, inputs.setting
-    if setting.layout != "NHD" or cell.context % setting.page_size:
-        raise ValueError("reads contiguous tokens, which pages are in layout NHD with full pages only")
+    cell = inputs.cell
+    is_whole = cell.lengths == "uniform" and cell.context % cell.page_size == 0
+    if cell.layout != "NHD" or not is_whole or cell.kv != "bfloat16":
+        raise ValueError("reads contiguous tokens in 16 bits: full pages in NHD, of sequences of one length")
     q = _torch(inputs.q).unsqueeze(1)
-    lengths = torch.full((cell.batch,), cell.context, dtype=torch.int32, device=q.device)
-    shape = (cell.batch, cell.context, cell.kv_heads, setting.head_dim)
+    lengths = torch.from_numpy(cell.tokens()).to(q.device)
+    shape = (cell.batch, cell.context, cell.kv_heads, cell.head_dim)
     pairs = [tuple(pool.view(shape) for pool in pair) for pair in _pools(inputs)]
 
     def run(pair: tuple[Any, Any]) -> None:
         flash_attn_with_kvcache(q, *pair, cache_seqlens=lengths, causal=True)
 
     # Its tokens are other tokens than the page table's, so there is no result to compare.
-    return _graph_us(inputs, None, [lambda pair=pair: run(pair) for pair in pairs])
+    return _graph_us(inputs, None, [lambda pair=pair: run(pair) for pair in pairs], replays)
 
 
-PEERS: dict[str, Callable[[Inputs], float]] = {"flashinfer": flashinfer, "xqa": xqa, "fa3": fa3}
+PEERS: dict[str, Callable[[Inputs, int], float]] = {"flashinfer": flashinfer, "xqa": xqa, "fa3": fa3}
 """Name -> microseconds of one call. Each raises whatever says that the peer cannot do it here, ImportError foremost."""
 
 
@@ -84,12 +87,25 @@ def _torch(buffer: Any) -> Any:
 
 
 def _pools(inputs: Inputs) -> list[tuple[Any, Any]]:
-    """K and V of each cache, in pages."""
-    shape, dtype = pool_shape(inputs.cell, inputs.setting), _torch(inputs.q).dtype
-    return [tuple(_torch(pool).view(dtype).view(shape) for pool in pair) for pair in inputs.pools]
+    """K and V of each cache, in pages. Raises ValueError for codecs that PyTorch has no dtype for."""
+    import torch
+
+    known = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float8_e4m3": torch.float8_e4m3fn}
+    if inputs.cell.kv not in known:
+        raise ValueError("reads caches in 16 bits or float8_e4m3")
+    shape, dtype = inputs.shape(inputs.cell.head_dim), known[inputs.cell.kv]
+    return [
+        tuple(_torch(inputs.arena.buffer(part)).view(dtype).view(shape) for part in (pools.k, pools.v))
+        for pools in inputs.pools
+    ]
 
 
-def _graph_us(inputs: Inputs, out: Any, calls: Sequence[Callable[[], object]]) -> float:
+def _scales(inputs: Inputs) -> tuple[float, float]:
+    """Of K and V."""
+    return FLOAT8_SCALES if inputs.cell.kv.startswith("float8") else (1.0, 1.0)
+
+
+def _graph_us(inputs: Inputs, out: Any, calls: Sequence[Callable[[], object]], replays: int) -> float:
     """measure.graph_us for calls that work on PyTorch's current stream. The first call's result is checked before."""
     import torch
 
@@ -112,7 +128,7 @@ def _graph_us(inputs: Inputs, out: Any, calls: Sequence[Callable[[], object]]) -
             for one in calls:
                 one()
     times = []
-    for _ in range(2 + measure.REPLAYS):
+    for _ in range(2 + replays):
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         with torch.cuda.stream(stream):
             start.record()

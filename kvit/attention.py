@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from . import _checks, codecs, dtypes, registry
+from . import _checks, _explain, codecs, dtypes, registry, tuning
 from ._faults import FaultRecord
 from ._native import ops
 from ._native.attention_call import AttentionCall
@@ -32,8 +33,11 @@ class Attention(Operation, AttentionCall):
     causal               query i of the n new tokens of a sequence sees its keys up to length - n + i; else all of them
     tokens_per_sequence  how many new tokens a sequence usually has: a hint for the choice of the kernel, nothing more
     workspace            the `workspace` of another Attention to share; calls that share one must not run side by side
+    kernel               symbol of the kernel to use, or some of its axes, {"rows": 16}; the one that kvit.tuning finds
+                         cheapest if absent. `explain` shows the candidates
 
-    Raises ShapeError (heads), KernelMissing (nothing built covers the shape), NoGpuError.
+    Raises ShapeError (heads), KernelMissing (nothing built covers the shape, or not as `kernel` says), NoGpuError,
+    LayoutError (no such kernel reads pages like the view's).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -48,6 +52,7 @@ class Attention(Operation, AttentionCall):
         causal: bool = True,
         tokens_per_sequence: int = 1,
         workspace: Tensor | None = None,
+        kernel: tuning.Wanted = None,
         _faults: FaultRecord | None = None,
     ):
         group = _checks.group_size(query_heads, view.kv_heads)
@@ -57,9 +62,11 @@ class Attention(Operation, AttentionCall):
             self.dtype = dtypes.dtype_of(dtype)
         self.scale = view.head_dim**-0.5 if scale is None else float(scale)
         self.causal = bool(causal)
-        self.entry = _entry(self.dtype, view, group * max(1, tokens_per_sequence))
-
         device = Device.of(self.device)
+        self._choice = _choose(self.dtype, view, group * max(1, tokens_per_sequence), device, kernel)
+        self._token_bytes = _token_bytes(view)
+        self.entry = self._choice.entry
+
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
         partials_bytes = self._partials_bytes
@@ -138,16 +145,24 @@ class Attention(Operation, AttentionCall):
         _checks.require_device(self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, tokens=indptr)
         return q, out, lse, indptr, each
 
-    def explain(self) -> str:
-        """Which kernel was chosen, why, and what a launch of it takes."""
-        entry, facts, group = self.entry, self.entry.facts, self.query_heads // self.kv_heads
-        return (
-            f"{entry.symbol} on {self.device}\n"
-            f"  rows       {facts['rows']} query rows for each KV head at a time: {group} query heads share one\n"
-            f"  tiles      {facts['tile_tokens']} tokens, {facts['stages']} stages, {entry.shared_bytes} shared bytes\n"
-            f"  grid       {self.grid} CTAs of {entry.threads} threads, {facts['ctas_per_sm']} on each multiprocessor\n"
-            f"  workspace  {self.workspace_bytes} bytes, whatever the batch"
-        )
+    def explain(
+        self,
+        lengths: Iterable[int] | None = None,
+        *,
+        batch: int | None = None,
+        context: int | None = None,
+        gbps: float | None = None,
+    ) -> str:
+        """Which kernel was chosen among which, and why; what a launch of it takes.
+
+        lengths         tokens of each sequence of a call, or
+        batch, context  how many sequences, and the tokens of each: adds what such a call reads, how its tiles are dealt
+                        out, and how long reading takes at least
+        gbps            10**9 bytes per second for that; what the maker says of the card's memory if absent
+
+        Raises ShapeError (a negative length, or lengths together with batch and context).
+        """
+        return _explain.explain(self, _explain.counted(lengths, batch, context), gbps)
 
     def __repr__(self) -> str:
         return (
@@ -197,13 +212,21 @@ def attention(
     return (out, lse) if return_lse else out
 
 
-def _entry(dtype: dtypes.Dtype, view: CacheView, rows: int) -> registry.Entry:
-    """The decode kernel whose row tile wastes least: the smallest that holds `rows` query rows, else the largest."""
+def _choose(dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, kernel: tuning.Wanted) -> tuning.Choice:
+    """The decode kernel for `rows` query rows of each KV head of a sequence."""
     key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
-    found = sorted(registry.candidates("decode", **key), key=lambda entry: entry.axes["rows"])
+    found = registry.candidates("decode", **key)
     if not found:
-        return registry.find("decode", **key)  # raises KernelMissing and says what is built
+        registry.find("decode", **key)  # raises KernelMissing and says what is built
     if dtype is not view.dtype:
         raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
-    fitting = [entry for entry in found if entry.axes["rows"] >= rows]
-    return (fitting or found[-1:])[0]
+    strides = [stride for pool in (view.k, view.v) for stride in pool.strides[:-1]]
+    call = tuning.Call(**key, rows=rows, page_size=view.page_size, stride_multiple=math.gcd(*strides))
+    return tuning.choose(found, call, device.compute_capability, wanted=kernel)
+
+
+def _token_bytes(view: CacheView) -> int:
+    """What a call reads for each token: K, V and their parameters, unless those serve all tokens."""
+    codes = sum(codec.dtype.bytes_for(view.head_dim) for codec in view.codecs)
+    own = [params for params in (view.k_params, view.v_params) if params is not None and len(params.shape) > 1]
+    return view.kv_heads * (codes + codecs.PARAM_BYTES * len(own))

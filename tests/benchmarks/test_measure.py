@@ -18,6 +18,30 @@ def test_memory_longer_than_the_block_repeats_it_and_is_summed_without_being_rea
     assert int(data.sum(dtype=np.uint64)) % 2**32 == memory.word_sum(num_bytes)
 
 
+def test_what_stands_anywhere_is_known_without_reading_it(memory):
+    data = np.asarray(memory.bytes(40_000_000))
+    for start, num_bytes in ((0, 100), (16_781_328 - 7, 20), (5, 35_000_000)):  # within a block, over an end, over two
+        np.testing.assert_array_equal(memory.read(start, num_bytes), data[start : start + num_bytes])
+
+
+def test_numbers_of_ones_own_are_repeated():
+    numbers = np.arange(7, dtype=np.float32)
+    data = measure.RandomMemory.of(numbers, kvit.Stream("host")).bytes(100).numpy().view(np.float32)
+    np.testing.assert_array_equal(data, np.resize(numbers, 25))
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float8_e4m3", "float16"])
+def test_floats_are_numbers_and_bytes_are_any(dtype):
+    from kvit import dtypes
+
+    data = measure.RandomMemory(dtype, kvit.Stream("host"), seed=1).read(0, 100_000)
+    if dtype == "uint8":
+        assert set(data) == set(range(256))
+    else:
+        values = data.view(dtypes.numpy_dtype(dtypes.dtype_of(dtype))).astype(np.float64)
+        assert np.isfinite(values).all() and values.std() == pytest.approx(1.0, abs=0.05)
+
+
 def test_no_two_pages_hold_the_same_numbers(memory):
     page = 64 * 8 * 128 * 2
     data = np.asarray(memory.bytes(200 * page)).reshape(200, page)  # more pages than the block has

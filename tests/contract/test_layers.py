@@ -72,7 +72,9 @@ PYTHON = {
     "_operation": VIEWS | {"views"},
     "transfer": VIEWS | {"views", "_operation"},
     "merging": VIEWS,
-    "attention": VIEWS | {"views", "_operation"},
+    "tuning": LEAVES | {"registry"},
+    "_explain": LEAVES | {"_native", "tuning"},
+    "attention": VIEWS | {"views", "_operation", "tuning", "_explain"},
     "cache": VIEWS | {"views", "_pages", "transfer", "sequence", "attention"},
     "__init__": None,  # names everything, and imports it when it is first used
     "__main__": {"_cli", "errors"},

@@ -246,7 +246,48 @@ def test_the_kernel_is_the_one_that_wastes_least(rng):
     assert rows == {(8, 1): 8, (16, 1): 8, (18, 1): 16, (8, 2): 8, (8, 3): 16, (64, 1): 16}
 
 
+def test_a_kernel_may_be_asked_for_by_name_or_by_its_axes(rng, device):
+    case = make_case(rng, [70, 33], device=device)
+    q = case.queries(rng, 2, 8)
+    taller = kvit.Attention(case.view, 8, kernel={"rows": 16})
+    assert taller.entry.axes["rows"] == 16 != kvit.Attention(case.view, 8).entry.axes["rows"]
+    assert kvit.Attention(case.view, 8, kernel=taller.entry.symbol).entry is taller.entry
+    state, bound = case.expect(q)
+    assert_within(taller(to_device(q, device), case.view, case.page_table).numpy(), state.out, bound)
+    with pytest.raises(kvit.KernelMissing, match=f"kernel='fastest'.*choose from.*{taller.entry.symbol}"):
+        kvit.Attention(case.view, 8, kernel="fastest")
+
+
 def test_explain_names_the_kernel_and_what_it_takes(rng):
     op = kvit.Attention(make_case(rng, [4]).view, 8)
-    for words in (op.entry.symbol, "4 query heads share one", f"{op.grid} CTAs", f"{op.workspace_bytes} bytes"):
+    for words in (
+        op.entry.symbol,
+        "4 query heads share one",
+        f"{op.grid} CTAs of {op.entry.threads} threads (4 warps)",
+        f"{op.entry.facts['tile_tokens']} tokens x 8 rows",
+        f"{op.entry.shared_bytes} shared bytes",
+        f"{op.workspace_bytes} bytes",
+        f"(1, 4)  {op.entry.symbol}",
+        f"(1, 12)  {op.entry.symbol[:-1]}16",
+    ):
         assert words in op.explain()
+    forced = kvit.Attention(make_case(rng, [4]).view, 8, kernel={"rows": 16})
+    assert "cheapest with kernel={'rows': 16}" in forced.explain()
+
+
+def test_explain_counts_what_a_batch_reads_and_how_long_that_takes_at_least(rng):
+    op = kvit.Attention(make_case(rng, [4]).view, 8)  # 2 KV heads of 64 channels: 512 bytes a token
+    tile = op.entry.facts["tile_tokens"]
+    said = op.explain([3 * tile, 0, 1], gbps=100)
+    assert f"reads      {512 * (3 * tile + 1)} bytes of K and V, for {3 * tile + 1} tokens of 3 sequences" in said
+    assert f"work       10 tiles on {min(op.grid, 10)} CTAs" in said  # an empty sequence has a tile for its zeros
+    assert "floor      41.0 us at 100 GB/s, as asked" in op.explain(batch=8, context=1000, gbps=100)
+    assert "floor      unknown: the host backend" in op.explain(batch=8, context=1000)
+    assert "0 tiles on 0 CTAs, 0 at most" in op.explain([])
+    for wrong in ({"batch": 2}, {"context": 2}, {"batch": -1, "context": 2}, {"batch": 1, "context": -2}):
+        with pytest.raises(kvit.ShapeError):
+            op.explain(**wrong)
+    with pytest.raises(kvit.ShapeError, match="a length is -4"):
+        op.explain([5, -4])
+    with pytest.raises(kvit.ShapeError, match="give lengths, or batch and context"):
+        op.explain([5], batch=1, context=1)

@@ -261,6 +261,16 @@ def test_a_pair_that_was_not_built_names_what_was():
         kvit.PagedCache(4, 16, 2, 64, k="int4", v="int8", device="host")
 
 
+@pytest.mark.parametrize(
+    ("pair", "num_bytes"),  # of a token: 2 KV heads of 64 channels, parameters that are its own included
+    [(("int8", "int8"), 2 * 136), (("int8", "int4"), 2 * 104), (("float8_e4m3",) * 2, 2 * 128), ((None, "int8"), 392)],
+    ids=str,
+)
+def test_explain_counts_codes_and_the_parameters_of_each_token(rng, pair, num_bytes):
+    case = Quantised(pair, [4], rng=rng)  # float8 has one scale for each head, which no token reads anew
+    assert f"reads      {100 * num_bytes} bytes" in kvit.Attention(case.view, 4).explain([100])
+
+
 def test_an_operation_refuses_a_view_that_is_stored_otherwise(rng):
     first, second = (Quantised(pair, [4], rng=rng) for pair in (("int8", "int8"), ("int4", "int4")))
     operation = kvit.Attention(first.view, 4)
