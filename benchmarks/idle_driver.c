@@ -152,6 +152,7 @@ static const struct {
     {"cuGetErrorName", error_name},
     {"cuGraphInstantiate", make_handle},
     {"cuLaunchKernel", launch},
+    {"cuLaunchKernelEx", launch},
     {"cuLibraryGetKernel", library_kernel},
     {"cuLibraryLoadData", make_handle},
     {"cuMemAllocAsync", mem_alloc},

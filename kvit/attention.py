@@ -15,7 +15,7 @@ from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._operation import Operation, split_tokens
-from .errors import DtypeError, ShapeError
+from .errors import DtypeError, LayoutError, ShapeError
 from .views import CacheView, PageTable
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 class Attention(Operation, AttentionCall):
     """Attention of new tokens to the cache, for one shape of cache. Chooses its kernel once; a call is one launch.
 
-    view                 CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    view                 CacheView of the caches to come: their dtype, KV heads, head_dim and layout count, not their
+                         memory
     query_heads          a multiple of the view's KV heads; query head h reads KV head h // (query_heads / kv_heads)
     dtype                of queries and outputs; the view's if absent
     scale                of the scores, before exp; head_dim ** -0.5 if absent
@@ -69,34 +70,31 @@ class Attention(Operation, AttentionCall):
 
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
-        partials_bytes = self._partials_bytes
-        base = self.workspace.pointer
         launch = ops.AttentionLaunch(
             self.entry,
             device,
             self.grid,
-            Tensor.from_pointer(base + partials_bytes, (self.grid,), "uint32", self.device, owner=self.workspace),
-            Tensor.from_pointer(base, (partials_bytes // 4,), "float32", self.device, owner=self.workspace),
+            Tensor.from_pointer(
+                self.workspace.pointer, (self.workspace_bytes // 4,), "float32", self.device, owner=self.workspace
+            ),
             self._faults.buffer,
             query_heads,
+            group,
             self.scale,
             self.causal,
         )
         AttentionCall.__init__(self, launch, self._faults, view._packed, self.dtype.code)
 
     @property
-    def _partials_bytes(self) -> int:
-        # Two unfinished heads for each CTA: the one that its share begins in, and the one that it ends in.
-        return self.grid * 2 * self.entry.axes["rows"] * (self.head_dim + 2) * 4
-
-    @property
     def workspace_bytes(self) -> int:
         """Bytes that calls use besides their arguments: fixed by the GPU and the shape, whatever the batch."""
-        return self._partials_bytes + self.grid * 4
+        # Two unfinished heads for each CTA: the one that its share begins in, and the one that it ends in. Of each row
+        # its outputs, and 16 bytes of their maximum and sum.
+        return self.grid * 2 * self.entry.axes["rows"] * (self.head_dim + 4) * 4
 
     def _make_workspace(self) -> Buffer:
         workspace = Buffer.empty(self.workspace_bytes, "uint8", self.device)
-        workspace.fill_bytes(0)  # the counters must be zero, the rest may hold anything
+        workspace.fill_bytes(0xFF)  # what says that nobody has written it yet; every call leaves it so
         workspace.stream.synchronize()
         return workspace
 
@@ -132,6 +130,8 @@ class Attention(Operation, AttentionCall):
         _checks.require_shape("q", q, tokens=None, query_heads=self.query_heads, head_dim=self.head_dim)
         _checks.require_rows("q", q)
         self._check_view(view)
+        if why := tuning.why_not(self.entry, _call(view, self._choice.call.rows), None, "host"):
+            raise LayoutError(f"{self.entry.symbol} {why}; make another Attention for this view")
         each, indptr = split_tokens("q", q, table.num_sequences, tokens, queue)
         if out is not None:
             out = _checks.tensor("out", out, self.dtype)
@@ -220,9 +220,14 @@ def _choose(dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, ker
         registry.find("decode", **key)  # raises KernelMissing and says what is built
     if dtype is not view.dtype:
         raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
+    return tuning.choose(found, _call(view, rows), device.compute_capability, wanted=kernel)
+
+
+def _call(view: CacheView, rows: int) -> tuning.Call:
+    """What the choice of a kernel for this cache depends on."""
     strides = [stride for pool in (view.k, view.v) for stride in pool.strides[:-1]]
-    call = tuning.Call(**key, rows=rows, page_size=view.page_size, stride_multiple=math.gcd(*strides))
-    return tuning.choose(found, call, device.compute_capability, wanted=kernel)
+    kv = codecs.key_of(*view.codecs)
+    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, math.gcd(*strides))
 
 
 def _token_bytes(view: CacheView) -> int:

@@ -64,6 +64,8 @@ cdef class AttentionCall:
         cdef PackedTable packed = (<HoldsTable>table)._packed
         if cache is None or packed is None or not (self.are_queries(q) and self.is_cache(cache)):
             return -1
+        if self.launch.box_tokens and not cache.maps.most_tokens:
+            return -1
         if out is not None and (out.is_readonly or not self.are_queries(out) or out.dims[0] != q.dims[0]):
             return -1
         if lse is not None and (lse.is_readonly or not self.is_lse(lse, q.dims[0])):

@@ -19,8 +19,9 @@ from kvit._native.capi_view cimport ViewState, pack_table, to_table
 from kvit._native.host cimport KvitSpan
 from kvit._native.launcher cimport launch_failed, launch_raw
 from kvit._native.module cimport Kernel
-from kvit._native.ops cimport KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams
+from kvit._native.ops cimport KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, divisor_of
 from kvit._native.tensor cimport Tensor
+from kvit._native.tensor_map cimport copy_tensor_maps
 from kvit.capi cimport (
     KVIT_DEVICE_HOST, KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER,
 )
@@ -109,7 +110,7 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
     cdef KvitDecodeParams params
     cdef KvitSpan[MOST_SPANS] spans
     cdef int count
-    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream)
+    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or (op.box_tokens and view.maps.made == 0)
             or not are_rows(q, op.place, op.dtype, -1, op.query_heads, op.head_dim, False)
             or not are_rows(out, op.place, op.dtype, q.shape[0], op.query_heads, op.head_dim, True)
             or not (lse == NULL or are_lse(lse, op.place, q.shape[0], op.query_heads))):
@@ -121,6 +122,9 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
     if q.shape[0] == 0 or params.table.num_sequences == 0:
         return KVIT_OK
     params.cache = view.cache
+    params.page_size = divisor_of(view.cache.page_size)
+    if op.box_tokens:
+        params.box_tokens = copy_tensor_maps(view.maps, op.box_tokens, params.k_map.bytes, params.v_map.bytes)
     pack_rows(&params.q, q)
     pack_rows(&params.out, out)
     memset(&params.lse, 0, sizeof(params.lse))

@@ -107,12 +107,12 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     cdef AttentionLaunch launch = (<AttentionCall>operation).launch
     state.constants = launch.params
     state.grid = launch.grid
+    state.box_tokens = launch.box_tokens
     state.kernel = <void *>launch.kernel
     state.fault = launch.params.fault
     state.dtype = (<AttentionCall>operation).code
     state.query_heads = launch.params.num_query_heads
     state.workspace_bytes = operation.workspace_bytes
-    add_memory(state, launch.counters)
     add_memory(state, launch.partials)
     add_memory(state, launch.fault)
     return 0

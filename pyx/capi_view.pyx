@@ -12,8 +12,10 @@ from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, pin, publish, retire, u
 from kvit._native.capi_tensor cimport (
     answer, are_entries, are_entry_rows, check_size, place_of, span_of, to_dtype, to_tensor,
 )
+from kvit._native.context cimport Device, device_of
 from kvit._native.ops cimport PackedCache
 from kvit._native.tensor cimport Tensor
+from kvit._native.tensor_map cimport LEAST_BOX
 from kvit.capi cimport (
     KVIT_ERROR_NO_INTERPRETER, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND, KVIT_LAYOUT_NHD, KVIT_OK,
 )
@@ -67,6 +69,7 @@ cdef ViewState *make_state(const kvit_view_options *options) except NULL:
         given["kv"] = k_dtype or given["k"].dtype, v_dtype or given["v"].dtype
     view = kvit.CacheView(**{name: value for name, value in given.items() if value is not None})
     packed = view._packed
+    make_maps(packed)
     state = <ViewState *>calloc(1, sizeof(ViewState))
     if state == NULL:
         raise MemoryError("no memory for another view")
@@ -78,9 +81,21 @@ cdef ViewState *make_state(const kvit_view_options *options) except NULL:
     state.dtype = packed.code
     state.k_dtype = packed.k.code
     state.v_dtype = packed.v.code
+    state.maps = &packed.maps
     state.view = <void *>view
     Py_INCREF(view)
     return state
+
+
+cdef int make_maps(PackedCache packed) except -1:
+    """All tensor maps that a call may ask for: it has no GIL to make them with."""
+    cdef Device home = device_of(packed.k.device)
+    cdef int tokens = packed.maps.most_tokens
+    if home.is_host or home.compute_capability >= (9, 0):
+        while tokens >= LEAST_BOX:
+            packed.make_maps(tokens, home)
+            tokens //= 2
+    return 0
 
 
 cdef void add_pool(ViewState *state, Tensor pool) noexcept:

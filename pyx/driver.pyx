@@ -2,6 +2,7 @@
 import os
 
 from cuda.bindings cimport cydriver
+from libc.string cimport memcpy, memset
 from kvit._native cimport errors
 
 from kvit.errors import NoGpuError
@@ -158,6 +159,53 @@ cdef int launch(void *kernel, unsigned int grid, unsigned int block, unsigned in
                                    <cydriver.CUstream>stream, &arguments, NULL)
 
 
+cdef int launch_overlapping(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes,
+                            void *stream, const void *params) except? -1 nogil:
+    cdef void *arguments = <void *>params
+    cdef cydriver.CUlaunchConfig config
+    cdef cydriver.CUlaunchAttribute attribute
+    attribute.id = cydriver.CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION
+    attribute.value.programmaticStreamSerializationAllowed = 1
+    memset(&config, 0, sizeof(config))
+    config.gridDimX = grid
+    config.blockDimX = block
+    config.gridDimY = config.gridDimZ = config.blockDimY = config.blockDimZ = 1
+    config.sharedMemBytes = shared_bytes
+    config.hStream = <cydriver.CUstream>stream
+    config.attrs = &attribute
+    config.numAttrs = 1
+    return cydriver.cuLaunchKernelEx(&config, <cydriver.CUfunction>kernel, &arguments, NULL)
+
+
+cdef int encode_tensor_map(unsigned char *map, void *base, const int64_t *extents, const int64_t *strides,
+                           int box_bytes, int box_tokens) except? -1 nogil:
+    cdef cydriver.CUtensorMap encoded
+    cdef cydriver.cuuint64_t[5] sizes
+    cdef cydriver.cuuint64_t[4] steps
+    cdef cydriver.cuuint32_t[5] box
+    cdef cydriver.cuuint32_t[5] ones
+    cdef cydriver.CUtensorMapSwizzle swizzle = cydriver.CU_TENSOR_MAP_SWIZZLE_128B
+    cdef int axis, status
+    for axis in range(5):
+        sizes[axis] = <cydriver.cuuint64_t>extents[axis]
+        box[axis] = ones[axis] = 1
+        if axis < 4:
+            steps[axis] = <cydriver.cuuint64_t>strides[axis]
+    box[0] = box_bytes
+    box[1] = box_tokens
+    if box_bytes == 64:
+        swizzle = cydriver.CU_TENSOR_MAP_SWIZZLE_64B
+    elif box_bytes == 32:
+        swizzle = cydriver.CU_TENSOR_MAP_SWIZZLE_32B
+    status = cydriver.cuTensorMapEncodeTiled(
+        &encoded, cydriver.CU_TENSOR_MAP_DATA_TYPE_UINT8, 5, base, sizes, steps, box, ones,
+        cydriver.CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, cydriver.CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        cydriver.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+    )
+    memcpy(map, &encoded, sizeof(encoded))
+    return status
+
+
 cdef int capture_begin(void *stream) except? -1 nogil:
     # Relaxed: a kernel that is called for the first time may be loaded, and other threads go on as they like.
     return cydriver.cuStreamBeginCapture(<cydriver.CUstream>stream, cydriver.CU_STREAM_CAPTURE_MODE_RELAXED)
@@ -255,6 +303,7 @@ cdef const DriverTable *cuda_table() except NULL:
     table.library_kernel = library_kernel
     table.kernel_shared_limit = kernel_shared_limit
     table.launch = launch
+    table.launch_overlapping = launch_overlapping
     table.capture_begin = capture_begin
     table.capture_end = capture_end
     table.graph_instantiate = graph_instantiate

@@ -82,8 +82,10 @@ cdef int launch_raw(Kernel kernel, const void *params, unsigned int grid, void *
             is_pushed = status == 0
     if status != 0:
         return status
-    call[0] = b"cuLaunchKernel"
-    status = (<LaunchKernel>driver.launch)(kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream, params)
+    call[0] = b"cuLaunchKernelEx" if kernel.overlaps else b"cuLaunchKernel"
+    status = (<LaunchKernel>(driver.launch_overlapping if kernel.overlaps else driver.launch))(
+        kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream, params
+    )
     if is_pushed:
         (<PopContext>driver.context_pop)()
     return status

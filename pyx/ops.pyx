@@ -1,4 +1,5 @@
 """Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller."""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
 from libc.string cimport memset
 
 from kvit._native.context cimport Device
@@ -6,6 +7,7 @@ from kvit._native.launcher cimport Spans, add_span, launch
 from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
+from kvit._native.tensor_map cimport MappedPool, copy_tensor_maps, make_tensor_maps, most_box_tokens
 
 
 cdef class PackedCache:
@@ -36,6 +38,15 @@ cdef class PackedCache:
         self.value.page_size = page_size
         self.value.num_kv_heads = num_kv_heads
         self.value.head_dim = head_dim
+        cdef MappedPool keys = mapped(&self.value.pool[0], k, head_dim)
+        cdef MappedPool values = mapped(&self.value.pool[1], v, head_dim)
+        self.maps.most_tokens = most_box_tokens(&keys, &values, page_size)
+
+    cdef int make_maps(self, int tokens, Device home) except -1:
+        cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.head_dim)
+        cdef MappedPool v = mapped(&self.value.pool[1], self.v, self.value.head_dim)
+        return make_tensor_maps(&self.maps, min(tokens, self.maps.most_tokens), home, &k, &v, self.value.num_pages,
+                                self.value.page_size, self.value.num_kv_heads)
 
 
 cdef class PackedTable:
@@ -71,20 +82,19 @@ cdef class HoldsFaults:
 cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
-    counters   uint32 [grid], all zero
-    partials   float32 [grid, 2, rows, head_dim + 2], anything
+    partials   float32 [grid, 2, rows, head_dim + 4], all bits set
     fault      int32 [4]
     """
 
-    def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor counters not None,
-                  Tensor partials not None, Tensor fault not None, int num_query_heads, float scale, bint is_causal):
+    def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor partials not None,
+                  Tensor fault not None, int num_query_heads, int group, float scale, bint is_causal):
         memset(&self.params, 0, sizeof(KvitDecodeParams))
         self.kernel = load_kernel(entry, device)
         self.grid = grid
-        self.counters = counters
         self.partials = partials
         self.fault = fault
-        self.params.counters = <uint32_t *>counters.data
+        self.box_tokens = entry.facts["box_tokens"]
+        self.params.group = divisor_of(group)
         self.params.partials = <float *>partials.data
         self.params.fault = <KvitFault *>fault.data
         self.params.num_query_heads = num_query_heads
@@ -99,6 +109,11 @@ cdef class AttentionLaunch:
         cdef Spans spans
         spans.count = 0
         params.cache = cache.value
+        params.page_size = divisor_of(cache.value.page_size)
+        if self.box_tokens:
+            if not copy_tensor_maps(&cache.maps, self.box_tokens, params.k_map.bytes, params.v_map.bytes):
+                cache.make_maps(self.box_tokens, self.kernel.home)
+            params.box_tokens = copy_tensor_maps(&cache.maps, self.box_tokens, params.k_map.bytes, params.v_map.bytes)
         params.table = table.value
         set_tokens(&params.tokens, token_indptr, tokens_each, q.dims[0])
         set_rows(&params.q, q)
@@ -110,7 +125,6 @@ cdef class AttentionLaunch:
         use(&spans, queue, q, False)
         use(&spans, queue, out, True)
         use(&spans, queue, lse, True)
-        use(&spans, queue, self.counters, True)
         use(&spans, queue, self.partials, True)
         use(&spans, queue, self.fault, True)
         return launch(self.kernel, &params, self.grid, queue, &spans)
@@ -217,6 +231,26 @@ def merge(object entry, Device device not None, Tensor a not None, Tensor lse_a 
 cdef unsigned int ctas_for(int64_t rows, int64_t rows_per_cta) noexcept:
     """The grid for so many (token, head) rows."""
     return <unsigned int>((rows + rows_per_cta - 1) // rows_per_cta)
+
+
+cdef KvitDivisor divisor_of(int divisor) noexcept nogil:
+    cdef KvitDivisor found
+    cdef int bits = 0
+    while <int64_t>1 << bits < divisor:
+        bits += 1
+    found.shift = 31 + bits
+    found.magic = <uint32_t>(((<uint64_t>1 << found.shift) + <uint64_t>divisor - 1) // <uint64_t>divisor)
+    return found
+
+
+cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int head_dim) noexcept:
+    cdef MappedPool found
+    found.base = pool.base
+    found.page_stride = pool.page_stride
+    found.token_stride = pool.token_stride
+    found.head_stride = pool.head_stride
+    found.row_bytes = tensor.bits * head_dim // 8
+    return found
 
 
 cdef void set_pool(KvitPool *pool, Tensor tensor, tuple strides) except *:

@@ -5,6 +5,13 @@
 
 #include <stdint.h>
 
+// The GPU wants tensor maps at multiples of 64; whoever packs one for a launch need not.
+#ifdef __CUDACC__
+#define KVIT_TENSOR_MAP_ALIGNMENT alignas(64)
+#else
+#define KVIT_TENSOR_MAP_ALIGNMENT
+#endif
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -65,7 +72,22 @@ typedef struct KvitTokens {
   int32_t total;
 } KvitTokens;
 
-// Attention of new tokens over the cache. Grid: any number of CTAs; workspace as KvitDecodeWorkspace says.
+// Division by a fixed number >= 1 of what is below 2^31: x / divisor = x * magic >> shift, with 2^(shift - 32) <
+// divisor
+// <= 2^(shift - 31) and magic = ceil(2^shift / divisor).
+typedef struct KvitDivisor {
+  uint32_t magic;
+  int32_t shift;
+} KvitDivisor;
+
+// A tensor map (CUtensorMap) of the rows of K or V, made by the driver, or for the host by the host backend. Axes,
+// innermost first: byte of a chunk of up to 128, token in page, chunk of the row, head, page. A box is `box_tokens` of
+// one chunk of one head; chunks of 128, 64 and 32 bytes are swizzled by that many.
+typedef struct KVIT_TENSOR_MAP_ALIGNMENT KvitTensorMap {
+  unsigned char bytes[128];
+} KvitTensorMap;
+
+// Attention of new tokens over the cache. Grid: any number of CTAs, which start in the order of their numbers.
 typedef struct KvitDecodeParams {
   KvitCache cache;
   KvitPageTable table;
@@ -73,12 +95,14 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  float* partials;     // [grid, 2, rows, head_dim + 2] f32: (O, max, sum) of a CTA's first and last unfinished head
-  uint32_t* counters;  // [grid], zero before the first launch; every launch leaves them zero
-  float scale;         // of the scores, before exp
+  float* partials;  // [grid, 2, rows, head_dim + 4] f32: (O, max, sum, 0, 0) of a CTA's first and last unfinished head.
+                    // All bits set before the first launch; every launch leaves them so
+  float scale;  // of the scores, before exp
   int32_t num_query_heads;
-  int32_t causal;  // 1: query i of n sees keys up to length - n + i
-  int32_t reserved;
+  int32_t causal;                // 1: query i of n sees keys up to length - n + i
+  int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size
+  KvitDivisor page_size, group;  // by cache.page_size, and by query heads of a KV head
+  KvitTensorMap k_map, v_map;    // for kernels that copy by them
 } KvitDecodeParams;
 
 // Rows k and v of a call's tokens, to or from their pages: token j of n of a sequence is at position length - n + j.
@@ -134,6 +158,8 @@ typedef struct KvitReadParams {
 static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 144, "the ABI of a cache is fixed");
 static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI of a page table is fixed");
 static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
+static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 576, "the ABI of attention is fixed");
+static_assert((sizeof(KvitDecodeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
 #endif
 
 #endif  // KVIT_ABI_PARAMS_H

@@ -44,9 +44,10 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
     }
   }
 
-  /// `key(s, c)` is the shared-memory address of token s of the step from channel c on.
+  /// `key(s, c)` is the shared-memory address of token s of the step from channel c on. `shift` is added to the scores
+  /// of this lane's two tokens.
   template <class Key, class Parameters>
-  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&&) const {
+  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&&, const float (&shift)[2]) const {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
     KVIT_UNROLL
@@ -59,7 +60,7 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
-      for (int i = 0; i < 4; ++i) s[n][i] *= scale_;
+      for (int i = 0; i < 4; ++i) s[n][i] = fmaf(s[n][i], scale_, shift[i / 2]);
     }
   }
 
@@ -68,13 +69,13 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
   float scale_;
 };
 
-/// Coded keys, k = s (kUnit c) + z: the codes are multiplied as they are, and the parameters of a token meet its score
-/// once.
+/// Coded keys, k = s c + z: the codes are multiplied as they are, and the parameters of a token meet its score once.
 ///
-///   q . k = s kUnit (sum_d q_d operand_d - kOffset sum_d q_d) + z sum_d q_d
+///   q . k = s sum_d (q_d Unit_d) operand_d + z sum_d q_d
 ///
 /// Queries become f16 whatever their type: each row is scaled by a power of two, exactly, so that its largest element
 /// lies in [2^10, 2^11); what then is too small for f16 is 2^-24 of that or less. The scale goes back into the score.
+/// Where a codec's units differ, the queries make up for it.
 template <class T, ScaledCodec Codec, int HeadDim, int Rows>
 class KeyProduct<T, Codec, HeadDim, Rows> {
  public:
@@ -83,6 +84,7 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
   static constexpr int kWord = 2 * kPairs;  // channels of a 32-bit word
   static constexpr int kHalf = 4 * kWord;   // channels of the 16 bytes that an 8x8 matrix has of a token
   static constexpr int kLoads = HeadDim / (2 * kHalf);
+  static constexpr float kUnit = Codec::Unit(kPairs - 1);  // the least
   static_assert(HeadDim % (2 * kHalf) == 0, "a token must be a whole number of 32-byte matrix loads");
 
   template <class Address>
@@ -115,26 +117,28 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
           for (int i = 0; i < kPairs; ++i) {
             const float lo = ToFloat(raw[load][half][Codec::Channel(i, 0)]) * up;
             const float hi = ToFloat(raw[load][half][Codec::Channel(i, 1)]) * up;
-            q_[n][load][half][i] = Pack2<Half>(lo, hi);
+            const float ratio = Codec::Unit(i) / kUnit;
+            q_[n][load][half][i] = Pack2<Half>(lo * ratio, hi * ratio);
             const Float2 rounded = Unpack2<Half>(q_[n][load][half][i]);
-            sum += rounded.lo + rounded.hi;
+            sum += (rounded.lo + rounded.hi) / ratio;
           }
         }
       }
-      sum += ShuffleXor(sum, 1);
-      sum += ShuffleXor(sum, 2);
+      KVIT_UNROLL
+      for (int mask = 1; mask < 4; mask *= 2) sum += ShuffleXor(sum, mask);
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {  // from the lanes that hold a row of Q to those that hold it in S
         const int from = (LaneIndex() % 4 * 2 + j) * 4;
-        sum_[n][j] = Shuffle(sum, from);
-        scale_[n][j] = scale / Shuffle(up, from);
+        const float down = scale / Shuffle(up, from);
+        scale_[n][j] = down * kUnit;
+        sum_[n][j] = Shuffle(sum, from) * down;
       }
     }
   }
 
   /// `parameters(s)` is the shared-memory address of the 4 bytes of token s of the step.
   template <class Key, class Parameters>
-  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&& parameters) const {
+  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&& parameters, const float (&shift)[2]) const {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
     KVIT_UNROLL
@@ -151,12 +155,12 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
     KVIT_UNROLL
     for (int i = 0; i < 4; i += 2) {
       const ScaleZero p = Codec::template Parameters<T>(LoadShared<uint32_t>(parameters(FragmentToken(i))));
-      const float unit = p.scale * Codec::kUnit;
       KVIT_UNROLL
       for (int n = 0; n < kRowTiles; ++n) {
         KVIT_UNROLL
         for (int j = 0; j < 2; ++j) {
-          s[n][i + j] = (unit * (s[n][i + j] - Codec::kOffset * sum_[n][j]) + p.zero * sum_[n][j]) * scale_[n][j];
+          const float rest = Codec::kHasZero ? fmaf(p.zero, sum_[n][j], shift[i / 2]) : shift[i / 2];
+          s[n][i + j] = fmaf(s[n][i + j], p.scale * scale_[n][j], rest);
         }
       }
     }
@@ -186,8 +190,8 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
   }
 
   uint32_t q_[kRowTiles][kLoads][2][kPairs];  // B fragments of Q^T, in the order in which Expand deals channels
-  float scale_[kRowTiles][2];                 // of the rows' scores
-  float sum_[kRowTiles][2];                   // of the rows of Q
+  float scale_[kRowTiles][2];                 // of the rows' products
+  float sum_[kRowTiles][2];                   // of the rows of Q, in units of the score
 };
 
 }  // namespace kvit

@@ -14,12 +14,9 @@ namespace kvit {
 template <class Line, class TileIter, class KeyRing, class ValueRing>
 class TileLoader {
  public:
-  KVIT_DEVICE TileLoader(const KvitDecodeParams& params, const Line& line, const Share& share, KeyRing& keys,
-                         ValueRing& values)
-      : params_(params),
-        line_(line),
-        cursor_(line, params.cache.num_kv_heads, share),
-        tiles_(params.cache, params.table) {
+  KVIT_DEVICE TileLoader(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor,
+                         KeyRing& keys, ValueRing& values)
+      : params_(params), line_(line), cursor_(cursor), tiles_(params.cache, params.table) {
     keys.Bind(k_);
     values.Bind(v_);
     Enter();

@@ -68,11 +68,8 @@ class ValueProduct<T, Plain, HeadDim, Rows> {
   float o_[kRowTiles][kSteps][4];  // C fragments of O^T
 };
 
-/// Coded values: P already carries the tokens' scales, the codes are multiplied as they are, and what Expand put on top
-/// of them is taken off once, at the end: kOffset times the sum of the weights, which one more multiplication by ones
-/// keeps, rounded as the products saw them.
-///
-///   sum_t p_t code_td = kUnit (sum_t p_t operand_td - kOffset sum_t p_t)
+/// Coded values: P already carries the tokens' scales, the codes are multiplied as they are, and an output meets the
+/// unit of its codes once, at the end.
 ///
 /// A transposed load puts 16-bit units on the rows of a matrix, so rows 0..7 of an operand are code i of eight units,
 /// and rows 8..15 code i + 1 of the same.
@@ -90,15 +87,12 @@ class ValueProduct<T, Codec, HeadDim, Rows> {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
-      for (int i = 0; i < 4; ++i) sum_[n][i] = 0.0f;
-      KVIT_UNROLL
       for (int tile = 0; tile < kTiles; ++tile)
         o_[n][tile][0] = o_[n][tile][1] = o_[n][tile][2] = o_[n][tile][3] = 0.0f;
     }
   }
 
   KVIT_DEVICE void Rescale(int n, int j, float factor) {
-    sum_[n][j] *= factor;
     KVIT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       o_[n][tile][j] *= factor;
@@ -109,11 +103,6 @@ class ValueProduct<T, Codec, HeadDim, Rows> {
   template <class Value>
   KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
     const int lane = LaneIndex();
-    if constexpr (Codec::kOffset != 0.0f) {
-      constexpr uint32_t kOnes[4] = {0x3c003c00u, 0x3c003c00u, 0x3c003c00u, 0x3c003c00u};
-      KVIT_UNROLL
-      for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<Half>(sum_[n], kOnes, p[n]);
-    }
     KVIT_UNROLL
     for (int block = 0; block < kBlocks; block += 2) {
       uint32_t v[4];  // [tokens 0..7, 8..15][block, block + 1]
@@ -138,8 +127,7 @@ class ValueProduct<T, Codec, HeadDim, Rows> {
         for (int i = 0; i < 4; ++i) {
           const int code = tile % (kPairs / 2) * 2 + i / 2;
           const int channel = (tile / (kPairs / 2) * 4 + unit / 2) * 2 * kPairs + Codec::Channel(code, unit % 2);
-          const float value = o_[n][tile][i] - Codec::kOffset * sum_[n][i % 2];
-          store(n, i % 2, channel, value * Codec::kUnit);
+          store(n, i % 2, channel, o_[n][tile][i] * Codec::Unit(code));
         }
       }
     }
@@ -158,7 +146,6 @@ class ValueProduct<T, Codec, HeadDim, Rows> {
   }
 
   float o_[kRowTiles][kTiles][4];  // C fragments of O^T
-  float sum_[kRowTiles][4];        // of the weights: [0] and [1], all rows of the fragment being the same
 };
 
 }  // namespace kvit

@@ -57,12 +57,28 @@ class WarpAttention {
   template <class Key, class Value, class KeyParameters, class ValueParameters, class Visible>
   KVIT_DEVICE void Step(Key&& key, KeyParameters&& key_parameters, Value&& value, ValueParameters&& value_parameters,
                         bool masked, Visible&& visible) {
-    float s[kBlocks][kRowTiles][4];
+    // Of the values of this lane's two tokens of a block.
+    float log2_scale[kBlocks][2] = {}, scale_inverse[kBlocks][2] = {}, zero[kBlocks][2] = {};
+    if constexpr (ValueCodec::kScaled) {
+      KVIT_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        KVIT_UNROLL
+        for (int t = 0; t < 2; ++t) {
+          const ScaleZero v =
+              ValueCodec::template Parameters<T>(LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t))));
+          log2_scale[b][t] = Log2(fmaxf(v.scale, kLeastScale));
+          scale_inverse[b][t] = Exp2(-log2_scale[b][t]);
+          zero[b][t] = v.zero;
+        }
+      }
+    }
+
+    float s[kBlocks][kRowTiles][4];  // log2 of a token's weight in the product: its score, and its value's scale
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       keys_.Scores(
           s[b], [&](int token, int c) { return key(b * 16 + token, c); },
-          [&](int token) { return key_parameters(b * 16 + token); });
+          [&](int token) { return key_parameters(b * 16 + token); }, log2_scale[b]);
     }
     if (masked) {  // selects, so that whatever stands in a hidden score is gone
       KVIT_UNROLL
@@ -78,20 +94,6 @@ class WarpAttention {
         }
       }
     }
-    float log2_scale[kBlocks][2] = {}, zero[kBlocks][2] = {};  // of the values of this lane's two tokens of a block
-    if constexpr (ValueCodec::kScaled) {
-      KVIT_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        KVIT_UNROLL
-        for (int t = 0; t < 2; ++t) {
-          const ScaleZero v =
-              ValueCodec::template Parameters<T>(LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t))));
-          log2_scale[b][t] = Log2(fmaxf(v.scale, kLeastScale));
-          zero[b][t] = v.zero;
-        }
-      }
-    }
-
     float rescale[kRowTiles][2];
     bool is_new_max = false;
     KVIT_UNROLL
@@ -101,7 +103,7 @@ class WarpAttention {
         float top = max_[n][j];
         KVIT_UNROLL
         for (int b = 0; b < kBlocks; ++b) {
-          top = fmaxf(top, fmaxf(s[b][n][j] + log2_scale[b][0], s[b][n][j + 2] + log2_scale[b][1]));
+          top = fmaxf(top, fmaxf(s[b][n][j], s[b][n][j + 2]));
         }
         KVIT_UNROLL
         for (int mask = 4; mask < 32; mask *= 2) top = fmaxf(top, ShuffleXor(top, mask));
@@ -132,12 +134,12 @@ class WarpAttention {
         for (int j = 0; j < 2; ++j) {
           // Of a row that has seen nothing yet: exp2(-inf), not exp2(-inf + inf).
           const float base = max_[n][j] == -INFINITY ? 0.0f : max_[n][j];
-          w[j] = Exp2(s[b][n][j] + log2_scale[b][0] - base);
-          w[j + 2] = Exp2(s[b][n][j + 2] + log2_scale[b][1] - base);
+          w[j] = Exp2(s[b][n][j] - base);
+          w[j + 2] = Exp2(s[b][n][j + 2] - base);
           if constexpr (ValueCodec::kScaled) {
-            const float p_low = Exp2(s[b][n][j] - base), p_high = Exp2(s[b][n][j + 2] - base);
+            const float p_low = w[j] * scale_inverse[b][0], p_high = w[j + 2] * scale_inverse[b][1];
             sum_[n][j] += p_low + p_high;
-            zero_[n][j] += p_low * zero[b][0] + p_high * zero[b][1];
+            if (ValueCodec::kHasZero) zero_[n][j] += p_low * zero[b][0] + p_high * zero[b][1];
           } else {
             sum_[n][j] += w[j] + w[j + 2];
           }
@@ -158,7 +160,7 @@ class WarpAttention {
         KVIT_UNROLL
         for (int mask = 4; mask < 32; mask *= 2) {
           sum_[n][j] += ShuffleXor(sum_[n][j], mask);
-          if constexpr (ValueCodec::kScaled) zero_[n][j] += ShuffleXor(zero_[n][j], mask);
+          if constexpr (ValueCodec::kHasZero) zero_[n][j] += ShuffleXor(zero_[n][j], mask);
         }
       }
     }

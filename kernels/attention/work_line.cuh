@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "abi/params.h"
+#include "cache/fast_divide.cuh"
 #include "cache/fault.cuh"
 #include "cache/sequence_view.cuh"
 #include "core/types.h"
@@ -19,8 +20,9 @@ struct SequenceWork {
   int new_tokens;   // queries: the last `new_tokens` tokens of the sequence
   int first_token;  // of its queries, among all queries of the call
   int row_tiles;
-  int tiles;  // at least 1, so that an empty sequence has somebody to write its zeros
-  KvitFault fault;
+  int tiles;      // at least 1, so that an empty sequence has somebody to write its zeros
+  int64_t pages;  // where its page ids begin in the table
+  bool is_bad;    // the table describes it wrongly: its outputs are NaN
 
   KVIT_DEVICE int64_t Units(int num_heads) const { return int64_t(row_tiles) * num_heads * tiles; }
 };
@@ -36,22 +38,32 @@ struct Piece {
   KVIT_DEVICE bool Ends() const { return last == work.tiles; }
 };
 
-/// A CTA's share of the line.
+/// a / b for b >= 1, by a short division wherever a allows it: nearly always.
+KVIT_DEVICE int64_t Divide(int64_t a, int b) { return a >> 32 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b; }
+
+/// A CTA's share of the line: the first total % ctas CTAs have a tile more than the others.
 struct Share {
   int64_t total;       // tiles on the line
   int64_t begin, end;  // [begin, end) are this CTA's
+  int64_t least;       // tiles of every CTA
+  int longer;          // CTAs with one more
   int ctas;            // that have a share: never more than there are tiles
   int sequence;        // in which `begin` lies
   int64_t sequence_begin;
 
+  KVIT_DEVICE int64_t BeginOf(int cta) const { return least * cta + Min(cta, longer); }
   /// The CTA whose share holds tile `unit`.
-  KVIT_DEVICE int Owner(int64_t unit) const { return int(((unit + 1) * ctas + total - 1) / total) - 1; }
+  KVIT_DEVICE int Owner(int64_t unit) const {
+    const int64_t in_longer = (least + 1) * longer;
+    return unit < in_longer ? int(Divide(unit, int(least + 1))) : longer + int(Divide(unit - in_longer, int(least)));
+  }
 };
 
 template <int Rows, int TileTokens, int Threads>
 class WorkLine {
  public:
   static constexpr int kWarps = Threads / 32;
+  static constexpr int kTileTokens = TileTokens;
   struct Shared {
     int64_t warp_units[kWarps];
     int64_t sequence_begin;
@@ -59,76 +71,46 @@ class WorkLine {
   };
 
   KVIT_DEVICE explicit WorkLine(const KvitDecodeParams& params)
-      : params_(params), group_(params.num_query_heads / params.cache.num_kv_heads) {}
+      : params_(params), by_group_(params.group), group_(params.num_query_heads / params.cache.num_kv_heads) {}
 
+  /// Query heads of a KV head, and where a query row lies: row r of a sequence is token r / group, head r % group.
   KVIT_DEVICE int group() const { return group_; }
+  KVIT_DEVICE int TokenOf(int row) const { return int(by_group_(uint32_t(row))); }
 
-  KVIT_DEVICE SequenceWork View(int sequence) const {
+  /// Where `report` is set, says what is wrong.
+  KVIT_DEVICE SequenceWork View(int sequence, bool report = false) const {
     const SequenceView view = ViewSequence(params_.table, params_.cache.page_size, sequence);
     const KvitTokens& tokens = params_.tokens;
-    SequenceWork work = {view.length, tokens.each, sequence * tokens.each, 0, 0, view.fault};
+    KvitFault fault = view.fault;
+    int first_token = sequence * tokens.each, new_tokens = tokens.each;
     if (tokens.indptr != nullptr) {
       const int begin = LoadGlobalReadOnly<int32_t>(tokens.indptr + sequence);
       const int end = LoadGlobalReadOnly<int32_t>(tokens.indptr + sequence + 1);
       const bool good = begin >= 0 && begin <= end && end <= tokens.total;
-      if (!good) work.fault = {KVIT_FAULT_INDPTR, sequence, sequence, begin};
-      work.first_token = begin;
-      work.new_tokens = good ? end - begin : 0;
+      if (!good) fault = {KVIT_FAULT_INDPTR, sequence, sequence, begin};
+      first_token = begin;
+      new_tokens = good ? end - begin : 0;
     }
-    work.row_tiles = (work.new_tokens * group_ + Rows - 1) / Rows;
-    work.tiles = Max(1, (work.length + TileTokens - 1) / TileTokens);
-    return work;
+    const bool is_bad = fault.kind != KVIT_FAULT_NONE;
+    if (report && is_bad) ReportFault(params_.fault, fault);
+    return {view.length,
+            new_tokens,
+            first_token,
+            (new_tokens * group_ + Rows - 1) / Rows,
+            Max(1, (view.length + TileTokens - 1) / TileTokens),
+            view.begin,
+            is_bad};
   }
 
-  /// Finds the calling CTA's share. All threads call; each looks at a run of consecutive sequences.
+  /// Finds the calling CTA's share. All threads call.
   KVIT_DEVICE Share Find(Shared& shared) const {
-    const int num_sequences = params_.table.num_sequences, num_heads = params_.cache.num_kv_heads;
-    const int run = (num_sequences + Threads - 1) / Threads;
-    const int from = Min(ThreadIndex() * run, num_sequences), to = Min(from + run, num_sequences);
-    int64_t units = 0;
-    for (int sequence = from; sequence < to; ++sequence) {
-      const SequenceWork work = View(sequence);
-      units += work.Units(num_heads);
-      // Without rows no CTA will come past this sequence again.
-      if (work.fault.kind == KVIT_FAULT_INDPTR && BlockIndex() == 0) ReportFault(params_.fault, work.fault);
-    }
-
-    int64_t before = units;  // inclusive, then exclusive, sum over the threads up to this one
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const int64_t lower = ShuffleUp(before, delta);
-      if (LaneIndex() >= delta) before += lower;
-    }
-    if (LaneIndex() == 31) StoreShared(&shared.warp_units[WarpIndex()], before);
-    SyncThreads();
-    Share share = {};
-    before -= units;
-    KVIT_UNROLL
-    for (int warp = 0; warp < kWarps; ++warp) {
-      const auto warp_units = LoadShared<int64_t>(&shared.warp_units[warp]);
-      if (warp < WarpIndex()) before += warp_units;
-      share.total += warp_units;
-    }
-    share.ctas = int64_t(GridSize()) < share.total ? GridSize() : int(share.total);
-    if (BlockIndex() >= share.ctas) return share;  // the whole CTA leaves together
-    share.begin = share.total * BlockIndex() / share.ctas;
-    share.end = share.total * (BlockIndex() + 1) / share.ctas;
-
-    if (before <= share.begin && share.begin < before + units) {  // exactly one thread
-      int sequence = from;
-      for (int64_t next; (next = before + View(sequence).Units(num_heads)) <= share.begin; ++sequence) before = next;
-      StoreShared(&shared.sequence, sequence);
-      StoreShared(&shared.sequence_begin, before);
-    }
-    SyncThreads();
-    share.sequence = LoadShared<int>(&shared.sequence);
-    share.sequence_begin = LoadShared<int64_t>(&shared.sequence_begin);
-    return share;
+    return params_.table.num_sequences <= 32 ? FindInWarp() : FindInCta(shared);
   }
 
   /// Keys that query row `row` of a row tile sees are those before this one; 0 or less: none.
   KVIT_DEVICE int KeyLimit(const Piece& piece, int row) const {
-    if (!params_.causal) return piece.work.length;
-    return piece.work.length - piece.work.new_tokens + (piece.row_tile * Rows + row) / group_ + 1;
+    if (!params_.causal || piece.work.new_tokens == 1) return piece.work.length;
+    return piece.work.length - piece.work.new_tokens + TokenOf(piece.row_tile * Rows + row) + 1;
   }
 
   /// Query rows of a row tile: the last of a sequence may have fewer.
@@ -143,7 +125,78 @@ class WorkLine {
   }
 
  private:
+  // Each warp for itself, a lane for each sequence.
+  KVIT_DEVICE Share FindInWarp() const {
+    const int64_t units = UnitsOf(LaneIndex());
+    const int64_t through = SumUpToLane(units);
+    Share share = Cut(Shuffle(through, 31));
+    const int64_t before = through - units;
+    const uint32_t holders = Ballot(before <= share.begin && share.begin < through);  // one, or none without a share
+    share.sequence = holders == 0 ? 0 : LowestBit(holders);
+    share.sequence_begin = Shuffle(before, share.sequence);
+    return share;
+  }
+
+  // Each thread looks at a run of consecutive sequences.
+  KVIT_DEVICE Share FindInCta(Shared& shared) const {
+    const int num_sequences = params_.table.num_sequences;
+    const int run = (num_sequences + Threads - 1) / Threads;
+    const int from = Min(ThreadIndex() * run, num_sequences), to = Min(from + run, num_sequences);
+    int64_t units = 0;
+    for (int sequence = from; sequence < to; ++sequence) units += UnitsOf(sequence);
+    int64_t before = SumUpToLane(units);
+    if (LaneIndex() == 31) StoreShared(&shared.warp_units[WarpIndex()], before);
+    SyncThreads();
+    int64_t total = 0;
+    before -= units;
+    KVIT_UNROLL
+    for (int warp = 0; warp < kWarps; ++warp) {
+      const auto warp_units = LoadShared<int64_t>(&shared.warp_units[warp]);
+      if (warp < WarpIndex()) before += warp_units;
+      total += warp_units;
+    }
+    Share share = Cut(total);
+    if (BlockIndex() >= share.ctas) return share;                 // the whole CTA leaves together
+    if (before <= share.begin && share.begin < before + units) {  // exactly one thread
+      int sequence = from;
+      for (int64_t next; (next = before + UnitsOf(sequence)) <= share.begin; ++sequence) before = next;
+      StoreShared(&shared.sequence, sequence);
+      StoreShared(&shared.sequence_begin, before);
+    }
+    SyncThreads();
+    share.sequence = LoadShared<int>(&shared.sequence);
+    share.sequence_begin = LoadShared<int64_t>(&shared.sequence_begin);
+    return share;
+  }
+
+  KVIT_DEVICE int64_t UnitsOf(int sequence) const {
+    if (sequence >= params_.table.num_sequences) return 0;
+    return View(sequence, BlockIndex() == 0).Units(params_.cache.num_kv_heads);
+  }
+
+  static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {
+    KVIT_UNROLL
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int64_t lower = ShuffleUp(x, delta);
+      if (LaneIndex() >= delta) x += lower;
+    }
+    return x;
+  }
+
+  static KVIT_DEVICE Share Cut(int64_t total) {
+    Share share = {};
+    share.total = total;
+    share.ctas = int64_t(GridSize()) < total ? GridSize() : int(total);
+    if (share.ctas == 0) return share;
+    share.least = Divide(total, share.ctas);
+    share.longer = int(total - share.least * share.ctas);
+    share.begin = share.BeginOf(BlockIndex());
+    share.end = share.BeginOf(BlockIndex() + 1);
+    return share;
+  }
+
   const KvitDecodeParams& params_;
+  FastDivide by_group_;
   int group_;
 };
 
@@ -160,8 +213,8 @@ class WorkCursor {
     piece_.work = line_.View(share.sequence);
     const int tiles = piece_.work.tiles, row_tiles = piece_.work.row_tiles;
     const int64_t within = share.begin - share.sequence_begin;
-    const int head_and_rows = int(within / tiles);
-    piece_.head = head_and_rows / row_tiles;
+    const int head_and_rows = int(Divide(within, tiles));
+    piece_.head = row_tiles == 1 ? head_and_rows : head_and_rows / row_tiles;
     piece_.row_tile = head_and_rows - piece_.head * row_tiles;
     Begin(int(within - int64_t(head_and_rows) * tiles));
   }

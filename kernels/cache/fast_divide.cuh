@@ -4,6 +4,7 @@
 
 #include <stdint.h>
 
+#include "abi/params.h"
 #include "core/macros.h"
 
 namespace kvit {
@@ -21,6 +22,8 @@ class FastDivide {
     shift_ = 31 + bits;
     magic_ = uint32_t(((uint64_t(1) << shift_) + uint32_t(divisor) - 1) / uint32_t(divisor));
   }
+
+  KVIT_HD explicit FastDivide(const KvitDivisor& divisor) : magic_(divisor.magic), shift_(divisor.shift) {}
 
   KVIT_HD uint32_t operator()(uint32_t dividend) const { return uint32_t(uint64_t(dividend) * magic_ >> shift_); }
 

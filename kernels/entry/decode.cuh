@@ -4,12 +4,10 @@
 
 #include "abi/fact.h"
 #include "abi/params.h"
-#include "attention/kv_ring.cuh"
+#include "attention/kv_pipe.cuh"
 #include "attention/piece_merge.cuh"
-#include "attention/tile_loader.cuh"
 #include "attention/warp_attention.cuh"
 #include "attention/work_line.cuh"
-#include "cache/paged_iterator.cuh"
 #include "quant/codec.cuh"
 
 namespace kvit {
@@ -23,26 +21,32 @@ struct DecodeTuning {
   static constexpr int kCtasPerSm = CtasPerSm;
 };
 
-namespace detail {
-/// Two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the smallest GPUs, and
-/// keeps enough bytes under way. Small tokens are taken 32 at a step, which halves what a step costs besides its
-/// products; tokens of more than 768 bytes (K and V together) leave room for two warps only.
-template <class KeyCodec, class ValueCodec, int HeadDim>
+/// Copies by cp.async: two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the
+/// smallest GPUs, and keeps enough bytes under way. Tokens of more than 768 bytes (K and V together) leave room for two
+/// warps only.
+template <class Copies, int TokenBytes>
 struct DefaultTuning {
-  static constexpr int kTokenBytes = int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
-                                         BytesOf<typename ValueCodec::template Element<Half>>(HeadDim));
-  static constexpr int kWarps = kTokenBytes > 768 ? 2 : 4;
-  static constexpr int kWarpTokens = kTokenBytes <= 256 ? 32 : 16;
-  static constexpr int kStages = Min(8, 65536 / (kWarps * kWarpTokens * kTokenBytes));
+  static constexpr int kWarps = TokenBytes > 768 ? 2 : 4;
+  static constexpr int kWarpTokens = TokenBytes <= 256 ? 32 : 16;
+  static constexpr int kStages = Min(8, 65536 / (kWarps * kWarpTokens * TokenBytes));
   using Type = DecodeTuning<kWarps, kWarpTokens, kStages, 2>;
 };
-}  // namespace detail
+
+/// Tensor copies: long steps, since a step costs much besides its products, and one CTA per SM with rings of 128 KB:
+/// the fewer CTAs, the fewer parts of a head. Small tokens are bound by instructions, and gain by the second CTA.
+template <int TokenBytes>
+struct DefaultTuning<Sm90Copies, TokenBytes> {
+  static constexpr int kWarpTokens = TokenBytes <= 256 ? 64 : TokenBytes <= 512 ? 32 : 16;
+  using Type = DecodeTuning<4, kWarpTokens, 2, TokenBytes <= 128 ? 2 : 1>;
+};
 
 /// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
 ///
 ///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished piece | work line
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, int RowsPerTile,
-          class Tuning = typename detail::DefaultTuning<KeyCodec, ValueCodec, HeadDim>::Type>
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, int RowsPerTile, class Copies,
+          class Tuning =
+              typename DefaultTuning<Copies, int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
+                                                 BytesOf<typename ValueCodec::template Element<Half>>(HeadDim))>::Type>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
   static constexpr int kWarps = Tuning::kWarps;
@@ -52,76 +56,85 @@ struct DecodeKernel {
   static constexpr int kMinCtas = Tuning::kCtasPerSm;
 
   using Line = WorkLine<RowsPerTile, kTileTokens, kThreads>;
-  using KeyRing = KvRing<T, KeyCodec, HeadDim, kTileTokens, kWarps, kStages, 0>;
-  using ValueRing = KvRing<T, ValueCodec, HeadDim, kTileTokens, kWarps, kStages, 1>;
-  using Loader =
-      TileLoader<Line, PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map>, KeyRing, ValueRing>;
+  using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning>;
   using Attention = WarpAttention<T, KeyCodec, ValueCodec, HeadDim, RowsPerTile, Tuning::kWarpTokens>;
   using Merge = PieceMerge<T, HeadDim, RowsPerTile, kWarps, Attention, Line>;
-  static_assert(KeyRing::Map::kFootprintS == Attention::kTokens && ValueRing::Map::kFootprintS == Attention::kTokens,
-                "a warp loads the tokens that it consumes in a step");
 
   struct Shared {
-    KeyRing keys;
-    ValueRing values;
+    typename Pipe::Shared pipe;
     typename Merge::Shared merge;
     typename Line::Shared line;
   };
   static constexpr int kSharedBytes = sizeof(Shared);
-  static constexpr KvitFact kFacts[] = {
-      {"rows", RowsPerTile}, {"tile_tokens", kTileTokens}, {"stages", kStages}, {"ctas_per_sm", kMinCtas}};
+  static constexpr KvitFact kFacts[] = {{"rows", RowsPerTile},
+                                        {"tile_tokens", kTileTokens},
+                                        {"stages", kStages},
+                                        {"ctas_per_sm", kMinCtas},
+                                        {"overlaps", 1},
+                                        {"page_multiple", Copies::kPageMultiple},
+                                        // What tensor maps need, and how many tokens of a page their boxes may hold.
+                                        {"needs_strides", Copies::kPageMultiple > 1},
+                                        {"box_tokens", Copies::kPageMultiple > 1 ? Tuning::kWarpTokens : 0}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
+    Pipe::Init(params, shared.pipe);
+    LetNextBegin();
+    WaitForPrevious();
     const Line line(params);
     const Share share = line.Find(shared.line);
     if (BlockIndex() >= share.ctas) return;
 
-    Loader loader(params, line, share, shared.keys, shared.values);
-    KVIT_UNROLL
-    for (int stage = 0; stage < kStages - 1; ++stage) loader.Prefetch(stage);
-
+    WorkCursor<Line> cursor(line, params.cache.num_kv_heads, share);
+    Pipe pipe(params, line, cursor, shared.pipe);
     Merge merge(params, line, share, shared.merge);
-    PipeIter<kStages> pipe;
-    for (WorkCursor<Line> cursor(line, params.cache.num_kv_heads, share); !cursor.Done(); cursor.Next()) {
+    int read = 0, write = 0, under_way = 0;  // ring slots; tiles that are in the ring or on their way
+    for (; !cursor.Done(); cursor.Next()) {
       const Piece& piece = cursor.piece();
-      Attention attention;
-      Begin(params, line, piece, attention);
-      if (piece.work.fault.kind != KVIT_FAULT_NONE) {
-        attention.Poison();
-        if (ThreadIndex() == 0) ReportFault(params.fault, piece.work.fault);
-      }
       const int fully_visible = line.KeyLimit(piece, 0), end = line.VisibleEnd(piece);
-      for (int tile = piece.first; tile < end; ++tile, ++pipe) {
-        CopyAsyncWait<kStages - 2>();
-        SyncWarp();  // the tile is there for all lanes, and all have left the slot that is filled next
-        loader.Prefetch(pipe.write());
-        const int row = WarpIndex() * Tuning::kWarpTokens;  // of the tile
-        const int token = tile * kTileTokens + row;
-        attention.Step([&](int s, int c) { return shared.keys.Address(pipe.read(), row + s, c); },
-                       [&](int s) { return shared.keys.Parameters(pipe.read(), row + s); },
-                       [&](int s, int c) { return shared.values.Address(pipe.read(), row + s, c); },
-                       [&](int s) { return shared.values.Parameters(pipe.read(), row + s); },
-                       token + Attention::kTokens > fully_visible,
-                       [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; });
-        if (loader.Faulted(pipe.read())) attention.Poison();
+      Attention attention;
+      for (int tile = piece.first;; ++tile) {
+        SyncWarp();  // all lanes have left the slot that is filled next
+        for (; under_way < kStages; ++under_way) {
+          pipe.Prefetch(write);
+          write = write + 1 == kStages ? 0 : write + 1;
+        }
+        if (tile == piece.first) Begin(params, line, piece, attention);
+        if (tile >= end) break;
+        pipe.Wait(read);
+        const int token = tile * kTileTokens + WarpIndex() * Tuning::kWarpTokens;
+        const bool masked = token + Attention::kTokens > fully_visible;
+        if (masked && token + Attention::kTokens > piece.work.length) {
+          pipe.ClearValues(read, Max(0, piece.work.length - token));
+        }
+        attention.Step(
+            [&](int s, int c) { return pipe.Key(read, s, c); }, [&](int s) { return pipe.KeyParameters(read, s); },
+            [&](int s, int c) { return pipe.Value(read, s, c); }, [&](int s) { return pipe.ValueParameters(read, s); },
+            masked, [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; });
+        if (pipe.Faulted(read)) attention.Poison();
+        read = read + 1 == kStages ? 0 : read + 1;
+        --under_way;
       }
       merge.Finish(attention, piece);
     }
     CopyAsyncWait<0>();
+    merge.Join();
   }
 
  private:
-  KVIT_DEVICE static void Begin(const Params& params, const Line& line, const Piece& piece, Attention& attention) {
+  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Line& line, const Piece& piece,
+                                Attention& attention) {
     const int rows = line.NumRows(piece), group = line.group();
     const auto address = [&](int row) -> const char* {
       if (row >= rows) return nullptr;
       const int index = piece.row_tile * RowsPerTile + row;
-      const int64_t token = piece.work.first_token + index / group;
-      const int64_t head = int64_t(piece.head) * group + index % group;
+      const int token_of_sequence = line.TokenOf(index);
+      const int64_t token = piece.work.first_token + token_of_sequence;
+      const int64_t head = int64_t(piece.head) * group + (index - token_of_sequence * group);
       return static_cast<const char*>(params.q.base) + token * params.q.token_stride + head * params.q.head_stride;
     };
     attention.Begin(address, params.scale * 1.44269504088896341f);
+    if (piece.work.is_bad) attention.Poison();
   }
 };
 

@@ -3,6 +3,7 @@
 #define KVIT_PLATFORM_CUDA_CUH
 
 #include "abi/fact.h"
+#include "abi/params.h"
 #include "core/types.h"
 
 namespace kvit {
@@ -73,9 +74,22 @@ KVIT_DEVICE float Exp2(float x) {
 }
 KVIT_DEVICE float Log2(float x) {
   float y;
-  asm("lg2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+
+// fp8 (e4m3) to f16 in hardware: two codes in the low half of x, exactly.
+#if __CUDA_ARCH__ >= 890
+inline constexpr bool kConvertsFloat8 = true;
+KVIT_DEVICE uint32_t HalvesFromE4M3(uint32_t x) {
+  uint32_t y;
+  asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %1;\ncvt.rn.f16x2.e4m3x2 %0, lo;\n}" : "=r"(y) : "r"(x));
+  return y;
+}
+#else
+inline constexpr bool kConvertsFloat8 = false;
+KVIT_DEVICE uint32_t HalvesFromE4M3(uint32_t) { return 0u; }
+#endif
 
 // Byte i of the result is the byte that nibble i of `selector` picks: 0..3 of a, 4..7 of b.
 KVIT_DEVICE uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) { return __byte_perm(a, b, selector); }
@@ -128,6 +142,20 @@ template <class V>
 KVIT_DEVICE V LoadGlobalL2(const void* p) {
   return BitCast<V>(__ldcg(static_cast<const detail::BitsOf<V>*>(p)));
 }
+// Other CTAs see these stores, and these loads see theirs, during this launch; each word for itself.
+KVIT_DEVICE Words<16> LoadStrong(const void* p) {
+  Words<16> w;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
+               : "l"(p)
+               : "memory");
+  return w;
+}
+KVIT_DEVICE void StoreStrong(void* p, const Words<16>& w) {
+  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w.word[0]), "r"(w.word[1]),
+               "r"(w.word[2]), "r"(w.word[3])
+               : "memory");
+}
 template <class V>
 KVIT_DEVICE void StoreGlobal(void* p, V value) {
   *static_cast<detail::BitsOf<V>*>(p) = BitCast<detail::BitsOf<V>>(value);
@@ -176,6 +204,45 @@ KVIT_DEVICE void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
+// Barriers in shared memory that count arrivals and bytes; tensor copies (sm_90).
+KVIT_DEVICE void InitBarrier(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals) : "memory");
+}
+KVIT_DEVICE void FenceBarrierInit() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+KVIT_DEVICE void FenceAsyncCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+KVIT_DEVICE void ArriveExpecting(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes)
+               : "memory");
+}
+KVIT_DEVICE void WaitBarrier(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra again;\n"
+      "}" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+KVIT_DEVICE void PrefetchTensorMap(const KvitTensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
+}
+struct TensorCoordinates {
+  int byte, token, chunk, head, page;
+};
+KVIT_DEVICE void CopyTensor(void* shared, const KvitTensorMap& map, const TensorCoordinates& at, uint64_t* barrier) {
+  // Read once: first out of L2.
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  asm volatile(
+      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
+      " [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(SharedAddress(shared)),
+      "l"(&map), "r"(at.byte), "r"(at.token), "r"(at.chunk), "r"(at.head), "r"(at.page), "r"(SharedAddress(barrier)),
+      "l"(policy)
+      : "memory");
+}
+
 // --- CTA, warp and device --------------------------------------------------------------------------------------------
 
 KVIT_DEVICE void SyncThreads() { __syncthreads(); }
@@ -207,11 +274,25 @@ KVIT_DEVICE T ShuffleUp(T x, int delta) {
     return BitCast<T>(__shfl_up_sync(0xffffffffu, BitCast<unsigned int>(x), delta));
   }
 }
+KVIT_DEVICE int LowestBit(uint32_t x) { return __ffs(int(x)) - 1; }  // of x != 0
 KVIT_DEVICE uint32_t Ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 
 KVIT_DEVICE uint32_t AtomicAdd(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
 KVIT_DEVICE int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) { return atomicCAS(p, expected, desired); }
 KVIT_DEVICE void Fence() { __threadfence(); }
+
+KVIT_DEVICE void Pause() { __nanosleep(20); }
+
+KVIT_DEVICE void LetNextBegin() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+KVIT_DEVICE void WaitForPrevious() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // --- matrix ----------------------------------------------------------------------------------------------------------
 

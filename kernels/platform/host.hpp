@@ -8,6 +8,7 @@
 
 #include "platform/host_cta.hpp"
 #include "platform/host_math.hpp"
+#include "platform/host_tensor.hpp"
 
 namespace kvit {
 
@@ -54,6 +55,17 @@ void StoreShared(void* p, V value) {
   std::memcpy(p, &value, sizeof(V));
 }
 
+inline Words<16> LoadStrong(const void* p) {
+  host::CheckGlobal(p, 16, false, "strong load");
+  Words<16> w;
+  for (int i = 0; i < 4; ++i) w.word[i] = __atomic_load_n(static_cast<const uint32_t*>(p) + i, __ATOMIC_ACQUIRE);
+  return w;
+}
+inline void StoreStrong(void* p, const Words<16>& w) {
+  host::CheckGlobal(p, 16, true, "strong store");
+  for (int i = 0; i < 4; ++i) __atomic_store_n(static_cast<uint32_t*>(p) + i, w.word[i], __ATOMIC_RELEASE);
+}
+
 template <int Bytes, int /*Line*/ = 0>
 void CopyAsync(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async moves 4, 8 or 16 bytes");
@@ -63,6 +75,17 @@ inline void CopyAsyncCommit() { host::CommitCopies(); }
 template <int N>
 void CopyAsyncWait() {
   host::WaitCopies(N);
+}
+
+inline void InitBarrier(uint64_t* barrier, int arrivals) { host::InitBarrier(barrier, arrivals); }
+inline void FenceBarrierInit() {}
+inline void FenceAsyncCopies() {}
+inline void ArriveExpecting(uint64_t* barrier, int bytes) { host::ArriveExpecting(barrier, bytes); }
+inline void WaitBarrier(uint64_t* barrier, uint32_t parity) { host::WaitBarrier(barrier, parity); }
+using host::TensorCoordinates;
+inline void PrefetchTensorMap(const KvitTensorMap&) {}
+inline void CopyTensor(void* shared, const KvitTensorMap& map, const TensorCoordinates& at, uint64_t* barrier) {
+  host::IssueBox(shared, map, at, barrier);
 }
 
 // --- CTA, warp and device --------------------------------------------------------------------------------------------
@@ -92,6 +115,11 @@ inline uint32_t Ballot(bool x) {
   for (int lane = 0; lane < host::kWarpSize; ++lane) ballot |= uint32_t(mailbox.in[lane][0] != 0) << lane;
   return ballot;
 }
+
+inline int LowestBit(uint32_t x) { return __builtin_ctz(x); }
+inline void Pause() { host::Pause("another CTA"); }
+inline void LetNextBegin() {}
+inline void WaitForPrevious() {}
 
 inline uint32_t AtomicAdd(uint32_t* p, uint32_t x) {
   host::CheckGlobal(p, sizeof(*p), true, "atomic add");

@@ -30,6 +30,17 @@ typedef struct KvitHostKernel {
   int32_t reserved;
 } KvitHostKernel;
 
+// What a KvitTensorMap holds where the host backend copies by it.
+typedef struct KvitHostTensorMap {
+  const void* base;
+  int64_t extents[5];  // byte, token, chunk, head, page
+  int64_t strides[4];  // in bytes, of the last four
+  int32_t box_bytes, box_tokens;
+  int64_t magic;  // KVIT_HOST_TENSOR_MAP
+} KvitHostTensorMap;
+
+enum { KVIT_HOST_TENSOR_MAP = 0x6b766974 };
+
 enum KvitHostScheduler {
   KVIT_HOST_FIBERS = 0,   // deterministic: a CTA's threads take turns on one OS thread
   KVIT_HOST_THREADS = 1,  // one OS thread per CUDA thread, for ThreadSanitizer

@@ -105,6 +105,14 @@ Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, voi
   return mailbox;
 }
 
+void Pause(const char* whom) {
+  constexpr int kPatience = 20'000'000;
+  Thread& thread = *self;
+  if (thread.cta->launch_failed->load()) thread.Fail(std::string("stopped waiting for ") + whom + " after an error");
+  if (++thread.pauses > kPatience) thread.Fail(std::string("waits for ever for ") + whom);
+  thread.cta->scheduler->Pause(thread);
+}
+
 void ArriveCta(const char* operation) {
   Thread& thread = *self;
   thread.cta->scheduler->Arrive(thread, thread.cta->barrier, operation, [](void*) {}, nullptr);
@@ -149,6 +157,7 @@ void Cta::Prepare(const KvitHostLaunch& new_launch) {
 void Cta::Start(int new_block) {
   block = new_block;
   std::memset(shared, kPoison, size_t(shared_bytes));
+  boxes.clear();
   barrier.expected = int(threads.size());
   barrier.arrived = 0;
   for (size_t w = 0; w < threads.size() / kWarpSize; ++w) {
@@ -159,6 +168,7 @@ void Cta::Start(int new_block) {
     thread.collectives = thread.votes = 0;
     thread.copies.clear();
     thread.group = 0;
+    thread.pauses = 0;
     thread.waiting = nullptr;
     thread.done = false;
     thread.error.clear();
@@ -177,6 +187,10 @@ void Cta::Body(Thread& thread) {
 std::string Cta::FirstError() const {
   for (const Thread& thread : threads) {
     if (!thread.error.empty()) return thread.error;
+  }
+  if (!boxes.empty()) {
+    return std::string(launch->kernel->symbol) + ": ends with tensor copies that nobody waited for; CTA " +
+           std::to_string(block) + " of " + std::to_string(launch->grid);
   }
   return "";
 }

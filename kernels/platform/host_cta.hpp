@@ -2,6 +2,7 @@
 #ifndef KVIT_PLATFORM_HOST_CTA_HPP
 #define KVIT_PLATFORM_HOST_CTA_HPP
 
+#include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "platform/host_api.h"
+#include "platform/host_tensor.hpp"
 
 namespace kvit::host {
 
@@ -53,6 +55,15 @@ struct PendingCopy {
   int group;
 };
 
+/// A box that a tensor copy has been asked for.
+struct PendingBox {
+  const KvitTensorMap* map;
+  TensorCoordinates at;
+  ptrdiff_t offset;  // in shared memory
+  int bytes;
+  uint64_t* barrier;
+};
+
 struct Cta;
 
 /// One CUDA thread.
@@ -69,6 +80,7 @@ struct Thread {
   Barrier* waiting = nullptr;
   uint64_t waiting_generation = 0;
   bool done = true;
+  int pauses = 0;  // in a row
   std::string error;
 
   std::string Where() const;  // "CTA 3 of 8, thread 37 (warp 1, lane 5)"
@@ -82,10 +94,13 @@ struct Scheduler {
   virtual void Run(Cta& cta) = 0;
   /// The calling thread arrives; `last(context)` runs once, on the last to arrive, before any is released.
   virtual void Arrive(Thread& thread, Barrier& barrier, const char* operation, void (*last)(void*), void* context) = 0;
+  /// The calling thread lets others go on.
+  virtual void Pause(Thread& thread) = 0;
 };
 
 struct Cta {
   const KvitHostLaunch* launch = nullptr;
+  const std::atomic<bool>* launch_failed = nullptr;
   Scheduler* scheduler = nullptr;
   int block = 0;
   std::vector<Thread> threads;
@@ -93,6 +108,8 @@ struct Cta {
   Barrier barrier;
   int votes[2] = {0, 0};
   bool verdict = false;
+  std::mutex boxes_mutex;
+  std::vector<PendingBox> boxes;
   std::unique_ptr<char[]> storage;
   char* shared = nullptr;  // 1024-byte aligned
   int shared_bytes = 0;
@@ -122,6 +139,8 @@ void CheckShared(const void* p, int bytes, const char* operation);
 void IssueCopy(void* shared, const void* global, int bytes, bool valid);
 void CommitCopies();
 void WaitCopies(int newest);
+/// Lets others go on, who may bring what the caller looks for again. Fails when they have stopped, or never will.
+void Pause(const char* whom);
 void ArriveCta(const char* operation);
 bool VoteCta(bool vote);
 

@@ -4,6 +4,8 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <thread>
+
 #include "platform/host_cta.hpp"
 
 namespace kvit::host {
@@ -37,6 +39,11 @@ class Fibers final : public Scheduler {
     thread.waiting = &barrier;
     thread.waiting_generation = barrier.generation;
     Yield(size_t(thread.index));
+  }
+
+  void Pause(Thread& thread) override {
+    Yield(size_t(thread.index));
+    if (cta_->threads.size() == 1 || thread.pauses % 64 == 0) std::this_thread::yield();
   }
 
  private:

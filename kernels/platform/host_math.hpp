@@ -67,6 +67,9 @@ inline uint32_t MaskOr(uint32_t x, uint32_t mask, uint32_t bits) { return (x & m
 inline float Exp2(float x) { return std::exp2(x); }
 inline float Log2(float x) { return std::log2(x); }
 
+inline constexpr bool kConvertsFloat8 = false;
+inline uint32_t HalvesFromE4M3(uint32_t) { return 0; }
+
 }  // namespace kvit
 
 #endif  // KVIT_PLATFORM_HOST_MATH_HPP

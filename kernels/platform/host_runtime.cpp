@@ -50,6 +50,7 @@ struct Grid {
 
   const KvitHostLaunch& launch;
   std::atomic<uint32_t> next = 0;
+  std::atomic<bool> failed = false;
   std::mutex mutex;
   uint32_t failed_block = UINT32_MAX;
   std::string error;
@@ -60,12 +61,14 @@ struct Grid {
     std::unique_ptr<Scheduler> threads;
     if (launch.scheduler == KVIT_HOST_THREADS) threads = MakeThreads();
     arena->cta.scheduler = threads ? threads.get() : arena->fibers.get();
+    arena->cta.launch_failed = &failed;
     arena->cta.Prepare(launch);
     for (uint32_t block = next++; block < launch.grid; block = next++) {
       arena->cta.Start(int(block));
       arena->cta.scheduler->Run(arena->cta);
       const std::string found = arena->cta.FirstError();
       if (found.empty()) continue;
+      failed = true;
       std::lock_guard lock(mutex);
       if (block < failed_block) {
         failed_block = block;

@@ -52,6 +52,11 @@ class Threads final : public Scheduler {
     }
   }
 
+  void Pause(Thread& thread) override {
+    if (stopped_) thread.Fail("stopped after another thread's error");
+    std::this_thread::yield();
+  }
+
  private:
   std::atomic<bool> stopped_ = false;
 };

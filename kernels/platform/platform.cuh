@@ -6,15 +6,23 @@
 //   values         Half, Bfloat16: 16-bit storage, `bits`; ToFloat(x), FromFloat<T>(f) rounds to nearest even
 //                  uint32_t Pack2<T>(float lo, float hi); Float2 Unpack2<T>(uint32_t)
 //                  float Exp2(float), Log2(float)
+//                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3(uint32_t), two f16 from the two codes of the low half
 //                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits
 //   global         V LoadGlobal<V>(const void*), LoadGlobalReadOnly<V>(...), LoadGlobalL2<V>(...): sees other CTAs' stores of this launch
 //                  void StoreGlobal<V>(void*, V)
+//                  Words<16> LoadStrong(const void*), StoreStrong(void*, Words<16>): seen by CTAs that run side by side, each word for itself
 //   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned
 //   asynchronous   CopyAsync<Bytes, Line = 0>(void* shared, const void* global, bool valid)   4, 8 or 16 bytes; zeros where not
 //                  valid; a hint that the 64 or 128 bytes of the Line around the source will be wanted too
 //                  CopyAsyncCommit(); CopyAsyncWait<N>(): at most N newest groups of this thread are still under way
+//   barriers       in shared memory, uint64_t: InitBarrier(barrier, int arrivals), FenceBarrierInit(); ArriveExpecting(barrier, int bytes);
+//                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes
+//   tensor copies  CopyTensor(void* shared, const KvitTensorMap&, TensorCoordinates, barrier): a box, zeros where the map has nothing;
+//                  PrefetchTensorMap(map); FenceAsyncCopies(): this thread's stores to shared memory precede later copies
+//   launches       LetNextBegin(): the next launch may start before this one ends; WaitForPrevious(): until the one before has ended
 //   CTA            SyncThreads(); bool SyncThreadsOr(bool)
 //   warp           SyncWarp(); T Shuffle(T, int lane), ShuffleXor(T, int mask), ShuffleUp(T, int delta); uint32_t Ballot(bool)
+//                  int LowestBit(uint32_t): of what is not 0; Pause(): before looking again at what another CTA has yet to write
 //                  T: 4 or 8 bytes. All 32 lanes call together.
 //   matrix         LoadMatrixX4(uint32_t (&r)[4], const void* shared_row), LoadMatrixX4Transposed(...)   ldmatrix: 8x8 16-bit tiles
 //                  uint32_t TransposeMatrix(uint32_t)                                                   movmatrix

@@ -22,17 +22,19 @@ struct ScaleZero {
 struct Plain {
   template <class T>
   using Element = T;
-  static constexpr bool kScaled = false;
+  static constexpr bool kScaled = false, kHasZero = false;
 };
 
 /// A codec with parameters. Matrix tiles come from shared memory as 32-bit words of two 16-bit units, a low and a high
 /// one, with kPairs codes in each. Expand turns code i of both units into a pair of f16, by bits alone:
 ///
-///   operand = kOffset + code / kUnit            code: the number that a scale multiplies
+///   operand = code / Unit(i)                    code: the number that a scale multiplies
 ///
-/// Channel(i, unit) is the channel of code i of a unit, among the word's 2 * kPairs channels.
+/// kHasZero: the parameters have a zero besides the scale. Channel(i, unit) is the channel of code i of a unit, among
+/// the word's 2 * kPairs channels.
 template <class C>
 concept ScaledCodec = C::kScaled && requires(uint32_t word) {
+  { C::Unit(0) } -> std::same_as<float>;
   typename C::template Element<Half>;
   { C::template Expand<0>(word) } -> std::same_as<uint32_t>;
   { C::Channel(0, 1) } -> std::same_as<int>;
@@ -48,17 +50,17 @@ KVIT_DEVICE ScaleZero PairParameters(uint32_t word) {
 }
 }  // namespace detail
 
-/// 8-bit codes 0..255. 0x64cc is 1024 + c in f16: a byte becomes a number by putting 0x64 above it.
+/// 8-bit codes 0..255. An f16 below 2^-14 counts in steps of 2^-24: with a zero byte above it, a byte is a number.
 struct Int8 {
   template <class>
   using Element = uint8_t;
-  static constexpr bool kScaled = true;
+  static constexpr bool kScaled = true, kHasZero = true;
   static constexpr int kPairs = 2;
-  static constexpr float kOffset = 1024.0f, kUnit = 1.0f;
 
+  static constexpr KVIT_HD float Unit(int) { return 0x1p24f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
-    return PermuteBytes(word, 0x64646464u, I == 0 ? 0x4240u : 0x4341u);
+    return I == 0 ? word & 0x00ff00ffu : PermuteBytes(word, 0u, 0x4341u);
   }
   static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
   template <class T>
@@ -68,18 +70,18 @@ struct Int8 {
 };
 
 /// 4-bit codes 0..15, eight to a word in the order e0 e2 e4 e6 e1 e3 e5 e7 from the lowest nibble (TurboMind's), so
-/// that each mask finds neighbours. 0x54c0 is 64 + c in f16. (1024 + c would save a shift, and lose four bits of every
-/// sum to the offset.)
+/// that each mask finds neighbours. A nibble is a small f16 where it stands, as a byte is: the lowest in steps of
+/// 2^-24, the next of 2^-20; one shift serves two.
 struct Int4 {
   template <class>
   using Element = Uint4;
-  static constexpr bool kScaled = true;
+  static constexpr bool kScaled = true, kHasZero = true;
   static constexpr int kPairs = 4;
-  static constexpr float kOffset = 64.0f, kUnit = 1.0f;
 
+  static constexpr KVIT_HD float Unit(int i) { return i % 2 == 0 ? 0x1p24f : 0x1p20f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
-    return MaskOr(I == 0 ? word << 4 : word >> (4 * I - 4), 0x00f000f0u, 0x54005400u);
+    return (I < 2 ? word : word >> 8) & (I % 2 == 0 ? 0x000f000fu : 0x00f000f0u);
   }
   static constexpr KVIT_HD int Channel(int i, int unit) { return 2 * i + unit; }
   template <class T>
@@ -92,10 +94,10 @@ struct Int4 {
 struct Float8E5M2 {
   template <class>
   using Element = uint8_t;
-  static constexpr bool kScaled = true;
+  static constexpr bool kScaled = true, kHasZero = false;
   static constexpr int kPairs = 2;
-  static constexpr float kOffset = 0.0f, kUnit = 1.0f;
 
+  static constexpr KVIT_HD float Unit(int) { return 1.0f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
     return PermuteBytes(word, 0u, I == 0 ? 0x2404u : 0x3414u);
@@ -107,17 +109,18 @@ struct Float8E5M2 {
   }
 };
 
-/// fp8 with 4 exponent bits (e4m3fn), moved to an f16's place: its exponent bias is 8 less, so the operand is 2^-8
-/// times the number. The only codes that are no numbers, 0x7f and 0xff, become NaN again.
+/// fp8 with 4 exponent bits (e4m3fn). Where the GPU has no conversion, moved to an f16's place: its exponent bias is 8
+/// less, so the operand is then 2^-8 times the number. The only codes that are no numbers, 0x7f and 0xff, become NaN.
 struct Float8E4M3 {
   template <class>
   using Element = uint8_t;
-  static constexpr bool kScaled = true;
+  static constexpr bool kScaled = true, kHasZero = false;
   static constexpr int kPairs = 2;
-  static constexpr float kOffset = 0.0f, kUnit = 256.0f;
 
+  static constexpr KVIT_HD float Unit(int) { return kConvertsFloat8 ? 1.0f : 256.0f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
+    if constexpr (kConvertsFloat8) return HalvesFromE4M3(PermuteBytes(word, 0u, I == 0 ? 0x4420u : 0x4431u));
     const uint32_t high = PermuteBytes(word, 0u, I == 0 ? 0x2404u : 0x3414u);
     const uint32_t magnitude = (high & 0x7f007f00u) >> 1;
     // 0x7f << 7 is 0x3f80; adding 0x80 carries into bit 14 for it alone. Bits 14..10 all set, mantissa not zero: NaN.

@@ -103,7 +103,7 @@ KVIT_DEVICE uint32_t ToFloat8(float x, float largest) {
 KVIT_DEVICE float FromFloat8(Float8E5M2, uint32_t code) { return ToFloat(Half{uint16_t(code << 8)}); }
 KVIT_DEVICE float FromFloat8(Float8E4M3, uint32_t code) {
   if ((code & 0x7fu) == 0x7fu) return NAN;
-  return ToFloat(Half{uint16_t((code & 0x80u) << 8 | (code & 0x7fu) << 7)}) * Float8E4M3::kUnit;
+  return ToFloat(Half{uint16_t((code & 0x80u) << 8 | (code & 0x7fu) << 7)}) * 256.0f;
 }
 KVIT_DEVICE uint32_t ToFloat8(Float8E5M2, float x) { return ToFloat8<15, 2>(x, 57344.0f); }
 KVIT_DEVICE uint32_t ToFloat8(Float8E4M3, float x) { return ToFloat8<7, 3>(x, 448.0f); }

@@ -20,9 +20,10 @@ cdef struct OpState:
     int64_t workspace_bytes
     int64_t rows_per_cta               # append, gather: (token, head) rows
     unsigned int grid                  # attention
+    int box_tokens                     # attention: most tokens of a tensor copy; 0: the kernel copies otherwise
     KvitDecodeParams constants         # attention: what does not change from call to call
     KvitFault *fault
-    KvitSpan[3] spans                  # memory of its own: counters, partials, fault
+    KvitSpan[2] spans                  # memory of its own: partials, fault
     int num_spans
     void *kernel                       # Kernel, a counted reference, as the next is
     void *operation                    # kvit.Attention, kvit.Append or kvit.Gather

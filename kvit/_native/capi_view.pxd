@@ -4,6 +4,7 @@ from libc.stdint cimport int32_t
 from kvit._native.capi_tensor cimport Place
 from kvit._native.host cimport KvitSpan
 from kvit._native.ops cimport KvitCache, KvitPageTable
+from kvit._native.tensor_map cimport TensorMaps
 from kvit.capi cimport kvit_page_table, kvit_view, kvit_view_info, kvit_view_options
 
 # What a kvit_view stands for.
@@ -16,6 +17,7 @@ cdef struct ViewState:
     int32_t k_dtype
     int32_t v_dtype
     bint is_readonly
+    const TensorMaps *maps             # of the CacheView
     void *view                         # kvit.CacheView, a counted reference
 
 # The functions of kvit_api.

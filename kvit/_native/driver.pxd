@@ -1,4 +1,6 @@
 # The driver as a table of C functions, so that a GPU and the host backend look alike to everything above.
+from libc.stdint cimport int64_t
+
 # CUresult values that the runtime tells apart.
 cdef enum:
     SUCCESS = 0
@@ -61,6 +63,9 @@ cdef struct DriverTable:
     int (*kernel_shared_limit)(void *kernel, int num_bytes, int ordinal) except? -1 nogil
     int (*launch)(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes, void *stream,
                   const void *params) except? -1 nogil
+    # May begin before the kernel before it has ended, for which it then waits itself. GPUs from 9.0 on.
+    int (*launch_overlapping)(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes,
+                              void *stream, const void *params) except? -1 nogil
 
     # graphs
     int (*capture_begin)(void *stream) except? -1 nogil
@@ -80,3 +85,7 @@ cdef enum:
 
 # The CUDA driver's table. The first call loads and initialises the driver; raises NoGpuError where that fails.
 cdef const DriverTable *cuda_table() except NULL
+
+# A tensor map of bytes in five axes, the innermost dense, for boxes of the first two. Needs cuda_table() first.
+cdef int encode_tensor_map(unsigned char *map, void *base, const int64_t *extents, const int64_t *strides,
+                           int box_bytes, int box_tokens) except? -1 nogil

@@ -33,6 +33,17 @@ cdef extern from "platform/host_api.h":
         KVIT_HOST_FIBERS
         KVIT_HOST_THREADS
 
+    ctypedef struct KvitHostTensorMap:
+        const void *base
+        int64_t[5] extents
+        int64_t[4] strides
+        int32_t box_bytes
+        int32_t box_tokens
+        int64_t magic
+
+    enum:
+        KVIT_HOST_TENSOR_MAP
+
     ctypedef struct KvitHostLaunch:
         const KvitHostKernel *kernel
         const void *params

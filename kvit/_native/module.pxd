@@ -18,6 +18,7 @@ cdef class Kernel:
     cdef const KvitHostKernel *host    # NULL on a GPU
     cdef unsigned int threads
     cdef unsigned int shared_bytes
+    cdef bint overlaps                 # waits for the kernel before it by itself, and may begin before that has ended
     cdef readonly int params_bytes
 
 # The loaded kernel of a registry entry on a device: one per (file, symbol, device), loaded on first use.

@@ -6,6 +6,7 @@ from kvit._native.context cimport Device
 from kvit._native.module cimport Kernel
 from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
+from kvit._native.tensor_map cimport TensorMaps
 
 
 cdef extern from "abi/params.h":
@@ -57,6 +58,13 @@ cdef extern from "abi/params.h":
         int32_t each
         int32_t total
 
+    ctypedef struct KvitDivisor:
+        uint32_t magic
+        int32_t shift
+
+    ctypedef struct KvitTensorMap:
+        unsigned char[128] bytes
+
     ctypedef struct KvitDecodeParams:
         KvitCache cache
         KvitPageTable table
@@ -66,11 +74,14 @@ cdef extern from "abi/params.h":
         KvitLse lse
         KvitFault *fault
         float *partials
-        uint32_t *counters
         float scale
         int32_t num_query_heads
         int32_t causal
-        int32_t reserved
+        int32_t box_tokens
+        KvitDivisor page_size
+        KvitDivisor group
+        KvitTensorMap k_map
+        KvitTensorMap v_map
 
     ctypedef struct KvitTransferParams:
         KvitCache cache
@@ -105,11 +116,15 @@ cdef extern from "abi/params.h":
 # K and V of a cache, packed once.
 cdef class PackedCache:
     cdef KvitCache value
+    cdef TensorMaps maps               # made when a kernel first asks for them
     cdef int code
     cdef readonly Tensor k
     cdef readonly Tensor v
     cdef readonly Tensor k_params
     cdef readonly Tensor v_params
+
+    # Makes the maps of boxes of at most `tokens`, for kernels on `home`.
+    cdef int make_maps(self, int tokens, Device home) except -1
 
 
 # A page table, packed once.
@@ -138,14 +153,18 @@ cdef class HoldsFaults:
 cdef class AttentionLaunch:
     cdef KvitDecodeParams params
     cdef readonly Kernel kernel
-    cdef readonly Tensor counters
     cdef readonly Tensor partials
     cdef readonly Tensor fault
     cdef unsigned int grid
+    cdef readonly int box_tokens       # most tokens of a tensor copy; 0: the kernel copies otherwise
 
     # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
                  int tokens_each, Stream queue) except -1
+
+
+# Division by `divisor` >= 1, as abi/params.h says.
+cdef KvitDivisor divisor_of(int divisor) noexcept nogil
 
 # Launches an append (into_pages) or a gather. k, v [tokens, kv_heads, head_dim]; all checked before.
 cdef int move_rows(Kernel kernel, int64_t rows_per_cta, PackedCache cache, PackedTable table, Tensor k, Tensor v,

@@ -36,7 +36,7 @@ CYTHON = [
     {"attention_call", "transfer_call"},
     {"cache_call"},
     {"ops"},
-    {"launcher"},
+    {"launcher", "tensor_map"},
     {"module"},
     {"buffer", "event", "graph"},
     {"stream"},

@@ -1,0 +1,108 @@
+// How the K and V tiles of a CTA's share come into shared memory, and where a warp finds its tokens of them.
+#ifndef KVIT_ATTENTION_KV_PIPE_CUH
+#define KVIT_ATTENTION_KV_PIPE_CUH
+
+#include <stdint.h>
+
+#include "abi/params.h"
+#include "attention/kv_ring.cuh"
+#include "attention/tensor_loader.cuh"
+#include "attention/tensor_ring.cuh"
+#include "attention/tile_loader.cuh"
+#include "cache/paged_iterator.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// By cp.async: 16 bytes a lane, any page size, any place of a row.
+struct Sm80Copies {
+  static constexpr int kPageMultiple = 1;
+};
+/// By tensor copies: a box of rows at a time, from pools that a tensor map describes.
+struct Sm90Copies {
+  static constexpr int kPageMultiple = 8;  // tokens: the swizzle's period
+};
+
+/// Every pipe has Shared, and for the calling warp: Prefetch(stage), which begins the next tile's copies; Wait(stage);
+/// Key, Value (stage, token of the warp's band, channel) and their parameters (stage, token) in shared memory;
+/// Faulted(stage); ClearValues(stage, token), which makes values from that token on harmless.
+template <class Copies, class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
+class KvPipe;
+
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
+class KvPipe<Sm80Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
+  using KeyRing = KvRing<T, KeyCodec, HeadDim, Line::kTileTokens, Tuning::kWarps, Tuning::kStages, 0>;
+  using ValueRing = KvRing<T, ValueCodec, HeadDim, Line::kTileTokens, Tuning::kWarps, Tuning::kStages, 1>;
+  using Loader =
+      TileLoader<Line, PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map>, KeyRing, ValueRing>;
+  static_assert(KeyRing::Map::kFootprintS == Tuning::kWarpTokens && ValueRing::Map::kFootprintS == Tuning::kWarpTokens,
+                "a warp loads the tokens that it consumes in a step");
+
+ public:
+  struct Shared {
+    KeyRing keys;
+    ValueRing values;
+  };
+
+  static KVIT_DEVICE void Init(const KvitDecodeParams&, Shared&) {}
+  KVIT_DEVICE KvPipe(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor, Shared& shared)
+      : shared_(shared), loader_(params, line, cursor, shared.keys, shared.values) {}
+
+  KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
+  KVIT_DEVICE void Wait(int) {
+    CopyAsyncWait<Tuning::kStages - 1>();
+    SyncWarp();
+  }
+  KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }
+  KVIT_DEVICE void ClearValues(int, int) {}  // rows that no sequence has were copied as zeros
+
+  KVIT_DEVICE const char* Key(int stage, int s, int c) const { return shared_.keys.Address(stage, Row(s), c); }
+  KVIT_DEVICE const char* Value(int stage, int s, int c) const { return shared_.values.Address(stage, Row(s), c); }
+  KVIT_DEVICE auto KeyParameters(int stage, int s) const { return shared_.keys.Parameters(stage, Row(s)); }
+  KVIT_DEVICE auto ValueParameters(int stage, int s) const { return shared_.values.Parameters(stage, Row(s)); }
+
+ private:
+  static KVIT_DEVICE int Row(int s) { return WarpIndex() * Tuning::kWarpTokens + s; }  // of the tile
+
+  Shared& shared_;
+  Loader loader_;
+};
+
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
+class KvPipe<Sm90Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
+  static constexpr int kWarps = Tuning::kWarps, kStages = Tuning::kStages, kTokens = Tuning::kWarpTokens;
+  using KeyRing = TensorRing<T, KeyCodec, HeadDim, kTokens, kWarps, kStages>;
+  using ValueRing = TensorRing<T, ValueCodec, HeadDim, kTokens, kWarps, kStages>;
+  using Loader = TensorLoader<Line, KeyRing, ValueRing, kTokens, kStages>;
+
+ public:
+  struct Shared {
+    KeyRing keys;
+    ValueRing values;
+    uint64_t full[kWarps][kStages];  // a warp's copies of a stage have landed
+  };
+
+  static KVIT_DEVICE void Init(const KvitDecodeParams& params, Shared& shared) {
+    Loader::Init(params, shared.full[WarpIndex()]);
+  }
+  KVIT_DEVICE KvPipe(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor, Shared& shared)
+      : shared_(shared), loader_(params, line, cursor, shared.keys, shared.values, shared.full[WarpIndex()]) {}
+
+  KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
+  KVIT_DEVICE void Wait(int stage) { loader_.Wait(stage); }
+  KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }
+  KVIT_DEVICE void ClearValues(int stage, int s) { loader_.ClearValues(stage, s); }
+
+  KVIT_DEVICE const char* Key(int stage, int s, int c) const { return shared_.keys.Address(stage, s, c); }
+  KVIT_DEVICE const char* Value(int stage, int s, int c) const { return shared_.values.Address(stage, s, c); }
+  KVIT_DEVICE auto KeyParameters(int stage, int s) const { return shared_.keys.Parameters(stage, s); }
+  KVIT_DEVICE auto ValueParameters(int stage, int s) const { return shared_.values.Parameters(stage, s); }
+
+ private:
+  Shared& shared_;
+  Loader loader_;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_KV_PIPE_CUH

@@ -1,0 +1,170 @@
+// Streams the K and V tiles of a CTA's share through a ring in shared memory by tensor copies, ahead of whoever
+// computes on them.
+#ifndef KVIT_ATTENTION_TENSOR_LOADER_CUH
+#define KVIT_ATTENTION_TENSOR_LOADER_CUH
+
+#include <stdint.h>
+
+#include "abi/params.h"
+#include "attention/work_line.cuh"
+#include "cache/fast_divide.cuh"
+#include "cache/fault.cuh"
+#include "cache/pool_set.cuh"
+#include "iterator/sm90.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// As TileLoader, but a lane looks after a token or two of its warp's band: it looks up the token's page one tile
+/// ahead, copies its parameters, and where a box begins with it, begins the box's copy.
+///
+///   band of 32 tokens, boxes of 8     lane  0        8        16       24
+///                                     box   0 ------ 1 ------ 2 ------ 3 ------
+template <class Line, class KeyRing, class ValueRing, int Tokens, int Stages>
+class TensorLoader {
+ public:
+  static constexpr bool kHasParameters = KeyRing::kHasParameters || ValueRing::kHasParameters;
+
+  /// Barriers [warp][stage], in shared memory.
+  template <int Warps>
+  struct Barriers {
+    uint64_t full[Warps][Stages];
+  };
+
+  KVIT_DEVICE TensorLoader(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor,
+                           KeyRing& keys, ValueRing& values, uint64_t* full)
+      : params_(params),
+        cache_(params.cache),
+        line_(line),
+        keys_(keys),
+        values_(values),
+        full_(full),
+        cursor_(cursor),
+        page_of_(params.page_size) {
+    Enter();
+  }
+
+  /// Makes this warp's barriers. All lanes call, before anything else.
+  static KVIT_DEVICE void Init(const KvitDecodeParams& params, uint64_t* full) {
+    if (ThreadIndex() == 0) {
+      PrefetchTensorMap(params.k_map);
+      PrefetchTensorMap(params.v_map);
+    }
+    if (LaneIndex() == 0) {
+      KVIT_UNROLL
+      for (int stage = 0; stage < Stages; ++stage) InitBarrier(full + stage, 1);
+      FenceBarrierInit();
+    }
+    SyncWarp();
+  }
+
+  /// Begins to copy the next tile, if there is one, into ring slot `stage`, which all lanes have left.
+  KVIT_DEVICE void Prefetch(int stage) {
+    if (!cursor_.Done()) {
+      if (LaneIndex() == 0) ArriveExpecting(full_ + stage, KeyRing::Layout::kBytes + ValueRing::Layout::kBytes);
+      bool is_bad = false;
+      KVIT_UNROLL
+      for (int r = 0; r < kRounds; ++r) {
+        const int row = r * 32 + LaneIndex();
+        const uint32_t token = Token(tile_, r);
+        const bool holds = Holds(tile_, r), found = holds && uint32_t(page_[r]) < uint32_t(cache_.num_pages);
+        const uint32_t slot = page_of_(token), token_in_page = token - slot * uint32_t(cache_.page_size);
+        if (row < Tokens && (row & (params_.box_tokens - 1)) == 0) {
+          const Box box = {found ? page_[r] : -1, int(token_in_page), cursor_.piece().head};
+          KeyRing::Iterator::Prefetch(params_.k_map, box, keys_.Tile(stage), row, full_ + stage);
+          ValueRing::Iterator::Prefetch(params_.v_map, box, values_.Tile(stage), row, full_ + stage);
+        }
+        CopyParameters<2>(keys_, stage, row, page_[r], token_in_page, found);
+        CopyParameters<3>(values_, stage, row, page_[r], token_in_page, found);
+        if (holds && !found) {
+          ReportFault(params_.fault, {KVIT_FAULT_PAGE, cursor_.piece().sequence, int32_t(slot), page_[r]});
+          is_bad = true;
+        }
+      }
+      faulted_stages_ = (faulted_stages_ & ~(1u << stage)) | uint32_t(Ballot(is_bad) != 0) << stage;
+      if (++tile_ < end_) {
+        ReadPages();
+      } else {
+        cursor_.Next();
+        Enter();
+      }
+    }
+    if (kHasParameters) CopyAsyncCommit();
+  }
+
+  /// Waits until the tile in ring slot `stage` is there for all lanes.
+  KVIT_DEVICE void Wait(int stage) {
+    WaitBarrier(full_ + stage, phases_ >> stage & 1u);
+    phases_ ^= 1u << stage;
+    if (kHasParameters) {
+      CopyAsyncWait<Stages - 1>();
+      SyncWarp();
+    }
+  }
+
+  /// Whether the tile in ring slot `stage` has rows that could not be found. The same in all lanes.
+  KVIT_DEVICE bool Faulted(int stage) const { return faulted_stages_ >> stage & 1u; }
+
+  /// Zeroes the values of a tile from token s of the band on: a box reads whole pages, and whatever stands behind the
+  /// sequence must not meet a weight of zero.
+  KVIT_DEVICE void ClearValues(int stage, int s) { ValueRing::Iterator::Clear(values_.Tile(stage), s); }
+
+ private:
+  static constexpr int kRounds = CeilDiv(Tokens, 32);  // tokens of a lane
+
+  static KVIT_DEVICE uint32_t Token(int tile, int r) {
+    return uint32_t(tile) * Line::kTileTokens + uint32_t(WarpIndex() * Tokens + r * 32 + LaneIndex());
+  }
+  KVIT_DEVICE bool Holds(int tile, int r) const {
+    return r * 32 + LaneIndex() < Tokens && Token(tile, r) < uint32_t(length_);
+  }
+
+  KVIT_DEVICE void ReadPages() {
+    KVIT_UNROLL
+    for (int r = 0; r < kRounds; ++r) {
+      if (Holds(tile_, r)) page_[r] = LoadGlobalReadOnly<int32_t>(pages_ + page_of_(Token(tile_, r)));
+    }
+  }
+
+  template <int Pool, class Ring>
+  KVIT_DEVICE void CopyParameters(Ring& ring, int stage, int row, int page, uint32_t token_in_page, bool found) const {
+    if constexpr (Ring::kHasParameters) {
+      const int64_t address =
+          RowAddress(cache_.pool[Pool], uint32_t(page), token_in_page, uint32_t(cursor_.piece().head));
+      if (row < Tokens) {
+        CopyAsync<4>(ring.Parameters(stage, row), reinterpret_cast<const char*>(found ? address : 0), found);
+      }
+    }
+  }
+
+  // Goes to the first tile of the cursor's piece, or of the next piece that has any tile to see.
+  KVIT_DEVICE void Enter() {
+    for (; !cursor_.Done(); cursor_.Next()) {
+      const Piece& piece = cursor_.piece();
+      tile_ = piece.first;
+      end_ = line_.VisibleEnd(piece);
+      if (tile_ >= end_) continue;
+      pages_ = params_.table.pages + piece.work.pages;
+      length_ = piece.work.length;
+      ReadPages();
+      return;
+    }
+  }
+
+  const KvitDecodeParams& params_;
+  const KvitCache& cache_;
+  const Line& line_;
+  KeyRing& keys_;
+  ValueRing& values_;
+  uint64_t* full_;  // [stage], this warp's
+  WorkCursor<Line> cursor_;
+  FastDivide page_of_;
+  const int32_t* pages_ = nullptr;
+  int length_ = 0, tile_ = 0, end_ = 0;
+  int32_t page_[kRounds] = {};  // of this lane's tokens of the next tile
+  uint32_t phases_ = 0, faulted_stages_ = 0;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_TENSOR_LOADER_CUH

@@ -1,0 +1,52 @@
+"""kernels/layout/tensor_layout.cuh: where a tensor copy leaves the bytes of a tile, and what that costs to read."""
+
+import pytest
+
+HEADERS = ["layout/tensor_layout.cuh", "core/types.h"]
+# Element, head_dim: rows of 32, 64, 128, 256 and 512 bytes, which is every swizzle and one, two and four chunks.
+SHAPES = [("Uint4", 64), ("Uint4", 128), ("uint8_t", 128), ("Half", 128), ("Half", 256)]
+TOKENS = 32
+
+
+def offsets(cxx, element, head_dim):
+    """[token][16-byte vector of its row] -> offset in the tile."""
+    kind = f"TensorLayout<{element}, {head_dim}, {TOKENS}>"
+    body = f"""
+      printf("%d ", {kind}::kRowBytes);
+      for (int s = 0; s < {TOKENS}; ++s)
+        for (int byte = 0; byte < {kind}::kRowBytes; byte += 16) printf("%d ", {kind}::Offset(s, byte));
+    """
+    row_bytes, *found = cxx.numbers(HEADERS, body)
+    vectors = row_bytes // 16
+    return row_bytes, [found[s * vectors : (s + 1) * vectors] for s in range(TOKENS)]
+
+
+def written_by_the_hardware(row_bytes, token, vector):
+    """As CUtensorMapSwizzle is defined: boxes of chunks, dense, with the line's number XORed into the vector's."""
+    span = min(128, row_bytes)
+    chunk, within = divmod(vector * 16, span)
+    dense = chunk * TOKENS * span + token * span + within
+    lines = {128: 8, 64: 4, 32: 2}[span]
+    return dense ^ (dense // 128 % lines * 16)
+
+
+@pytest.mark.parametrize(("element", "head_dim"), SHAPES, ids=str)
+def test_rows_lie_where_the_tensor_copy_engine_writes_them(cxx, element, head_dim):
+    row_bytes, found = offsets(cxx, element, head_dim)
+    assert found == [
+        [written_by_the_hardware(row_bytes, token, vector) for vector in range(row_bytes // 16)]
+        for token in range(TOKENS)
+    ]
+
+
+@pytest.mark.parametrize(("element", "head_dim"), SHAPES, ids=str)
+def test_eight_tokens_of_a_vector_lie_in_eight_bank_groups(cxx, element, head_dim):
+    # What ldmatrix reads at a time; 16-byte vectors 128 bytes apart share their banks.
+    row_bytes, found = offsets(cxx, element, head_dim)
+    for first in range(0, TOKENS, 8):
+        for vector in range(row_bytes // 16):
+            assert len({found[first + i][vector] % 128 for i in range(8)}) == 8
+
+
+def test_rows_that_no_swizzle_serves_are_refused(cxx):
+    assert "whole lines of 128" in cxx.refusal(HEADERS, "template struct TensorLayout<uint8_t, 96, 32>;")

@@ -1,0 +1,97 @@
+"""Decode by tensor copies: what the reference says, whatever lies behind a sequence's end; other pages are refused."""
+
+import numpy as np
+import pytest
+
+import kvit
+from kvit import registry
+from kvit._native.context import Device
+from support.caches import BFLOAT16, make_case, to_device
+from support.tolerances import assert_within
+from test_quantised import Quantised
+
+TENSOR = {"copies": "tensor"}
+# Lengths around the ends of boxes, pages and tiles; pages that hold a part of a box, several boxes, and both.
+LENGTHS = [1, 63, 0, 64, 65, 130, 517]
+
+
+@pytest.fixture(autouse=True)
+def only_where_tensor_copies_are(device):
+    if device != "host" and Device.of(device).compute_capability < (9, 0):
+        pytest.skip("no GPU with a tensor copy engine")
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+@pytest.mark.parametrize("page_size", [8, 16, 24, 64, 256])
+@pytest.mark.parametrize("head_dim", [64, 128, 256])
+def test_16_bit_caches_in_pages_of_any_multiple_of_8(rng, device, head_dim, page_size, layout):
+    case = make_case(rng, LENGTHS, page_size=page_size, head_dim=head_dim, layout=layout, device=device)
+    q = case.queries(rng, len(LENGTHS), 8)
+    op = kvit.Attention(case.view, 8, kernel=TENSOR)
+    state, bound = case.expect(q)
+    assert_within(op(to_device(q, device), case.view, case.page_table).numpy(), state.out, bound)
+
+
+@pytest.mark.parametrize("pair", [("int8", "int8"), ("int4", "int4"), ("float8_e4m3",) * 2, ("int8", "int4")], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("page_size", [8, 64])
+def test_quantised_caches(rng, device, pair, head_dim, page_size):
+    case = Quantised(pair, LENGTHS, page_size=page_size, head_dim=head_dim, device=device, rng=rng)
+    case.append(rng)
+    q = rng.standard_normal((len(LENGTHS), 6, head_dim)).astype(BFLOAT16)
+    copied = kvit.Attention(case.view, 6, kernel=TENSOR)
+    loaded = kvit.Attention(case.view, 6, kernel={"copies": "async"})
+    counts = [1] * len(LENGTHS)
+    state = kvit.reference.paged_attention(q, case.cache, case.table, counts)
+    for op in (copied, loaded):
+        got = op(to_device(q, device), case.view, case.page_table).numpy()
+        assert_within(got, state.out, case.bound(q, counts))
+
+
+def test_one_operation_serves_views_of_other_page_sizes(rng, device):
+    cases = [make_case(rng, [300], page_size=page_size, device=device) for page_size in (64, 16, 8, 64)]
+    op = kvit.Attention(cases[0].view, 8, kernel=TENSOR)
+    for case in cases:
+        q = case.queries(rng, 1, 8)
+        state, bound = case.expect(q)
+        assert_within(op(to_device(q, device), case.view, case.page_table).numpy(), state.out, bound)
+
+
+def test_pages_that_no_box_divides_are_refused_by_name(rng, device):
+    case, odd = (make_case(rng, [30], page_size=page_size, device=device) for page_size in (16, 10))
+    op, q = kvit.Attention(case.view, 8, kernel=TENSOR), to_device(case.queries(rng, 1, 8), device)
+    with pytest.raises(kvit.LayoutError, match="multiple of 8 tokens; these have 10; make another Attention"):
+        op(q, odd.view, odd.page_table)
+    with pytest.raises(kvit.LayoutError, match="multiple of 8 tokens; these have 10"):
+        kvit.Attention(odd.view, 8, kernel=TENSOR)
+    assert kvit.Attention(odd.view, 8).entry.axes["copies"] == "async"
+
+
+def test_an_operation_of_several_new_tokens_hides_what_comes_after_them(rng, device):
+    case = make_case(rng, [70, 9], page_size=16, device=device)
+    q = case.queries(rng, 2 * 5, 8)
+    op = kvit.Attention(case.view, 8, tokens_per_sequence=5, kernel=TENSOR)
+    state, bound = case.expect(q, counts=[5, 5])
+    assert_within(op(to_device(q, device), case.view, case.page_table).numpy(), state.out, bound)
+
+
+def test_every_built_shape_has_a_kernel_by_cp_async_too():
+    for entry in registry.candidates("decode", **TENSOR):
+        key = {axis: value for axis, value in entry.axes.items() if axis != "copies"}
+        assert registry.find("decode", copies="async", **key)
+
+
+def test_tensor_maps_survive_a_bad_page(rng, device):
+    # A page id out of range is read as zeros by the hardware; the call reports it and the sequence is NaN.
+    case = make_case(rng, [100, 40], page_size=16, device=device)
+    pages = case.page_table.pages.numpy().copy()
+    pages[0, 2] = 10**6
+    table = kvit.PageTable(to_device(pages, device), lengths=case.page_table.lengths)
+    q = case.queries(rng, 2, 8)
+    op = kvit.Attention(case.view, 8, kernel=TENSOR)
+    out = op(to_device(q, device), case.view, table).numpy().astype(np.float32)
+    assert np.isnan(out[0]).all()
+    state, bound = case.expect(q)
+    assert_within(out[1:], state.out[1:], bound[1:])
+    with pytest.raises(kvit.PageTableError, match="1000000"):
+        op.check()
