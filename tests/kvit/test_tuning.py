@@ -6,6 +6,7 @@ import pytest
 
 from kvit import registry, tuning
 from kvit.errors import KernelMissing, LayoutError
+from kvit.registry import best_target
 from kvit.tuning import Call, Rule, choose
 
 EVERYWHERE, HOPPER_ALONE = ("sm_80", "sm_90a", "compute_80"), ("sm_90a",)
