@@ -43,8 +43,8 @@ def built(tmp_path):
 def test_find_gives_the_kernel_at_a_point_of_the_axes(built, tmp_path):
     entry = built.find("scale", dtype="bf16", head_dim=128)
     assert (entry.symbol, entry.threads, entry.facts["stages"]) == ("kvit_scale__bf16_d128", 128, 3)
-    assert entry.file("sm_90a") == tmp_path / "sm_90a" / "scale_bf16.cubin"
-    assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.ptx"
+    assert entry.file("sm_90a") == tmp_path / "sm_90a" / "scale_bf16.fatbin"
+    assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.fatbin"
 
 
 def test_find_refuses_to_choose_among_several(built):
