@@ -167,10 +167,14 @@ def test_nearer_targets_come_first():
 
 def test_a_gpu_that_can_run_nothing_is_told_what_was_built(built):
     entry = built.find("scale", dtype="f16", head_dim=64)
-    with pytest.raises(KernelMissing, match=r"on sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Add sm_75"):
+    words = r"on sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Kernels need compute capability 8.0"
+    with pytest.raises(KernelMissing, match=words):
         entry.target((7, 5))
-    with pytest.raises(KernelMissing, match=r"for sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Add sm_75"):
+    with pytest.raises(KernelMissing, match=r"for sm_75; built targets are .*\.\n  Name sm_75 in KVIT_ARCHS"):
         entry.file("sm_75")
+    without_ptx = entry._replace(archs=("sm_80", "sm_90a"))
+    with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_80"):
+        without_ptx.target((12, 0))
 
 
 def test_the_installed_kernels_are_found_by_their_own_axes():
