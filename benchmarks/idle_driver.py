@@ -34,6 +34,6 @@ def pretend_kernels(folder: Path) -> None:
     (folder / _ARCH).mkdir(parents=True, exist_ok=True)
     for kernel in index["kernels"]:
         kernel["archs"] = [_ARCH]
-        (folder / _ARCH / f"{kernel['family']}_{kernel['unit']}.ptx").touch()
+        (folder / _ARCH / f"{kernel['family']}_{kernel['unit']}.fatbin").touch()
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     registry.KERNELS = folder

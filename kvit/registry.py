@@ -16,8 +16,12 @@ from kvit.errors import DtypeError, KernelMissing
 AxisValue: TypeAlias = int | str
 
 KERNELS = Path(__file__).resolve().parent / "_kernels"
-"""Folder of what was compiled: <arch>/<family>_<unit>.cubin or .ptx, libkvit_host.so, index.json."""
+"""Folder of what was compiled: <arch>/<family>_<unit>.fatbin, libkvit_host.so, index.json."""
 
+_TARGETS_ARE_LISTED = "[targets] of kernels/manifest.toml lists what can be built."
+
+# What came before has no cp.async and no matrix instructions on bfloat16.
+_OLDEST = (8, 0)
 # Embedded GPUs do not run the cubins of their desktop relatives; they do run PTX.
 _EMBEDDED = {(8, 7)}
 
@@ -42,22 +46,27 @@ class Entry(NamedTuple):
         return hash((self.symbol, self.folder))  # the mappings have none
 
     def file(self, arch: str) -> Path:
-        """The cubin (sm_XX) or PTX (compute_XX) that holds this kernel. Raises KernelMissing: not built for `arch`."""
+        """The fatbin with this kernel, of a cubin (sm_XX) or PTX (compute_XX). Raises KernelMissing: there is none."""
         if arch not in self.archs:
             raise KernelMissing(
                 f"{self.symbol} for {arch}; built targets are {', '.join(self.archs) or 'the host alone'}.\n"
-                f"  Add {arch} to [{self.family}] archs in kernels/manifest.toml (and to KVIT_ARCHS) and reinstall."
+                f"  Name {arch} in KVIT_ARCHS and reinstall; {_TARGETS_ARE_LISTED}"
             )
-        return self.folder / arch / f"{self.family}_{self.unit}.{'ptx' if arch.startswith('compute_') else 'cubin'}"
+        return self.folder / arch / f"{self.family}_{self.unit}.fatbin"
 
     def target(self, compute_capability: tuple[int, int]) -> str:
         """The member of `archs` that suits this GPU best. Raises KernelMissing: it can run none of them."""
         found = best_target(compute_capability, self.archs)
         if found is None:
             gpu = "sm_{}{}".format(*compute_capability)
+            remedy = (
+                f"Name {gpu} in KVIT_ARCHS, or compute_80, whose PTX runs on all newer GPUs, and reinstall; "
+                f"{_TARGETS_ARE_LISTED}"
+            )
+            if compute_capability < _OLDEST:
+                remedy = 'Kernels need compute capability 8.0 or newer; device="host" needs no GPU.'
             raise KernelMissing(
-                f"{self.symbol} on {gpu}; built targets are {', '.join(self.archs) or 'the host alone'}.\n"
-                f"  Add {gpu} to [{self.family}] archs in kernels/manifest.toml (and to KVIT_ARCHS) and reinstall."
+                f"{self.symbol} on {gpu}; built targets are {', '.join(self.archs) or 'the host alone'}.\n  {remedy}"
             )
         return found
 

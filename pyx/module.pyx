@@ -1,4 +1,4 @@
-"""Kernels as they are loaded: from a cubin or PTX file on a GPU, from the host library elsewhere."""
+"""Kernels as they are loaded: from a fatbin on a GPU, from the host library elsewhere."""
 cimport cython
 
 from kvit._native.context cimport Device, device_of
@@ -17,7 +17,7 @@ cdef dict kernels = {}                     # (folder, symbol, device) -> Kernel
 
 @cython.no_gc_clear
 cdef class Library:
-    """A loaded cubin or PTX file. Owned: unloaded with this object."""
+    """A loaded fatbin, of a cubin or of PTX. Owned: unloaded with this object."""
 
     def __init__(self):
         raise TypeError("Kernel.load(entry, device) loads the library that it needs")
@@ -114,7 +114,7 @@ cdef Library load_library(str path, Device device):
             image = file.read()
     except OSError as error:
         raise KernelMissing(f"{path} cannot be read ({error.strerror}); index.json lists it: reinstall kvit") from None
-    cdef const char *code = image  # a PTX image ends at its NUL, which bytes have
+    cdef const char *code = image
     library.driver = device.driver
     library.path = path
     with nogil:

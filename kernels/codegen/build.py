@@ -66,7 +66,7 @@ def build_kernels(
 
     kernels  folder of manifest.toml and the headers
     build    folder for everything in between, kept for the next call
-    out      becomes kvit/_kernels: <arch>/<family>_<unit>.cubin or .ptx, libkvit_host.so, index.json
+    out      becomes kvit/_kernels: <arch>/<family>_<unit>.fatbin, libkvit_host.so, index.json
     version  of the package, written into the index
     archs    as choose_archs takes it; KVIT_ARCHS if absent
     jobs     compilers side by side; choose_jobs() if absent

@@ -1,4 +1,4 @@
-"""Writes build.ninja: which command makes which PTX, cubin and object, and what each of them was made from."""
+"""Writes build.ninja: which command makes which PTX, cubin, fatbin and object, and what each was made from."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ _GXX_FLAGS = (
 )
 
 # A cubin is assembled from the PTX of its own virtual target (sm_90a from compute_90a), which is a file of its own:
-# where that PTX is wanted too, C++ is translated once for both. Output goes to a log; what a person must see (errors,
-# warnings) goes to the terminal. Headers of the toolkit are taken out of the depfile: a hermetic build installs them
-# anew each time, and `nvcc.txt` stands for them.
+# where that PTX is wanted too, C++ is translated once for both. Either is packed into a fatbin of a sixth of its size
+# or less, which the driver unpacks. Output goes to a log; what a person must see (errors, warnings) goes to the
+# terminal. Headers of the toolkit are taken out of the depfile: a hermetic build installs them anew each time, and
+# `nvcc.txt` stands for them.
 _RULES = """\
 ninja_required_version = 1.5
 kernels = {kernels}
@@ -43,6 +44,10 @@ rule cubin
       grep -i warning $out.log; true; else cat $out.log; exit 1; fi
   description = ptxas $arch $stem
 
+rule fatbin
+  command = {fatbinary} -64 --compress-mode=size --create=$out --image3=kind=$kind,sm=$sm,file=$in
+  description = fatbinary $arch $stem
+
 rule gxx
   command = $gxx -MMD -MF $out.d -x c++ -c -o $out $in
   depfile = $out.d
@@ -57,8 +62,8 @@ rule link
 
 
 def artefact(arch: str, stem: str) -> str:
-    """Path of a compiled unit relative to kvit/_kernels: cubins for real targets, PTX for virtual ones."""
-    return f"{arch}/{stem}.{'ptx' if arch.startswith('compute_') else 'cubin'}"
+    """Path of a compiled unit relative to kvit/_kernels: a fatbin, of a cubin or (virtual targets) of PTX."""
+    return f"{arch}/{stem}.fatbin"
 
 
 def write_ninja(
@@ -86,6 +91,7 @@ def write_ninja(
         _RULES.format(
             kernels=os.path.relpath(kernels, build),
             nvcc="cuda/bin/nvcc",
+            fatbinary="cuda/bin/fatbinary",
             gxx=gxx,
             nvcc_flags=_NVCC_FLAGS,
             gxx_flags=_GXX_FLAGS,
@@ -100,12 +106,17 @@ def write_ninja(
         source = f"source/{unit.stem}.cu"
         wanted = [arch for arch in archs if arch in unit.archs]
         for virtual in dict.fromkeys(map(_virtual, wanted)):
-            ptx = f"out/{artefact(virtual, unit.stem)}"
+            ptx = f"out/{virtual}/{unit.stem}.ptx"
             lines.append(_edge(ptx, "ptx", source, "nvcc.txt", stem=unit.stem, arch=virtual))
             for arch in wanted:
-                if arch != virtual and _virtual(arch) == virtual:
-                    cubin = f"out/{artefact(arch, unit.stem)}"
-                    lines.append(_edge(cubin, "cubin", ptx, "nvcc.txt", stem=unit.stem, arch=arch))
+                if _virtual(arch) != virtual:
+                    continue
+                code, kind = ptx, "ptx"
+                if arch != virtual:
+                    code, kind = f"out/{arch}/{unit.stem}.cubin", "elf"
+                    lines.append(_edge(code, "cubin", ptx, "nvcc.txt", stem=unit.stem, arch=arch))
+                packed, number = f"out/{artefact(arch, unit.stem)}", arch.partition("_")[2]
+                lines.append(_edge(packed, "fatbin", code, "nvcc.txt", stem=unit.stem, arch=arch, kind=kind, sm=number))
         made += [artefact(arch, unit.stem) for arch in wanted]
         objects.append(f"host/{unit.stem}.o")
         lines.append(_edge(objects[-1], "gxx", source, "gxx.txt", stem=unit.stem))

@@ -133,8 +133,9 @@ def _missing(include: Path, headers: Sequence[str]) -> list[str]:
 def _inspect(root: Path) -> Cuda | str:
     """The toolkit at `root`, or what is wrong with it."""
     nvcc = root / "bin" / "nvcc"
-    if not nvcc.exists():
-        return "has no bin/nvcc"
+    for tool in (nvcc, root / "bin" / "fatbinary"):
+        if not tool.exists():
+            return f"has no bin/{tool.name}"
     headers = (*_DRIVER_HEADERS, *_COMPILER_HEADERS)
     lacking = {include: _missing(include, headers) for include in _includes(root)}
     include = next((include for include, missing in lacking.items() if not missing), None)

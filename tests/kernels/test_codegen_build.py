@@ -123,11 +123,11 @@ def test_every_kernel_is_compiled_for_its_targets_and_for_the_host_and_is_in_the
     assert published(tree) == {
         "index.json",
         "libkvit_host.so",
-        "sm_80/fill_n1.cubin",
-        "sm_80/fill_n2.cubin",
-        "sm_80/sum_all.cubin",
-        "compute_80/fill_n1.ptx",
-        "compute_80/fill_n2.ptx",
+        "sm_80/fill_n1.fatbin",
+        "sm_80/fill_n2.fatbin",
+        "sm_80/sum_all.fatbin",
+        "compute_80/fill_n1.fatbin",
+        "compute_80/fill_n2.fatbin",
     }
     assert (index["version"], index["kvit"], index["cuda"], index["archs"]) == (
         1,
@@ -149,17 +149,25 @@ def test_every_kernel_is_compiled_for_its_targets_and_for_the_host_and_is_in_the
         "archs": ["sm_80", "compute_80"],
     }
     assert [kernel["archs"] for kernel in index["kernels"][2:]] == [[], ["sm_80"]]  # fill_n3: for the host alone here
-    asked = {name: (tree / "out" / name).read_text() for name in published(tree) if name.endswith(("cubin", "ptx"))}
-    assert "-arch=compute_80 -ptx" in asked["compute_80/fill_n1.ptx"]
+    asked = {name: (tree / "out" / name).read_text() for name in published(tree) if name.endswith("fatbin")}
+    assert "-arch=compute_80 -ptx" in asked["compute_80/fill_n1.fatbin"]
     # The same PTX, assembled: nothing is translated from C++ twice.
-    assert asked["sm_80/fill_n1.cubin"].startswith(asked["compute_80/fill_n1.ptx"])
-    assert "-arch=sm_80 -cubin" in asked["sm_80/fill_n1.cubin"].removeprefix(asked["compute_80/fill_n1.ptx"])
+    ptx = (tree / "build" / "out" / "compute_80" / "fill_n1.ptx").read_text()
+    assert asked["sm_80/fill_n1.fatbin"].startswith(ptx)
+    assert "-arch=sm_80 -cubin" in asked["sm_80/fill_n1.fatbin"].removeprefix(ptx)
+    assert "fatbinary -64 --compress-mode=size" in asked["sm_80/fill_n1.fatbin"]
+    assert "--image3=kind=elf,sm=80,file=out/sm_80/fill_n1.cubin" in asked["sm_80/fill_n1.fatbin"]
+    assert "--image3=kind=ptx,sm=80,file=out/compute_80/fill_n1.ptx" in asked["compute_80/fill_n1.fatbin"]
     assert "registers" in (tree / "build" / "out" / "sm_80" / "fill_n1.cubin.log").read_text()
 
 
 def test_touching_one_header_compiles_only_what_includes_it(tree):
     assert run_ninja(tree / "build", find_ninja(), 1, dry_run=True) == []
     assert sorted(steps_after_touching(tree, tree / "kernels" / "entry" / "value.cuh")) == [
+        "fatbinary compute_80 fill_n1",
+        "fatbinary compute_80 fill_n2",
+        "fatbinary sm_80 fill_n1",
+        "fatbinary sm_80 fill_n2",
         "g++ fill_n1",
         "g++ fill_n2",
         "g++ fill_n3",
@@ -180,8 +188,8 @@ def test_all_builds_what_the_rows_allow_each_cubin_from_ptx_of_its_own_target(tr
         "kvit_fill__n3": ["sm_90a"],
         "kvit_sum__all": ["sm_80"],
     }
-    assert "sm_90a/fill_n3.cubin" in published(tree) and "sm_80/fill_n3.cubin" not in published(tree)
-    cubin = (tree / "out" / "sm_90a" / "fill_n3.cubin").read_text()
+    assert "sm_90a/fill_n3.fatbin" in published(tree) and "sm_80/fill_n3.fatbin" not in published(tree)
+    cubin = (tree / "out" / "sm_90a" / "fill_n3.fatbin").read_text()
     assert "-arch=compute_90a -ptx" in cubin and "-arch=sm_90a -cubin" in cubin
     assert not (tree / "out" / "compute_90a").exists()  # what cubins were made from is published where it was asked for
 

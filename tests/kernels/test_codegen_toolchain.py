@@ -37,6 +37,7 @@ def test_a_toolkit_that_will_not_do_is_passed_over(tmp_path):
     [
         ("12.9", (), "is CUDA 12.9, older than 13.0"),
         ("13.0", ("nvvm/bin/cicc",), "lacks nvvm/bin/cicc"),
+        ("13.0", ("bin/fatbinary",), "has no bin/fatbinary"),
         ("13.0", ("include/cudaProfiler.h",), "lacks headers cudaProfiler.h"),
     ],
 )

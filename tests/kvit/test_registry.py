@@ -43,8 +43,8 @@ def built(tmp_path):
 def test_find_gives_the_kernel_at_a_point_of_the_axes(built, tmp_path):
     entry = built.find("scale", dtype="bf16", head_dim=128)
     assert (entry.symbol, entry.threads, entry.facts["stages"]) == ("kvit_scale__bf16_d128", 128, 3)
-    assert entry.file("sm_90a") == tmp_path / "sm_90a" / "scale_bf16.cubin"
-    assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.ptx"
+    assert entry.file("sm_90a") == tmp_path / "sm_90a" / "scale_bf16.fatbin"
+    assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.fatbin"
 
 
 def test_find_refuses_to_choose_among_several(built):
@@ -167,10 +167,14 @@ def test_nearer_targets_come_first():
 
 def test_a_gpu_that_can_run_nothing_is_told_what_was_built(built):
     entry = built.find("scale", dtype="f16", head_dim=64)
-    with pytest.raises(KernelMissing, match=r"on sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Add sm_75"):
+    words = r"on sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Kernels need compute capability 8.0"
+    with pytest.raises(KernelMissing, match=words):
         entry.target((7, 5))
-    with pytest.raises(KernelMissing, match=r"for sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Add sm_75"):
+    with pytest.raises(KernelMissing, match=r"for sm_75; built targets are .*\.\n  Name sm_75 in KVIT_ARCHS"):
         entry.file("sm_75")
+    without_ptx = entry._replace(archs=("sm_80", "sm_90a"))
+    with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_80"):
+        without_ptx.target((12, 0))
 
 
 def test_the_installed_kernels_are_found_by_their_own_axes():

@@ -1,10 +1,11 @@
-"""Reads a kernel's machine code: what the loop around its matrix instructions does in every round, and what in some."""
+"""Reads kernels as they were compiled: which are in a file, and what the loop around a kernel's products does."""
 
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -41,20 +42,35 @@ class Code(NamedTuple):
     successors: list[list[int]]
 
 
-def disassembler() -> str:
-    """nvdisasm: of the Python environment, PATH or the usual place. Fails where there is none."""
-    packaged = [Path(entry) / "nvidia" / "cu13" / "bin" / "nvdisasm" for entry in sys.path]
-    usual = [*packaged, Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / "nvdisasm"]
-    found = shutil.which("nvdisasm") or next((str(path) for path in usual if path.is_file()), None)
-    assert found is not None, "nvdisasm is missing; run: pip install '.[test]'"
+def tool(name: str) -> str:
+    """A program of the CUDA toolkit: of the Python environment, PATH or the usual place. Fails where there is none."""
+    packaged = [Path(entry) / "nvidia" / "cu13" / "bin" / name for entry in sys.path]
+    usual = [*packaged, Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / name]
+    found = shutil.which(name) or next((str(path) for path in usual if path.is_file()), None)
+    assert found is not None, f"{name} is missing; run: pip install '.[test]'"
     return found
 
 
+def run(name: str, *arguments: object, **options) -> str:
+    """What the program printed."""
+    command = [tool(name), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout
+
+
+def entries_of(fatbin: Path) -> set[str]:
+    """The symbols of the kernels in a fatbin, be it of a cubin or of PTX."""
+    cubin = re.findall(r"STO_ENTRY\s+(\w+)", run("cuobjdump", "-symbols", fatbin))
+    return set(cubin) or set(re.findall(r"\.entry (\w+)\(", run("cuobjdump", "-ptx", fatbin)))
+
+
 @cache
-def disassemble(cubin: Path) -> dict[str, Code]:
-    """The kernels of a file, by symbol."""
-    done = subprocess.run([disassembler(), "-c", "-ndf", str(cubin)], capture_output=True, text=True, check=True)
-    sections = re.split(r"^\.text\.(\w+):$", done.stdout, flags=re.M)
+def disassemble(fatbin: Path) -> dict[str, Code]:
+    """The kernels of a fatbin of one cubin, by symbol."""
+    with tempfile.TemporaryDirectory() as folder:
+        run("cuobjdump", "-xelf", "all", fatbin, cwd=folder)
+        (cubin,) = Path(folder).iterdir()
+        text = run("nvdisasm", "-c", "-ndf", cubin)
+    sections = re.split(r"^\.text\.(\w+):$", text, flags=re.M)
     return {symbol: parse(text) for symbol, text in zip(sections[1::2], sections[2::2], strict=True)}
 
 
