@@ -220,8 +220,9 @@ def _choose(dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, ker
         registry.find("decode", **key)  # raises KernelMissing and says what is built
     if dtype is not view.dtype:
         raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
-    strides = [stride for pool in (view.k, view.v) for stride in pool.strides[:-1]]
-    call = tuning.Call(**key, rows=rows, page_size=view.page_size, stride_multiple=math.gcd(*strides))
+    steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
+    multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
+    call = tuning.Call(**key, rows=rows, page_size=view.page_size, stride_multiple=multiple)
     return tuning.choose(found, call, device.compute_capability, wanted=kernel)
 
 
