@@ -225,9 +225,10 @@ def _choose(dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, ker
 
 def _call(view: CacheView, rows: int) -> tuning.Call:
     """What the choice of a kernel for this cache depends on."""
-    strides = [stride for pool in (view.k, view.v) for stride in pool.strides[:-1]]
+    steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
+    multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
     kv = codecs.key_of(*view.codecs)
-    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, math.gcd(*strides))
+    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple)
 
 
 def _token_bytes(view: CacheView) -> int:

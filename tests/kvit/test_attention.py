@@ -258,6 +258,18 @@ def test_a_kernel_may_be_asked_for_by_name_or_by_its_axes(rng, device):
         kvit.Attention(case.view, 8, kernel="fastest")
 
 
+def test_strides_that_nobody_takes_do_not_limit_the_choice():
+    memory = kvit.Buffer.empty(1 << 16, "uint8", "host")
+
+    def multiple(shape, strides):
+        pool = kvit.Tensor.from_pointer(memory.pointer, shape, "bfloat16", "host", strides=strides, owner=memory)
+        return kvit.Attention(kvit.CacheView(pool, pool), 4)._choice.call.stride_multiple
+
+    assert multiple((4, 8, 2, 64), (2304, 288, 144, 2)) == 144  # rows of 72 channels, of which 64 are read
+    assert multiple((1, 8, 2, 64), (7, 256, 128, 2)) == 128  # there is one page, and no way to the next
+    assert multiple((1, 1, 1, 64), (7, 5, 3, 2)) % 16 == 0
+
+
 def test_explain_names_the_kernel_and_what_it_takes(rng):
     op = kvit.Attention(make_case(rng, [4]).view, 8)
     for words in (
