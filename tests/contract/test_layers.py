@@ -28,10 +28,11 @@ CPP = {
 # Cython modules from the top down: each may cimport what stands on a later line.
 CYTHON = [
     {"capi"},
-    {"capi_call", "capi_cache"},
+    {"capi_call", "capi_cache", "capi_sequence"},
     {"capi_op"},
     {"capi_view"},
-    {"capi_handle", "capi_tensor"},
+    {"capi_held", "capi_tensor"},
+    {"capi_handle", "capi_option"},
     {"capi_error"},
     {"attention_call", "transfer_call"},
     {"cache_call"},
