@@ -80,3 +80,6 @@ cdef enum:
 
 # The CUDA driver's table. The first call loads and initialises the driver; raises NoGpuError where that fails.
 cdef const DriverTable *cuda_table() except NULL
+
+# Ordinal of the GPU whose memory this is; 0 where the driver does not know, or there is none.
+cdef int gpu_of(const void *data) noexcept
