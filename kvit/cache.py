@@ -154,14 +154,28 @@ class PagedCache:
         """
         held = self._own(seqs)
         queue = Stream.wrap(stream, self.device)
-        starts = [0, *accumulate(len(seq) for seq in held)]
-        if starts[-1] > _checks.MOST:
-            raise ShapeError(f"the sequences have {starts[-1]} tokens; at most {_checks.MOST} can be gathered at once")
-        shape = (starts[-1], self.kv_heads, self.head_dim)
+        shape = (sum(len(seq) for seq in held), self.kv_heads, self.head_dim)
         k, v = (Buffer.empty(shape, self.dtype, self.device, queue) for _ in range(2))
+        return k, v, self.gather_into(held, k, v, stream=queue)
+
+    def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
+        """The same in memory of the caller: k and v [tokens, kv_heads, head_dim] in the cache's dtype, all written.
+
+        Returns indptr. Raises SequenceFreed, ShapeError (one row for each token), DtypeError, DeviceError, LayoutError.
+        """
+        held = self._own(seqs)
+        queue = Stream.wrap(stream, self.device)
+        k, v = rows_like_each_other(k, v, self.view, queue)
+        starts = [0, *accumulate(len(seq) for seq in held)]
+        if starts[-1] != k.shape[0]:
+            raise ShapeError(
+                f"k has {k.shape[0]} rows and the sequences {starts[-1]} tokens; give a row for each token"
+            )
+        for name, rows in (("k", k), ("v", v)):
+            _checks.require_writable(name, rows)
         indptr = upload(starts, queue)
         self._gather(self.view, self.table(held, stream=queue), k, v, tokens=indptr, stream=queue)
-        return k, v, indptr
+        return indptr
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
         """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""

@@ -220,6 +220,12 @@ cdef extern from "kvit.h" nogil:
         int32_t (*sequence_truncate)(kvit_sequence *sequence, int64_t length) noexcept nogil
         int32_t (*sequence_destroy)(kvit_sequence *sequence) noexcept nogil
 
+        int32_t (*cache_gather)(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
+                                const kvit_tensor *v, kvit_stream stream) noexcept nogil
+        int32_t (*cache_view)(kvit_cache *cache, kvit_view **view) noexcept nogil
+        int32_t (*sequence_pages)(kvit_sequence *sequence, int32_t *pages, int64_t capacity,
+                                  int64_t *count) noexcept nogil
+
     kvit_tensor kvit_dense(void *data, int32_t dtype, int32_t device_type, int32_t device_id, int32_t ndim,
                            const int64_t *shape)
 

@@ -7,6 +7,7 @@ from kvit._native.dlpack cimport (
     DL_BFLOAT, DL_CPU, DL_CUDA, DL_CUDA_HOST, DL_CUDA_MANAGED, DL_FLAG_READ_ONLY, DL_FLOAT, DL_FLOAT8_E4M3FN,
     DL_FLOAT8_E5M2, DL_INT, DL_UINT, DLManagedTensor, DLManagedTensorVersioned, DLTensor,
 )
+from kvit._native.driver cimport gpu_of
 from kvit._native.tensor cimport (
     KVIT_BF16, KVIT_F8E4M3, KVIT_F8E5M2, KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, KVIT_U4, KVIT_U8,
     KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST, Tensor, check_memory, lay_out, reinterpret,
@@ -181,22 +182,12 @@ cdef Tensor from_cuda_array(object source, object dtype):
         raise DtypeError(f"typestr {typestr!r} has no kvit dtype; say with dtype= what it is")
     tensor.owner = source
     tensor.device_type = ON_CUDA
-    # The interface does not name the GPU; an object that has one says so.
-    tensor.device_id = device_id_of(source)
     tensor.data = <void *><uintptr_t>interface["data"][0]
+    tensor.device_id = gpu_of(tensor.data)  # the interface does not name it
     tensor.is_readonly = interface["data"][1]
     tensor.ready_stream = <uintptr_t>(interface.get("stream") or 0)
     lay_out(tensor, code, interface["shape"], interface.get("strides"))
     return tensor
-
-
-cdef int device_id_of(object source) except? -1:
-    device = getattr(source, "device", None)
-    for name in ("index", "id"):
-        number = getattr(device, name, None)
-        if isinstance(number, int):
-            return number
-    return 0
 
 
 cdef Tensor from_buffer(object source):

@@ -2,27 +2,17 @@
 from operator import index as as_index
 
 cimport cython
-from cpython.buffer cimport PyBUF_FORMAT
 from libc.stdint cimport int64_t, uintptr_t
 
 from kvit._native.borrow cimport as_tensor
 from kvit._native.context cimport Device, device_of
 from kvit._native.errors cimport check, fail
-from kvit._native.lend cimport dlpack_capsule
+from kvit._native.lend cimport cuda_array, dlpack_capsule, fill_view, numpy_array
 from kvit._native.stream cimport Stream, stream_of
-from kvit._native.tensor cimport (
-    KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, KVIT_U4, KVIT_U8, KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST,
-    Tensor, lay_out,
-)
+from kvit._native.tensor cimport KVIT_U4, KVIT_U8, ON_CUDA, ON_HOST, Tensor, lay_out
 
-from kvit.dtypes import dtype_of, numpy_dtype
+from kvit.dtypes import dtype_of
 from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError
-
-# What the struct module and __array_interface__ call a type; those missing here only ml_dtypes knows.
-cdef dict _FORMATS = {
-    KVIT_F32: b"f", KVIT_F16: b"e", KVIT_F64: b"d", KVIT_U8: b"B", KVIT_U16: b"H", KVIT_U32: b"I", KVIT_I8: b"b",
-    KVIT_I32: b"i", KVIT_I64: b"q",
-}
 
 
 @cython.no_gc_clear
@@ -86,7 +76,7 @@ cdef class Buffer(Tensor):
 
         raw = numpy.empty(self.nbytes, numpy.uint8)
         self.read_into(as_tensor(raw))
-        return self.typed(raw)
+        return numpy_array(self, raw)
 
     def copy_from(self, source, stream=None):
         """Copy the elements of any tensor, anywhere, that has this buffer's shape and dtype and is C-contiguous.
@@ -195,15 +185,6 @@ cdef class Buffer(Tensor):
         """The same memory as uint8 [nbytes]."""
         return self.part(KVIT_U8, (self.nbytes,), 0)
 
-    cdef object typed(self, object raw):
-        """uint8 [nbytes] as this buffer's shape and dtype; in place, but for uint4."""
-        import numpy
-
-        dtype = numpy_dtype(self.dtype)
-        if self.code == KVIT_U4:
-            raw = numpy.stack((raw & 15, raw >> 4), axis=-1)
-        return raw.view(dtype).reshape(self.shape)
-
     def __len__(self):
         if self.ndim == 0:
             raise ShapeError("a buffer without axes has no length")
@@ -230,22 +211,9 @@ cdef class Buffer(Tensor):
         return self.freed_on
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        cdef bytes kind = _FORMATS.get(self.code)
         if not self.home.is_host:
             raise BufferError(f"the buffer is on {self.home}; numpy() copies it to the host")
-        if kind is None:
-            raise BufferError(f"the buffer protocol has no name for {self.dtype}; use numpy.asarray, or DLPack")
-        view.obj = self
-        view.buf = self.data
-        view.len = self.nbytes
-        view.itemsize = self.bits // 8
-        view.readonly = False
-        view.format = <char *>kind if flags & PyBUF_FORMAT else NULL  # _FORMATS keeps the bytes
-        view.ndim = self.ndim
-        view.shape = <Py_ssize_t *>self.dims
-        view.strides = <Py_ssize_t *>self.steps
-        view.suboffsets = NULL
-        view.internal = NULL
+        fill_view(self, view, flags)
 
     def __array__(self, dtype=None, copy=None):
         """numpy's view of a host buffer: in place, but for uint4, which numpy holds one per byte."""
@@ -255,7 +223,7 @@ cdef class Buffer(Tensor):
             raise DeviceError(f"the buffer is on {self.home}; numpy() copies it to the host")
         if copy is False and self.code == KVIT_U4:
             raise ValueError("uint4 is packed; numpy cannot read it in place")
-        array = self.typed(numpy.asarray(self.as_bytes()))
+        array = numpy_array(self, numpy.asarray(self.as_bytes()))
         if dtype is not None and array.dtype != dtype:
             return array.astype(dtype)
         return array.copy() if copy else array
@@ -263,17 +231,10 @@ cdef class Buffer(Tensor):
     @property
     def __cuda_array_interface__(self) -> dict:
         """Version 3. Missing on the host, and for types that it has no name for."""
-        kind = _FORMATS.get(self.code)
-        if self.home.is_host or kind is None:
+        found = None if self.home.is_host else cuda_array(self, <uintptr_t>self.freed_on.handle)
+        if found is None:
             raise AttributeError(f"__cuda_array_interface__ cannot describe {self.dtype} on {self.home}; DLPack can")
-        return {
-            "shape": self.shape,
-            "typestr": numpy_dtype(self.dtype).str,
-            "data": (<uintptr_t>self.data, False),
-            "strides": None,
-            "stream": <uintptr_t>self.freed_on.handle or 1,
-            "version": 3,
-        }
+        return found
 
     def __dlpack_device__(self) -> tuple:
         """(1, 0) on the host, (2, ordinal) on a GPU."""

@@ -2,12 +2,14 @@
 from cpython.pycapsule cimport PyCapsule_New
 
 from kvit._native.capi_cache cimport (
-    cache_append, cache_attention, cache_check, cache_create, cache_destroy, cache_query, sequence_create,
-    sequence_destroy, sequence_fork, sequence_query, sequence_truncate,
+    cache_append, cache_attention, cache_check, cache_create, cache_destroy, cache_gather, cache_query, cache_view,
 )
 from kvit._native.capi_call cimport append, attention, gather, merge_states
 from kvit._native.capi_error cimport error_text
 from kvit._native.capi_op cimport op_check, op_create, op_destroy, op_explain, op_query
+from kvit._native.capi_sequence cimport (
+    sequence_create, sequence_destroy, sequence_fork, sequence_pages, sequence_query, sequence_truncate,
+)
 from kvit._native.capi_view cimport view_create, view_destroy, view_query
 from kvit.capi cimport KVIT_API_VERSION, kvit_api
 
@@ -44,5 +46,8 @@ table.sequence_query = sequence_query
 table.sequence_fork = sequence_fork
 table.sequence_truncate = sequence_truncate
 table.sequence_destroy = sequence_destroy
+table.cache_gather = cache_gather
+table.cache_view = cache_view
+table.sequence_pages = sequence_pages
 
 _C_API = PyCapsule_New(&table, b"kvit._native.capi._C_API", NULL)

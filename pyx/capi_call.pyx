@@ -13,7 +13,7 @@ from kvit._native.capi_error cimport has_python, tell
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, leave, pin, take, unpin
 from kvit._native.capi_op cimport OpState
 from kvit._native.capi_tensor cimport (
-    Place, are_entries, are_lse, are_rows, place_of, span_of, to_stream, to_tensor,
+    Place, are_entries, are_lse, are_rows, is_stream, place_of, span_of, to_stream, to_tensor,
 )
 from kvit._native.capi_view cimport ViewState, pack_table, to_table
 from kvit._native.host cimport KvitSpan
@@ -177,7 +177,7 @@ cdef bint is_for(const OpState *op, const ViewState *view, kvit_stream stream) n
         view.cache.num_kv_heads == op.kv_heads and view.cache.head_dim == op.head_dim
         and view.dtype == op.cache_dtype and view.k_dtype == op.k_dtype and view.v_dtype == op.v_dtype
         and view.place.device_type == op.place.device_type and view.place.device_id == op.place.device_id
-        and (stream == NULL or op.place.device_type != KVIT_DEVICE_HOST)
+        and is_stream(stream, op.place)
     )
 
 

@@ -10,16 +10,14 @@ from kvit._native.attention_call cimport AttentionCall
 from kvit._native.buffer cimport Buffer
 from kvit._native.capi_error cimport has_python, tell
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, pin, publish, retire, unpin
-from kvit._native.capi_tensor cimport answer, check_size, to_dtype, to_stream, to_tensor
+from kvit._native.capi_option cimport answer, check_size, check_target, is_causal, to_dtype
+from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
 from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.ops cimport AttentionLaunch
 from kvit._native.tensor cimport Tensor
-from kvit.capi cimport (
-    KVIT_ERROR_NO_INTERPRETER, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION,
-    KVIT_OP_GATHER,
-)
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
 
 from kvit._native.capi_error import ArgumentError
 
@@ -34,8 +32,7 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
     cdef int32_t status
     try:
         check_size(options, sizeof(kvit_op_options), "kvit_op_options")
-        if op == NULL:
-            raise ArgumentError("op is NULL; give the address of a kvit_op *")
+        check_target(op, "op", "kvit_op")
         status = pin(options.view, HANDLE_VIEW, &view)
         if status != KVIT_OK:
             return status
@@ -90,14 +87,12 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
 
 
 cdef object make_attention(const kvit_op_options *options, object view):
-    if options.mask not in (KVIT_MASK_CAUSAL, KVIT_MASK_NONE):
-        raise ArgumentError(f"mask is {options.mask}; give KVIT_MASK_CAUSAL (0) or KVIT_MASK_NONE (1)")
     return kvit.Attention(
         view,
         options.query_heads,
         dtype=to_dtype(options.dtype, "kvit_op_options"),
         scale=options.scale or None,
-        causal=options.mask == KVIT_MASK_CAUSAL,
+        causal=is_causal(options.mask),
         tokens_per_sequence=max(1, options.tokens_per_sequence),
         workspace=to_tensor(options.workspace, "workspace", True),
     )

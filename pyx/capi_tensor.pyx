@@ -1,19 +1,18 @@
 # cython: cdivision=True
-"""What C hands in: tensors, with the Tensor that says why one is refused, and structs that begin with their size."""
+"""The tensors that C hands in, with the Tensor that says why one is refused."""
 from libc.stdint cimport uintptr_t
-from libc.string cimport memcpy
 
-from kvit._native.capi_error cimport has_python, tell
+from kvit._native cimport host_stream
+from kvit._native.capi_option cimport to_dtype
 from kvit._native.context cimport device_of
-from kvit._native.stream cimport stream_of
+from kvit._native.stream cimport adopt, stream_of
 from kvit._native.tensor cimport ON_CUDA
 from kvit.capi cimport (
     KVIT_DEVICE_CUDA, KVIT_DEVICE_HOST, KVIT_DTYPE_BF16, KVIT_DTYPE_F16, KVIT_DTYPE_F32, KVIT_DTYPE_I32,
-    KVIT_ERROR_NO_INTERPRETER, KVIT_MAX_NDIM, KVIT_OK,
+    KVIT_MAX_NDIM,
 )
 
 from kvit._native.capi_error import ArgumentError
-from kvit.dtypes import BY_CODE
 from kvit.errors import DeviceError, DtypeError, KvitError, LayoutError
 
 cdef enum:
@@ -144,10 +143,18 @@ cdef Tensor to_tensor(const kvit_tensor *tensor, str name, bint is_optional=Fals
         raise type(error)(f"{name}: {error}") from None
 
 
+cdef bint is_stream(kvit_stream stream, Place place) noexcept nogil:
+    return stream == NULL or place.device_type != KVIT_DEVICE_HOST or host_stream.is_stream(stream)
+
+
 cdef Stream to_stream(kvit_stream stream, Place place):
-    return stream_of(
-        None if stream == NULL else <uintptr_t>stream, device_of(to_device(place.device_type, place.device_id))
-    )
+    if not is_stream(stream, place):
+        raise DeviceError(
+            f"stream is {<uintptr_t>stream:#x}, which is none of the host's; give NULL, or c_handle of a "
+            'kvit.Stream("host") that lives'
+        )
+    home = device_of(to_device(place.device_type, place.device_id))
+    return stream_of(None, home) if stream == NULL else adopt(<uintptr_t>stream, None, home)
 
 
 cdef str to_device(int32_t device_type, int32_t device_id):
@@ -161,44 +168,8 @@ cdef str to_device(int32_t device_type, int32_t device_id):
     )
 
 
-cdef object to_dtype(int32_t code, str name):
-    if code == 0:
-        return None
-    found = BY_CODE.get(code)
-    if found is None:
-        known = ", ".join([f"{dtype.code} ({dtype})" for dtype in BY_CODE.values()])
-        raise DtypeError(f"{name} has dtype {code}; the codes are {known}")
-    return found
-
-
 cdef Place place_of(Tensor tensor) noexcept:
     cdef Place place
     place.device_type = KVIT_DEVICE_CUDA if tensor.device_type == ON_CUDA else KVIT_DEVICE_HOST
     place.device_id = tensor.device_id
     return place
-
-
-cdef int check_size(const void *options, uint32_t known, str name) except -1:
-    cdef uint32_t size
-    if options == NULL:
-        raise ArgumentError(f"the {name} is NULL; give the address of one")
-    size = (<const uint32_t *>options)[0]  # the first member of every struct that grows
-    if size != known:  # no struct has grown since version 1
-        raise ArgumentError(f"{name}.size is {size}; set it to sizeof({name}), which is {known} in this kvit")
-    return 0
-
-
-cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil:
-    if info == NULL or (<uint32_t *>info)[0] != known:
-        return refuse_size(info, known, name) if has_python() else KVIT_ERROR_NO_INTERPRETER
-    (<uint32_t *>found)[0] = known
-    memcpy(info, found, known)
-    return KVIT_OK
-
-
-cdef int32_t refuse_size(const void *info, uint32_t known, const char *name) noexcept with gil:
-    try:
-        check_size(info, known, name.decode())
-        return KVIT_OK
-    except BaseException as error:
-        return tell(error)

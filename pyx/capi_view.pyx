@@ -9,20 +9,15 @@ from libc.string cimport memset
 
 from kvit._native.capi_error cimport has_python, tell
 from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, pin, publish, retire, unpin
-from kvit._native.capi_tensor cimport (
-    answer, are_entries, are_entry_rows, check_size, place_of, span_of, to_dtype, to_tensor,
-)
+from kvit._native.capi_option cimport answer, check_size, check_target, to_dtype, to_layout
+from kvit._native.capi_tensor cimport are_entries, are_entry_rows, place_of, span_of, to_tensor
 from kvit._native.context cimport Device, device_of
 from kvit._native.ops cimport PackedCache
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport LEAST_BOX
-from kvit.capi cimport (
-    KVIT_ERROR_NO_INTERPRETER, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND, KVIT_LAYOUT_NHD, KVIT_OK,
-)
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
 from kvit._native.capi_error import ArgumentError
-
-_LAYOUTS = {KVIT_LAYOUT_DEFAULT: "NHD", KVIT_LAYOUT_NHD: "NHD", KVIT_LAYOUT_HND: "HND"}
 
 
 cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noexcept nogil:
@@ -30,32 +25,20 @@ cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noe
 
 
 cdef int32_t create(const kvit_view_options *options, kvit_view **view) noexcept with gil:
-    cdef ViewState *state
     try:
         check_size(options, sizeof(kvit_view_options), "kvit_view_options")
-        if view == NULL:
-            raise ArgumentError("view is NULL; give the address of a kvit_view *")
-        state = make_state(options)
-        try:
-            view[0] = <kvit_view *>publish(HANDLE_VIEW, state)
-        except MemoryError:
-            drop(state)
-            raise
+        check_target(view, "view", "kvit_view")
+        view[0] = publish_view(make_view(options))
         return KVIT_OK
     except BaseException as error:
         return tell(error)
 
 
-cdef ViewState *make_state(const kvit_view_options *options) except NULL:
-    cdef ViewState *state
-    cdef PackedCache packed
-    layout = _LAYOUTS.get(options.layout)
-    if layout is None:
-        raise ArgumentError(f"layout is {options.layout}; give KVIT_LAYOUT_NHD (1) or KVIT_LAYOUT_HND (2)")
+cdef object make_view(const kvit_view_options *options):
     given = {
         "k": to_tensor(options.k, "k"),
         "v": to_tensor(options.v, "v"),
-        "layout": layout,
+        "layout": to_layout(options.layout, "NHD"),
         "page_size": options.page_size or None,
         "k_params": to_tensor(options.k_params, "k_params", True),
         "v_params": to_tensor(options.v_params, "v_params", True),
@@ -67,8 +50,21 @@ cdef ViewState *make_state(const kvit_view_options *options) except NULL:
     v_dtype = to_dtype(options.v_dtype, "v_dtype of kvit_view_options")
     if k_dtype is not None or v_dtype is not None:
         given["kv"] = k_dtype or given["k"].dtype, v_dtype or given["v"].dtype
-    view = kvit.CacheView(**{name: value for name, value in given.items() if value is not None})
-    packed = view._packed
+    return kvit.CacheView(**{name: value for name, value in given.items() if value is not None})
+
+
+cdef kvit_view *publish_view(object view) except NULL:
+    cdef ViewState *state = make_state(view)
+    try:
+        return <kvit_view *>publish(HANDLE_VIEW, state)
+    except MemoryError:
+        drop(state)
+        raise
+
+
+cdef ViewState *make_state(object view) except NULL:
+    cdef PackedCache packed = view._packed
+    cdef ViewState *state
     make_maps(packed)
     state = <ViewState *>calloc(1, sizeof(ViewState))
     if state == NULL:

@@ -3,7 +3,7 @@ from kvit._native.driver cimport (
     ATTRIBUTE_CC_MAJOR, ATTRIBUTE_CC_MINOR, ATTRIBUTE_L2_BYTES, ATTRIBUTE_NUM_SMS, ATTRIBUTE_SHARED_BYTES, cuda_table,
 )
 from kvit._native.errors cimport check
-from kvit._native.host cimport host_table
+from kvit._native.host_driver cimport host_table
 
 from kvit.errors import DeviceError
 

@@ -315,6 +315,18 @@ cdef const DriverTable *cuda_table() except NULL:
     return &table
 
 
+cdef int gpu_of(const void *data) noexcept:
+    cdef int ordinal = 0
+    cdef int status
+    try:
+        cuda_table()
+        status = cydriver.cuPointerGetAttribute(&ordinal, cydriver.CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL,
+                                                <cydriver.CUdeviceptr>data)
+    except Exception:  # no driver, no GPU: whoever uses the memory will be told
+        return 0
+    return ordinal if status == SUCCESS else 0
+
+
 def driver_version() -> int:
     """CUDA version of the installed driver, as 1000 * major + 10 * minor. Raises NoGpuError where there is none."""
     cdef int version = 0

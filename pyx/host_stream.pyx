@@ -18,10 +18,15 @@ cdef extern from "pthread.h" nogil:
 cdef struct HostStream:
     pthread_mutex_t mutex
     Recording *recording               # NULL unless the stream is being captured
+    HostStream *next                   # of those that were made and not destroyed
 
 cdef HostStream default_stream
 default_stream.recording = NULL
 pthread_mutex_init(&default_stream.mutex, NULL)
+
+cdef HostStream *newest = NULL
+cdef pthread_mutex_t registry          # held while the list of streams is read or changed
+pthread_mutex_init(&registry, NULL)
 
 
 cdef inline HostStream *stream_at(void *handle) noexcept nogil:
@@ -101,17 +106,39 @@ cdef int fill(void *data, unsigned char value, size_t num_bytes, void *stream) e
     return run(stream, do_fill, &wanted, sizeof(wanted))
 
 
+cdef bint is_stream(const void *handle) noexcept nogil:
+    cdef HostStream *found
+    pthread_mutex_lock(&registry)
+    found = newest
+    while found != NULL and found != handle:
+        found = found.next
+    pthread_mutex_unlock(&registry)
+    return found != NULL
+
+
 cdef int stream_create(void **stream) except? -1 nogil:
+    global newest
     cdef HostStream *made = <HostStream *>calloc(1, sizeof(HostStream))
     if made == NULL:
         return OUT_OF_MEMORY
     pthread_mutex_init(&made.mutex, NULL)
     stream[0] = made
+    pthread_mutex_lock(&registry)
+    made.next = newest
+    newest = made
+    pthread_mutex_unlock(&registry)
     return SUCCESS
 
 
 cdef int stream_destroy(void *stream) except? -1 nogil:
+    global newest
     cdef HostStream *old = <HostStream *>stream
+    cdef HostStream **link = &newest
+    pthread_mutex_lock(&registry)
+    while link[0] != old:
+        link = &link[0].next
+    link[0] = old.next
+    pthread_mutex_unlock(&registry)
     graph_destroy(old.recording)
     pthread_mutex_destroy(&old.mutex)
     free(old)

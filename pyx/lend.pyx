@@ -1,9 +1,10 @@
-"""Lends a Tensor's memory to other libraries as a DLPack capsule."""
+"""Lends a Tensor's memory to other libraries: DLPack, the buffer protocol, numpy, __cuda_array_interface__."""
+from cpython.buffer cimport PyBUF_FORMAT
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc
 from cpython.object cimport PyObject
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from cpython.ref cimport Py_INCREF, Py_XDECREF
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.dlpack cimport (
@@ -11,8 +12,17 @@ from kvit._native.dlpack cimport (
     DLManagedTensorVersioned, DLTensor,
 )
 from kvit._native.tensor cimport (
-    KVIT_BF16, KVIT_F8E4M3, KVIT_F8E5M2, KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, Tensor,
+    KVIT_BF16, KVIT_F8E4M3, KVIT_F8E5M2, KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, KVIT_U4, KVIT_U8,
+    KVIT_U16, KVIT_U32, Tensor,
 )
+
+from kvit.dtypes import numpy_dtype
+
+# What the struct module and the array interfaces call a type; those missing here only ml_dtypes knows.
+cdef dict FORMATS = {
+    KVIT_F32: b"f", KVIT_F16: b"e", KVIT_F64: b"d", KVIT_U8: b"B", KVIT_U16: b"H", KVIT_U32: b"I", KVIT_I8: b"b",
+    KVIT_I32: b"i", KVIT_I64: b"q",
+}
 
 
 cdef extern from "Python.h":
@@ -115,3 +125,42 @@ cdef void drop(object capsule) noexcept:
 cdef void drop_versioned(object capsule) noexcept:
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         delete_versioned(<DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned"))
+
+
+cdef int fill_view(Tensor tensor, Py_buffer *view, int flags) except -1:
+    cdef bytes kind = FORMATS.get(tensor.code)
+    if kind is None:
+        raise BufferError(f"the buffer protocol has no name for {tensor.dtype}; use numpy.asarray, or DLPack")
+    view.obj = tensor
+    view.buf = tensor.data
+    view.len = tensor.nbytes
+    view.itemsize = tensor.bits // 8
+    view.readonly = tensor.is_readonly
+    view.format = <char *>kind if flags & PyBUF_FORMAT else NULL  # FORMATS keeps the bytes
+    view.ndim = tensor.ndim
+    view.shape = <Py_ssize_t *>tensor.dims
+    view.strides = <Py_ssize_t *>tensor.steps
+    view.suboffsets = NULL
+    view.internal = NULL
+    return 0
+
+
+cdef dict cuda_array(Tensor tensor, uintptr_t stream):
+    if tensor.code not in FORMATS:
+        return None
+    return {
+        "shape": tensor.shape,
+        "typestr": numpy_dtype(tensor.dtype).str,
+        "data": (<uintptr_t>tensor.data, tensor.is_readonly),
+        "strides": None,
+        "stream": stream or 1,
+        "version": 3,
+    }
+
+
+cdef object numpy_array(Tensor tensor, object raw):
+    import numpy
+
+    if tensor.code == KVIT_U4:
+        raw = numpy.stack((raw & 15, raw >> 4), axis=-1)
+    return raw.view(numpy_dtype(tensor.dtype)).reshape(tensor.shape)

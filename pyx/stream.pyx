@@ -64,6 +64,11 @@ cdef class Stream:
         """The CUstream; 0 is the legacy default stream. 0 on the host."""
         return 0 if self.home.is_host else <uintptr_t>self.handle
 
+    @property
+    def c_handle(self) -> int:
+        """What kvit.h takes as a kvit_stream: the CUstream, or the host's stream. 0 is the default one."""
+        return <uintptr_t>self.handle
+
     def __cuda_stream__(self):
         if self.home.is_host:
             raise DeviceError("this stream is the host's; it has no CUDA handle")

@@ -16,7 +16,6 @@ cdef class Buffer(Tensor):
     cdef int used_by(self, Stream queue) except -1
     cdef Buffer part(self, int code, tuple shape, int64_t offset)
     cdef Buffer as_bytes(self)
-    cdef object typed(self, object raw)
 
 # C-contiguous, uninitialised. `code` is an enum KvitDtype.
 cdef Buffer empty_buffer(tuple shape, int code, Device device, Stream stream)

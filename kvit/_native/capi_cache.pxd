@@ -1,9 +1,8 @@
-# The cache that owns its memory, for C: kvit.PagedCache and its sequences behind handles.
+# The cache that owns its memory, for C: kvit.PagedCache behind a handle.
 from libc.stdint cimport int32_t, int64_t
 
 from kvit.capi cimport (
-    kvit_cache, kvit_cache_info, kvit_cache_options, kvit_fault, kvit_sequence, kvit_sequence_info, kvit_stream,
-    kvit_tensor,
+    kvit_cache, kvit_cache_info, kvit_cache_options, kvit_fault, kvit_sequence, kvit_stream, kvit_tensor, kvit_view,
 )
 
 # The functions of kvit_api. All take the GIL, and then the cache's lock.
@@ -16,8 +15,6 @@ cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences,
                              const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale,
                              int32_t mask, kvit_stream stream) noexcept nogil
 cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil
-cdef int32_t sequence_create(kvit_cache *cache, kvit_sequence **sequence) noexcept nogil
-cdef int32_t sequence_query(kvit_sequence *sequence, kvit_sequence_info *info) noexcept nogil
-cdef int32_t sequence_fork(kvit_sequence *sequence, kvit_sequence **fork) noexcept nogil
-cdef int32_t sequence_truncate(kvit_sequence *sequence, int64_t length) noexcept nogil
-cdef int32_t sequence_destroy(kvit_sequence *sequence) noexcept nogil
+cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
+                          const kvit_tensor *v, kvit_stream stream) noexcept nogil
+cdef int32_t cache_view(kvit_cache *cache, kvit_view **view) noexcept nogil

@@ -1,5 +1,5 @@
-# What C hands in: tensors, with the Tensor that says why one is refused, and structs that begin with their size.
-from libc.stdint cimport int32_t, int64_t, uint32_t
+# The tensors that C hands in, with the Tensor that says why one is refused.
+from libc.stdint cimport int32_t, int64_t
 
 from kvit._native.host cimport KvitSpan
 from kvit._native.stream cimport Stream
@@ -32,20 +32,14 @@ cdef KvitSpan span_of(const kvit_tensor *tensor, bint is_written) noexcept nogil
 # DtypeError, DeviceError, LayoutError, naming the tensor.
 cdef Tensor to_tensor(const kvit_tensor *tensor, str name, bint is_optional=*)
 
+# Whether work of this place can be given to the stream: what CUDA's handles are only the driver knows.
+cdef bint is_stream(kvit_stream stream, Place place) noexcept nogil
+
 # The Stream of a handle: NULL is the default one. Raises DeviceError.
 cdef Stream to_stream(kvit_stream stream, Place place)
 
 # "host" or "cuda:N". Raises DeviceError.
 cdef str to_device(int32_t device_type, int32_t device_id)
 
-# kvit.dtypes.Dtype, or None for code 0. Raises DtypeError.
-cdef object to_dtype(int32_t code, str name)
-
 # (device_type, device_id) of a Tensor's device, as C says it.
 cdef Place place_of(Tensor tensor) noexcept
-
-# Raises ArgumentError unless a struct that begins with its size is there and has `known` bytes.
-cdef int check_size(const void *options, uint32_t known, str name) except -1
-
-# Fills the caller's struct from `found`, if it has the `known` bytes. Returns a kvit_status.
-cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil

@@ -25,6 +25,9 @@ cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noe
 cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil
 cdef int32_t view_destroy(kvit_view *view) noexcept nogil
 
+# A new handle for the memory of a kvit.CacheView, which it keeps.
+cdef kvit_view *publish_view(object view) except NULL
+
 # Packs a table whose tensors a kernel can take, with the bytes of each: 3 spans. False where it cannot.
 cdef bint pack_table(const kvit_page_table *table, Place place, KvitPageTable *packed, KvitSpan *spans) noexcept nogil
 

@@ -89,3 +89,6 @@ cdef const DriverTable *cuda_table() except NULL
 # A tensor map of bytes in five axes, the innermost dense, for boxes of the first two. Needs cuda_table() first.
 cdef int encode_tensor_map(unsigned char *map, void *base, const int64_t *extents, const int64_t *strides,
                            int box_bytes, int box_tokens) except? -1 nogil
+
+# Ordinal of the GPU whose memory this is; 0 where the driver does not know, or there is none.
+cdef int gpu_of(const void *data) noexcept

@@ -1,7 +1,5 @@
-# The host backend: kernels compiled by g++, loaded from libkvit_host.so, run on ordinary memory.
+# The kernels of the host backend: compiled by g++, loaded from libkvit_host.so, run on ordinary memory.
 from libc.stdint cimport int32_t, int64_t, uint32_t
-
-from kvit._native.driver cimport DriverTable
 
 
 cdef extern from "abi/fact.h":
@@ -52,9 +50,6 @@ cdef extern from "platform/host_api.h":
         int32_t num_spans
         int32_t scheduler
         int32_t workers
-
-# Memory, streams and events of the host: everything has happened when the call returns, or is recorded for a graph.
-cdef const DriverTable *host_table() noexcept nogil
 
 # The kernel of that name. Raises HostBackendError where the library is not built or has no such kernel.
 cdef const KvitHostKernel *host_kernel(str symbol) except NULL

@@ -27,6 +27,9 @@ cdef void leave(void *handle) noexcept nogil
 # Takes over `arguments`, which malloc made.
 cdef int record(Recording *recording, Work work, void *arguments) noexcept nogil
 
+# Whether this is the handle of a stream that lives: nothing behind it is read.
+cdef bint is_stream(const void *handle) noexcept nogil
+
 # What the DriverTable has of work, streams and graphs.
 cdef int copy(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil
 cdef int fill(void *data, unsigned char value, size_t num_bytes, void *stream) except? -1 nogil

@@ -20,3 +20,6 @@ cdef class Stream:
 
 # The Stream that `stream` stands for on `device`: None (its default), a Stream, an int handle, or a foreign stream.
 cdef Stream stream_of(object stream, Device device)
+
+# The Stream of a handle that is somebody's, who is kept alive.
+cdef Stream adopt(object handle, object owner, Device device)

@@ -1,11 +1,15 @@
 """The C API under test: its table, and the example hosts, built as their readers build them."""
 
 import importlib.util
+import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import kvit
 from support import ROOT, capi
 
 
@@ -14,15 +18,16 @@ def api():
     return capi.Api()
 
 
-def build(name, folder):
-    """The extension module of examples/<name>, built by its own setup.py, loaded from where it was put."""
+def build(name, folder, **environment):
+    """The extension module of examples/<name>, built by its own setup.py: the file."""
     command = [sys.executable, "setup.py", "build_ext", "--build-lib", folder / "lib", "--build-temp", folder / "temp"]
     source = folder / "source"
     source.mkdir()
     for path in (ROOT / "examples" / name).iterdir():
         if path.is_file():
             (source / path.name).write_bytes(path.read_bytes())  # Cython writes beside its source
-    done = subprocess.run(list(map(str, command)), cwd=source, capture_output=True, text=True, check=False)
+    environment = {**os.environ, **environment}
+    done = subprocess.run(list(map(str, command)), cwd=source, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
     (path,) = (folder / "lib").glob(f"{name}.*.so")
     return path
@@ -43,6 +48,19 @@ def c_host_file(tmp_path_factory):
 @pytest.fixture(scope="session")
 def c_host(c_host_file):
     return load("c_host", c_host_file)
+
+
+@pytest.fixture(scope="session")
+def c_host_of_version_1(tmp_path_factory):
+    """The same host, compiled against kvit.h as it was when it had version 1."""
+    folder = tmp_path_factory.mktemp("c_host_of_version_1")
+    for header in Path(kvit.get_include()).iterdir():
+        text = header.read_text(encoding="utf-8")
+        text = re.sub(r"(#define KVIT_API_VERSION) \d+", r"\1 1", text)
+        text = re.sub(r"\n  // Since version 2:.*?(?=\n\} kvit_api;)", "", text, flags=re.S)
+        (folder / header.name).write_text(text, encoding="utf-8")
+    assert "cache_gather" not in (folder / "kvit.h").read_text(encoding="utf-8")
+    return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 
 
 @pytest.fixture(scope="session")

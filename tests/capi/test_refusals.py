@@ -236,11 +236,11 @@ def test_rows_that_do_not_divide_among_sequences_are_refused(scene, rng):
     scene.refuses("SHAPE", "q has 3 rows for 2 sequences; give tokens")
 
 
-def test_the_host_has_no_streams(scene):
+def test_a_number_that_is_no_stream_of_the_host_is_refused(scene):
     scene.stream = 0x1234
     for kind in ("attention", "append", "gather"):
-        scene.refuses("DEVICE", "but the call is on the host; give none", kind)
-    with pytest.raises(capi.Refused, match="but the call is on the host"):
+        scene.refuses("DEVICE", "stream is 0x1234, which is none of the host's; give NULL", kind)
+    with pytest.raises(capi.Refused, match="stream is 0x1234, which is none of the host's"):
         scene.api.op_check(scene.ops[0], 0x1234, None)
 
 

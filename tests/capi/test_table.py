@@ -13,8 +13,9 @@ import kvit
 from kvit import dtypes, errors
 from support import ROOT, capi
 
-HEADER = ROOT / "kvit" / "include" / "kvit.h"
-TEXT = re.sub(r"//.*", "", HEADER.read_text(encoding="utf-8"))
+INCLUDE = ROOT / "kvit" / "include"
+HEADERS = [INCLUDE / "kvit_types.h", INCLUDE / "kvit.h"]
+TEXT = re.sub(r"//.*", "", "".join(header.read_text(encoding="utf-8") for header in HEADERS))
 STRUCTS = {name: body for body, name in re.findall(r"typedef struct \w+ \{(.*?)\} (\w+);", TEXT, re.S)}
 CYTHON = re.sub(r"#.*", "", (ROOT / "kvit" / "capi.pxd").read_text(encoding="utf-8"))
 
@@ -34,8 +35,9 @@ def run_c(tmp_path, body, *flags):
     return subprocess.run([tmp_path / "program"], capture_output=True, text=True, check=True).stdout
 
 
-def test_the_header_that_is_installed_is_this_one():
-    assert HEADER.read_bytes() == Path(kvit.get_include(), "kvit.h").read_bytes()
+def test_the_headers_that_are_installed_are_these():
+    for header in HEADERS:
+        assert header.read_bytes() == Path(kvit.get_include(), header.name).read_bytes()
 
 
 def test_every_struct_is_mirrored():

@@ -142,3 +142,17 @@ def test_a_table_follows_its_sequences(rng):
 def test_the_bytes_of_a_cache_are_those_of_its_pages():
     cache = new_cache(pages=3, page_size=5, kv_heads=2, head_dim=64)
     assert cache.nbytes == 2 * 3 * 5 * 2 * 64 * 2
+
+
+def test_gather_into_fills_the_callers_memory(rng, device):
+    cache = new_cache(device)
+    seqs = [cache.sequence(), cache.sequence()]
+    rows = new_tokens(rng, 20)
+    cache.append(seqs, *(to_device(x, device) for x in rows), lengths=[17, 3])
+    into = [kvit.Buffer.empty(x.shape, "bfloat16", device) for x in rows]
+    indptr = cache.gather_into(seqs, *into)
+    assert indptr.numpy().tolist() == [0, 17, 20]
+    for found, given in zip(into, rows, strict=True):
+        np.testing.assert_array_equal(found.numpy(), given)
+    with pytest.raises(kvit.ShapeError, match="k has 19 rows and the sequences 20 tokens; give a row for each token"):
+        cache.gather_into(seqs, into[0][:19], into[1][:19])

@@ -74,3 +74,9 @@ def test_the_host_takes_no_cuda_stream(foreign):
 def test_a_host_stream_has_no_cuda_handle_to_give():
     with pytest.raises(DeviceError, match="the host's"):
         Stream("host").__cuda_stream__()
+
+
+def test_the_handle_for_c_is_cudas_or_the_hosts_own(device):
+    stream = Stream(device)
+    assert stream.c_handle != 0 == Stream.default(device).c_handle
+    assert stream.cuda_handle == (0 if device == "host" else stream.c_handle)

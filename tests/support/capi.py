@@ -153,6 +153,9 @@ class Table(ctypes.Structure):
         ("sequence_fork", _call(_HANDLE, _NEW)),
         ("sequence_truncate", _call(_HANDLE, c_int64)),
         ("sequence_destroy", _call(_HANDLE)),
+        ("cache_gather", _call(*_SEQUENCES, _TENSOR, _TENSOR, _STREAM)),
+        ("cache_view", _call(_HANDLE, _NEW)),
+        ("sequence_pages", _call(_HANDLE, POINTER(c_int32), c_int64, POINTER(c_int64))),
     ]
 
 
@@ -225,7 +228,7 @@ class Api:
         return call
 
     def make(self, create: str, argument: Any) -> c_void_p:
-        """A new handle from view_create, op_create, cache_create, sequence_create or sequence_fork."""
+        """A new handle from one of the functions whose last argument gets it."""
         handle = c_void_p()
         getattr(self, create)(argument, ctypes.byref(handle))
         return handle

@@ -1,0 +1,20 @@
+# Options and answers of the C API: structs that begin with their size, and the constants in them.
+from libc.stdint cimport int32_t, uint32_t
+
+# kvit.dtypes.Dtype, or None for code 0. Raises DtypeError.
+cdef object to_dtype(int32_t code, str name)
+
+# "NHD" or "HND". Raises ArgumentError.
+cdef str to_layout(int32_t layout, str default)
+
+# Whether an enum kvit_mask is the causal one. Raises ArgumentError.
+cdef bint is_causal(int32_t mask) except -1
+
+# Raises ArgumentError unless there is a place for a new handle.
+cdef int check_target(const void *target, str name, str kind) except -1
+
+# Raises ArgumentError unless a struct that begins with its size is there and has `known` bytes.
+cdef int check_size(const void *options, uint32_t known, str name) except -1
+
+# Fills the caller's struct from `found`, if it has the `known` bytes. Returns a kvit_status.
+cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil

@@ -1,0 +1,182 @@
+// What kvit.h speaks of: statuses, element types, tensors, handles, options and answers. Include kvit.h, which does.
+#ifndef KVIT_TYPES_H
+#define KVIT_TYPES_H
+
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KVIT_MAX_NDIM 8
+
+// What every call returns. The words of an error are in last_error().
+enum kvit_status {
+  KVIT_OK = 0,
+  KVIT_ERROR_SHAPE = 1,            // shapes that do not fit each other, or that no kernel covers
+  KVIT_ERROR_DTYPE = 2,            // an element type that is unknown, or that this argument cannot have
+  KVIT_ERROR_DEVICE = 3,           // a device that does not exist, or arguments that live on different ones
+  KVIT_ERROR_LAYOUT = 4,           // strides, alignment or packing that the call cannot read in place
+  KVIT_ERROR_CACHE_FULL = 5,       // fewer free pages than the call needs; nothing was written
+  KVIT_ERROR_SEQUENCE_FREED = 6,   // a sequence whose pages went back to its cache
+  KVIT_ERROR_PAGE_TABLE = 7,       // a kernel met a page id, length or offset that cannot be
+  KVIT_ERROR_KERNEL_MISSING = 8,   // nothing that was built covers the request on this device
+  KVIT_ERROR_DRIVER = 9,           // a call into the CUDA driver failed
+  KVIT_ERROR_NO_GPU = 10,          // no driver, or no GPU
+  KVIT_ERROR_HOST_BACKEND = 11,    // the host backend is not built, or a kernel on it broke a rule
+  KVIT_ERROR_ARGUMENT = 12,        // NULL where something is needed, a struct of an unknown size, an unknown option
+  KVIT_ERROR_HANDLE = 13,          // a handle that was destroyed, is of another kind, or never was one
+  KVIT_ERROR_BUSY = 14,            // an operation that another thread's call is using
+  KVIT_ERROR_OUT_OF_MEMORY = 15,   // of the host
+  KVIT_ERROR_NO_INTERPRETER = 16,  // Python has ended, or never began
+  KVIT_ERROR_INTERNAL = 17,        // an exception that no other status names: a fault of kvit
+};
+
+// Element types, with the codes that kvit uses everywhere.
+enum kvit_dtype {
+  KVIT_DTYPE_F32 = 1,
+  KVIT_DTYPE_F16 = 2,
+  KVIT_DTYPE_BF16 = 3,
+  KVIT_DTYPE_U8 = 4,
+  KVIT_DTYPE_U4 = 5,  // packed in pairs along the last axis, element 0 in the low half; that axis has stride 0
+  KVIT_DTYPE_F8E4M3 = 6,
+  KVIT_DTYPE_F8E5M2 = 7,
+  KVIT_DTYPE_I32 = 8,
+  KVIT_DTYPE_I64 = 9,
+  KVIT_DTYPE_U16 = 10,
+  KVIT_DTYPE_U32 = 11,
+  KVIT_DTYPE_F64 = 12,
+  KVIT_DTYPE_I8 = 13,
+};
+
+// DLPack's numbers.
+enum kvit_device_type { KVIT_DEVICE_HOST = 1, KVIT_DEVICE_CUDA = 2 };
+
+// The order of the axes of a cache.
+enum kvit_layout {
+  KVIT_LAYOUT_DEFAULT = 0,
+  KVIT_LAYOUT_NHD = 1,  // [pages, page_size, kv_heads, head_dim]
+  KVIT_LAYOUT_HND = 2,  // [pages, kv_heads, page_size, head_dim]
+};
+
+enum kvit_op_kind { KVIT_OP_ATTENTION = 0, KVIT_OP_APPEND = 1, KVIT_OP_GATHER = 2 };
+
+enum kvit_mask {
+  KVIT_MASK_CAUSAL = 0,  // query i of a sequence's n new tokens sees keys up to length - n + i
+  KVIT_MASK_NONE = 1,    // every query sees all keys of its sequence
+};
+
+// Somebody's memory: where its elements lie. Read during the call that takes it, then never again.
+typedef struct kvit_tensor {
+  void* data;                      // element [0, 0, ...]
+  int64_t shape[KVIT_MAX_NDIM];    // [ndim] elements
+  int64_t strides[KVIT_MAX_NDIM];  // [ndim] bytes to the next index
+  int32_t ndim;
+  int32_t dtype;        // enum kvit_dtype
+  int32_t device_type;  // enum kvit_device_type
+  int32_t device_id;    // ordinal of the GPU; 0 on the host
+  int32_t readonly;     // not 0: a call that would write it refuses
+  int32_t reserved;     // 0
+} kvit_tensor;
+
+// Which pages hold which sequence. All int32, on the device of the cache; kernels check what they read there.
+typedef struct kvit_page_table {
+  const kvit_tensor* pages;    // [sequences, slots] page ids; with indptr [entries], of all sequences end to end
+  const kvit_tensor* indptr;   // [sequences + 1] where each sequence's entries begin; NULL: dense
+  const kvit_tensor* lengths;  // [sequences] tokens in the cache, those of this call included
+} kvit_page_table;
+
+// What a kernel met: `value` stands in place `slot` of `sequence`; -1 where the fault is of no sequence.
+typedef struct kvit_fault {
+  int32_t sequence, slot, value;
+} kvit_fault;
+
+// A CUstream (or cudaStream_t), which the caller owns. NULL: the legacy default stream. On the host NULL, or c_handle
+// of a kvit.Stream("host").
+typedef struct CUstream_st* kvit_stream;
+
+// Handles. Opaque, and never addresses: one that was destroyed is recognised for ever.
+typedef struct kvit_view kvit_view;          // a paged cache in the caller's memory
+typedef struct kvit_op kvit_op;              // attention, append or gather for one shape of cache, its kernel chosen
+typedef struct kvit_cache kvit_cache;        // a paged cache that owns its memory
+typedef struct kvit_sequence kvit_sequence;  // a growing list of tokens in a kvit_cache
+
+// Options and answers begin with their size as the caller knows it (sizeof), so that they can grow at the end. In
+// options 0 is every field's default; of an answer the first `size` bytes are filled.
+
+typedef struct kvit_view_options {
+  uint32_t size;
+  int32_t layout;            // enum kvit_layout; NHD by default
+  const kvit_tensor *k, *v;  // pools, axes as `layout` says; without one of pages where page_size is given
+  int64_t page_size;         // tokens of a page; by default as the shape says
+  const kvit_tensor *k_params, *v_params;  // of int8 (U8) and int4 (U4): (scale, zero) of every row
+  const kvit_tensor *k_scale, *v_scale;    // of float8: F32, [] or [kv_heads] or of every row; 1 by default
+  int32_t k_dtype, v_dtype;                // of what is stored, where the tensors can only say "16 bits" or "bytes"
+  int32_t dtype;                           // of queries; by default the 16-bit one among those above, or bfloat16
+  int32_t reserved;                        // 0
+} kvit_view_options;
+
+typedef struct kvit_view_info {
+  uint32_t size;
+  int32_t dtype;  // of queries, outputs, and of rows that are appended
+  int32_t k_dtype, v_dtype;
+  int64_t num_pages, page_size;
+  int32_t kv_heads, head_dim;
+  int32_t device_type, device_id;
+} kvit_view_info;
+
+typedef struct kvit_op_options {
+  uint32_t size;
+  int32_t kind;                 // enum kvit_op_kind
+  kvit_view* view;              // its dtype, KV heads, head_dim and device count, not its memory
+  int32_t query_heads;          // attention: a multiple of the KV heads
+  int32_t dtype;                // attention: of queries and outputs; the view's by default
+  float scale;                  // attention: of the scores, before exp; head_dim ** -0.5 by default
+  int32_t mask;                 // attention: enum kvit_mask
+  int32_t tokens_per_sequence;  // attention: usual number of new tokens, a hint for the choice of kernel; 1 by default
+  int32_t reserved;             // 0
+  // attention: uint8 [workspace_bytes] of the caller, all zero, there as long as the operation is; kvit's own if NULL
+  const kvit_tensor* workspace;
+} kvit_op_options;
+
+typedef struct kvit_op_info {
+  uint32_t size;
+  int32_t kind;
+  int64_t workspace_bytes;  // fixed by the device and the shape, whatever the batch; 0 but for attention
+  int32_t dtype, k_dtype, v_dtype;
+  int32_t query_heads, kv_heads, head_dim;  // query_heads: 0 but for attention
+  int32_t device_type, device_id;
+} kvit_op_info;
+
+typedef struct kvit_cache_options {
+  uint32_t size;
+  int32_t layout;  // enum kvit_layout; HND by default
+  int64_t pages, page_size;
+  int32_t kv_heads, head_dim;
+  int32_t dtype;             // of queries, outputs, and of rows that are appended; bfloat16 by default
+  int32_t k_dtype, v_dtype;  // how K and V are stored: U8 is int8, U4 is int4; as dtype by default
+  int32_t device_type, device_id;
+  int32_t reserved;  // 0
+  // of float8: F32, [] or [kv_heads], there as long as the cache is; 1 by default
+  const kvit_tensor *k_scale, *v_scale;
+} kvit_cache_options;
+
+typedef struct kvit_cache_info {
+  uint32_t size;
+  int32_t dtype, k_dtype, v_dtype;
+  int64_t num_pages, num_free_pages, page_size, bytes;
+  int32_t kv_heads, head_dim;
+  int32_t device_type, device_id;
+} kvit_cache_info;
+
+typedef struct kvit_sequence_info {
+  uint32_t size;
+  int32_t reserved;
+  int64_t length, num_pages;
+} kvit_sequence_info;
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif  // KVIT_TYPES_H

@@ -1,0 +1,124 @@
+"""Sequences of the caches of capi_cache, for C: kvit.Sequence behind handles."""
+from cpython.ref cimport Py_DECREF
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+from kvit._native.capi_error cimport has_python
+from kvit._native.capi_handle cimport HANDLE_CACHE, HANDLE_SEQUENCE, retire
+from kvit._native.capi_held cimport Held, find, hand_out, hold, refuse
+from kvit._native.capi_option cimport answer, check_target
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
+
+from kvit._native.capi_error import ArgumentError
+
+
+cdef int32_t sequence_create(kvit_cache *cache, kvit_sequence **sequence) noexcept nogil:
+    return create_sequence(cache, sequence) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t create_sequence(kvit_cache *cache, kvit_sequence **sequence) noexcept with gil:
+    cdef Held held
+    try:
+        held = find(cache, HANDLE_CACHE)
+        check_target(sequence, "sequence", "kvit_sequence")
+        sequence[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(held.thing.sequence(), held.lock))
+        return KVIT_OK
+    except BaseException as error:
+        return refuse(error)
+
+
+cdef int32_t sequence_query(kvit_sequence *sequence, kvit_sequence_info *info) noexcept nogil:
+    return query_sequence(sequence, info) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t query_sequence(kvit_sequence *sequence, kvit_sequence_info *info) noexcept with gil:
+    cdef kvit_sequence_info found
+    cdef Held held
+    try:
+        held = find(sequence, HANDLE_SEQUENCE)
+        memset(&found, 0, sizeof(found))
+        with held.lock:
+            found.length = len(held.thing)
+            found.num_pages = len(held.thing.pages)
+        return answer(info, &found, sizeof(found), b"kvit_sequence_info")
+    except BaseException as error:
+        return refuse(error)
+
+
+cdef int32_t sequence_pages(kvit_sequence *sequence, int32_t *pages, int64_t capacity, int64_t *count) noexcept nogil:
+    return write_pages(sequence, pages, capacity, count) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t write_pages(kvit_sequence *sequence, int32_t *pages, int64_t capacity, int64_t *count) noexcept with gil:
+    cdef Held held
+    cdef int64_t i
+    try:
+        held = find(sequence, HANDLE_SEQUENCE)
+        if capacity < 0 or (pages == NULL and capacity != 0):
+            raise ArgumentError(f"pages is {'NULL' if pages == NULL else 'there'} and capacity {capacity}; give memory "
+                                "for so many, or capacity 0 to ask how many there are")
+        with held.lock:
+            ids = held.thing.pages
+        for i in range(min(capacity, <int64_t>len(ids))):
+            pages[i] = ids[i]
+        if count != NULL:
+            count[0] = len(ids)
+        return KVIT_OK
+    except BaseException as error:
+        return refuse(error)
+
+
+cdef int32_t sequence_fork(kvit_sequence *sequence, kvit_sequence **fork) noexcept nogil:
+    return fork_sequence(sequence, fork) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t fork_sequence(kvit_sequence *sequence, kvit_sequence **fork) noexcept with gil:
+    cdef Held held
+    try:
+        held = find(sequence, HANDLE_SEQUENCE)
+        check_target(fork, "fork", "kvit_sequence")
+        with held.lock:
+            made = held.thing.fork()
+        fork[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, held.lock))
+        return KVIT_OK
+    except BaseException as error:
+        return refuse(error)
+
+
+cdef int32_t sequence_truncate(kvit_sequence *sequence, int64_t length) noexcept nogil:
+    return truncate_sequence(sequence, length) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t truncate_sequence(kvit_sequence *sequence, int64_t length) noexcept with gil:
+    cdef Held held
+    try:
+        held = find(sequence, HANDLE_SEQUENCE)
+        with held.lock:
+            held.thing.truncate(length)
+        return KVIT_OK
+    except BaseException as error:
+        return refuse(error)
+
+
+cdef int32_t sequence_destroy(kvit_sequence *sequence) noexcept nogil:
+    return destroy_sequence(sequence) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t destroy_sequence(kvit_sequence *sequence) noexcept with gil:
+    cdef void *state = NULL
+    cdef int32_t status = retire(sequence, HANDLE_SEQUENCE, &state)
+    if status != KVIT_OK:
+        return status
+    try:
+        free_pages(<Held>state)
+        return KVIT_OK
+    except BaseException as error:
+        return refuse(error)
+    finally:
+        Py_DECREF(<object>state)
+
+
+cdef int free_pages(Held held) except -1:
+    with held.lock:
+        held.thing.free()
+    return 0
