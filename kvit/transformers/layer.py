@@ -173,7 +173,9 @@ class KvitLayer(CacheLayerMixin):
         self._mask = None if self._mask is None else self._mask[places]
 
     def __repr__(self) -> str:
-        return f"KvitLayer({self.paged!r}, {len(self.sequences)} sequences of {self._length} tokens)"
+        if self.paged is None:
+            return "KvitLayer(no pages yet)"
+        return f"KvitLayer({len(self.sequences)} sequences of {self._length} tokens in {self.paged!r})"
 
 
 def _rows(name: str, states: torch.Tensor) -> torch.Tensor:
