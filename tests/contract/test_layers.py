@@ -77,14 +77,15 @@ PYTHON = {
     "_explain": LEAVES | {"_native", "tuning"},
     "attention": VIEWS | {"views", "_operation", "tuning", "_explain"},
     "cache": VIEWS | {"views", "_pages", "transfer", "sequence", "attention"},
+    "transformers": LEAVES | {"views", "cache", "sequence", "attention"},  # nothing in kvit imports it
     "__init__": None,  # names everything, and imports it when it is first used
     "__main__": {"_cli", "errors"},
     "_cli": None,
 }
 
-# What kvit may import of others. The command line's niceties are extras, which only it imports.
+# What kvit may import of others. The command line's niceties and the integration are extras, which only they import.
 THIRD_PARTY = {"numpy", "ml_dtypes", "cuda"}
-EXTRAS = {"rich", "matplotlib"}
+EXTRAS = {"_cli": {"rich", "matplotlib"}, "transformers": {"torch", "transformers"}}
 
 
 def test_layers_of_the_table_have_no_cycles():
@@ -189,8 +190,9 @@ def test_python_imports_point_down(path):
                 f"{path}:{line}: {name} may not import kvit.{other}"
             )
         elif head not in sys.stdlib_module_names:
-            extras = EXTRAS if name == "_cli" else set()
-            assert head in THIRD_PARTY | extras, f"{path}:{line}: {head} is no run-time dependency of kvit"
+            assert head in THIRD_PARTY | EXTRAS.get(name, set()), (
+                f"{path}:{line}: {head} is no run-time dependency of kvit"
+            )
 
 
 def test_importing_kvit_imports_no_more_than_its_dependencies():

@@ -1,0 +1,16 @@
+"""kvit in Hugging Face transformers: attn_implementation="kvit", with K and V in kvit's pages.
+
+Importing this package registers the implementation. It needs PyTorch and transformers (pip install
+'kvit[transformers]'); `import kvit` alone imports neither.
+"""
+
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from .attention import NAME, attend
+from .cache import KvitCache, KvitLayer
+from .padding import padding_mask
+
+AttentionInterface.register(NAME, attend)
+AttentionMaskInterface.register(NAME, padding_mask)
+
+__all__ = ["KvitCache", "KvitLayer"]

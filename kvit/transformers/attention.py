@@ -1,0 +1,77 @@
+"""The function that transformers calls in each attention layer, and what it refuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ..errors import KernelMissing
+
+NAME = "kvit"
+"""Of the attention implementation."""
+
+LAYER = "kvit_layer"
+"""Attribute of the K that KvitLayer.update returns: transformers hands K on to attention, but not the cache."""
+
+# What models say to every attention and what changes nothing in it. Anything else that is set is refused: it may be a
+# new way to compute attention.
+_IGNORED = frozenset(
+    {
+        "cache_position",
+        "logits_to_keep",
+        "num_items_in_batch",
+        "output_hidden_states",
+        "output_router_logits",
+        "position_ids",
+        "use_cache",
+    }
+)
+_ADVICE = {
+    "sliding_window": "set config.sliding_window = None if no sequence gets longer than the window, or ",
+    "dropout": "call model.eval(), or ",
+}
+
+
+def attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **others: Any,
+) -> tuple[torch.Tensor, None]:
+    """Store the new K and V in the pages of a KvitCache, and attend the new queries to all its tokens.
+
+    query           [batch, query_heads, tokens, head_dim]: the new tokens, after RoPE
+    key, value      [batch, kv_heads, tokens, head_dim]: the same tokens, as KvitCache.update returned them
+    attention_mask  what padding_mask made: None, or bool [batch, tokens so far and new], False for padding
+    scaling         of the scores; head_dim ** -0.5 if absent
+
+    Returns ([batch, tokens, query_heads, head_dim], None): rows of padding are zeros, and there are no weights.
+    Raises TypeError (K does not come from a KvitCache), KernelMissing (anything that kvit's attention does not do),
+    and what PagedCache.append raises. Nothing is stored then.
+    """
+    place = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
+    layer = getattr(key, LAYER, None)
+    if layer is None:
+        raise TypeError(
+            f"{place} got K and V that no KvitCache holds; give the model or generate() "
+            "past_key_values=kvit.transformers.KvitCache(model.config, pages=...)"
+        )
+    if is_causal is None:
+        is_causal = getattr(module, "is_causal", True)
+    wishes = {name: wish for name, wish in others.items() if name not in _IGNORED and wish is not False}
+    for name, wish in {"dropout": dropout or None, "is_causal": None if is_causal else False, **wishes}.items():
+        if wish is not None:
+            raise KernelMissing(
+                f"{place} asks for {name}={wish!r}, which kvit's attention does not do; "
+                f"{_ADVICE.get(name, '')}use another attn_implementation for this model"
+            )
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        raise KernelMissing(f"{place} wants gradients and kvit computes none; call the model under torch.no_grad()")
+    return layer.attend(query, key, value, attention_mask, scaling), None

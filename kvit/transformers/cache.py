@@ -1,0 +1,106 @@
+"""transformers' Cache with K and V in kvit's pages: one kvit.PagedCache for each layer of a model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Cache, PretrainedConfig
+
+from ..errors import KernelMissing, ShapeError
+from ..views import Layout
+from .layer import KvitLayer
+from .padding import Padding
+
+
+class KvitCache(Cache):
+    """K and V of a batch of sequences in a paged cache for each layer: past_key_values of a model or of generate().
+
+    config            model.config itself, of a model with attn_implementation="kvit"
+    pages, page_size  of each layer: a sequence of n tokens takes ceil(n / page_size) pages, and all share the pool
+    k, v              how K and V are stored: "int8", "int4", "float8_e4m3", "float8_e5m2", or the model's dtype if
+                      absent; docs/quantisation.md says which pair to use when
+    k_scale, v_scale  of float8: float32 [layers] or [layers, kv_heads], on the device; 1 if absent
+    layout            of pages: "HND" or "NHD"
+
+    Pages are taken from the device of a layer when its first K comes, and stay until the cache goes; reset() empties
+    them for another batch. Beams, forks and copies (copy.deepcopy) share pages and copy one when they write to it.
+    Calls run on torch's current stream. Not safe to use from several threads, nor in torch.compile.
+
+    Raises KernelMissing (windows, caps: what kvit's attention does not do), ShapeError (scales); the first call raises
+    what PagedCache raises, and DtypeError for a model in float32. A call that runs out of pages raises CacheFull.
+    """
+
+    def __init__(
+        self,
+        config: PretrainedConfig,
+        pages: int,
+        page_size: int = 64,
+        *,
+        k: Any = None,
+        v: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
+        layout: Layout = "HND",
+    ):
+        decoder = config.get_text_config(decoder=True)
+        _refuse(decoder)
+        count = decoder.num_hidden_layers
+        for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+            if scale is not None and len(scale) != count:
+                raise ShapeError(
+                    f"{name} is for {len(scale)} layers and the model has {count}; give one for each layer"
+                )
+        padding = Padding()
+        layers = []
+        for i in range(count):
+            scales = {
+                "k_scale": None if k_scale is None else k_scale[i],
+                "v_scale": None if v_scale is None else v_scale[i],
+            }
+            options = {"pages": pages, "page_size": page_size, "k": k, "v": v, "layout": layout, **scales}
+            layers.append(KvitLayer(decoder, options, padding))
+        super().__init__(layers=layers)
+
+    @property
+    def batch_size(self) -> int:
+        """Sequences of the batch; -1 before the first call."""
+        return len(self.layers[0].sequences) or -1
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all pages of all layers, used or not. PyTorch's allocator does not count them."""
+        return sum(layer.paged.nbytes for layer in self.layers if layer.paged is not None)
+
+    def fork(self) -> KvitCache:
+        """A second cache of the same tokens, in the same pages: both may go on, and each copies what it changes.
+
+        For a prompt that many requests begin with. Both draw on one pool of pages, if there is one yet.
+        """
+        twin = object.__new__(KvitCache)
+        padding = Padding()
+        Cache.__init__(twin, layers=[layer.fork(padding) for layer in self.layers])
+        return twin
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> KvitCache:
+        return self.fork()
+
+    def __repr__(self) -> str:
+        return f"KvitCache({len(self.layers)} layers of {self.layers[0]!r})"
+
+
+def _refuse(decoder: PretrainedConfig) -> None:
+    """Raise KernelMissing for a model whose attention kvit cannot do exactly."""
+    window = getattr(decoder, "sliding_window", None)
+    kinds = getattr(decoder, "layer_types", None) or (["full_attention"] if window is None else ["sliding_attention"])
+    others = sorted(set(kinds) - {"full_attention"})
+    if others:
+        raise KernelMissing(
+            f"the model has layers of {', '.join(others)} (sliding_window={window}) and kvit's attention sees all "
+            "tokens; use another attn_implementation, or a config without windows if no sequence gets longer than one"
+        )
+    cap = getattr(decoder, "attn_logit_softcapping", None)
+    if cap is not None:
+        raise KernelMissing(
+            f"the model caps its scores (attn_logit_softcapping={cap}) and kvit's attention does not; "
+            "use another attn_implementation for this model"
+        )

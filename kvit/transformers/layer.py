@@ -1,0 +1,199 @@
+"""One layer of a KvitCache: a kvit.PagedCache, and a Sequence of it for each sequence of the batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin
+
+from ..attention import attention
+from ..cache import PagedCache
+from ..errors import DeviceError, DtypeError, KernelMissing, LayoutError, ShapeError
+from ..sequence import Sequence
+from .attention import LAYER, NAME
+from .padding import Padding
+
+
+class KvitLayer(CacheLayerMixin):
+    """K and V of one layer, in pages that are made when the first K comes.
+
+    config   of the model's decoder
+    options  of PagedCache, but for kv_heads, head_dim, dtype and device, which the first K tells
+    padding  shared by the layers of a cache
+    """
+
+    is_croppable = True
+
+    def __init__(self, config: PretrainedConfig, options: dict[str, Any], padding: Padding):
+        super().__init__()
+        self._config, self._options, self._padding = config, options, padding
+        self.paged: PagedCache | None = None
+        self.sequences: list[Sequence] = []
+        self._length = 0  # tokens of each sequence, padding included: what transformers counts
+        self._mask: torch.Tensor | None = None  # bool [batch, length] in host memory; None without padding
+
+    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
+        """Make pages for rows like these, unless there are some, and a sequence for each of the batch.
+
+        Raises DtypeError, DeviceError, and what PagedCache raises.
+        """
+        batch, kv_heads, _, head_dim = key_states.shape
+        if self.paged is None:
+            if key_states.dtype not in (torch.bfloat16, torch.float16):
+                raise DtypeError(
+                    f"the model computes in {key_states.dtype} and kvit in bfloat16 or float16; "
+                    "load the model with dtype=torch.bfloat16"
+                )
+            device = _device_of(key_states)
+            self.paged = PagedCache(
+                kv_heads=kv_heads, head_dim=head_dim, dtype=key_states.dtype, device=device, **self._options
+            )
+        self.sequences = [self.paged.sequence() for _ in range(batch)]
+        self.is_initialized = True
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Send new K and V [batch, kv_heads, tokens, head_dim] on to attention, which stores them.
+
+        Only there is known which tokens are padding. Returns the new tokens alone: the others are in the pages.
+        Raises TypeError (the model uses another attention), ShapeError (another batch), and lazy_initialization's.
+        """
+        found = self._config._attn_implementation
+        if found != NAME:
+            raise TypeError(
+                f"a KvitCache serves attn_implementation={NAME!r} and its config says {found!r}; load the model with "
+                f"attn_implementation={NAME!r} and give the cache model.config itself"
+            )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        if key_states.shape[0] != len(self.sequences):
+            raise ShapeError(
+                f"a batch of {key_states.shape[0]} for a cache of {len(self.sequences)} sequences; "
+                "reset() the cache for another batch"
+            )
+        setattr(key_states, LAYER, self)
+        return key_states, value_states
+
+    def attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+    ) -> torch.Tensor:
+        """Store K and V of the real tokens and attend their queries; arguments and result are those of `attend`.
+
+        K, V and queries are read where they are and the result is written where torch wants it, except in a pass with
+        padding among its new tokens.
+        """
+        batch, heads, new, head_dim = query.shape
+        tokens = self._padding.tokens(mask, batch, new)
+        tokens.check_past(self._mask, self._length)
+        rows = [_rows(name, states) for name, states in (("query", query), ("key", key), ("value", value))]
+        if tokens.index is not None:
+            # Padding lies between the rows of one sequence and the next, and kvit reads them end to end.
+            rows = [states.index_select(0, tokens.index) for states in rows]
+        q, k, v = rows
+        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else None
+        self.paged.append(self.sequences, k, v, lengths=tokens.counts, stream=stream)
+        attention(q, self.paged, self.sequences, lengths=tokens.counts, out=out, scale=scaling, stream=stream)
+        self._length, self._mask = self._length + new, tokens.mask
+        if tokens.index is not None:
+            out = out.new_zeros(batch * new, heads, head_dim).index_copy_(0, tokens.index, out)
+        return out.view(batch, new, heads, head_dim)
+
+    def get_seq_length(self) -> int:
+        """Tokens of each sequence so far, padding included."""
+        return self._length
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """(tokens with those to come, index of the first)."""
+        return self._length + query_length, 0
+
+    def get_max_length(self) -> int:
+        """Tokens that fit if one sequence has all pages."""
+        return self._options["pages"] * self._options["page_size"]
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last -tokens_to_remove tokens of each sequence, padding included; give pages back.
+
+        Raises ShapeError (positive, or more than there are).
+        """
+        if not -self._length <= tokens_to_remove <= 0:
+            raise ShapeError(
+                f"crop({tokens_to_remove}) of {self._length} tokens; give minus the number of tokens to remove, "
+                f"0 to {-self._length}"
+            )
+        kept = self._length + tokens_to_remove
+        for i, sequence in enumerate(self.sequences):
+            dropped = -tokens_to_remove if self._mask is None else int(self._mask[i, kept:].sum())
+            sequence.truncate(len(sequence) - dropped)
+        self._length, self._mask = kept, None if self._mask is None else self._mask[:, :kept]
+
+    def reset(self) -> None:
+        """Forget all sequences; the pages stay, for a batch of any size."""
+        self.sequences, self._length, self._mask = [], 0, None
+        self.is_initialized = False
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Sequence i becomes a fork of sequence beam_idx[i]: no token moves until one of the forks grows."""
+        self._select(beam_idx.tolist())
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Each sequence `repeats` times over, as forks."""
+        self._select([i for i in range(len(self.sequences)) for _ in range(repeats)])
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keep the sequences at these indices, in this order."""
+        self._select(torch.arange(len(self.sequences))[indices.cpu()].tolist())
+
+    def fork(self, padding: Padding) -> KvitLayer:
+        """The same tokens in the same pages, for another cache."""
+        twin = KvitLayer(self._config, self._options, padding)
+        twin.paged, twin.is_initialized = self.paged, self.is_initialized
+        twin.sequences = [sequence.fork() for sequence in self.sequences]
+        twin._length, twin._mask = self._length, self._mask
+        return twin
+
+    def offload(self) -> None:
+        """Refused: kvit's pages stay on their device."""
+        raise KernelMissing("a KvitCache stays on its device; store K and V in fewer bits instead: k='int8', v='int4'")
+
+    prefetch = offload
+
+    def _select(self, places: list[int]) -> None:
+        if not self.sequences:
+            return  # as transformers' own caches do
+        self.sequences = [self.sequences[place].fork() for place in places]
+        self._mask = None if self._mask is None else self._mask[places]
+
+    def __repr__(self) -> str:
+        if self.paged is None:
+            return "KvitLayer(no pages yet)"
+        return f"KvitLayer({len(self.sequences)} sequences of {self._length} tokens in {self.paged!r})"
+
+
+def _rows(name: str, states: torch.Tensor) -> torch.Tensor:
+    """[batch, heads, tokens, head_dim] as the rows [batch * tokens, heads, head_dim] that kvit reads, in place."""
+    rows = states.transpose(1, 2)
+    try:
+        return rows.view(-1, *rows.shape[2:])
+    except RuntimeError:
+        raise LayoutError(
+            f"{name} [batch, heads, tokens, head_dim] has strides {list(states.stride())}: the tokens of one sequence "
+            "and the next are not evenly spaced, and kvit copies nothing by itself; use another attn_implementation"
+        ) from None
+
+
+def _device_of(states: torch.Tensor) -> str:
+    """The name of a tensor's device in kvit. Raises DeviceError."""
+    if states.device.type == "cpu":
+        return "host"
+    if states.device.type == "cuda":
+        return f"cuda:{states.device.index}"
+    raise DeviceError(f"the model is on {states.device}; kvit computes on CUDA GPUs and on the CPU")

@@ -1,0 +1,98 @@
+"""Which tokens of a batch are real: only those are stored and attended to, whichever side the padding is on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers.masking_utils import causal_mask_function
+
+from ..errors import KernelMissing, ShapeError
+
+
+def padding_mask(
+    *, kv_length: int, mask_function: Any, attention_mask: torch.Tensor | None = None, **_: Any
+) -> torch.Tensor | None:
+    """What kvit's attention must know of a mask: transformers asks once for each forward pass.
+
+    kv_length       tokens of each sequence after this pass, padding included
+    mask_function   which keys a query sees, padding apart
+    attention_mask  bool [batch, kv_length], False for padding
+
+    Returns a view of attention_mask, or None if it hides nothing; finding out waits for the GPU, unless it is None.
+    Raises KernelMissing (not plainly causal), ShapeError.
+    """
+    if mask_function is not causal_mask_function:
+        name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
+        raise KernelMissing(
+            f"the model asks for a mask by {name} and kvit's attention is causal only; "
+            "use another attn_implementation for this model"
+        )
+    if attention_mask is None:
+        return None
+    if attention_mask.shape[-1] != kv_length:
+        raise ShapeError(
+            f"attention_mask is for {attention_mask.shape[-1]} tokens, and there are {kv_length} with those in the "
+            "cache; give a mask of all of them"
+        )
+    # An object of this pass alone: Padding knows passes apart by it.
+    return None if attention_mask.all() else attention_mask.detach()
+
+
+class NewTokens:
+    """The real ones among the new tokens of one forward pass; the same for all layers.
+
+    mask    bool [batch, tokens so far and new] in host memory; None where every token is real
+    counts  new real tokens of each sequence
+    index   int64, places of the real tokens among [batch * new]; None where all are real
+    """
+
+    def __init__(self, mask: torch.Tensor | None, batch: int, new: int):
+        self.mask: torch.Tensor | None = None
+        self.counts = [new] * batch
+        self.index: torch.Tensor | None = None
+        self._agreed: Any = self  # stands for: with nothing yet
+        if mask is None:
+            return
+        if mask.ndim != 2 or mask.shape[0] != batch:
+            raise ShapeError(
+                f"attention_mask has shape {list(mask.shape)}; kvit is causal by itself and takes the mask of padding, "
+                f"[batch = {batch}, tokens]"
+            )
+        self.mask = mask.to("cpu", torch.bool)
+        fresh = self.mask[:, self.mask.shape[1] - new :]
+        if not fresh.all():
+            self.counts = fresh.sum(1).tolist()
+            self.index = fresh.flatten().nonzero().flatten().to(mask.device)
+
+    def check_past(self, past: torch.Tensor | None, length: int) -> None:
+        """Raise ShapeError unless the mask says of the `length` tokens in the cache what `past` said of them."""
+        if self._agreed is past:
+            return  # another layer asked already
+        if self.mask is None:
+            agrees = past is None
+        else:
+            before = self.mask[:, :length]
+            agrees = bool(before.all()) if past is None else torch.equal(before, past)
+        if not agrees:
+            raise ShapeError(
+                f"attention_mask does not hide the same of the {length} tokens in the cache as when they were stored; "
+                "give one mask of all tokens so far and new, in every call"
+            )
+        self._agreed = past
+
+
+class Padding:
+    """Works NewTokens out once for each forward pass, on behalf of all layers of a cache."""
+
+    def __init__(self) -> None:
+        self._mask: torch.Tensor | None = None
+        self._shape = (0, 0)
+        self._tokens = NewTokens(None, 0, 0)
+
+    def tokens(self, mask: torch.Tensor | None, batch: int, new: int) -> NewTokens:
+        """The new tokens that a layer was given. Raises ShapeError."""
+        if mask is not self._mask or self._shape != (batch, new):
+            self._tokens = NewTokens(mask, batch, new)
+            self._mask, self._shape = mask, (batch, new)
+        return self._tokens

@@ -1,0 +1,193 @@
+"""What attn_implementation="kvit" does not do is refused, by name and before anything is stored."""
+
+import re
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch", reason="needs pip install '.[test-interop]'")
+pytest.importorskip("transformers", reason="needs pip install '.[test-interop]'")
+
+import torch
+from transformers import DynamicCache, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
+
+import kvit
+from kvit.transformers import KvitCache
+from kvit.transformers.attention import attend
+from support.language_models import make_model, prompts
+
+pytestmark = pytest.mark.interop
+
+
+@pytest.fixture(scope="module")
+def model():
+    return make_model("llama")
+
+
+@pytest.fixture
+def prompt():
+    return prompts("llama")[1]
+
+
+@pytest.fixture
+def cache(model):
+    return KvitCache(model.config, 8, 16)
+
+
+def assert_unused(cache):
+    assert cache.get_seq_length() == 0
+    assert all(layer.paged is None or layer.paged.num_free_pages == 8 for layer in cache.layers)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (MistralConfig(sliding_window=4096), "sliding_attention (sliding_window=4096)"),
+        (Qwen2Config(use_sliding_window=True, sliding_window=128, max_window_layers=2), "sliding_attention"),
+        (LlamaConfig(layer_types=["full_attention", "chunked_attention"], num_hidden_layers=2), "chunked_attention"),
+        (Gemma2Config(layer_types=["full_attention"] * 26), "attn_logit_softcapping=50.0"),
+    ],
+)
+def test_models_with_windows_or_caps_get_no_cache(config, message):
+    with pytest.raises(kvit.KernelMissing, match=re.escape(message)):
+        KvitCache(config, 8)
+
+
+def test_windows_that_are_switched_off_are_none():
+    assert len(KvitCache(Qwen2Config(use_sliding_window=False, num_hidden_layers=3), 8)) == 3
+    assert len(KvitCache(MistralConfig(sliding_window=None, num_hidden_layers=3), 8)) == 3
+
+
+def test_scales_are_given_for_every_layer(model):
+    with pytest.raises(kvit.ShapeError, match="k_scale is for 3 layers and the model has 2"):
+        KvitCache(model.config, 8, k="float8_e4m3", k_scale=np.ones(3, np.float32))
+
+
+@pytest.mark.parametrize("make_cache", [lambda: None, DynamicCache], ids=["default", "DynamicCache"])
+def test_another_cache_is_not_read_instead(model, prompt, make_cache):
+    with pytest.raises(TypeError, match=r"layer 0 \(LlamaAttention\).*past_key_values=kvit.transformers.KvitCache"):
+        model.generate(prompt, past_key_values=make_cache(), max_new_tokens=2)
+
+
+def test_another_attention_does_not_read_the_pages(prompt):
+    eager = make_model("llama", attention="eager")
+    cache = KvitCache(eager.config, 8)
+    with pytest.raises(TypeError, match="serves attn_implementation='kvit' and its config says 'eager'"):
+        eager.generate(prompt, past_key_values=cache, max_new_tokens=2)
+    assert_unused(cache)
+
+
+def test_a_model_in_float32_is_not_rounded_quietly(prompt):
+    model = make_model("llama").float()
+    cache = KvitCache(model.config, 8)
+    with pytest.raises(kvit.DtypeError, match=r"torch.float32 and kvit in bfloat16 or float16.*dtype=torch.bfloat16"):
+        model.generate(prompt, past_key_values=cache, max_new_tokens=2)
+    assert_unused(cache)
+
+
+def test_a_head_dim_that_is_not_built_is_refused_by_name(prompt):
+    model = make_model("llama", head_dim=32)
+    with pytest.raises(kvit.KernelMissing, match="head_dim=32"):
+        model.generate(prompt, past_key_values=KvitCache(model.config, 8), max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sliding_window": 4096}, r"sliding_window=4096.*config.sliding_window = None"),
+        ({"softcap": 50.0}, "softcap=50.0"),
+        ({"s_aux": "sinks"}, "s_aux='sinks'"),
+        ({"output_attentions": True}, "output_attentions=True"),
+        ({"a_new_way": 3}, "a_new_way=3"),
+    ],
+)
+@torch.no_grad()
+def test_what_attention_does_not_do_is_refused(model, prompt, cache, arguments, message):
+    with pytest.raises(kvit.KernelMissing, match=rf"layer 0 \(LlamaAttention\) asks for {message}"):
+        model(prompt, past_key_values=cache, **arguments)
+    assert_unused(cache)
+
+
+@torch.no_grad()
+def test_dropout_is_refused(prompt):
+    model = make_model("llama", attention_dropout=0.1).train()
+    with pytest.raises(kvit.KernelMissing, match=r"dropout=0.1.*model.eval\(\)"):
+        model(prompt, past_key_values=KvitCache(model.config, 8))
+
+
+def test_gradients_are_refused(model, prompt, cache):
+    with pytest.raises(kvit.KernelMissing, match=r"wants gradients.*torch.no_grad\(\)"):
+        model(prompt, past_key_values=cache)
+    assert_unused(cache)
+
+
+@torch.no_grad()
+def test_masks_that_are_not_of_padding_are_refused(model, prompt, cache):
+    length = prompt.shape[1]
+    with pytest.raises(kvit.ShapeError, match=rf"attention_mask has shape \[1, 1, {length}, {length}\]"):
+        model(prompt, past_key_values=cache, attention_mask=torch.zeros(1, 1, length, length, dtype=torch.bfloat16))
+    with pytest.raises(kvit.ShapeError, match=f"attention_mask is for 3 tokens, and there are {length}"):
+        model(prompt, past_key_values=cache, attention_mask=torch.ones(1, 3))
+    assert_unused(cache)
+
+
+@torch.no_grad()
+def test_attention_to_later_tokens_is_refused(model, prompt, cache):
+    with pytest.raises(kvit.KernelMissing, match="mask by bidirectional_mask_function"):
+        model(prompt, past_key_values=cache, is_causal=False)
+    k = torch.zeros(1, 2, 5, 64, dtype=torch.bfloat16)
+    with pytest.raises(kvit.KernelMissing, match="asks for is_causal=False"):  # a module that makes no mask
+        attend(SimpleNamespace(is_causal=False), k, *cache.update(k, k, 0), None)
+    assert_unused(cache)
+
+
+@torch.no_grad()
+def test_a_mask_may_not_change_its_mind(model, prompt, cache):
+    mask = torch.ones_like(prompt)
+    mask[0, :2] = 0
+    model(prompt, past_key_values=cache, attention_mask=mask)
+    longer = torch.nn.functional.pad(mask, (0, 1), value=1)
+    other = longer.flip(1).contiguous()
+    for changed in (other, torch.ones_like(longer), None):
+        with pytest.raises(kvit.ShapeError, match=f"does not hide the same of the {prompt.shape[1]} tokens"):
+            model(prompt[:, :1], past_key_values=cache, attention_mask=changed)
+    model(prompt[:, :1], past_key_values=cache, attention_mask=longer)
+    assert [len(layer.sequences[0]) for layer in cache.layers] == [prompt.shape[1] - 1] * 2
+
+
+@torch.no_grad()
+def test_another_batch_needs_a_reset(model, prompt, cache):
+    model(prompt, past_key_values=cache)
+    with pytest.raises(kvit.ShapeError, match=r"a batch of 2 for a cache of 1 sequences; reset\(\)"):
+        model(prompt.expand(2, -1), past_key_values=cache)
+
+
+@torch.no_grad()
+def test_crop_takes_what_there_is(model, prompt, cache):
+    model(prompt, past_key_values=cache)
+    for tokens in (1, -prompt.shape[1] - 1):
+        with pytest.raises(kvit.ShapeError, match=re.escape(f"crop({tokens}) of {prompt.shape[1]} tokens")):
+            cache.crop(tokens)
+    assert cache.get_seq_length() == prompt.shape[1]
+
+
+def test_pages_do_not_leave_their_device(cache):
+    for move in (cache.layers[0].offload, cache.layers[0].prefetch):
+        with pytest.raises(kvit.KernelMissing, match="stays on its device"):
+            move()
+
+
+def test_rows_that_are_not_evenly_spaced_are_not_copied_quietly(model, cache):
+    # Head after head: the tokens of the second sequence do not follow those of the first at the same distance.
+    k = torch.zeros(2, 2, 5, 64, dtype=torch.bfloat16)
+    key, value = cache.update(k, k.clone(), 0)
+    with pytest.raises(kvit.LayoutError, match=r"query .* has strides \[1280, 320, 64, 1\]"):
+        cache.layers[0].attend(torch.zeros(2, 4, 5, 64, dtype=torch.bfloat16), key, value, None, None)
+    assert_unused(cache)
+
+
+def test_a_device_that_is_no_gpu_is_refused(cache):
+    with pytest.raises(kvit.DeviceError, match="the model is on meta"):
+        k = torch.zeros(1, 2, 1, 64, dtype=torch.bfloat16, device="meta")
+        cache.update(k, k, 0)
