@@ -31,7 +31,7 @@ class Rope:
                    llama3   factor, low_freq_factor, high_freq_factor, original_max_position_embeddings
 
     inverse_frequencies  radians per token, one for each pair
-    steps                the same in units of 2^-64 turns: position * step, modulo 2^64, is a phase, exact at any position
+    steps                the same in units of 2^-64 turns: position * step, modulo 2^64, is exact at any position
     attention_factor     what cosines and sines are multiplied by: 1, but for yarn
 
     Raises ShapeError (head_dim, rotary_dim), ValueError (a scaling that is unknown, or lacks a number).

@@ -16,7 +16,7 @@ struct Turn {
   float cosine, sine;
 };
 
-/// Cosine and sine of phase / 2^32 turns, to within 1.2e-7.
+/// Cosine and sine of phase / 2^32 turns, to within 1.3e-7.
 KVIT_DEVICE Turn TurnOf(uint32_t phase) {
   const uint32_t quarter = (phase + 0x20000000u) >> 30;  // the nearest; what is left is at most an eighth of a turn
   const float x = RoundedProduct(float(int32_t(phase - (quarter << 30))), 0x1.921fb6p-30f);  // radians

@@ -41,7 +41,7 @@ class Rotation:
 
 
 def cosine_and_sine(phases: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of phase / 2^32 turns, to within 1.2e-7."""
+    """Of phase / 2^32 turns, to within 1.3e-7."""
     with np.errstate(over="ignore"):  # phases wrap around
         quarter = (phases + np.uint32(1 << 29)) >> np.uint32(30)  # the nearest
         rest = (phases - (quarter << np.uint32(30))).view(np.int32)
