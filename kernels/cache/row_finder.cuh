@@ -60,7 +60,8 @@ class RowFinder {
   /// The place of a token that exists.
   KVIT_DEVICE FoundRow FindRow(const FoundToken& token) const {
     const auto position = uint32_t(token.position), page_size = uint32_t(cache_.page_size);
-    const uint32_t slot = position / page_size;
+    // Most pages hold a power of two, and a shift takes a tenth of the time of a division.
+    const uint32_t slot = (page_size & (page_size - 1)) == 0 ? position >> HighestBit(page_size) : position / page_size;
     const auto page = LoadGlobalReadOnly<int32_t>(table_.pages + token.begin + slot);
     if (uint32_t(page) >= uint32_t(cache_.num_pages)) return {0, 0, {KVIT_FAULT_PAGE, token.sequence, int(slot), page}};
     return {page, int(position - slot * page_size), {}};
@@ -72,24 +73,18 @@ class RowFinder {
     int low = 0, high = table_.num_sequences;
     while (high - low > 1) {
       const int step = CeilDiv(high - low, 32);
-      const int64_t asked = low + int64_t(LaneIndex()) * step;
-      const bool begun = asked < high && LoadGlobalReadOnly<int32_t>(tokens_.indptr + asked) <= row;
+      const uint32_t asked = uint32_t(low) + uint32_t(LaneIndex()) * uint32_t(step);  // at most 31 beyond `high`
+      const bool begun = asked < uint32_t(high) && LoadGlobalReadOnly<int32_t>(tokens_.indptr + asked) <= row;
       const uint32_t lanes = Ballot(begun);
-      low += (lanes == 0 ? 0 : Log2Floor(lanes)) * step;
+      low += (lanes == 0 ? 0 : HighestBit(lanes)) * step;
       high = Min(high, low + step);
     }
     return low;
   }
 
-  // Position of the highest set bit of a number that has one.
-  static KVIT_DEVICE int Log2Floor(uint32_t x) {
-    int bit = 0;
-    KVIT_UNROLL
-    for (int width = 16; width > 0; width /= 2) {
-      if (x >> (bit + width)) bit += width;
-    }
-    return bit;
-  }
+  // Position of the highest set bit of a number that has one: the exponent of a float, once no run of ones can round
+  // up.
+  static KVIT_DEVICE int HighestBit(uint32_t x) { return int(BitCast<uint32_t>(float(x & ~(x >> 1))) >> 23) - 127; }
 
   const KvitCache& cache_;
   const KvitPageTable& table_;

@@ -29,6 +29,7 @@ struct HeadShare {
 
 /// Share `index` of all tokens, `heads_per_share` heads each.
 KVIT_DEVICE HeadShare ShareAt(uint32_t index, int heads, int heads_per_share) {
+  if (heads <= heads_per_share) return {int(index), 0};
   const auto shares = uint32_t(CeilDiv(heads, heads_per_share));
   const uint32_t token = index / shares;
   return {int(token), int(index - token * shares) * heads_per_share};
