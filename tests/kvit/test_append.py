@@ -265,3 +265,26 @@ def test_a_cache_with_a_rope_turns_keys_and_queries_to_their_places(rng, device)
     held = cache.gather(seqs)[0].numpy()
     first, second = turned
     np.testing.assert_array_equal(held, np.concatenate([first[:3], second[:2], first[3:], second[2:]]))
+
+
+def test_a_captured_append_turns_to_where_its_tokens_are_when_it_is_launched(rng, device):
+    # A decode step of two sequences: one token each, at lengths that are rewritten between launches.
+    case = Setup(rng, ("int8", "int8"), lengths=[40, 30], device=device)
+    rope = kvit.Rope(64)
+    stream, append = kvit.Stream(device), kvit.Append(case.view, rope=rope)
+    k, v = (case.up(x) for x in case.rows([1, 1]))
+    q, out = case.up(case.random(2, 6, 64)), case.up(np.zeros((2, 6, 64), BFLOAT16))
+    bias = case.random(3, 64)
+    on_device = case.up(bias)
+    with kvit.Graph.capture(stream) as graph:
+        append(k, v, case.view, case.page_table, q=q, q_out=out, k_bias=on_device, stream=stream)
+    for lengths in ([40, 30], [17, 1]):
+        case.page_table.lengths.copy_from(np.array(lengths, np.int32))
+        graph.launch()
+        append.check(stream)
+        table = reference.Table(case.table.pages, lengths)
+        rotation = rotation_of(rope)
+        reference.append(case.cache, table, k.numpy(), v.numpy(), k_bias=bias, rotation=rotation)
+        case.assert_same()
+        turned = reference.rotate(q.numpy(), reference.token_positions(table, [1, 1]), rotation)
+        np.testing.assert_array_equal(out.numpy().view(np.uint16), turned.view(np.uint16))
