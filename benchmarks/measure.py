@@ -21,6 +21,7 @@ from kvit._native.module import Kernel
 REPLAYS = 10
 CALLS_PER_GRAPH = 20  # a graph's own start is spread over so many calls
 _CEILING_BYTES = 2 << 30
+_COPIED_BYTES = 256 << 20  # copies rotate over so much, more than any L2 holds
 _CTAS_PER_SM = (1, 2, 4)
 
 
@@ -135,6 +136,20 @@ class RandomMemory:
         words = self._bytes.view(np.uint32)
         whole, rest = divmod(num_bytes // 4, len(words))
         return (whole * int(words.sum(dtype=np.uint64)) + int(words[:rest].sum(dtype=np.uint64))) % 2**32
+
+
+def copy_gbps(stream: kvit.Stream, memory: RandomMemory, num_bytes: int) -> float:
+    """10**9 bytes per second, read and written, of copying `num_bytes` on the device, none of them in L2."""
+    copies = max(1, -(-_COPIED_BYTES // num_bytes))
+    source, target = (memory.bytes(copies * num_bytes) for _ in range(2))
+    handle = driver.CUstream(stream.cuda_handle)
+
+    def copy(offset: int) -> None:
+        pointers = (driver.CUdeviceptr(buffer.pointer + offset) for buffer in (target, source))
+        call(driver.cuMemcpyDtoDAsync, *pointers, num_bytes, handle)
+
+    us = graph_us(stream, [lambda offset=i * num_bytes: copy(offset) for i in range(copies)])
+    return 2 * num_bytes / us / 1e3
 
 
 def read_ceiling(device: kvit.Device, stream: kvit.Stream, memory: RandomMemory) -> Ceiling:

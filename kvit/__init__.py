@@ -28,6 +28,7 @@ from .errors import (
     ShapeError,
 )
 from .merging import merge_states
+from .rope import Rope
 from .sequence import Sequence
 from .transfer import Append, Gather
 from .views import CacheView, PageTable
@@ -53,6 +54,7 @@ __all__ = [
     "PageTable",
     "PageTableError",
     "PagedCache",
+    "Rope",
     "Sequence",
     "SequenceFreed",
     "ShapeError",

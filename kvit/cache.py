@@ -15,6 +15,7 @@ from ._native.tensor import Tensor
 from ._pages import PagePool, grow
 from .attention import Attention
 from .errors import DtypeError, LayoutError, ShapeError
+from .rope import Rope
 from .sequence import Sequence
 from .transfer import Append, Gather, copy_pages, rows_like_each_other
 from .views import CacheView, Layout, PageTable
@@ -33,6 +34,7 @@ class PagedCache:
     k_scale     of float8, as in CacheView: float32, [] or [kv_heads]; rows are stored as row / scale. 1 if absent
     v_scale     the same
     layout      how a page lies in memory: "HND" (a head's tokens side by side) or "NHD"
+    rope        how append turns K, and Q with it; K is stored as it comes if absent
     device      "cuda:0", ..., or "host", which needs no GPU
 
     Calls given no stream run on the device's default stream. Calls on different streams must be ordered by the caller
@@ -56,6 +58,7 @@ class PagedCache:
         k_scale: Any = None,
         v_scale: Any = None,
         layout: Layout = "HND",
+        rope: Rope | None = None,
         device: str | Device = "cuda:0",
     ):
         for name, value in (("pages", pages), ("page_size", page_size), ("kv_heads", kv_heads), ("head_dim", head_dim)):
@@ -89,7 +92,7 @@ class PagedCache:
         self.device: str = self.view.device
         self._pool = PagePool(pages)
         self._faults = FaultRecord(self.device)
-        self._append = Append(self.view, _faults=self._faults)
+        self._append = Append(self.view, rope=rope, _faults=self._faults)
         self._gather = Gather(self.view, _faults=self._faults)
         self._operations: dict[tuple, Attention] = {}
         self._last_upload: tuple[tuple, tuple[PageTable, Tensor | None]] | None = None
@@ -114,13 +117,22 @@ class PagedCache:
         return Sequence(self)
 
     def append(
-        self, seqs: Iterable[Sequence], k: Any, v: Any, lengths: Iterable[int] | None = None, *, stream: Any = None
+        self,
+        seqs: Iterable[Sequence],
+        k: Any,
+        v: Any,
+        lengths: Iterable[int] | None = None,
+        *,
+        q: Any = None,
+        q_out: Any = None,
+        stream: Any = None,
     ) -> None:
-        """Add tokens to the end of sequences.
+        """Add tokens to the end of sequences. With a rope, rows of k turn to their places in the sequences.
 
         seqs     sequences of this cache, each at most once
         k, v     [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence
         lengths  how many of the tokens each sequence gets; equally many if absent
+        q        [tokens, query_heads, head_dim], with a rope: turned as k is, into q_out, or in place if that is absent
         stream   Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or
@@ -137,7 +149,7 @@ class PagedCache:
                 source, target = (upload(list(pages), queue) for pages in zip(*growth.copies, strict=True))
                 copy_pages(self.view, source, target, self._faults, queue)
             table, indptr = self._upload(list(zip(growth.pages, growth.lengths, strict=True)), counts, queue)
-            self._append(k, v, self.view, table, tokens=indptr, stream=queue)
+            self._append(k, v, self.view, table, tokens=indptr, q=q, q_out=q_out, stream=queue)
         except BaseException:
             self._pool.release(growth.taken)
             raise

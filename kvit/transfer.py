@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, codecs, registry
+from . import _checks, codecs, dtypes, registry
 from ._faults import FaultRecord
 from ._native import ops
+from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._native.transfer_call import TransferCall
 from ._operation import Operation, split_tokens
+from .errors import LayoutError, ShapeError
+from .rope import Rope
 from .views import CacheView, PageTable
 
 
@@ -28,30 +31,65 @@ class _Transfer(Operation, TransferCall):
 
 
 class Append(_Transfer):
-    """Writes new K and V into their pages, for one shape of cache. A call is one launch.
+    """Writes new K and V into their pages, for one shape of cache; rotates K, and Q, on the way. A call is one launch.
 
     view  CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    rope  Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
 
-    Raises KernelMissing (nothing built covers the shape), NoGpuError. Defined by kvit.reference.append.
+    Raises KernelMissing (nothing built covers the shape), ShapeError (a rope of another head_dim), NoGpuError.
+    Defined by kvit.reference.append.
     """
 
     _family = "append"
 
+    def __init__(self, view: CacheView, *, rope: Rope | None = None, _faults: FaultRecord | None = None):
+        super().__init__(view, _faults=_faults)
+        if rope is not None and rope.head_dim != self.head_dim:
+            raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
+        self.rope = rope
+        self._rope = None if rope is None else _pack_rope(rope, self.device)
+
     def __call__(
-        self, k: Any, v: Any, view: CacheView, table: PageTable, *, tokens: Any = None, stream: Any = None
+        self,
+        k: Any,
+        v: Any,
+        view: CacheView,
+        table: PageTable,
+        *,
+        tokens: Any = None,
+        k_bias: Any = None,
+        v_bias: Any = None,
+        prefix_lengths: Any = None,
+        positions: Any = None,
+        q: Any = None,
+        q_out: Any = None,
+        q_bias: Any = None,
+        stream: Any = None,
     ) -> None:
         """Write the rows of k and v as the last tokens of their sequences. Returns before the work is done.
 
-        k, v    [tokens, kv_heads, head_dim], sequence after sequence, in the view's dtype; any strides, dense channels
-        view    CacheView of the operation's shape; its pages are written
-        table   PageTable whose lengths include the new tokens: token j of n goes to position length - n + j
-        tokens  int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
-        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+        k, v            [tokens, kv_heads, head_dim], sequence after sequence, in the view's dtype; any strides, dense
+                        channels: slices of one packed tensor of queries, keys and values will do
+        view            CacheView of the operation's shape; its pages are written
+        table           PageTable whose lengths include the new tokens: token j of n goes to position length - n + j
+        tokens          int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
+        k_bias, v_bias  [kv_heads, head_dim] in the view's dtype: added in float32, before anything else
+        prefix_lengths  int32 [sequences] on the device: tokens of lower positions lie in pages that sequences share and
+                        that nobody writes any more. They are skipped: neither they nor their pages are looked at
+        positions       int32 [tokens] on the device: what rows of k and q are turned to; the tokens' places in their
+                        sequences if absent. Where rows are stored does not depend on it
+        q               [tokens, query_heads, head_dim] in the view's dtype: turned as k is, those of skipped tokens too
+        q_out           like q, written; q itself, in place, if absent
+        q_bias          [query_heads, head_dim], as k_bias
+        stream          Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        A token that the table gives no place is not written, and check() says why.
+        Rows are biased and turned in float32 and rounded to the view's dtype before they are encoded: the cache holds
+        the bits that separate steps would have left. A token that the table gives no place is not written, and its
+        q_out is NaN if it has no position either; check() says why.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
-        if self._launched(k, v, view, table, tokens, stream):
+        is_plain = k_bias is v_bias is prefix_lengths is positions is q is q_out is q_bias is None
+        if is_plain and self._launched(k, v, view, table, tokens, stream, self._rope):
             return
         queue = Stream.wrap(stream, self.device)
         self._check_view(view)
@@ -63,9 +101,64 @@ class Append(_Transfer):
         k, v = rows_like_each_other(k, v, view, queue)
         each, indptr = split_tokens("k", k, table.num_sequences, tokens, queue)
         _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
+        extras: dict[str, Any] = {}
+        if k_bias is not None:
+            extras["k_bias"] = self._bias("k_bias", k_bias, self.kv_heads, queue)
+        if v_bias is not None:
+            extras["v_bias"] = self._bias("v_bias", v_bias, self.kv_heads, queue)
+        if prefix_lengths is not None:
+            extras["prefix_lengths"] = self._integers("prefix_lengths", prefix_lengths, queue, table.num_sequences)
+        if self._rope is not None:
+            extras["rope"] = self._rope
+        extras.update(self._turned(k.shape[0], positions, q, q_out, q_bias, queue))
         home = Device.of(self.device)
-        ops.append(self.entry, home, view._packed, table._packed, k, v, indptr, each, self._faults.buffer, queue)
+        fault = self._faults.buffer
+        ops.append(self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, **extras)
         self._faults.last_queue = queue
+
+    def _turned(self, tokens: int, positions: Any, q: Any, q_out: Any, q_bias: Any, queue: Stream) -> dict[str, Tensor]:
+        """What needs a rope, checked."""
+        if positions is q is q_out is q_bias is None:
+            return {}
+        if self._rope is None:
+            raise ShapeError("positions and q are for rows that turn; give Append a rope")
+        found: dict[str, Tensor] = {}
+        if positions is not None:
+            found["positions"] = self._integers("positions", positions, queue, tokens)
+        if q is None:
+            if q_out is not None or q_bias is not None:
+                raise ShapeError("q_out and q_bias are of q; give q too")
+            return found
+        q = _rows("q", q, self.dtype, self.device, queue, tokens=tokens, query_heads=None, head_dim=self.head_dim)
+        heads = q.shape[1]
+        if q_out is None:
+            q_out = q
+        else:
+            axes = {"tokens": tokens, "query_heads": heads, "head_dim": self.head_dim}
+            q_out = _rows("q_out", q_out, self.dtype, self.device, queue, **axes)
+        _checks.require_writable("q_out", q_out)
+        found.update(q=q, q_out=q_out)
+        if q_bias is not None:
+            found["q_bias"] = self._bias("q_bias", q_bias, heads, queue)
+        return found
+
+    def _bias(self, name: str, source: Any, heads: int, queue: Stream) -> Tensor:
+        found = _checks.tensor(name, source, self.dtype, queue)
+        _checks.require_shape(name, found, heads=heads, head_dim=self.head_dim)
+        _checks.require_rows(name, found)
+        row_bytes = self.head_dim * self.dtype.bits // 8
+        if heads > 1 and found.strides[0] != row_bytes:
+            raise LayoutError(f"{name} has rows {found.strides[0]} bytes apart; they must be dense ({row_bytes} bytes)")
+        _checks.require_device(self.device, **{name: found})
+        return found
+
+    def _integers(self, name: str, source: Any, queue: Stream, count: int) -> Tensor:
+        found = _checks.tensor(name, source, dtypes.int32, queue)
+        axis = "sequences" if name == "prefix_lengths" else "tokens"
+        _checks.require_shape(name, found, **{axis: count})
+        _checks.require_dense(name, found)
+        _checks.require_device(self.device, **{name: found})
+        return found
 
 
 class Gather(_Transfer):
@@ -120,13 +213,21 @@ def copy_pages(view: CacheView, source: Tensor, target: Tensor, faults: FaultRec
 
 def rows_like_each_other(k: Any, v: Any, view: CacheView, queue: Stream) -> tuple[Tensor, Tensor]:
     """k and v as rows that kernels can copy to or from the pages of `view`."""
-    k = _rows("k", k, view, queue, None)
-    return k, _rows("v", v, view, queue, k.shape[0])
+    axes = {"kv_heads": view.kv_heads, "head_dim": view.head_dim}
+    k = _rows("k", k, view.dtype, view.device, queue, tokens=None, **axes)
+    return k, _rows("v", v, view.dtype, view.device, queue, tokens=k.shape[0], **axes)
 
 
-def _rows(name: str, source: Any, view: CacheView, queue: Stream, tokens: int | None) -> Tensor:
-    found = _checks.tensor(name, source, view.dtype, queue)
-    _checks.require_shape(name, found, tokens=tokens, kv_heads=view.kv_heads, head_dim=view.head_dim)
+def _rows(name: str, source: Any, dtype: dtypes.Dtype, device: str, queue: Stream, **axes: int | None) -> Tensor:
+    found = _checks.tensor(name, source, dtype, queue)
+    _checks.require_shape(name, found, **axes)
     _checks.require_rows(name, found)
-    _checks.require_device(view.device, **{name: found})
+    _checks.require_device(device, **{name: found})
     return found
+
+
+def _pack_rope(rope: Rope, device: str) -> ops.PackedRope:
+    import numpy
+
+    steps = numpy.array(rope.steps, numpy.uint64).view(numpy.int64)
+    return ops.PackedRope(Buffer.from_numpy(steps, device), rope.interleaved, rope.attention_factor)

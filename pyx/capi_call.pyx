@@ -19,7 +19,9 @@ from kvit._native.capi_view cimport ViewState, pack_table, to_table
 from kvit._native.host cimport KvitSpan
 from kvit._native.launcher cimport launch_failed, launch_raw
 from kvit._native.module cimport Kernel
-from kvit._native.ops cimport KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, divisor_of
+from kvit._native.ops cimport (
+    MOST_WARPS, KvitAppendParams, KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, ctas_for, divisor_of,
+)
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport copy_tensor_maps
 from kvit.capi cimport (
@@ -145,10 +147,13 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
 
 cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *k,
                   const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil:
-    cdef KvitTransferParams params
+    cdef KvitAppendParams append
+    cdef KvitTransferParams *params = &append.transfer
     cdef KvitSpan[MOST_SPANS] spans
+    cdef int64_t ctas
     cdef int count
     cdef bint is_append = kind == KVIT_OP_APPEND
+    memset(&append, 0, sizeof(append))  # no bias, no rotation, no queries; gather takes the first part alone
     if (op.kind != kind or not is_for(op, view, stream) or (is_append and view.is_readonly)
             or not are_rows(k, op.place, op.dtype, -1, op.kv_heads, op.head_dim, not is_append)
             or not are_rows(v, op.place, op.dtype, k.shape[0], op.kv_heads, op.head_dim, not is_append)
@@ -157,6 +162,9 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
         return UNFIT
     if k.shape[0] == 0:
         return KVIT_OK
+    ctas = ctas_for(&op.shares, k.shape[0], k.shape[1], 0)
+    if ctas * op.shares.warps > MOST_WARPS:
+        return UNFIT
     params.cache = view.cache
     params.fault = op.fault
     pack_rows(&params.k, k)
@@ -168,7 +176,7 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
         count = add_tensor(spans, count, tokens, False)
         count = add_tensor(spans, count, k, not is_append)
         count = add_tensor(spans, count, v, not is_append)
-    return launch(op, &params, ctas_for(op, k), stream, spans, count)
+    return launch(op, params, <unsigned int>ctas, stream, spans, count)
 
 
 cdef bint is_for(const OpState *op, const ViewState *view, kvit_stream stream) noexcept nogil:
@@ -199,10 +207,6 @@ cdef void pack_rows(KvitRows *packed, const kvit_tensor *rows) noexcept nogil:
     packed.base = rows.data
     packed.token_stride = rows.strides[0]
     packed.head_stride = rows.strides[1]
-
-
-cdef unsigned int ctas_for(const OpState *op, const kvit_tensor *rows) noexcept nogil:
-    return <unsigned int>((rows.shape[0] * rows.shape[1] + op.rows_per_cta - 1) // op.rows_per_cta)
 
 
 # What a launch on the host may touch, added behind the `count` spans that are there: how many there are then.

@@ -15,7 +15,7 @@ from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
 from kvit._native.module cimport Kernel, load_kernel
-from kvit._native.ops cimport AttentionLaunch
+from kvit._native.ops cimport AttentionLaunch, shares_of
 from kvit._native.tensor cimport Tensor
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
 
@@ -117,7 +117,7 @@ cdef int keep_transfer(OpState *state, object operation) except -1:
     cdef Buffer fault = operation._faults.buffer
     cdef Kernel kernel = load_kernel(operation.entry, device_of(operation.device))  # kept by its module
     state.kernel = <void *>kernel
-    state.rows_per_cta = operation.entry.facts["rows_per_cta"]
+    state.shares = shares_of(operation.entry)
     state.fault = <KvitFault *>fault.data
     add_memory(state, fault)
     return 0
@@ -180,7 +180,7 @@ cdef str describe(const OpState *state):
         return operation.explain()
     return (
         f"{operation.entry.symbol} on {operation.device}\n"
-        f"  grid       one CTA of {operation.entry.threads} threads for {state.rows_per_cta} rows (token, KV head)"
+        f"  grid       CTAs of {state.shares.warps} warps, one for {state.shares.heads_per_warp} KV heads of a token"
     )
 
 

@@ -2,7 +2,9 @@
 from kvit._native.borrow cimport as_tensor
 from kvit._native.context cimport device_of
 from kvit._native.module cimport load_kernel
-from kvit._native.ops cimport HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable, move_rows
+from kvit._native.ops cimport (
+    MOST_WARPS, HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedRope, PackedTable, ctas_for, move_rows, shares_of,
+)
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
@@ -20,10 +22,10 @@ cdef class TransferCall:
                  bint into_pages):
         self.made_for(device_of(device), faults, cache)
         self.entry = entry
-        self.rows_per_cta = entry.facts["rows_per_cta"]
+        self.shares = shares_of(entry)
         self.into_pages = into_pages
 
-    def _launched(self, k, v, view, table, tokens=None, stream=None) -> bool:
+    def _launched(self, k, v, view, table, tokens=None, stream=None, PackedRope rope=None) -> bool:
         """Launch the call if it fits as it is. False: nothing was launched, and Python's checks know why.
 
         Raises DtypeError, DeviceError, LayoutError for what is no tensor or no stream.
@@ -43,12 +45,12 @@ cdef class TransferCall:
         if cache is None or packed is None or not self.fits(k_rows, v_rows, cache):
             return False
         each = self.rows_of_each(k_rows.dims[0], packed, indptr)
-        if each < 0:
+        if each < 0 or ctas_for(&self.shares, k_rows.dims[0], self.kv_heads, 0) * self.shares.warps > MOST_WARPS:
             return False
         if self.kernel is None:
             self.kernel = load_kernel(self.entry, self.home)
-        move_rows(self.kernel, self.rows_per_cta, cache, packed, k_rows, v_rows, indptr, each, self.faults.buffer,
-                  queue, self.into_pages)
+        move_rows(self.kernel, self.shares, cache, packed, k_rows, v_rows, indptr, each, self.faults.buffer, queue,
+                  self.into_pages, rope)
         self.faults.last_queue = queue
         return True
 

@@ -106,6 +106,7 @@ typedef struct KvitDecodeParams {
 } KvitDecodeParams;
 
 // Rows k and v of a call's tokens, to or from their pages: token j of n of a sequence is at position length - n + j.
+// Gather writes k and v.
 typedef struct KvitTransferParams {
   KvitCache cache;
   KvitPageTable table;
@@ -113,8 +114,28 @@ typedef struct KvitTransferParams {
   KvitRows k, v;
   KvitFault* fault;
 } KvitTransferParams;
-typedef KvitTransferParams KvitAppendParams;  // k and v are read
-typedef KvitTransferParams KvitGatherParams;  // k and v are written
+
+// Rotary position embedding. Pair i of a row turns by positions * steps[i] / 2^64 turns.
+typedef struct KvitRope {
+  const uint64_t* steps;     // [rotary_dim / 2], at a multiple of 16 bytes
+  const int32_t* positions;  // [tokens], NULL: a token's place in its sequence
+  float attention_factor;    // of cosines and sines
+  int32_t rotary_dim;        // leading channels that turn, a multiple of 16; 0: none do
+  int32_t is_interleaved;    // pairs are channels (2 i, 2 i + 1); else (i, i + rotary_dim / 2)
+  int32_t reserved;
+} KvitRope;
+
+// Rows into pages, biased and rotated on the way; rows of queries, rotated beside them. All zero behind `transfer`: as
+// they are.
+typedef struct KvitAppendParams {
+  KvitTransferParams transfer;           // k and v are read
+  KvitRows q, q_out;                     // [tokens, num_query_heads, head_dim], q_out may be q
+  const void *k_bias, *v_bias, *q_bias;  // [heads, head_dim] in the rows' dtype, NULL: none
+  const int32_t* prefix_lengths;         // [sequences] positions below are read-only and skipped; NULL: none
+  KvitRope rope;
+  int32_t num_query_heads;  // 0: no queries
+  int32_t reserved;
+} KvitAppendParams;
 
 // Whole pages within one cache, pool by pool: for fork and copy-on-write.
 typedef struct KvitCopyPagesParams {
@@ -160,6 +181,8 @@ static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI 
 static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
 static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 576, "the ABI of attention is fixed");
 static_assert((sizeof(KvitDecodeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
+static_assert(sizeof(KvitTransferParams) == 256 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 376,
+              "the ABI of append and gather is fixed");
 #endif
 
 #endif  // KVIT_ABI_PARAMS_H

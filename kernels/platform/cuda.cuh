@@ -4,6 +4,7 @@
 
 #include "abi/fact.h"
 #include "abi/params.h"
+#include "core/float8.h"
 #include "core/types.h"
 
 namespace kvit {
@@ -66,6 +67,43 @@ template <class T>
 KVIT_DEVICE Float2 Unpack2(uint32_t x) {
   return {ToFloat(T{uint16_t(x & 0xffffu)}), ToFloat(T{uint16_t(x >> 16)})};
 }
+
+#define KVIT_MINMAX2(Name, T, ptx)                       \
+  template <>                                            \
+  KVIT_DEVICE uint32_t Name<T>(uint32_t a, uint32_t b) { \
+    uint32_t d;                                          \
+    asm(ptx " %0, %1, %2;" : "=r"(d) : "r"(a), "r"(b));  \
+    return d;                                            \
+  }
+template <class T>
+KVIT_DEVICE uint32_t Min2(uint32_t a, uint32_t b);
+template <class T>
+KVIT_DEVICE uint32_t Max2(uint32_t a, uint32_t b);
+KVIT_MINMAX2(Min2, Half, "min.NaN.f16x2")
+KVIT_MINMAX2(Max2, Half, "max.NaN.f16x2")
+KVIT_MINMAX2(Min2, Bfloat16, "min.NaN.bf16x2")
+KVIT_MINMAX2(Max2, Bfloat16, "max.NaN.bf16x2")
+#undef KVIT_MINMAX2
+
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
+KVIT_DEVICE uint32_t PackE4M3(float lo, float hi) {
+  uint16_t d;
+  asm("cvt.rn.satfinite.e4m3x2.f32 %0, %1, %2;" : "=h"(d) : "f"(hi), "f"(lo));
+  return d;
+}
+KVIT_DEVICE uint32_t PackE5M2(float lo, float hi) {
+  uint16_t d;
+  asm("cvt.rn.satfinite.e5m2x2.f32 %0, %1, %2;" : "=h"(d) : "f"(hi), "f"(lo));
+  return d;
+}
+#else
+KVIT_DEVICE uint32_t PackE4M3(float lo, float hi) { return RoundToE4M3(lo) | RoundToE4M3(hi) << 8; }
+KVIT_DEVICE uint32_t PackE5M2(float lo, float hi) { return RoundToE5M2(lo) | RoundToE5M2(hi) << 8; }
+#endif
+
+// Never fused with what follows or precedes.
+KVIT_DEVICE float RoundedProduct(float a, float b) { return __fmul_rn(a, b); }
+KVIT_DEVICE float RoundedSum(float a, float b) { return __fadd_rn(a, b); }
 
 KVIT_DEVICE float Exp2(float x) {
   float y;

@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "core/float8.h"
 #include "core/types.h"
 
 namespace kvit {
@@ -55,6 +56,25 @@ template <class T>
 Float2 Unpack2(uint32_t x) {
   return {ToFloat(T{uint16_t(x & 0xffffu)}), ToFloat(T{uint16_t(x >> 16)})};
 }
+
+inline float Lesser(float a, float b) { return std::isnan(a) || std::isnan(b) ? NAN : std::fmin(a, b); }
+template <class T>
+uint32_t Min2(uint32_t a, uint32_t b) {
+  const Float2 x = Unpack2<T>(a), y = Unpack2<T>(b);
+  return Pack2<T>(Lesser(x.lo, y.lo), Lesser(x.hi, y.hi));
+}
+template <class T>
+uint32_t Max2(uint32_t a, uint32_t b) {
+  const Float2 x = Unpack2<T>(a), y = Unpack2<T>(b);
+  return Pack2<T>(-Lesser(-x.lo, -y.lo), -Lesser(-x.hi, -y.hi));
+}
+
+inline uint32_t PackE4M3(float lo, float hi) { return RoundToE4M3(lo) | RoundToE4M3(hi) << 8; }
+inline uint32_t PackE5M2(float lo, float hi) { return RoundToE5M2(lo) | RoundToE5M2(hi) << 8; }
+
+// The backend is compiled without contraction of a product and a sum.
+inline float RoundedProduct(float a, float b) { return a * b; }
+inline float RoundedSum(float a, float b) { return a + b; }
 
 inline uint32_t PermuteBytes(uint32_t a, uint32_t b, uint32_t selector) {
   const uint64_t bytes = a | uint64_t(b) << 32;

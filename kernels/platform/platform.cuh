@@ -5,6 +5,9 @@
 //   ids            int ThreadIndex(), WarpIndex(), LaneIndex(); int BlockIndex(), GridSize()   (x of a one-dimensional CTA and grid)
 //   values         Half, Bfloat16: 16-bit storage, `bits`; ToFloat(x), FromFloat<T>(f) rounds to nearest even
 //                  uint32_t Pack2<T>(float lo, float hi); Float2 Unpack2<T>(uint32_t)
+//                  uint32_t Min2<T>(a, b), Max2<T>(a, b): of both halves; NaN where one is NaN
+//                  uint32_t PackE4M3(float lo, float hi), PackE5M2(lo, hi): two float8, as core/float8.h rounds them
+//                  float RoundedProduct(a, b), RoundedSum(a, b): float32 operations that the compiler does not fuse
 //                  float Exp2(float), Log2(float)
 //                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3(uint32_t), two f16 from the two codes of the low half
 //                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits

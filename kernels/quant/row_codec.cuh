@@ -1,5 +1,5 @@
-// Eight neighbouring channels of a row at a time: encoded for the cache, and decoded again. kvit.reference.codecs
-// defines both.
+// Octets, eight neighbouring channels of a row: encoded for the cache, and decoded again. kvit.reference.codecs defines
+// both.
 #ifndef KVIT_QUANT_ROW_CODEC_CUH
 #define KVIT_QUANT_ROW_CODEC_CUH
 
@@ -12,36 +12,50 @@
 
 namespace kvit {
 
-/// The eight channels that one lane holds of a row.
+/// An octet as numbers.
 using Octet = Array<float, 8>;
 
+/// An octet in 16 bits a channel, as registers hold it: two channels to a word.
+using PackedOctet = Words<16>;
+
+/// The octets of a row that one lane holds.
+template <int Octets>
+using RowPart = Array<PackedOctet, Octets>;
+
 template <class T>
-KVIT_DEVICE Octet OctetFrom(const Array<T, 8>& elements) {
+KVIT_DEVICE Octet Unpack(const PackedOctet& packed) {
   Octet octet;
   KVIT_UNROLL
-  for (int i = 0; i < 8; ++i) octet[i] = ToFloat(elements[i]);
+  for (int i = 0; i < 4; ++i) {
+    const Float2 pair = Unpack2<T>(packed.word[i]);
+    octet[2 * i] = pair.lo;
+    octet[2 * i + 1] = pair.hi;
+  }
   return octet;
 }
 template <class T>
-KVIT_DEVICE Array<T, 8> RoundTo(const Octet& octet) {
-  Array<T, 8> elements;
+KVIT_DEVICE PackedOctet RoundTo(const Octet& octet) {
+  PackedOctet packed;
   KVIT_UNROLL
-  for (int i = 0; i < 8; ++i) elements[i] = FromFloat<T>(octet[i]);
-  return elements;
+  for (int i = 0; i < 4; ++i) packed.word[i] = Pack2<T>(octet[2 * i], octet[2 * i + 1]);
+  return packed;
 }
 
-/// What RowCodec<T, Codec> has: Data, the stored form of eight channels; Encode(elements, lanes, parameters), which all
-/// `lanes` lanes of a row call together, reading or setting the row's 4 bytes of parameters; and Decode(data,
-/// parameters).
+/// What RowCodec<T, Codec> has: Data, the stored form of an octet; Encode(part, lanes, parameters), which all `lanes`
+/// lanes of a row call together, each with its part, reading or setting the row's 4 bytes of parameters; and
+/// Decode(data, parameters) of one octet.
 template <class T, class Codec>
 struct RowCodec;
 
 template <class T>
 struct RowCodec<T, Plain> {
-  using Data = Array<T, 8>;
+  using Data = PackedOctet;
   static constexpr bool kWritesParameters = false;
-  static KVIT_DEVICE Data Encode(const Array<T, 8>& elements, int, uint32_t&) { return elements; }
-  static KVIT_DEVICE Array<T, 8> Decode(const Data& data, uint32_t) { return data; }
+  template <int N>
+  static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int, uint32_t&) {
+    return part;
+  }
+  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t) { return data; }
 };
 
 namespace detail {
@@ -51,80 +65,82 @@ template <class T, int Top>
 struct IntegerRow {
   static constexpr bool kWritesParameters = true;
 
-  static KVIT_DEVICE Array<uint32_t, 8> Codes(const Octet& octet, int lanes, uint32_t& parameters) {
-    float lo = octet[0], hi = octet[0];
-    bool is_nan = octet[0] != octet[0];
+  /// What makes codes of a row's numbers.
+  struct Scaling {
+    float zero, inverse;
+    uint32_t mask;  // of codes: they are 0 in a row that is not finite
+  };
+
+  /// The scaling of a row, and its parameters, from the parts of all its lanes.
+  template <int N>
+  static KVIT_DEVICE Scaling Measure(const RowPart<N>& part, int lanes, uint32_t& parameters) {
+    uint32_t least = part[0].word[0], greatest = least;
     KVIT_UNROLL
-    for (int i = 1; i < 8; ++i) {
-      lo = fminf(lo, octet[i]);
-      hi = fmaxf(hi, octet[i]);
-      is_nan = is_nan || octet[i] != octet[i];
+    for (int i = 1; i < 4 * N; ++i) {
+      const uint32_t word = part[i / 4].word[i % 4];
+      least = Min2<T>(least, word);
+      greatest = Max2<T>(greatest, word);
     }
-    if (is_nan) lo = hi = NAN;
-    for (int mask = 1; mask < lanes; mask *= 2) {
-      const float other_lo = ShuffleXor(lo, mask), other_hi = ShuffleXor(hi, mask);
-      lo = lo != lo || other_lo != other_lo ? NAN : fminf(lo, other_lo);
-      hi = hi != hi || other_hi != other_hi ? NAN : fmaxf(hi, other_hi);
-    }
+    // One word for both ends of the row, (least, -greatest), so that each exchange is one shuffle and one minimum.
+    greatest ^= 0x80008000u;
+    uint32_t ends = Min2<T>(PermuteBytes(least, greatest, 0x5410u), PermuteBytes(least, greatest, 0x7632u));
+    for (int mask = 1; mask < lanes; mask *= 2) ends = Min2<T>(ends, ShuffleXor(ends, mask));
+    const Float2 found = Unpack2<T>(ends);
+    const float lo = found.lo, hi = -found.hi;
     const float zero = lo + 0.0f;  // -0 and 0 compare alike, so lanes may disagree on which of them is the least
     T scale = FromFloat<T>((hi - lo) / float(Top));
     if (ToFloat(scale) < 0x1p-126f) scale = kLeastNormal<T>;
-    const float inverse = 1.0f / ToFloat(scale);
-    Array<uint32_t, 8> codes;
-    KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      const float nearest = rintf((octet[i] - zero) * inverse);
-      codes[i] = uint32_t(fminf(fmaxf(nearest, 0.0f), float(Top)));  // fmaxf takes the 0 where the code is NaN
-    }
     parameters = uint32_t(scale.bits) | uint32_t(FromFloat<T>(zero).bits) << 16;
-    return codes;
+    // The greatest is finite where the scale is; a NaN is less than nothing.
+    return {zero, 1.0f / ToFloat(scale), ToFloat(scale) < INFINITY ? ~0u : 0u};
   }
 
-  static KVIT_DEVICE float Value(uint32_t code, ScaleZero p) { return fmaf(p.scale, float(code), p.zero); }
+  /// The bits of kBase + code. Adding 1.5 * 2^23 rounds to an integer, to nearest even, in a float's lowest bits.
+  static KVIT_DEVICE uint32_t Code(float x, const Scaling& scaling) {
+    const float nearest = RoundedProduct(x - scaling.zero, scaling.inverse);  // not below 0: zero is the least channel
+    return BitCast<uint32_t>(RoundedSum(fminf(nearest, float(Top)), 0x1.8p23f));
+  }
+  static constexpr uint32_t kBase = 0x4b400000u;
+
+  /// `bits`: kCodeBase with the code in its lowest bits.
+  static KVIT_DEVICE float Value(uint32_t bits, ScaleZero p) {
+    return fmaf(p.scale, BitCast<float>(bits) - 0x1p23f, p.zero);
+  }
+  static constexpr uint32_t kCodeBase = 0x4b000000u;  // 2^23
 };
-
-/// Rounds to 8 bits: a sign, an exponent and MantissaBits, to nearest even; beyond `largest` comes `largest`.
-template <int ExponentBias, int MantissaBits>
-KVIT_DEVICE uint32_t ToFloat8(float x, float largest) {
-  const uint32_t sign = BitCast<uint32_t>(x) >> 24 & 0x80u;
-  if (x != x) return 0x7fu;
-  const float magnitude = fminf(fabsf(x), largest);
-  const float least_normal = BitCast<float>(uint32_t(128 - ExponentBias) << 23);
-  if (magnitude < least_normal) {  // evenly spaced, 2^MantissaBits of them
-    const float spacing_inverse = BitCast<float>(uint32_t(127 + ExponentBias - 1 + MantissaBits) << 23);
-    return sign | uint32_t(rintf(magnitude * spacing_inverse));
-  }
-  constexpr int kDropped = 23 - MantissaBits;
-  const uint32_t bits = BitCast<uint32_t>(magnitude);
-  const uint32_t rounded = bits + ((1u << (kDropped - 1)) - 1) + (bits >> kDropped & 1u);
-  return sign | ((rounded >> kDropped) - (uint32_t(127 - ExponentBias) << MantissaBits));
-}
-
-KVIT_DEVICE float FromFloat8(Float8E5M2, uint32_t code) { return ToFloat(Half{uint16_t(code << 8)}); }
-KVIT_DEVICE float FromFloat8(Float8E4M3, uint32_t code) {
-  if ((code & 0x7fu) == 0x7fu) return NAN;
-  return ToFloat(Half{uint16_t((code & 0x80u) << 8 | (code & 0x7fu) << 7)}) * 256.0f;
-}
-KVIT_DEVICE uint32_t ToFloat8(Float8E5M2, float x) { return ToFloat8<15, 2>(x, 57344.0f); }
-KVIT_DEVICE uint32_t ToFloat8(Float8E4M3, float x) { return ToFloat8<7, 3>(x, 448.0f); }
 
 }  // namespace detail
 
 template <class T>
 struct RowCodec<T, Int8> : detail::IntegerRow<T, 255> {
   using Data = Words<8>;
-  static KVIT_DEVICE Data Encode(const Array<T, 8>& elements, int lanes, uint32_t& parameters) {
-    const auto codes = RowCodec::Codes(OctetFrom(elements), lanes, parameters);
-    Data data = {};
+  template <int N>
+  static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int lanes, uint32_t& parameters) {
+    const auto scaling = RowCodec::Measure(part, lanes, parameters);
+    Array<Data, N> data;
     KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) data.word[i / 4] |= codes[i] << (8 * (i % 4));
+    for (int octet = 0; octet < N; ++octet) {
+      const Octet x = Unpack<T>(part[octet]);
+      KVIT_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        uint32_t pairs[2];
+        KVIT_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          const int channel = 4 * i + 2 * j;
+          pairs[j] = PermuteBytes(RowCodec::Code(x[channel], scaling), RowCodec::Code(x[channel + 1], scaling), 0x40u);
+        }
+        data[octet].word[i] = PermuteBytes(pairs[0], pairs[1], 0x5410u) & scaling.mask;
+      }
+    }
     return data;
   }
-  static KVIT_DEVICE Array<T, 8> Decode(const Data& data, uint32_t parameters) {
+  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
     const ScaleZero p = Int8::Parameters<T>(parameters);
     Octet octet;
     KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) octet[i] = RowCodec::Value(data.word[i / 4] >> (8 * (i % 4)) & 0xffu, p);
+    for (int i = 0; i < 8; ++i) {
+      octet[i] = RowCodec::Value(PermuteBytes(data.word[i / 4], RowCodec::kCodeBase, 0x7440u | i % 4), p);
+    }
     return RoundTo<T>(octet);
   }
 };
@@ -132,18 +148,27 @@ struct RowCodec<T, Int8> : detail::IntegerRow<T, 255> {
 template <class T>
 struct RowCodec<T, Int4> : detail::IntegerRow<T, 15> {
   using Data = Words<4>;
-  static KVIT_DEVICE Data Encode(const Array<T, 8>& elements, int lanes, uint32_t& parameters) {
-    const auto codes = RowCodec::Codes(OctetFrom(elements), lanes, parameters);
-    Data data = {};
+  template <int N>
+  static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int lanes, uint32_t& parameters) {
+    const auto scaling = RowCodec::Measure(part, lanes, parameters);
+    Array<Data, N> data;
     KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) data.word[0] |= codes[i] << (4 * Nibble(i));
+    for (int octet = 0; octet < N; ++octet) {
+      const Octet x = Unpack<T>(part[octet]);
+      uint32_t word = 0;
+      KVIT_UNROLL
+      for (int i = 0; i < 8; ++i) word += (RowCodec::Code(x[i], scaling) - RowCodec::kBase) << (4 * Nibble(i));
+      data[octet].word[0] = word & scaling.mask;
+    }
     return data;
   }
-  static KVIT_DEVICE Array<T, 8> Decode(const Data& data, uint32_t parameters) {
+  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
     const ScaleZero p = Int4::Parameters<T>(parameters);
     Octet octet;
     KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) octet[i] = RowCodec::Value(data.word[0] >> (4 * Nibble(i)) & 0xfu, p);
+    for (int i = 0; i < 8; ++i) {
+      octet[i] = RowCodec::Value(MaskOr(data.word[0] >> (4 * Nibble(i)), 0xfu, RowCodec::kCodeBase), p);
+    }
     return RoundTo<T>(octet);
   }
 
@@ -157,22 +182,45 @@ template <class T, class Codec>
 struct RowCodec<T, Codec> {
   using Data = Words<8>;
   static constexpr bool kWritesParameters = false;
-  static KVIT_DEVICE Data Encode(const Array<T, 8>& elements, int, uint32_t& parameters) {
-    const Octet octet = OctetFrom(elements);
+  template <int N>
+  static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int, uint32_t& parameters) {
     const float inverse = 1.0f / BitCast<float>(parameters);
-    Data data = {};
+    Array<Data, N> data;
     KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) data.word[i / 4] |= detail::ToFloat8(Codec{}, octet[i] * inverse) << (8 * (i % 4));
+    for (int octet = 0; octet < N; ++octet) {
+      const Octet x = Unpack<T>(part[octet]);
+      KVIT_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const uint32_t lower = Pack(x[4 * i] * inverse, x[4 * i + 1] * inverse);
+        const uint32_t upper = Pack(x[4 * i + 2] * inverse, x[4 * i + 3] * inverse);
+        data[octet].word[i] = lower | upper << 16;
+      }
+    }
     return data;
   }
-  static KVIT_DEVICE Array<T, 8> Decode(const Data& data, uint32_t parameters) {
+  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
     const auto scale = BitCast<float>(parameters);
     Octet octet;
     KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      octet[i] = detail::FromFloat8(Codec{}, data.word[i / 4] >> (8 * (i % 4)) & 0xffu) * scale;
+    for (int i = 0; i < 2; ++i) {
+      const Float2 pairs[2] = {Unpack2<Half>(Codec::template Expand<0>(data.word[i])),
+                               Unpack2<Half>(Codec::template Expand<1>(data.word[i]))};
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        octet[4 * i + Codec::Channel(j, 0)] = pairs[j].lo * Codec::kUnit * scale;
+        octet[4 * i + Codec::Channel(j, 1)] = pairs[j].hi * Codec::kUnit * scale;
+      }
     }
     return RoundTo<T>(octet);
+  }
+
+ private:
+  static KVIT_DEVICE uint32_t Pack(float lo, float hi) {
+    if constexpr (std::same_as<Codec, Float8E4M3>) {
+      return PackE4M3(lo, hi);
+    } else {
+      return PackE5M2(lo, hi);
+    }
   }
 };
 

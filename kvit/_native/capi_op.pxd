@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t, int64_t
 
 from kvit._native.capi_tensor cimport Place
 from kvit._native.host cimport KvitSpan
-from kvit._native.ops cimport KvitDecodeParams, KvitFault
+from kvit._native.ops cimport KvitDecodeParams, KvitFault, WarpShares
 from kvit.capi cimport kvit_fault, kvit_op, kvit_op_info, kvit_op_options, kvit_stream
 
 # What a kvit_op stands for.
@@ -18,7 +18,7 @@ cdef struct OpState:
     int32_t head_dim
     Place place
     int64_t workspace_bytes
-    int64_t rows_per_cta               # append, gather: (token, head) rows
+    WarpShares shares                  # append, gather
     unsigned int grid                  # attention
     int box_tokens                     # attention: most tokens of a tensor copy; 0: the kernel copies otherwise
     KvitDecodeParams constants         # attention: what does not change from call to call

@@ -1,5 +1,5 @@
 # Packs the launch structs of abi/params.h and launches: the last step from tensors to a kernel.
-from libc.stdint cimport int32_t, int64_t, uint32_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from kvit._native.buffer cimport Buffer
 from kvit._native.context cimport Device
@@ -91,6 +91,26 @@ cdef extern from "abi/params.h":
         KvitRows v
         KvitFault *fault
 
+    ctypedef struct KvitRope:
+        const uint64_t *steps
+        const int32_t *positions
+        float attention_factor
+        int32_t rotary_dim
+        int32_t is_interleaved
+        int32_t reserved
+
+    ctypedef struct KvitAppendParams:
+        KvitTransferParams transfer
+        KvitRows q
+        KvitRows q_out
+        const void *k_bias
+        const void *v_bias
+        const void *q_bias
+        const int32_t *prefix_lengths
+        KvitRope rope
+        int32_t num_query_heads
+        int32_t reserved
+
     ctypedef struct KvitCopyPagesParams:
         KvitCache cache
         const int32_t *source
@@ -149,6 +169,27 @@ cdef class HoldsFaults:
     cdef public Stream last_queue      # of the last call whose kernel may have written it
 
 
+# How the rows of a call are dealt out to the warps of append and gather: facts of the kernel, and the grid they give.
+cdef enum:
+    MOST_WARPS = 0x7fffffff            # of a call: kernels count them in 32 bits
+
+cdef struct WarpShares:
+    int64_t warps                      # of a CTA
+    int64_t heads_per_warp             # of one token, K and V
+    int64_t query_heads_per_warp       # of one token; append alone
+
+cdef WarpShares shares_of(object entry) except *
+
+# CTAs for so many tokens; more than a launch can have where a call has too many rows.
+cdef int64_t ctas_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil
+
+
+# Rotary position embedding as kernels take it, made once.
+cdef class PackedRope:
+    cdef KvitRope value
+    cdef readonly Tensor steps
+
+
 # Everything of an attention call that does not change from call to call.
 cdef class AttentionLaunch:
     cdef KvitDecodeParams params
@@ -166,6 +207,8 @@ cdef class AttentionLaunch:
 # Division by `divisor` >= 1, as abi/params.h says.
 cdef KvitDivisor divisor_of(int divisor) noexcept nogil
 
-# Launches an append (into_pages) or a gather. k, v [tokens, kv_heads, head_dim]; all checked before.
-cdef int move_rows(Kernel kernel, int64_t rows_per_cta, PackedCache cache, PackedTable table, Tensor k, Tensor v,
-                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages) except -1
+# Launches an append (into_pages), which turns the rows of k if there is a rope, or a gather. k, v [tokens, kv_heads,
+# head_dim]; all checked before.
+cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
+                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
+                   PackedRope rope) except -1

@@ -39,6 +39,12 @@ class PackedTable:
     lengths: Tensor
     def __init__(self, pages: Tensor, indptr: Tensor | None, lengths: Tensor) -> None: ...
 
+class PackedRope:
+    """How positions turn pairs of channels, as kernels take it."""
+
+    steps: Tensor
+    def __init__(self, steps: Tensor, is_interleaved: bool, attention_factor: float) -> None: ...
+
 class HoldsCache:
     """Base of kvit.CacheView."""
 
@@ -86,6 +92,15 @@ def append(
     tokens_each: int,
     fault: Tensor,
     stream: Stream | None,
+    *,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    prefix_lengths: Tensor | None = None,
+    rope: PackedRope | None = None,
+    positions: Tensor | None = None,
+    q: Tensor | None = None,
+    q_out: Tensor | None = None,
+    q_bias: Tensor | None = None,
 ) -> None: ...
 def gather(
     entry: Entry,

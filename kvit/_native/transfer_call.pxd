@@ -1,16 +1,14 @@
 # A call of kvit.Append or kvit.Gather: what fits as it is goes straight to the kernel, all else through Python.
-from libc.stdint cimport int64_t
-
 from kvit._native.cache_call cimport CacheCall
 from kvit._native.module cimport Kernel
-from kvit._native.ops cimport PackedCache
+from kvit._native.ops cimport PackedCache, WarpShares
 from kvit._native.tensor cimport Tensor
 
 
 cdef class TransferCall(CacheCall):
     cdef object entry                  # kvit.registry.Entry
     cdef Kernel kernel                 # None until the first call
-    cdef int64_t rows_per_cta
+    cdef WarpShares shares             # of its warps
     cdef bint into_pages               # append; else gather
 
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept

@@ -12,8 +12,10 @@ from .paged import (
     gather,
     paged_attention,
     requantise,
+    token_positions,
     token_ranges,
 )
+from .rope import Rotation, biased, cosine_and_sine, rotate
 from .rounding import rounded
 
 __all__ = [
@@ -23,18 +25,23 @@ __all__ = [
     "Encoded",
     "Fault",
     "Pool",
+    "Rotation",
     "State",
     "Table",
     "append",
     "attention",
+    "biased",
     "codec_of",
     "copy_pages",
+    "cosine_and_sine",
     "gather",
     "merge_states",
     "pack_int4",
     "paged_attention",
     "requantise",
+    "rotate",
     "rounded",
+    "token_positions",
     "token_ranges",
     "unpack_int4",
     "visible_keys",

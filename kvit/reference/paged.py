@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .attention import State, attention
 from .codecs import UNCODED, Codec, codec_of
+from .rope import Rotation, biased, rotate
 
 
 class Fault(NamedTuple):
@@ -207,25 +208,52 @@ def paged_attention(
     return State(out, lse)
 
 
-def append(cache: Cache, table: Table, k: ArrayLike, v: ArrayLike, counts: Sequence[int] | None = None) -> None:
+def append(
+    cache: Cache,
+    table: Table,
+    k: ArrayLike,
+    v: ArrayLike,
+    counts: Sequence[int] | None = None,
+    *,
+    k_bias: NDArray | None = None,
+    v_bias: NDArray | None = None,
+    rotation: Rotation | None = None,
+    positions: ArrayLike | None = None,
+    prefix_lengths: Sequence[int] | None = None,
+) -> None:
     """Write new tokens, the last `counts[sequence]` ones of each sequence, to their places. Lengths are those after the
     call.
 
-    k, v    [sum(counts), kv_heads, head_dim], sequence after sequence, in the cache's dtype before encoding
+    k, v            [sum(counts), kv_heads, head_dim], sequence after sequence, in the cache's dtype before encoding
+    k_bias, v_bias  [kv_heads, head_dim] in that dtype, added first
+    rotation        turns k to `positions` [sum(counts)]; to a token's place in its sequence, if those are absent
+    prefix_lengths  of each sequence: tokens of lower positions are in pages that others share, and are not written,
+                    whatever the table says of their pages
 
     Rows are encoded one by one: what a token leaves in the cache depends on no other token. A token without a place is
     not written.
     """
     counts = [1] * len(table.lengths) if counts is None else counts
+    k, v = biased(np.asarray(k), k_bias if rotation is None else None), biased(np.asarray(v), v_bias)
+    if rotation is not None:
+        k = rotate(k, token_positions(table, counts) if positions is None else positions, rotation, k_bias)
     for sequence, tokens in enumerate(token_ranges(counts)):
         page, row = table.places(cache, sequence)
         num_written = min(
             counts[sequence], len(page)
         )  # of more new tokens than the sequence is long, only the last ones
+        if prefix_lengths is not None:
+            num_written = min(num_written, max(0, len(page) - prefix_lengths[sequence]))
         page, row = page[len(page) - num_written :], row[len(row) - num_written :]
         found = page >= 0
         for pool, new in zip(cache.stores(), (k, v), strict=True):
-            pool.write(page[found], row[found], np.asarray(new)[tokens.stop - num_written : tokens.stop][found])
+            pool.write(page[found], row[found], new[tokens.stop - num_written : tokens.stop][found])
+
+
+def token_positions(table: Table, counts: Sequence[int]) -> NDArray[np.int64]:
+    """[sum(counts)] the place of each new token in its sequence; below 0 for one that the sequence is too short for."""
+    places = [length - count + np.arange(count) for length, count in zip(table.lengths, counts, strict=True)]
+    return np.concatenate([np.empty(0, np.int64), *places])
 
 
 def gather(cache: Cache, table: Table, dtype: DTypeLike | None = None) -> tuple[NDArray, NDArray, NDArray[np.int32]]:

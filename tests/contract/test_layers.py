@@ -70,13 +70,14 @@ PYTHON = {
     "iterators": RUNTIME,
     "views": VIEWS,
     "sequence": LEAVES | {"_pages"},
+    "rope": LEAVES,
     "_operation": VIEWS | {"views"},
-    "transfer": VIEWS | {"views", "_operation"},
+    "transfer": VIEWS | {"views", "_operation", "rope"},
     "merging": VIEWS,
     "tuning": LEAVES | {"registry"},
     "_explain": LEAVES | {"_native", "tuning"},
     "attention": VIEWS | {"views", "_operation", "tuning", "_explain"},
-    "cache": VIEWS | {"views", "_pages", "transfer", "sequence", "attention"},
+    "cache": VIEWS | {"views", "_pages", "transfer", "sequence", "attention", "rope"},
     "transformers": LEAVES | {"views", "cache", "sequence", "attention"},  # nothing in kvit imports it
     "__init__": None,  # names everything, and imports it when it is first used
     "__main__": {"_cli", "errors"},

@@ -1,0 +1,107 @@
+// Rotary position embedding, the same bits on every machine: phases are integers, every float32 operation is rounded
+// by itself. kvit.reference.rope is the definition.
+#ifndef KVIT_ATTENTION_ROTATION_CUH
+#define KVIT_ATTENTION_ROTATION_CUH
+
+#include <stdint.h>
+
+#include "abi/params.h"
+#include "core/types.h"
+#include "platform/platform.cuh"
+#include "quant/row_codec.cuh"
+
+namespace kvit {
+
+struct Turn {
+  float cosine, sine;
+};
+
+/// Cosine and sine of phase / 2^32 turns, to within 1.3e-7.
+KVIT_DEVICE Turn TurnOf(uint32_t phase) {
+  const uint32_t quarter = (phase + 0x20000000u) >> 30;  // the nearest; what is left is at most an eighth of a turn
+  const float x = RoundedProduct(float(int32_t(phase - (quarter << 30))), 0x1.921fb6p-30f);  // radians
+  const float z = RoundedProduct(x, x);
+  // Least greatest errors over an eighth of a turn, of sin(x) = x + x^3 (...) and cos(x) = 1 - x^2 / 2 + x^4 (...).
+  float sine = RoundedSum(RoundedProduct(z, -0x1.98da66p-13f), 0x1.1105b4p-7f);
+  sine = RoundedSum(RoundedProduct(z, sine), -0x1.555540p-3f);
+  sine = RoundedSum(x, RoundedProduct(RoundedProduct(x, z), sine));
+  float cosine = RoundedSum(RoundedProduct(z, 0x1.9a025ap-16f), -0x1.6c0c8cp-10f);
+  cosine = RoundedSum(RoundedProduct(z, cosine), 0x1.55554ap-5f);
+  cosine = RoundedSum(RoundedSum(1.0f, RoundedProduct(z, -0.5f)), RoundedProduct(RoundedProduct(z, z), cosine));
+  const bool is_odd = quarter & 1;
+  const uint32_t c = BitCast<uint32_t>(is_odd ? sine : cosine), s = BitCast<uint32_t>(is_odd ? cosine : sine);
+  return {BitCast<float>(c ^ ((quarter + 1) & 2) << 30), BitCast<float>(s ^ (quarter & 2) << 30)};
+}
+
+/// (a, b) turned: the coordinates of a pair of channels.
+KVIT_DEVICE void TurnPair(float& a, float& b, const Turn& turn) {
+  const float x = a, y = b;
+  a = RoundedSum(RoundedProduct(x, turn.cosine), -RoundedProduct(y, turn.sine));
+  b = RoundedSum(RoundedProduct(y, turn.cosine), RoundedProduct(x, turn.sine));
+}
+
+/// The turns of all pairs at one position, made once by a warp's lanes together, in shared memory of that warp.
+class Rotation {
+ public:
+  /// What it takes for rows of head_dim channels.
+  static constexpr int Bytes(int head_dim) { return head_dim / 2 * int(sizeof(Turn)); }
+
+  KVIT_DEVICE Rotation(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {}
+
+  /// All lanes of the warp together. A chunk is two pairs, and 16 bytes.
+  KVIT_DEVICE void MoveTo(int32_t position) const {
+    for (int chunk = LaneIndex(); chunk < rope_.rotary_dim / 4; chunk += 32) {
+      const auto steps = LoadGlobalReadOnly<Words<16>>(rope_.steps + 2 * chunk);
+      Words<16> turns;
+      KVIT_UNROLL
+      for (int i = 0; i < 2; ++i) {
+        const uint64_t step = steps.word[2 * i] | uint64_t(steps.word[2 * i + 1]) << 32;
+        const Turn turn = TurnOf(uint32_t(uint64_t(int64_t(position)) * step >> 32));
+        turns.word[2 * i] = BitCast<uint32_t>(RoundedProduct(turn.cosine, rope_.attention_factor));
+        turns.word[2 * i + 1] = BitCast<uint32_t>(RoundedProduct(turn.sine, rope_.attention_factor));
+      }
+      StoreShared(Address(chunk), turns);
+    }
+    SyncWarp();
+  }
+
+  /// Turns the octets `lane` and rotary_dim / 16 + lane of a row, as RowLanes deals them out.
+  KVIT_DEVICE void Apply(int lane, Octet& first, Octet& second) const {
+    if (rope_.is_interleaved) {
+      TurnNeighbours(2 * lane, first);
+      TurnNeighbours(2 * (rope_.rotary_dim / 16 + lane), second);
+      return;
+    }
+    KVIT_UNROLL
+    for (int c = 0; c < 4; ++c) {
+      const auto turns = LoadShared<Words<16>>(Address(4 * lane + c));
+      TurnPair(first[2 * c], second[2 * c], TurnIn(turns, 0));
+      TurnPair(first[2 * c + 1], second[2 * c + 1], TurnIn(turns, 1));
+    }
+  }
+
+ private:
+  // An octet of interleaved pairs, whose first chunk is `chunk`.
+  KVIT_DEVICE void TurnNeighbours(int chunk, Octet& octet) const {
+    KVIT_UNROLL
+    for (int c = 0; c < 2; ++c) {
+      const auto turns = LoadShared<Words<16>>(Address(chunk + c));
+      TurnPair(octet[4 * c], octet[4 * c + 1], TurnIn(turns, 0));
+      TurnPair(octet[4 * c + 2], octet[4 * c + 3], TurnIn(turns, 1));
+    }
+  }
+
+  static KVIT_DEVICE Turn TurnIn(const Words<16>& turns, int i) {
+    return {BitCast<float>(turns.word[2 * i]), BitCast<float>(turns.word[2 * i + 1])};
+  }
+
+  // Chunks are stored so that eight lanes find theirs in different banks, whether they are two apart or four.
+  KVIT_DEVICE char* Address(int chunk) const { return shared_ + (chunk ^ (chunk >> 3 & 3)) * int(sizeof(Words<16>)); }
+
+  const KvitRope& rope_;
+  char* shared_;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_ROTATION_CUH

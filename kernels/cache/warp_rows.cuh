@@ -1,0 +1,96 @@
+// What append and gather share: which token and heads a warp moves, and where the octets of its rows lie.
+#ifndef KVIT_CACHE_WARP_ROWS_CUH
+#define KVIT_CACHE_WARP_ROWS_CUH
+
+#include "abi/params.h"
+#include "cache/fault.cuh"
+#include "cache/pool_set.cuh"
+#include "cache/row_finder.cuh"
+#include "core/array.cuh"
+#include "core/types.h"
+#include "layout/row_lanes.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// How a transfer kernel uses an SM. A warp moves Passes * 32 / (HeadDim / 16) heads of one token, K and V: all of them
+/// are loaded before any is stored.
+template <int Warps, int Passes, int MinCtas>
+struct TransferTuning {
+  static constexpr int kWarps = Warps;
+  static constexpr int kPasses = Passes;
+  static constexpr int kMinCtas = MinCtas;
+};
+
+/// Part of a token's heads.
+struct HeadShare {
+  int token, first_head;
+};
+
+/// Share `index` of all tokens, `heads_per_share` heads each.
+KVIT_DEVICE HeadShare ShareAt(uint32_t index, int heads, int heads_per_share) {
+  if (heads <= heads_per_share) return {int(index), 0};
+  const auto shares = uint32_t(CeilDiv(heads, heads_per_share));
+  const uint32_t token = index / shares;
+  return {int(token), int(index - token * shares) * heads_per_share};
+}
+
+/// The rows of one token that the lanes of a warp move, `heads` of them from `first_head` on.
+template <int HeadDim>
+class WarpRows {
+ public:
+  using Lanes = RowLanes<HeadDim>;
+
+  /// `rotary_octets`: rotary_dim / 16 of the rows
+  KVIT_DEVICE WarpRows(const HeadShare& share, int heads, int rotary_octets)
+      : token_(share.token),
+        head_(share.first_head + Lanes::Row(LaneIndex())),
+        heads_(heads),
+        octets_(Lanes::Octets(Lanes::LaneOfRow(LaneIndex()), rotary_octets)) {}
+
+  /// Whether this lane has a row of its own. Lanes without one go along with the last head's, and store nothing: rows
+  /// are encoded by whole warps.
+  KVIT_DEVICE bool Has(int pass) const { return head_ + pass * Lanes::kRowsPerWarp < heads_; }
+  KVIT_DEVICE int Head(int pass) const { return Min(head_ + pass * Lanes::kRowsPerWarp, heads_ - 1); }
+
+  /// Octet 0 or 1 of this lane, in rows of all tokens.
+  template <class Octet>
+  KVIT_DEVICE char* In(const KvitRows& rows, int pass, int octet) const {
+    return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head(pass) * rows.head_stride +
+           Offset<Octet>(octet);
+  }
+  /// The same in a dense row of each head.
+  template <class Octet>
+  KVIT_DEVICE const char* InHeads(const void* heads, int pass, int octet) const {
+    return static_cast<const char*>(heads) + Head(pass) * int64_t(HeadDim / 8 * sizeof(Octet)) + Offset<Octet>(octet);
+  }
+  /// The same in the cache.
+  template <class Octet>
+  KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int pass, int octet) const {
+    return Parameters(pool, found, pass) + Offset<Octet>(octet);
+  }
+  /// What all lanes of a row share.
+  KVIT_DEVICE char* Parameters(const KvitPool& pool, const FoundRow& found, int pass) const {
+    return reinterpret_cast<char*>(RowAddress(pool, found.page, found.token_in_page, Head(pass)));
+  }
+
+ private:
+  template <class Octet>
+  KVIT_DEVICE int Offset(int octet) const {
+    return (octet == 0 ? octets_.first : octets_.second) * int(sizeof(Octet));
+  }
+
+  int token_, head_, heads_;
+  OctetPair octets_;
+};
+
+/// Tells what is wrong with a token or its place, if anything is; returns whether nothing is.
+template <class Found>
+KVIT_DEVICE bool Good(const Found& found, KvitFault* report) {
+  if (!found.Exists() && LaneIndex() == 0) ReportFault(report, found.fault);
+  return found.Exists();
+}
+
+}  // namespace kvit
+
+#endif  // KVIT_CACHE_WARP_ROWS_CUH

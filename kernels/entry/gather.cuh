@@ -1,0 +1,96 @@
+// Family `gather`: rows of keys and values out of their pages, decoded.
+#ifndef KVIT_ENTRY_GATHER_CUH
+#define KVIT_ENTRY_GATHER_CUH
+
+#include "abi/fact.h"
+#include "abi/params.h"
+#include "cache/warp_rows.cuh"
+#include "quant/row_codec.cuh"
+
+namespace kvit {
+
+/// A warp per token and share of its heads; one search for its place, then all loads, then all stores.
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 1, 8>>
+struct GatherKernel {
+  using Params = KvitTransferParams;
+  using Rows = WarpRows<HeadDim>;
+  static constexpr int kWarps = Tuning::kWarps;
+  static constexpr int kPasses = Tuning::kPasses;
+  static constexpr int kThreads = kWarps * 32;
+  static constexpr int kSharedBytes = 0;
+  static constexpr int kMinCtas = Tuning::kMinCtas;
+  static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
+  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}};
+
+  KVIT_DEVICE static void Run(const Params& params, char*) {
+    const int heads = params.cache.num_kv_heads;
+    const HeadShare share = ShareAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), heads, kHeadsPerWarp);
+    if (share.token >= params.tokens.total) return;
+    const Rows rows(share, heads, 0);
+    const RowFinder finder(params.cache, params.table, params.tokens);
+    const FoundToken token = finder.FindToken(share.token);
+    FoundRow found = {0, 0, token.fault};
+    if (token.Exists()) found = finder.FindRow(token);
+    if (!Good(found, params.fault)) {
+      StoreNan(rows, params.k);
+      StoreNan(rows, params.v);
+      return;
+    }
+    const Stored<KeyCodec> k = Load<0, KeyCodec>(params, rows, found);
+    const Stored<ValueCodec> v = Load<1, ValueCodec>(params, rows, found);
+    Store<KeyCodec>(rows, params.k, k);
+    Store<ValueCodec>(rows, params.v, v);
+  }
+
+ private:
+  template <class Codec>
+  struct Stored {
+    typename RowCodec<T, Codec>::Data data[kPasses][2];
+    uint32_t parameters[kPasses];
+  };
+
+  template <int Pool, class Codec>
+  KVIT_DEVICE static Stored<Codec> Load(const Params& params, const Rows& rows, const FoundRow& found) {
+    using Data = typename RowCodec<T, Codec>::Data;
+    Stored<Codec> stored;
+    KVIT_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      stored.parameters[pass] = 0;
+      KVIT_UNROLL
+      for (int octet = 0; octet < 2; ++octet) {
+        stored.data[pass][octet] =
+            LoadGlobal<Data>(rows.template InPool<Data>(params.cache.pool[Pool], found, pass, octet));
+      }
+      if constexpr (Codec::kScaled) {
+        stored.parameters[pass] = LoadGlobal<uint32_t>(rows.Parameters(params.cache.pool[Pool + 2], found, pass));
+      }
+    }
+    return stored;
+  }
+
+  template <class Codec>
+  KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored) {
+    KVIT_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      if (!rows.Has(pass)) continue;
+      KVIT_UNROLL
+      for (int octet = 0; octet < 2; ++octet) {
+        const PackedOctet elements = RowCodec<T, Codec>::Decode(stored.data[pass][octet], stored.parameters[pass]);
+        StoreGlobal(rows.template In<PackedOctet>(target, pass, octet), elements);
+      }
+    }
+  }
+
+  // A row that could not be found comes out as NaN: all bits set, in any float type.
+  KVIT_DEVICE static void StoreNan(const Rows& rows, const KvitRows& target) {
+    const auto nan = PackedOctet{{~0u, ~0u, ~0u, ~0u}};
+    for (int pass = 0; pass < kPasses; ++pass) {
+      if (!rows.Has(pass)) continue;
+      for (int octet = 0; octet < 2; ++octet) StoreGlobal(rows.template In<PackedOctet>(target, pass, octet), nan);
+    }
+  }
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ENTRY_GATHER_CUH
