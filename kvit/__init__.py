@@ -13,6 +13,7 @@ from ._native.stream import Stream
 from ._native.tensor import Tensor
 from .attention import Attention, attention
 from .cache import PagedCache
+from .conversion import ConvertPages
 from .errors import (
     CacheFull,
     DeviceError,
@@ -27,6 +28,8 @@ from .errors import (
     SequenceFreed,
     ShapeError,
 )
+from .layouts import TurboMindBlocks, VllmPages
+from .maintenance import CopyPages, Flatten
 from .merging import merge_states
 from .sequence import Sequence
 from .transfer import Append, Gather
@@ -38,11 +41,14 @@ __all__ = [
     "Buffer",
     "CacheFull",
     "CacheView",
+    "ConvertPages",
+    "CopyPages",
     "Device",
     "DeviceError",
     "DriverError",
     "DtypeError",
     "Event",
+    "Flatten",
     "Gather",
     "Graph",
     "HostBackendError",
@@ -58,6 +64,8 @@ __all__ = [
     "ShapeError",
     "Stream",
     "Tensor",
+    "TurboMindBlocks",
+    "VllmPages",
     "attention",
     "get_include",
     "merge_states",

@@ -4,6 +4,7 @@
 
 #include "abi/params.h"
 #include "cache/fast_divide.cuh"
+#include "cache/page_place.cuh"
 #include "cache/sequence_view.cuh"
 #include "core/macros.h"
 #include "platform/platform.cuh"
@@ -12,7 +13,8 @@ namespace kvit {
 
 /// A token's place in the cache, or what is wrong with it.
 struct FoundRow {
-  int64_t page, token_in_page;
+  PagePlace page;
+  int64_t token_in_page;
   KvitFault fault;
 };
 
@@ -34,17 +36,18 @@ class RowFinder {
       end = LoadGlobalReadOnly<int32_t>(tokens_.indptr + sequence + 1);
       // A table that does not rise leads the search astray: then the row is not between what it found.
       if (begin < 0 || row < begin || row >= end || end > tokens_.total) {
-        return {0, 0, {KVIT_FAULT_INDPTR, sequence, sequence, begin}};
+        return {{}, 0, {KVIT_FAULT_INDPTR, sequence, sequence, begin}};
       }
     }
     const SequenceView view = ViewSequence(table_, cache_.page_size, sequence);
-    if (view.fault.kind != KVIT_FAULT_NONE) return {0, 0, view.fault};
+    if (view.fault.kind != KVIT_FAULT_NONE) return {{}, 0, view.fault};
     const int position = view.length - (end - row);
-    if (position < 0) return {0, 0, {KVIT_FAULT_LENGTH, sequence, 0, view.length}};
+    if (position < 0) return {{}, 0, {KVIT_FAULT_LENGTH, sequence, 0, view.length}};
     const int slot = int(page_of_(uint32_t(position)));
     const auto page = LoadGlobalReadOnly<int32_t>(table_.pages + view.begin + slot);
-    if (uint32_t(page) >= uint32_t(cache_.num_pages)) return {0, 0, {KVIT_FAULT_PAGE, sequence, slot, page}};
-    return {page, position - int64_t(slot) * cache_.page_size, {}};
+    const FoundPage found = FindPage(cache_, page);
+    if (found.fault != KVIT_FAULT_NONE) return {{}, 0, {found.fault, sequence, slot, page}};
+    return {found.place, position - int64_t(slot) * cache_.page_size, {}};
   }
 
  private:

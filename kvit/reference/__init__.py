@@ -2,16 +2,17 @@
 
 from .attention import State, attention, merge_states, visible_keys
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
+from .layouts import from_vllm, to_vllm, turbomind_rows
 from .paged import (
     Cache,
     Fault,
     Pool,
     Table,
     append,
+    convert_pages,
     copy_pages,
     gather,
     paged_attention,
-    requantise,
     token_ranges,
 )
 from .rounding import rounded
@@ -28,14 +29,17 @@ __all__ = [
     "append",
     "attention",
     "codec_of",
+    "convert_pages",
     "copy_pages",
+    "from_vllm",
     "gather",
     "merge_states",
     "pack_int4",
     "paged_attention",
-    "requantise",
     "rounded",
+    "to_vllm",
     "token_ranges",
+    "turbomind_rows",
     "unpack_int4",
     "visible_keys",
 ]

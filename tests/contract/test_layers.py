@@ -34,6 +34,7 @@ CYTHON = [
     {"capi_handle", "capi_tensor"},
     {"capi_error"},
     {"attention_call"},
+    {"page_ops"},
     {"ops"},
     {"launcher"},
     {"module"},
@@ -54,7 +55,7 @@ CYTHON_LATE = {("tensor", "borrow")}
 # Python module or package of kvit -> what it may import of kvit, besides its own package.
 LEAVES = {"errors", "dtypes"}
 RUNTIME = LEAVES | {"_native", "registry"}
-VIEWS = RUNTIME | {"codecs", "_checks", "_faults"}
+VIEWS = RUNTIME | {"codecs", "_checks", "_faults", "_parameters"}
 PYTHON = {
     "errors": set(),
     "dtypes": {"errors"},
@@ -65,14 +66,22 @@ PYTHON = {
     "_pages": LEAVES,
     "_checks": LEAVES | {"_native"},
     "_faults": LEAVES | {"_native"},
+    "_parameters": RUNTIME | {"codecs", "_checks"},
+    "_overlap": LEAVES | {"codecs", "_native"},
     "iterators": RUNTIME,
     "views": VIEWS,
+    "layouts": VIEWS | {"views"},
     "sequence": LEAVES | {"_pages"},
     "_operation": VIEWS | {"views"},
     "transfer": VIEWS | {"views", "_operation"},
+    "_page_lists": VIEWS | {"views", "layouts"},
+    "maintenance": VIEWS | {"views", "layouts", "_operation", "_page_lists", "transfer"},
+    "_conversion": VIEWS | {"views", "layouts", "_overlap", "_page_lists"},
+    "conversion": VIEWS | {"views", "layouts", "_overlap", "_page_lists", "_conversion"},
     "merging": VIEWS,
     "attention": VIEWS | {"views", "_operation"},
-    "cache": VIEWS | {"views", "_pages", "transfer", "sequence", "attention"},
+    "_storage": VIEWS | {"views"},
+    "cache": VIEWS | {"views", "_pages", "_storage", "transfer", "maintenance", "conversion", "sequence", "attention"},
     "__init__": None,  # names everything, and imports it when it is first used
     "__main__": {"_cli", "errors"},
     "_cli": None,
