@@ -4,6 +4,7 @@ Importing it needs no driver and starts no CUDA; numpy and the kernels are loade
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from ._native.buffer import Buffer
 from ._native.context import Device
@@ -13,7 +14,6 @@ from ._native.stream import Stream
 from ._native.tensor import Tensor
 from .attention import Attention, attention
 from .cache import PagedCache
-from .conversion import ConvertPages
 from .errors import (
     CacheFull,
     DeviceError,
@@ -28,12 +28,15 @@ from .errors import (
     SequenceFreed,
     ShapeError,
 )
-from .layouts import TurboMindBlocks, VllmPages
 from .maintenance import CopyPages, Flatten
 from .merging import merge_states
 from .sequence import Sequence
 from .transfer import Append, Gather
 from .views import CacheView, PageTable
+
+if TYPE_CHECKING:
+    from .conversion import ConvertPages
+    from .layouts import TurboMindBlocks, VllmPages
 
 __all__ = [
     "Append",
@@ -70,6 +73,19 @@ __all__ = [
     "get_include",
     "merge_states",
 ]
+
+
+# Modules that few programs need: imported when a name is first asked for, so that the others start sooner.
+_ASKED_FOR = {"ConvertPages": "conversion", "TurboMindBlocks": "layouts", "VllmPages": "layouts"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ASKED_FOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f".{_ASKED_FOR[name]}", __name__), name)
+    return found
 
 
 def get_include() -> str:

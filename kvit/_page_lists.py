@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import _checks, dtypes
 from ._native.stream import Stream
 from ._native.tensor import Tensor
-from .layouts import Pages
+
+if TYPE_CHECKING:
+    from .layouts import Pages
 
 
 def page_list(name: str, pages: Any, queue: Stream) -> Tensor | None:

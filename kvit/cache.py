@@ -16,7 +16,6 @@ from ._native.tensor import Tensor
 from ._pages import PagePool, chains_of, grow
 from ._storage import new_pools, upload
 from .attention import Attention
-from .conversion import ConvertPages
 from .errors import DtypeError, LayoutError, ShapeError
 from .maintenance import CopyPages, Flatten
 from .sequence import Sequence
@@ -226,28 +225,9 @@ class PagedCache:
         with other scales); nothing has changed then. Defined by kvit.reference.convert_pages.
         """
         queue = Stream.wrap(stream, self.device)
-        old = self.view
-        sides = tuple(
-            now if wanted is None else codecs.codec_of(wanted) for now, wanted in zip(old.codecs, (k, v), strict=True)
-        )
-        kept = [
-            params if scale is None and now is new and not unit else scale
-            for now, new, scale, params, unit in zip(
-                old.codecs, sides, (k_scale, v_scale), (old.k_params, old.v_params), old._has_unit_scale, strict=True
-            )
-        ]  # fmt: skip
-        scales = tuple(scale if side.params == "scale" else None for side, scale in zip(sides, kept, strict=True))
-        shape = (self.num_pages, self.page_size, self.kv_heads, self.head_dim)
-        for given, side in zip((k_scale, v_scale), sides, strict=True):
-            if given is not None and side.params != "scale":
-                raise DtypeError(f"a scale is of float8, and the cache would hold {side}; leave it out")
-        view = new_pools(shape, old.layout, self.dtype, sides, scales, Device.of(self.device))
-        used = self._pool.used()
-        convert = ConvertPages(old, view, _faults=self._faults)
-        if used:
-            pages = upload(used, queue)
-            convert(old, view, source_pages=pages, target_pages=pages, stream=queue)
-        self._use(view)
+        from ._requantise import requantised  # with all that converts pages, which most caches never are
+
+        self._use(requantised(self.view, (k, v), (k_scale, v_scale), self._pool.used(), self._faults, queue))
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
         """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""

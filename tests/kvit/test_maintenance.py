@@ -212,6 +212,24 @@ def test_requantising_in_steps_is_the_references(rng):
         np.testing.assert_array_equal(now, old)
 
 
+def test_float8_that_stays_keeps_its_scales_when_the_other_is_requantised(rng, device):
+    scale = to_device(np.array([0.5, 0.25], np.float32), device)
+    cache = new_cache(device, k="float8_e4m3", v="float8_e4m3", k_scale=scale)
+    seq = cache.sequence()
+    seq.append(*(to_device(x, device) for x in new_tokens(rng, 20)))
+    before = held(cache, [seq])
+    cache.requantise(v="int4")
+    after, codec = held(cache, [seq]), reference.codec_of("int4")
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[1], codec.decode(*codec.encode(before[1]), BFLOAT16))
+
+
+def test_a_change_of_codec_that_is_not_built_is_refused_before_memory_is_taken(rng):
+    cache = new_cache("host", k="int4", v="int4")
+    with pytest.raises(kvit.KernelMissing, match="change=i4_i8; built changes are .*i4_b16"):
+        cache.requantise(k="int8", v="int8")
+
+
 @pytest.mark.parametrize(
     ("error", "match", "change"),
     [
