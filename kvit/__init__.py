@@ -4,6 +4,7 @@ Importing it needs no driver and starts no CUDA; numpy and the kernels are loade
 """
 
 import os
+from typing import TYPE_CHECKING, Any
 
 from ._native.buffer import Buffer
 from ._native.context import Device
@@ -27,11 +28,16 @@ from .errors import (
     SequenceFreed,
     ShapeError,
 )
+from .maintenance import CopyPages, Flatten
 from .merging import merge_states
 from .rope import Rope
 from .sequence import Sequence
 from .transfer import Append, Gather
 from .views import CacheView, PageTable
+
+if TYPE_CHECKING:
+    from .conversion import ConvertPages
+    from .layouts import TurboMindBlocks, VllmPages
 
 __all__ = [
     "Append",
@@ -39,11 +45,14 @@ __all__ = [
     "Buffer",
     "CacheFull",
     "CacheView",
+    "ConvertPages",
+    "CopyPages",
     "Device",
     "DeviceError",
     "DriverError",
     "DtypeError",
     "Event",
+    "Flatten",
     "Gather",
     "Graph",
     "HostBackendError",
@@ -60,10 +69,25 @@ __all__ = [
     "ShapeError",
     "Stream",
     "Tensor",
+    "TurboMindBlocks",
+    "VllmPages",
     "attention",
     "get_include",
     "merge_states",
 ]
+
+
+# Modules that few programs need: imported when a name is first asked for, so that the others start sooner.
+_ASKED_FOR = {"ConvertPages": "conversion", "TurboMindBlocks": "layouts", "VllmPages": "layouts"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _ASKED_FOR:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    found = globals()[name] = getattr(import_module(f".{_ASKED_FOR[name]}", __name__), name)
+    return found
 
 
 def get_include() -> str:

@@ -10,7 +10,7 @@ from ._native.stream import Stream
 from .errors import PageTableError
 
 # enum KvitFaultKind of kernels/abi/params.h
-_PAGE, _LENGTH, _INDPTR = 1, 2, 3
+_PAGE, _LENGTH, _INDPTR, _BLOCK = 1, 2, 3, 4
 
 
 class FaultRecord(HoldsFaults):
@@ -35,8 +35,18 @@ class FaultRecord(HoldsFaults):
 
 def _describe(kind: int, sequence: int, slot: int, value: int) -> str:
     next_step = "its output is NaN, and nothing of it was written to the cache; correct the table and call again"
+    if sequence < 0:  # an operation on whole pages: slot is a place in its lists
+        next_step = "it was neither read nor written; correct the list and call again"
+        if kind == _INDPTR:
+            return f"chain {slot} begins at {value}: out of order, or beyond the end; {next_step}"
+        what = "whose block is null or out of alignment" if kind == _BLOCK else "which the cache does not have"
+        return f"entry {slot} of the pages is {value}, {what}; {next_step}"
     if kind == _PAGE:
         return f"page {slot} of sequence {sequence} has id {value}, which the cache does not have; {next_step}"
+    if kind == _BLOCK:
+        return (
+            f"page {slot} of sequence {sequence} has id {value}, whose block is null or no multiple of 16; {next_step}"
+        )
     if kind == _LENGTH:
         return f"sequence {sequence} has length {value}, which its pages and new tokens do not fit; {next_step}"
     if kind == _INDPTR:

@@ -31,6 +31,8 @@ class Operation:
         self._faults.check(stream)
 
     def _check_view(self, view: CacheView) -> None:
+        if not isinstance(view, CacheView):
+            raise TypeError(f"view is a {type(view).__name__}; give a kvit.CacheView (ConvertPages makes its pages)")
         if (view.kv_heads, view.head_dim) != (self.kv_heads, self.head_dim):
             raise ShapeError(
                 f"the view has {view.kv_heads} KV heads and head_dim {view.head_dim}; the operation was made for "

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 from .errors import CacheFull
@@ -53,6 +54,51 @@ class PagePool:
             self._owners[page] -= 1
             if self._owners[page] == 0:
                 self._free.append(page)
+
+    def used(self) -> list[int]:
+        """Pages that have an owner, in ascending order."""
+        return [page for page, owners in enumerate(self._owners) if owners]
+
+    def moves_to_front(self, sequences: Iterable[Iterable[int]] | None = None) -> dict[int, int]:
+        """Where pages must move (old id -> new id) so that the used ones come first.
+
+        sequences  pages of each sequence, to lie one after another in this order; absent: as few moves as possible
+        """
+        used = self.used()
+        if sequences is None:
+            holes = [page for page in range(len(used)) if not self._owners[page]]
+            behind = used[len(used) - len(holes) :]
+            return dict(zip(behind, holes, strict=True))
+        first = dict.fromkeys(chain(chain.from_iterable(sequences), used))
+        return {page: place for place, page in enumerate(first) if page != place}
+
+    def move(self, moves: Mapping[int, int]) -> None:
+        """Give the owners of each page to the page that it moves to."""
+        owners = [0 if page in moves else count for page, count in enumerate(self._owners)]
+        for page, place in moves.items():
+            owners[place] = self._owners[page]
+        self._owners = owners
+        self._free = [page for page in range(len(owners) - 1, -1, -1) if not owners[page]]
+
+
+def chains_of(moves: Mapping[int, int]) -> list[list[tuple[int, int]]]:
+    """Moves (old id -> new id, each new one once) as pairs in chains: in a chain, a page is read before it is written.
+
+    A chain begins with a target that no move reads, and goes on with the page that moves to where the last one was.
+    What is left then are cycles: the last source is the first target.
+    """
+    into = {place: page for page, place in moves.items()}
+    heads = [place for place in into if place not in moves]
+    chains = []
+    for place in chain(heads, list(into)):
+        pairs = []
+        while place in into:
+            page = into.pop(place)
+            pairs.append((page, place))
+            place = page
+        if pairs:
+            chains.append(pairs)
+    return chains
 
 
 class Growth(NamedTuple):

@@ -228,7 +228,8 @@ def _call(view: CacheView, rows: int) -> tuning.Call:
     steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
     multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
     kv = codecs.key_of(*view.codecs)
-    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple)
+    by_pointer = view._packed.blocks is not None
+    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple, by_pointer)
 
 
 def _token_bytes(view: CacheView) -> int:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, chain
-from typing import Any
+from typing import Any, Literal
+from weakref import WeakValueDictionary
 
-from . import _checks, codecs, dtypes, registry
+from . import _checks, codecs, dtypes
 from ._faults import FaultRecord
 from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
-from ._pages import PagePool, grow
+from ._pages import PagePool, chains_of, grow
+from ._storage import new_pools, upload
 from .attention import Attention
 from .errors import DtypeError, LayoutError, ShapeError
+from .maintenance import CopyPages, Flatten
 from .rope import Rope
 from .sequence import Sequence
-from .transfer import Append, Gather, copy_pages, rows_like_each_other
+from .transfer import Append, rows_like_each_other
 from .views import CacheView, Layout, PageTable
 
 _Tokens = tuple[tuple[int, ...], int]  # the pages of a sequence, and how many tokens are in them
@@ -70,32 +73,28 @@ class PagedCache:
         if compute not in (dtypes.float16, dtypes.bfloat16):
             raise DtypeError(f"dtype is {compute}; queries are float16 or bfloat16")
         sides = tuple(codecs.codec_of(compute if stored is None else stored) for stored in (k, v))
-        # Refuse now what no kernel covers, before gigabytes are taken.
-        registry.find("append", dtype=compute.short, kv=codecs.key_of(*sides), head_dim=head_dim)
-        home = Device.of(device)
-        rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
-        pools = [Buffer.empty((*rows, head_dim), codec.dtype, home) for codec in sides]
-        params = [Buffer.empty((*rows, 2), compute, home) if codec.params == "pair" else None for codec in sides]
-        self.view = CacheView(
-            *pools,
-            layout=layout,
-            k_params=params[0],
-            v_params=params[1],
-            k_scale=k_scale,
-            v_scale=v_scale,
-            dtype=compute,
-        )
+        shape = (pages, page_size, kv_heads, head_dim)
+        view = new_pools(shape, layout, compute, sides, (k_scale, v_scale), Device.of(device))
         self.page_size = page_size
         self.kv_heads = kv_heads
         self.head_dim = head_dim
         self.dtype = compute
-        self.device: str = self.view.device
+        self.device: str = view.device
         self._pool = PagePool(pages)
+        self._sequences: WeakValueDictionary[int, Sequence] = WeakValueDictionary()
+        self._num_made = 0
         self._faults = FaultRecord(self.device)
-        self._append = Append(self.view, rope=rope, _faults=self._faults)
-        self._gather = Gather(self.view, _faults=self._faults)
-        self._operations: dict[tuple, Attention] = {}
+        self.rope = rope
+        self._use(view)
         self._last_upload: tuple[tuple, tuple[PageTable, Tensor | None]] | None = None
+
+    def _use(self, view: CacheView) -> None:
+        """Keep K and V in this memory from now on."""
+        self.view = view
+        self._append = Append(view, rope=self.rope, _faults=self._faults)
+        self._flatten = Flatten(view, _faults=self._faults)
+        self._copy = CopyPages(view, _faults=self._faults)
+        self._operations: dict[tuple, Attention] = {}
 
     @property
     def num_pages(self) -> int:
@@ -147,7 +146,7 @@ class PagedCache:
         try:
             if growth.copies:
                 source, target = (upload(list(pages), queue) for pages in zip(*growth.copies, strict=True))
-                copy_pages(self.view, source, target, self._faults, queue)
+                self._copy(self.view, source, target, stream=queue)
             table, indptr = self._upload(list(zip(growth.pages, growth.lengths, strict=True)), counts, queue)
             self._append(k, v, self.view, table, tokens=indptr, q=q, q_out=q_out, stream=queue)
         except BaseException:
@@ -158,36 +157,94 @@ class PagedCache:
         self._pool.release(source for source, _ in growth.copies)
 
     def gather(self, seqs: Iterable[Sequence], *, stream: Any = None) -> tuple[Buffer, Buffer, Buffer]:
-        """The tokens of sequences, end to end, in memory of their own.
+        """The tokens of sequences, end to end: flatten in layout NHD, in memory of their own.
 
         Returns k and v [tokens, kv_heads, head_dim], and int32 indptr [sequences + 1]: sequence s has rows indptr[s] to
         indptr[s + 1]. All three are on the cache's device; the work may not be done yet.
         Raises SequenceFreed, ShapeError. Defined by kvit.reference.gather.
         """
-        held = self._own(seqs)
-        queue = Stream.wrap(stream, self.device)
-        shape = (sum(len(seq) for seq in held), self.kv_heads, self.head_dim)
-        k, v = (Buffer.empty(shape, self.dtype, self.device, queue) for _ in range(2))
-        return k, v, self.gather_into(held, k, v, stream=queue)
+        return self.flatten(seqs, stream=stream)
 
-    def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
-        """The same in memory of the caller: k and v [tokens, kv_heads, head_dim] in the cache's dtype, all written.
+    def flatten(
+        self,
+        seqs: Iterable[Sequence],
+        *,
+        layout: Layout = "NHD",
+        out: tuple[Any, Any] | None = None,
+        stream: Any = None,
+    ) -> tuple[Any, Any, Buffer]:
+        """The tokens of sequences, end to end and decoded, in dense memory.
 
-        Returns indptr. Raises SequenceFreed, ShapeError (one row for each token), DtypeError, DeviceError, LayoutError.
+        layout  of k and v. "NHD": [tokens, kv_heads, head_dim]; "HND": [kv_heads, tokens, head_dim]
+        out     (k, v) in the cache's dtype and on its device, written in place; any strides, dense channels;
+                allocated if absent
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Returns k, v, and int32 indptr [sequences + 1] as gather does. The work may not be done yet.
+        Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError. Defined by kvit.reference.gather.
         """
         held = self._own(seqs)
         queue = Stream.wrap(stream, self.device)
-        k, v = rows_like_each_other(k, v, self.view, queue)
         starts = [0, *accumulate(len(seq) for seq in held)]
-        if starts[-1] != k.shape[0]:
-            raise ShapeError(
-                f"k has {k.shape[0]} rows and the sequences {starts[-1]} tokens; give a row for each token"
-            )
-        for name, rows in (("k", k), ("v", v)):
-            _checks.require_writable(name, rows)
+        if starts[-1] > _checks.MOST:
+            raise ShapeError(f"the sequences have {starts[-1]} tokens; at most {_checks.MOST} can be gathered at once")
+        axes = {"tokens": starts[-1], "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        if layout == "HND":
+            axes = {name: axes[name] for name in ("kv_heads", "tokens", "head_dim")}
+        if out is None:
+            out = tuple(Buffer.empty(tuple(axes.values()), self.dtype, self.device, queue) for _ in range(2))
+        for name, rows in zip(("out[0]", "out[1]"), out, strict=True):
+            _checks.require_shape(name, _checks.tensor(name, rows, self.dtype, queue), **axes)
         indptr = upload(starts, queue)
-        self._gather(self.view, self.table(held, stream=queue), k, v, tokens=indptr, stream=queue)
-        return indptr
+        table = self.table(held, stream=queue)
+        self._flatten(self.view, table, *out, layout=layout, tokens=indptr, stream=queue)
+        return *out, indptr
+
+    def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
+        """flatten in memory of the caller, k and v [tokens, kv_heads, head_dim]. Returns indptr, and raises, as it does."""
+        return self.flatten(seqs, out=(k, v), stream=stream)[2]
+
+    def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:
+        """Move pages to the front of the pool. Sequences keep their tokens; the ids of their pages change.
+
+        order   "front": as few moves as possible; free pages come last. "sequences": also each sequence's pages one
+                after another, in the order in which sequences were made; a page that several hold comes with the first
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Returns how many pages moved, before they have. Page tables that were made before, in captured graphs too, name
+        pages that others may have now: make them anew. Defined by kvit.reference.copy_pages, all pages at once.
+        """
+        queue = Stream.wrap(stream, self.device)
+        held = [seq for seq in self._sequences.values() if not seq.is_freed]
+        moves = self._pool.moves_to_front([seq.pages for seq in held] if order == "sequences" else None)
+        if moves:
+            plan = chains_of(moves)
+            source, target = (upload(list(pages), queue) for pages in zip(*chain.from_iterable(plan), strict=True))
+            starts = upload([0, *accumulate(map(len, plan))], queue)
+            self._copy(self.view, source, target, chains=starts, stream=queue)
+            self._pool.move(moves)
+            for seq in held:
+                seq._pages = tuple(moves.get(page, page) for page in seq.pages)
+        return len(moves)
+
+    def requantise(
+        self, *, k: Any = None, v: Any = None, k_scale: Any = None, v_scale: Any = None, stream: Any = None
+    ) -> None:
+        """Store K and V in another way from now on. Sequences keep their tokens and their pages.
+
+        k, v              as in PagedCache; what is absent stays as it is
+        k_scale, v_scale  of float8, as in PagedCache
+        stream            Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Takes new memory and gives the old back: both are held while pages are converted. ConvertPages works in place,
+        on memory of your own. Returns before the work is done.
+        Raises DtypeError, KernelMissing (no kernels for the pair, or no such change), LayoutError (float8 that stays,
+        with other scales); nothing has changed then. Defined by kvit.reference.convert_pages.
+        """
+        queue = Stream.wrap(stream, self.device)
+        from ._requantise import requantised  # with all that converts pages, which most caches never are
+
+        self._use(requantised(self.view, (k, v), (k_scale, v_scale), self._pool.used(), self._faults, queue))
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
         """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""
@@ -202,6 +259,11 @@ class PagedCache:
         else.
         """
         self._faults.check(stream)
+
+    def _know(self, sequence: Sequence) -> None:
+        """Remember a sequence for as long as it lives: defragment moves the pages of all."""
+        self._num_made += 1
+        self._sequences[self._num_made] = sequence
 
     def _own(self, seqs: Iterable[Sequence], distinct: bool = False) -> list[Sequence]:
         """The sequences as a list, after a check that they are live, this cache's, and different if they must be."""
@@ -273,10 +335,3 @@ class PagedCache:
             f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, "
             f"{self.kv_heads} KV heads, head_dim {self.head_dim}, {self.view.holds}, {self.view.layout}, {self.device})"
         )
-
-
-def upload(integers: list[int], queue: Stream) -> Buffer:
-    """int32 in device memory. Returns when they are there."""
-    import numpy
-
-    return Buffer.from_numpy(numpy.array(integers, numpy.int32), queue.device, queue)

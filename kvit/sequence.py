@@ -26,6 +26,7 @@ class Sequence:
 
     def __init__(self, cache: PagedCache, pages: tuple[int, ...] = (), length: int = 0):
         self._cache, self._pages, self._length = cache, pages, length
+        cache._know(self)
 
     @property
     def cache(self) -> PagedCache:

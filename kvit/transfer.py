@@ -198,19 +198,6 @@ class Gather(_Transfer):
         self._faults.last_queue = queue
 
 
-def copy_pages(view: CacheView, source: Tensor, target: Tensor, faults: FaultRecord, queue: Stream) -> None:
-    """Copy pages source[i] to target[i], both int32 [count]: K and V, and (scale, zero) where there are any."""
-    sides = (view.codecs[0], view.codecs[1])
-    data = tuple(codec.dtype.bytes_for(view.head_dim) for codec in sides)
-    params = tuple(codecs.PARAM_BYTES if codec.params == "pair" else 0 for codec in sides)
-    home = Device.of(view.device)
-    for access, row_bytes in ((_checks.VECTOR_BYTES, (*data, 0, 0)), (codecs.PARAM_BYTES, (0, 0, *params))):
-        if any(row_bytes):
-            entry = registry.find("copy_pages", access=access)
-            ops.copy_pages(entry, home, view._packed, source, target, row_bytes, faults.buffer, queue)
-    faults.last_queue = queue
-
-
 def rows_like_each_other(k: Any, v: Any, view: CacheView, queue: Stream) -> tuple[Tensor, Tensor]:
     """k and v as rows that kernels can copy to or from the pages of `view`."""
     axes = {"kv_heads": view.kv_heads, "head_dim": view.head_dim}

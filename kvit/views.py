@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from . import _checks, codecs, dtypes
-from ._native.buffer import Buffer
 from ._native.ops import HoldsCache, HoldsTable, PackedCache, PackedTable
 from ._native.tensor import Tensor
-from .codecs import Codec
-from .errors import DtypeError, LayoutError, ShapeError
+from ._parameters import compute_dtype, parameters
+from .errors import LayoutError, ShapeError
 
 Layout = Literal["NHD", "HND"]
 
@@ -18,8 +17,6 @@ _AXES = {
     "HND": ("pages", "kv_heads", "page_size", "head_dim"),
 }
 _AXES_WITHOUT_PAGES = {"NHD": ("tokens", "kv_heads", "head_dim"), "HND": ("kv_heads", "tokens", "head_dim")}
-
-_COMPUTE = (dtypes.float16, dtypes.bfloat16)
 
 
 class CacheView(HoldsCache):
@@ -97,9 +94,12 @@ class CacheView(HoldsCache):
         self.kv_heads: int = lengths["kv_heads"]
         self.head_dim: int = lengths["head_dim"]
         rows = {name: length for name, length in lengths.items() if name != "head_dim"}
-        self.k_params = self._parameters("k", self.codecs[0], k_params, k_scale, rows)
-        self.v_params = self._parameters("v", self.codecs[1], v_params, v_scale, rows)
-        self.dtype: dtypes.Dtype = self._compute_dtype(None if dtype is None else dtypes.dtype_of(dtype))
+        self.k_params = parameters("k", self.codecs[0], k_params, k_scale, rows, k.device)
+        self.v_params = parameters("v", self.codecs[1], v_params, v_scale, rows, k.device)
+        self._has_unit_scale = k_scale is None, v_scale is None
+        self.dtype: dtypes.Dtype = compute_dtype(
+            None if dtype is None else dtypes.dtype_of(dtype), k=k, v=v, k_params=self.k_params, v_params=self.v_params
+        )
         self._packed = PackedCache(
             k,
             v,
@@ -115,49 +115,6 @@ class CacheView(HoldsCache):
             self._parameter_strides(names, self.k_params),
             self._parameter_strides(names, self.v_params),
         )
-
-    def _parameters(self, side: str, codec: Codec, params: Any, scale: Any, rows: dict[str, int]) -> Tensor | None:
-        """What the rows of K or V need besides themselves, checked."""
-        if params is not None and codec.params != "pair":
-            raise DtypeError(f"{side}_params are of int8 and int4, and {side} is {codec}; leave them out")
-        if scale is not None and codec.params != "scale":
-            raise DtypeError(f"{side}_scale is of float8, and {side} is {codec}; leave it out")
-        if codec.params == "":
-            return None
-        if codec.params == "pair":
-            if params is None:
-                raise ShapeError(f"{side} is {codec} and needs {side}_params, (scale, zero) of every row")
-            found = _checks.tensor(f"{side}_params", params)
-            if found.dtype not in _COMPUTE:
-                raise DtypeError(
-                    f"{side}_params are {found.dtype}; they must be float16 or bfloat16, as the queries are"
-                )
-            _checks.require_shape(f"{side}_params", found, **rows, **{"scale and zero": 2})
-            _checks.require_rows(f"{side}_params", found, codecs.PARAM_BYTES)
-        else:
-            found = _ones(self.kv_heads, self.device) if scale is None else scale
-            found = _checks.tensor(f"{side}_scale", found, dtypes.float32)
-            if len(found.shape) == 1:
-                _checks.require_shape(f"{side}_scale", found, kv_heads=self.kv_heads)
-            elif len(found.shape) != 0:
-                _checks.require_shape(f"{side}_scale", found, **rows)
-        _checks.require_device(self.device, **{f"{side}'s parameters": found})
-        return found
-
-    def _compute_dtype(self, dtype: dtypes.Dtype | None) -> dtypes.Dtype:
-        """The one 16-bit type of queries, 16-bit rows and (scale, zero)."""
-        for name, found in (("k", self.k), ("v", self.v), ("k_params", self.k_params), ("v_params", self.v_params)):
-            if found is None or found.dtype not in _COMPUTE:
-                continue
-            if dtype is None:
-                dtype = found.dtype
-            elif dtype is not found.dtype:
-                raise DtypeError(f"{name} is {found.dtype}; it must be {dtype} like the rest, and like the queries")
-        if dtype is None:
-            dtype = dtypes.bfloat16
-        if dtype not in _COMPUTE:
-            raise DtypeError(f"dtype is {dtype}; queries are float16 or bfloat16")
-        return dtype
 
     def _strides(self, names: tuple[str, ...], pool: Tensor) -> tuple[int, int, int]:
         """Bytes from one page, token and head to the next."""
@@ -192,12 +149,6 @@ class CacheView(HoldsCache):
             f"CacheView({self.num_pages} pages of {self.page_size} tokens, {self.kv_heads} KV heads, "
             f"head_dim {self.head_dim}, {self.holds}, {self.layout}, {self.device})"
         )
-
-
-def _ones(count: int, device: str) -> Buffer:
-    import numpy
-
-    return Buffer.from_numpy(numpy.ones(count, numpy.float32), device)
 
 
 class PageTable(HoldsTable):

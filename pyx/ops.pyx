@@ -1,5 +1,5 @@
 """Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller."""
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
 cimport cython
@@ -21,11 +21,16 @@ cdef class PackedCache:
     strides               (page, token, head) in bytes, of K and of V
     code                  enum KvitDtype of queries and of (scale, zero); K's where that is 16 bits wide
     k_params, v_params    memory of the parameters, None where the codec has none, with their strides
+    blocks                int64 [num_pages], addresses of pages; None: pages lie at their strides
+    offsets               with blocks: where K, V and their parameters begin in a page; the tensors above are empty
+                          then, and say types alone
+    memory                with blocks: what their addresses point into
     """
 
     def __cinit__(self, Tensor k not None, Tensor v not None, tuple k_strides, tuple v_strides, int num_pages,
                   int page_size, int num_kv_heads, int head_dim, int code=0, Tensor k_params=None,
-                  Tensor v_params=None, tuple k_params_strides=None, tuple v_params_strides=None):
+                  Tensor v_params=None, tuple k_params_strides=None, tuple v_params_strides=None,
+                  Tensor blocks=None, tuple offsets=None, tuple memory=()):
         memset(&self.value, 0, sizeof(KvitCache))
         self.k = k
         self.v = v
@@ -42,9 +47,27 @@ cdef class PackedCache:
         self.value.page_size = page_size
         self.value.num_kv_heads = num_kv_heads
         self.value.head_dim = head_dim
+        self.blocks = blocks
+        self.memory = memory
+        if blocks is not None:
+            self.value.blocks = <const void *const *>blocks.data
+            for pool in range(4):
+                self.value.pool[pool].base = <void *><uintptr_t>offsets[pool]
+            return  # a tensor map has strides and no pointers
         cdef MappedPool keys = mapped(&self.value.pool[0], k, head_dim)
         cdef MappedPool values = mapped(&self.value.pool[1], v, head_dim)
         self.maps.most_tokens = most_box_tokens(&keys, &values, page_size)
+
+    @property
+    def shape(self) -> tuple:
+        """(pages, page_size, kv_heads, head_dim)."""
+        return self.value.num_pages, self.value.page_size, self.value.num_kv_heads, self.value.head_dim
+
+    @property
+    def pools(self) -> tuple:
+        """(base, page stride, token stride, head stride) of K, V and their parameters; zeros where there is none."""
+        return tuple([(<uintptr_t>pool.base, pool.page_stride, pool.token_stride, pool.head_stride)
+                      for pool in self.value.pool])
 
     cdef int make_maps(self, int tokens, Device home) except -1:
         cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.head_dim)
@@ -257,30 +280,6 @@ cdef unsigned int transfer_grid(const WarpShares *shares, Tensor k, int64_t quer
     return <unsigned int>ctas
 
 
-def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
-               Tensor target not None, tuple row_bytes, Tensor fault not None, object stream):
-    """Copy pages source[i] to target[i], both int32 [count]. `row_bytes`: of a row in each pool; 0 leaves it alone."""
-    if source.dims[0] == 0:
-        return
-    cdef KvitCopyPagesParams params
-    cdef Spans spans
-    cdef Stream queue = stream_of(stream, device)
-    memset(&params, 0, sizeof(params))
-    spans.count = 0
-    params.cache = cache.value
-    params.source = <const int32_t *>source.data
-    params.target = <const int32_t *>target.data
-    for pool in range(4):
-        params.row_bytes[pool] = row_bytes[pool]
-    params.fault = <KvitFault *>fault.data
-    params.count = <int32_t>source.dims[0]
-    use_cache(&spans, queue, cache, True)
-    use(&spans, queue, source, False)
-    use(&spans, queue, target, False)
-    use(&spans, queue, fault, True)
-    launch(load_kernel(entry, device), &params, <unsigned int>params.count, queue, &spans)
-
-
 def merge(object entry, Device device not None, Tensor a not None, Tensor lse_a not None, Tensor b not None,
           Tensor lse_b not None, Tensor out not None, Tensor lse, object stream):
     """The union of two states. a, b, out [tokens, heads, head_dim]; lse* float32 [tokens, heads]."""
@@ -377,10 +376,15 @@ cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) excep
 
 
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:
+    cdef Tensor piece
     use(spans, stream, cache.k, is_writable)
     use(spans, stream, cache.v, is_writable)
     use(spans, stream, cache.k_params, is_writable)
-    return use(spans, stream, cache.v_params, is_writable)
+    use(spans, stream, cache.v_params, is_writable)
+    use(spans, stream, cache.blocks, False)
+    for piece in cache.memory:
+        use(spans, stream, piece, is_writable)
+    return 0
 
 
 cdef int use_table(Spans *spans, Stream stream, PackedTable table) except -1:

@@ -26,7 +26,15 @@ typedef struct KvitPool {
 typedef struct KvitCache {
   KvitPool pool[4];  // indexed like the iterators: 0 K, 1 V, 2 K parameters, 3 V parameters
   int32_t num_pages, page_size, num_kv_heads, head_dim;
+  // [num_pages] where each page lies: a pool's base then counts bytes from there, and its page_stride is 0. NULL: page
+  // p lies at p * page_stride.
+  const void* const* blocks;
 } KvitCache;
+
+// How the bytes of a row lie: byte b at b / bytes * stride + b % bytes of the row's address. Dense: bytes of a row, 0.
+typedef struct KvitChunks {
+  int64_t bytes, stride;
+} KvitChunks;
 
 // Which pages hold a sequence.
 //   dense    pages[sequence * row_stride + slot]
@@ -58,6 +66,7 @@ enum KvitFaultKind {
   KVIT_FAULT_PAGE = 1,    // value = the page id, slot = its place in the sequence's row
   KVIT_FAULT_LENGTH = 2,  // value = the length; negative, or more than the table's pages hold
   KVIT_FAULT_INDPTR = 3,  // value = the offending entry
+  KVIT_FAULT_BLOCK = 4,   // value = a page id whose entry in `blocks` is NULL or no multiple of 16
 };
 
 // The first fault that a kernel met, in device memory; kind 0 means none. Written once, read by the next check.
@@ -102,7 +111,8 @@ typedef struct KvitDecodeParams {
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
   int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size
   KvitDivisor page_size, group;  // by cache.page_size, and by query heads of a KV head
-  KvitTensorMap k_map, v_map;    // for kernels that copy by them
+  int64_t reserved[7];
+  KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitDecodeParams;
 
 // Rows k and v of a call's tokens, to or from their pages: token j of n of a sequence is at position length - n + j.
@@ -137,15 +147,39 @@ typedef struct KvitAppendParams {
   int32_t reserved;
 } KvitAppendParams;
 
-// Whole pages within one cache, pool by pool: for fork and copy-on-write.
+// Whole pages within one cache, pool by pool: for fork, copy-on-write and defragmentation. Grid: num_chains *
+// num_kv_heads.
 typedef struct KvitCopyPagesParams {
   KvitCache cache;
   const int32_t *source, *target;  // [count] page ids, checked by the kernel
+  const int32_t* chains;           // [num_chains + 1] into the pairs, which a chain copies in order; NULL: each alone
   int64_t row_bytes[4];            // bytes of one (page, token, head) row in each pool; 0: pool unused
   KvitFault* fault;
   int32_t count;
-  int32_t reserved;
+  int32_t num_chains;  // count where chains is NULL
 } KvitCopyPagesParams;
+
+// Pages of one cache into pages of another with rows of the same bytes in other places. Grid: any number of CTAs.
+typedef struct KvitRelayoutParams {
+  KvitCache source, target;
+  KvitChunks source_chunks[4], target_chunks[4];
+  int64_t row_bytes[4];                        // of a row in each pool, both sides; 0: pool unused
+  const int32_t *source_pages, *target_pages;  // [count] page ids, checked by the kernel; NULL: 0, 1, ...
+  KvitFault* fault;
+  int32_t count;
+  int32_t reserved;
+} KvitRelayoutParams;
+
+// K or V of pages of one cache into pages of another that stores them otherwise. Grid: parts * count CTAs.
+typedef struct KvitRequantiseParams {
+  KvitCache source, target;
+  const int32_t *source_pages, *target_pages;  // [count] page ids, checked by the kernel; NULL: 0, 1, ...
+  KvitFault* fault;
+  int32_t count;
+  int32_t side;      // 0 K, 1 V
+  int32_t parts;     // CTAs that share a page; 1 where in_order
+  int32_t in_order;  // 1: a page's new rows overwrite its old ones (entry/requantise.cuh says where they may lie)
+} KvitRequantiseParams;
 
 // softmax-weighted union of states over disjoint keys.
 typedef struct KvitMergeParams {
@@ -176,12 +210,12 @@ typedef struct KvitReadParams {
 
 #ifdef __cplusplus
 }
-static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 144, "the ABI of a cache is fixed");
+static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 152, "the ABI of a cache is fixed");
 static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI of a page table is fixed");
 static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
-static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 576, "the ABI of attention is fixed");
+static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 640, "the ABI of attention is fixed");
 static_assert((sizeof(KvitDecodeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
-static_assert(sizeof(KvitTransferParams) == 256 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 376,
+static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 384,
               "the ABI of append and gather is fixed");
 #endif
 

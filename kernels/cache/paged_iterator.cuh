@@ -6,6 +6,7 @@
 
 #include "abi/params.h"
 #include "cache/fast_divide.cuh"
+#include "cache/page_place.cuh"
 #include "cache/pool_set.cuh"
 #include "cache/sequence_view.cuh"
 #include "core/macros.h"
@@ -145,7 +146,14 @@ class PagedIterator {
     KVIT_UNROLL
     for (int r = 0; r < kRows; ++r) {
       const bool holds = Holds(tile_, r);
-      const bool found = holds && uint32_t(page_[r]) < uint32_t(cache_.num_pages);
+      bool found = holds && uint32_t(page_[r]) < uint32_t(cache_.num_pages);
+      int64_t block = 0;
+      int32_t what = KVIT_FAULT_PAGE;
+      if (cache_.blocks != nullptr && found) {  // the first is the same for all threads of a launch
+        block = LoadGlobalReadOnly<int64_t>(cache_.blocks + page_[r]);
+        found = IsBlock(block);
+        what = KVIT_FAULT_BLOCK;
+      }
       const uint32_t token = Token(tile_, r);
       const uint32_t slot = page_of_(token);
       KVIT_UNROLL
@@ -155,9 +163,9 @@ class PagedIterator {
         // products.
         const uint32_t token_in_page = token - slot * uint32_t(cache_.page_size);
         const int64_t address = RowAddress(cache_.pool[pool], uint32_t(page_[r]), token_in_page, uint32_t(head_));
-        address_[pool][r] = found ? address : 0;
+        address_[pool][r] = found ? block + address : 0;
       }
-      if (holds && !found && !faulted()) fault_ = {KVIT_FAULT_PAGE, fault_.sequence, int32_t(slot), page_[r]};
+      if (holds && !found && !faulted()) fault_ = {what, fault_.sequence, int32_t(slot), page_[r]};
     }
   }
 

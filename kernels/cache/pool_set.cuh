@@ -20,6 +20,16 @@ KVIT_HD int64_t RowAddress(const KvitPool& pool, int64_t page, int64_t token, in
          head * pool.head_stride;
 }
 
+/// Where a page lies: its number, and the address of its block if the cache has a table of them, else 0.
+struct PagePlace {
+  int64_t page, block;
+};
+
+/// Address of a row of that page: a pool of blocks has page_stride 0, and counts its base from the block's beginning.
+KVIT_HD int64_t RowAddress(const KvitPool& pool, const PagePlace& place, int64_t token, int64_t head) {
+  return place.block + RowAddress(pool, place.page, token, head);
+}
+
 }  // namespace kvit
 
 #endif  // KVIT_CACHE_POOL_SET_CUH

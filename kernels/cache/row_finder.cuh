@@ -3,6 +3,7 @@
 #define KVIT_CACHE_ROW_FINDER_CUH
 
 #include "abi/params.h"
+#include "cache/page_place.cuh"
 #include "cache/sequence_view.cuh"
 #include "core/macros.h"
 #include "core/types.h"
@@ -21,7 +22,7 @@ struct FoundToken {
 
 /// Where in the cache a token is, or what is wrong with its page.
 struct FoundRow {
-  int64_t page;
+  PagePlace page;
   int32_t token_in_page;
   KvitFault fault;
 
@@ -63,8 +64,9 @@ class RowFinder {
     // Most pages hold a power of two, and a shift takes a tenth of the time of a division.
     const uint32_t slot = (page_size & (page_size - 1)) == 0 ? position >> HighestBit(page_size) : position / page_size;
     const auto page = LoadGlobalReadOnly<int32_t>(table_.pages + token.begin + slot);
-    if (uint32_t(page) >= uint32_t(cache_.num_pages)) return {0, 0, {KVIT_FAULT_PAGE, token.sequence, int(slot), page}};
-    return {page, int(position - slot * page_size), {}};
+    const FoundPage found = FindPage(cache_, page);
+    if (found.fault != KVIT_FAULT_NONE) return {{}, 0, {found.fault, token.sequence, int(slot), page}};
+    return {found.place, int(position - slot * page_size), {}};
   }
 
  private:

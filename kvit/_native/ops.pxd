@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from kvit._native.buffer cimport Buffer
 from kvit._native.context cimport Device
+from kvit._native.launcher cimport Spans
 from kvit._native.module cimport Kernel
 from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
@@ -22,6 +23,7 @@ cdef extern from "abi/params.h":
         int32_t page_size
         int32_t num_kv_heads
         int32_t head_dim
+        const void *const *blocks
 
     ctypedef struct KvitPageTable:
         const int32_t *pages
@@ -46,6 +48,7 @@ cdef extern from "abi/params.h":
         KVIT_FAULT_PAGE
         KVIT_FAULT_LENGTH
         KVIT_FAULT_INDPTR
+        KVIT_FAULT_BLOCK
 
     ctypedef struct KvitFault:
         int32_t kind
@@ -80,6 +83,7 @@ cdef extern from "abi/params.h":
         int32_t box_tokens
         KvitDivisor page_size
         KvitDivisor group
+        int64_t[7] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map
 
@@ -111,15 +115,6 @@ cdef extern from "abi/params.h":
         int32_t num_query_heads
         int32_t reserved
 
-    ctypedef struct KvitCopyPagesParams:
-        KvitCache cache
-        const int32_t *source
-        const int32_t *target
-        int64_t[4] row_bytes
-        KvitFault *fault
-        int32_t count
-        int32_t reserved
-
     ctypedef struct KvitMergeParams:
         KvitRows a
         KvitRows b
@@ -142,6 +137,8 @@ cdef class PackedCache:
     cdef readonly Tensor v
     cdef readonly Tensor k_params
     cdef readonly Tensor v_params
+    cdef readonly Tensor blocks
+    cdef readonly tuple memory
 
     # Makes the maps of boxes of at most `tokens`, for kernels on `home`.
     cdef int make_maps(self, int tokens, Device home) except -1
@@ -203,6 +200,10 @@ cdef class AttentionLaunch:
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
                  int tokens_each, Stream queue) except -1
 
+
+# Lets the launch touch a tensor, or all of a cache, once its producer is done. None is skipped; a GPU needs no spans.
+cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1
+cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1
 
 # Division by `divisor` >= 1, as abi/params.h says.
 cdef KvitDivisor divisor_of(int divisor) noexcept nogil

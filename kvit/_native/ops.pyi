@@ -14,6 +14,12 @@ class PackedCache:
     v: Tensor
     k_params: Tensor | None
     v_params: Tensor | None
+    blocks: Tensor | None
+    memory: tuple[Tensor, ...]
+    @property
+    def shape(self) -> tuple[int, int, int, int]: ...
+    @property
+    def pools(self) -> tuple[tuple[int, int, int, int], ...]: ...
     def __init__(
         self,
         k: Tensor,
@@ -29,6 +35,9 @@ class PackedCache:
         v_params: Tensor | None = None,
         k_params_strides: tuple[int, int, int] | None = None,
         v_params_strides: tuple[int, int, int] | None = None,
+        blocks: Tensor | None = None,
+        offsets: tuple[int, int, int, int] | None = None,
+        memory: tuple[Tensor, ...] = (),
     ) -> None: ...
 
 class PackedTable:
@@ -111,16 +120,6 @@ def gather(
     v: Tensor,
     token_indptr: Tensor | None,
     tokens_each: int,
-    fault: Tensor,
-    stream: Stream | None,
-) -> None: ...
-def copy_pages(
-    entry: Entry,
-    device: Device,
-    cache: PackedCache,
-    source: Tensor,
-    target: Tensor,
-    row_bytes: tuple[int, int, int, int],
     fault: Tensor,
     stream: Stream | None,
 ) -> None: ...

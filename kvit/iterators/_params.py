@@ -16,6 +16,7 @@ class KvitCache(ctypes.Structure):
     _fields_ = [
         ("pool", KvitPool * NUM_POOLS),
         *((name, c_int32) for name in ("num_pages", "page_size", "num_kv_heads", "head_dim")),
+        ("blocks", c_void_p),
     ]
 
 

@@ -2,16 +2,17 @@
 
 from .attention import State, attention, merge_states, visible_keys
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
+from .layouts import from_vllm, to_vllm, turbomind_rows
 from .paged import (
     Cache,
     Fault,
     Pool,
     Table,
     append,
+    convert_pages,
     copy_pages,
     gather,
     paged_attention,
-    requantise,
     token_positions,
     token_ranges,
 )
@@ -32,17 +33,20 @@ __all__ = [
     "attention",
     "biased",
     "codec_of",
+    "convert_pages",
     "copy_pages",
     "cosine_and_sine",
+    "from_vllm",
     "gather",
     "merge_states",
     "pack_int4",
     "paged_attention",
-    "requantise",
     "rotate",
     "rounded",
+    "to_vllm",
     "token_positions",
     "token_ranges",
+    "turbomind_rows",
     "unpack_int4",
     "visible_keys",
 ]

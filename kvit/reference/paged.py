@@ -280,23 +280,31 @@ def copy_pages(cache: Cache, source: ArrayLike, target: ArrayLike) -> None:
             array[np.asarray(target, np.intp)] = array[np.asarray(source, np.intp)]
 
 
-def requantise(source: Cache, target: Cache, pages: ArrayLike, dtype: DTypeLike) -> None:
-    """Store whole pages of one cache in another, under the same numbers: decoded to T = `dtype`, then encoded.
+def convert_pages(
+    source: Cache, target: Cache, source_pages: ArrayLike, target_pages: ArrayLike, dtype: DTypeLike
+) -> None:
+    """Store whole pages of one cache in pages of another, which may lay them out and store them otherwise.
 
-    K or V whose codec does not change is copied bit for bit, unless a user's scales may differ: encoding what was
-    decoded need not give the same codes. Going down in steps, 16-bit to int8 to int4, adds the errors of both.
+    K or V whose codec does not change is copied bit for bit, with the parameters of its rows. float8 whose scales
+    belong to no row keeps its bits too: both caches must have the same scales. What changes its codec is decoded to
+    T = `dtype` and encoded. Going down in steps, 16-bit to int8 to int4, adds the errors of both.
     """
-    page, row = (
-        places.reshape(-1)
-        for places in np.meshgrid(np.asarray(pages, np.intp), np.arange(source.page_size), indexing="ij")
-    )
-    for old, new in zip(source.stores(), target.stores(), strict=True):
-        if old.codec is new.codec and not old.codec.is_scaled:
-            new.data[page, row] = old.data[page, row]
-            if new.params is not None and old.params is not None:
-                new.params[page, row] = old.params[page, row]
+    row = np.arange(source.page_size)
+    old_page, _ = np.meshgrid(np.asarray(source_pages, np.intp), row, indexing="ij")
+    new_page, rows = np.meshgrid(np.asarray(target_pages, np.intp), row, indexing="ij")
+    here, there = (old_page.reshape(-1), rows.reshape(-1)), (new_page.reshape(-1), rows.reshape(-1))
+    owns = [[array is not None and array.ndim > 1 for array in (x.k_params, x.v_params)] for x in (source, target)]
+    for side, (old, new) in enumerate(zip(source.stores(), target.stores(), strict=True)):
+        if old.codec is not new.codec:
+            new.write(*there, old.read(*here, dtype))
+            continue
+        new.data[there] = old.data[here]
+        if old.params is None or new.params is None:
+            assert old.params is new.params, "one of the two has scales"
+        elif owns[0][side] and owns[1][side]:
+            new.params[there] = old.params[here]
         else:
-            new.write(page, row, old.read(page, row, dtype))
+            assert np.array_equal(old.params[here], new.params[there]), "float8 is moved between equal scales only"
 
 
 def _poison(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:

@@ -36,6 +36,7 @@ CYTHON = [
     {"capi_error"},
     {"attention_call", "transfer_call"},
     {"cache_call"},
+    {"page_ops"},
     {"ops"},
     {"launcher", "tensor_map"},
     {"module"},
@@ -56,7 +57,7 @@ CYTHON_LATE = {("tensor", "borrow")}
 # Python module or package of kvit -> what it may import of kvit, besides its own package.
 LEAVES = {"errors", "dtypes"}
 RUNTIME = LEAVES | {"_native", "registry"}
-VIEWS = RUNTIME | {"codecs", "_checks", "_faults"}
+VIEWS = RUNTIME | {"codecs", "_checks", "_faults", "_parameters"}
 PYTHON = {
     "errors": set(),
     "dtypes": {"errors"},
@@ -67,17 +68,27 @@ PYTHON = {
     "_pages": LEAVES,
     "_checks": LEAVES | {"_native"},
     "_faults": LEAVES | {"_native"},
+    "_parameters": RUNTIME | {"codecs", "_checks"},
+    "_overlap": LEAVES | {"codecs", "_native"},
     "iterators": RUNTIME,
     "views": VIEWS,
+    "layouts": VIEWS | {"views"},
     "sequence": LEAVES | {"_pages"},
     "rope": LEAVES,
     "_operation": VIEWS | {"views"},
     "transfer": VIEWS | {"views", "_operation", "rope"},
+    "_page_lists": VIEWS,
+    "maintenance": VIEWS | {"views", "_operation", "_page_lists", "transfer"},
+    "_conversion": VIEWS | {"views", "layouts", "_overlap", "_page_lists"},
+    "conversion": VIEWS | {"views", "layouts", "_overlap", "_page_lists", "_conversion"},
     "merging": VIEWS,
     "tuning": LEAVES | {"registry"},
     "_explain": LEAVES | {"_native", "tuning"},
     "attention": VIEWS | {"views", "_operation", "tuning", "_explain"},
-    "cache": VIEWS | {"views", "_pages", "transfer", "sequence", "attention", "rope"},
+    "_storage": VIEWS | {"views"},
+    "_requantise": VIEWS | {"views", "_storage", "conversion"},
+    "cache": VIEWS
+    | {"views", "_pages", "_storage", "_requantise", "transfer", "maintenance", "sequence", "attention", "rope"},
     "transformers": LEAVES | {"views", "cache", "sequence", "attention"},  # nothing in kvit imports it
     "__init__": None,  # names everything, and imports it when it is first used
     "__main__": {"_cli", "errors"},

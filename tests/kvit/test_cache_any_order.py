@@ -59,6 +59,12 @@ class Caches(RuleBasedStateMachine):
         self.sequences[i].truncate(length)
         self.contents[i] = self.contents[i][:, :length]
 
+    @rule(order=st.sampled_from(["front", "sequences"]))
+    def defragment(self, order):
+        self.cache.defragment(order=order)
+        used = {page for seq in self.sequences for page in seq.pages}
+        assert used == set(range(len(used)))
+
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())
     def free(self, data):

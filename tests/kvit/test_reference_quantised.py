@@ -11,6 +11,7 @@ from kvit import reference
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 LENGTHS, PAGES = [7, 0, 4], [[5, 0, 2], [], [3, 6]]  # of pages of 3 in no order; 1 and 4 belong to nobody
+USED = [5, 0, 2, 3, 6]
 HEADS, HEAD_DIM = 2, 64  # 64 is where TurboMind's int4 is misaligned
 PAIRS = pytest.mark.parametrize(
     ("k", "v"),
@@ -184,7 +185,7 @@ def test_requantising_from_sixteen_bits_is_appending_to_the_narrow_cache(rng, la
     for k, v in [("int8", "int4"), ("float8_e4m3", "int8")]:
         narrow, appended = new_cache(k, v, layout, dtype), new_cache(k, v, layout, dtype)
         reference.append(appended, table, *rows, LENGTHS)
-        reference.requantise(wide, narrow, [5, 0, 2, 3, 6], dtype)
+        reference.convert_pages(wide, narrow, USED, USED, dtype)
         for ours, theirs in zip(live_bits(narrow, table), live_bits(appended, table), strict=True):
             assert_array_equal(ours, theirs)
 
@@ -192,7 +193,7 @@ def test_requantising_from_sixteen_bits_is_appending_to_the_narrow_cache(rng, la
 def test_requantising_in_steps_encodes_what_the_step_before_decodes(rng):
     int8, table, rows = filled(rng, "int8", "int8")
     int4 = new_cache("int4", "int4")
-    reference.requantise(int8, int4, [5, 0, 2, 3, 6], BFLOAT16)
+    reference.convert_pages(int8, int4, USED, USED, BFLOAT16)
     for found, x in zip(reference.gather(int4, table)[:2], rows, strict=True):
         assert_array_equal(found, decoded("int4", decoded("int8", x, BFLOAT16)))
 
@@ -200,7 +201,7 @@ def test_requantising_in_steps_encodes_what_the_step_before_decodes(rng):
 def test_requantising_one_of_k_and_v_leaves_every_bit_of_the_other(rng):
     int8, _, _ = filled(rng, "int8", "int8")
     mixed = new_cache("int8", "int4")
-    reference.requantise(int8, mixed, [5, 0, 2, 3, 6], BFLOAT16)
+    reference.convert_pages(int8, mixed, USED, USED, BFLOAT16)
     same = [array[[5, 0, 2, 3, 6]].view(np.uint8) for cache in (int8, mixed) for array in (cache.k, cache.k_params)]
     assert_array_equal(same[0], same[2])
     assert_array_equal(same[1], same[3])
@@ -208,10 +209,23 @@ def test_requantising_one_of_k_and_v_leaves_every_bit_of_the_other(rng):
     assert_array_equal(mixed.v[[1, 4]], 0xFF)
 
 
-def test_requantising_to_other_scales_encodes_anew(rng):
-    old, table, (k, v) = filled(rng, "float8_e4m3", "float8_e4m3", k_scale=1.0, v_scale=1.0)
-    new = new_cache("float8_e4m3", "float8_e4m3", k_scale=0.01, v_scale=1.0)
-    reference.requantise(old, new, [5, 0, 2, 3, 6], BFLOAT16)
-    expected = decoded("float8_e4m3", decoded("float8_e4m3", k, BFLOAT16), scale=np.float32(0.01))
-    assert_array_equal(reference.gather(new, table)[0], expected)
-    assert_array_equal(reference.gather(new, table)[1], decoded("float8_e4m3", v))
+def test_float8_that_stays_float8_brings_the_scales_of_its_rows(rng):
+    scale = rng.uniform(1, 2, (7, 3, HEADS)).astype(np.float32)
+    old, table, _ = filled(rng, "float8_e4m3", "float8_e4m3", k_scale=scale, v_scale=0.5)
+    new = new_cache("float8_e4m3", "float8_e4m3", k_scale=np.zeros_like(scale), v_scale=0.5)
+    reference.convert_pages(old, new, USED, USED, BFLOAT16)
+    for ours, theirs in zip(reference.gather(new, table), reference.gather(old, table), strict=True):
+        assert_array_equal(ours, theirs)
+    other = new_cache("float8_e4m3", "float8_e4m3", k_scale=scale, v_scale=0.25)
+    with pytest.raises(AssertionError, match="equal scales"):
+        reference.convert_pages(old, other, USED, USED, BFLOAT16)
+
+
+def test_converted_pages_may_get_other_numbers(rng):
+    old, table, _ = filled(rng, "int8", "int4")
+    new = new_cache("int8", "int4", layout="HND")
+    reference.convert_pages(old, new, USED, [0, 5, 1, 6, 4], BFLOAT16)
+    moved = dict(zip(USED, [0, 5, 1, 6, 4], strict=True))
+    there = reference.Table([[moved[page] for page in pages] for pages in table.pages], LENGTHS)
+    for ours, theirs in zip(live_bits(new, there), live_bits(old, table), strict=True):
+        assert_array_equal(ours, theirs)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kvit
-from kvit import reference, transfer
+from kvit import reference
 from support.caches import BFLOAT16, NO_PAGE, held, make_table, new_cache, new_tokens, to_device
 
 
@@ -46,7 +46,7 @@ def test_copying_pages_copies_k_and_v_and_nothing_else(rng, device):
     everything.append(*(to_device(x, device) for x in new_tokens(rng, 15)))
     before = held(cache, [everything])
     source, target = (to_device(np.array(pages, np.int32), device) for pages in ([0, 3], [4, 1]))
-    transfer.copy_pages(cache.view, source, target, cache._faults, kvit.Stream.default(device))
+    kvit.CopyPages(cache.view)(cache.view, source, target)
     for ours, old in zip(held(cache, [everything]), before, strict=True):
         np.testing.assert_array_equal(ours.reshape(5, 3, 2, 64), old.reshape(5, 3, 2, 64)[[0, 3, 2, 3, 0]])
 
@@ -54,9 +54,10 @@ def test_copying_pages_copies_k_and_v_and_nothing_else(rng, device):
 def test_copying_to_a_page_that_is_not_there_is_reported(rng, device):
     cache = new_cache(device, pages=2)
     source, target = (to_device(np.array([page], np.int32), device) for page in (0, 2))
-    transfer.copy_pages(cache.view, source, target, cache._faults, kvit.Stream.default(device))
-    with pytest.raises(kvit.PageTableError, match="2"):
-        cache.check()
+    copy = kvit.CopyPages(cache.view)
+    copy(cache.view, source, target)
+    with pytest.raises(kvit.PageTableError, match="entry 0 of the pages is 2, which the cache does not have"):
+        copy.check()
 
 
 def test_gathering_the_last_tokens_reads_what_the_last_append_wrote(rng, device):

@@ -13,6 +13,7 @@ from kvit._native.stream import Stream
 from kvit.errors import DtypeError, HostBackendError, ShapeError
 
 ROW_BYTES = 8
+CTAS = 4  # a CTA for each of 2 pairs and 2 heads
 
 
 class Pool(ctypes.Structure):
@@ -25,12 +26,14 @@ class CopyPages(ctypes.Structure):
     _fields_ = [
         ("pool", Pool * 4),
         *[(name, ctypes.c_int32) for name in ("num_pages", "page_size", "num_kv_heads", "head_dim")],
+        ("blocks", ctypes.c_void_p),
         ("source", ctypes.c_void_p),
         ("target", ctypes.c_void_p),
+        ("chains", ctypes.c_void_p),
         ("row_bytes", ctypes.c_int64 * 4),
         ("fault", ctypes.c_void_p),
         ("count", ctypes.c_int32),
-        ("reserved", ctypes.c_int32),
+        ("num_chains", ctypes.c_int32),
     ]
 
 
@@ -44,7 +47,7 @@ class Case:
         self.target = Buffer.from_numpy(np.array([0, 2], np.int32), device, stream)
         self.fault = Buffer.from_numpy(np.zeros(4, np.int32), device, stream)
         self.kernel = Kernel.load(registry.find("copy_pages", access=4), device)
-        self.params = CopyPages(num_pages=4, page_size=3, num_kv_heads=2, head_dim=ROW_BYTES, count=2)
+        self.params = CopyPages(num_pages=4, page_size=3, num_kv_heads=2, head_dim=ROW_BYTES, count=2, num_chains=2)
         self.params.pool[0] = Pool(self.pages.pointer, *self.pages.strides[:3])
         self.params.row_bytes[0] = ROW_BYTES
         self.params.source, self.params.target = self.source.pointer, self.target.pointer
@@ -68,16 +71,17 @@ class Case:
 def test_a_launch_runs_the_kernel_on_the_packed_parameters(device, own_stream):
     stream = Stream(device) if own_stream else None
     case = Case(device, stream)
-    launch_bytes(case.kernel, bytes(case.params), 2, stream, case.spans())
+    launch_bytes(case.kernel, bytes(case.params), CTAS, stream, case.spans())
     assert (case.pages.numpy() == case.expected()).all()
     assert not case.fault.numpy().any()
 
 
 def test_the_grid_says_how_many_ctas_run(device):
     case = Case(device)
-    launch_bytes(case.kernel, bytes(case.params), 1, None, case.spans())  # a CTA per pair: only 3 -> 0
-    assert (case.pages.numpy()[0] == case.before[3]).all()
-    assert (case.pages.numpy()[2] == case.before[2]).all()
+    launch_bytes(case.kernel, bytes(case.params), 3, None, case.spans())  # all but pair 1 of head 1
+    expected = case.expected()
+    expected[2, :, 1] = case.before[2, :, 1]
+    assert (case.pages.numpy() == expected).all()
 
 
 def test_parameters_of_another_size_are_refused(device):
@@ -85,7 +89,7 @@ def test_parameters_of_another_size_are_refused(device):
     with pytest.raises(
         DtypeError, match=f"takes {ctypes.sizeof(CopyPages)} bytes .*, not {ctypes.sizeof(CopyPages) - 8}"
     ):
-        launch_bytes(case.kernel, bytes(case.params)[:-8], 2, None, case.spans())
+        launch_bytes(case.kernel, bytes(case.params)[:-8], CTAS, None, case.spans())
     assert (case.pages.numpy() == case.before).all()
 
 
@@ -98,14 +102,14 @@ def test_an_empty_grid_is_refused(device):
 def test_on_the_host_a_kernel_touches_only_its_spans():
     case = Case("host")
     with pytest.raises(HostBackendError, match=case.kernel.entry.symbol):
-        launch_bytes(case.kernel, bytes(case.params), 2, None, case.spans()[1:])
+        launch_bytes(case.kernel, bytes(case.params), CTAS, None, case.spans()[1:])
     assert (case.pages.numpy() == case.before).all()
 
 
 def test_on_the_host_a_kernel_writes_only_what_is_writable():
     case = Case("host")
     with pytest.raises(HostBackendError):
-        launch_bytes(case.kernel, bytes(case.params), 2, None, case.spans(pages_writable=False))
+        launch_bytes(case.kernel, bytes(case.params), CTAS, None, case.spans(pages_writable=False))
     assert (case.pages.numpy() == case.before).all()
 
 
@@ -113,8 +117,8 @@ def test_after_a_failed_launch_the_next_one_works():
     case = Case("host")
     for _ in range(2):
         with pytest.raises(HostBackendError):
-            launch_bytes(case.kernel, bytes(case.params), 2, None, [])
-    launch_bytes(case.kernel, bytes(case.params), 2, None, case.spans())
+            launch_bytes(case.kernel, bytes(case.params), CTAS, None, [])
+    launch_bytes(case.kernel, bytes(case.params), CTAS, None, case.spans())
     assert (case.pages.numpy() == case.expected()).all()
 
 
@@ -138,7 +142,7 @@ def test_a_launch_can_be_captured_and_replayed(driver):
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     assert driver.cuStreamBeginCapture(handle, mode)[0] == 0
     assert stream.is_capturing()
-    launch_bytes(case.kernel, bytes(case.params), 2, stream)
+    launch_bytes(case.kernel, bytes(case.params), CTAS, stream)
     status, graph = driver.cuStreamEndCapture(handle)
     assert status == 0 and not stream.is_capturing()
     assert (case.pages.numpy() == case.before).all()  # captured, not run

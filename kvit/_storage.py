@@ -1,0 +1,48 @@
+"""The memory of a PagedCache: its pools as a CacheView, and small tables sent to the device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import codecs, registry
+from ._native.buffer import Buffer
+from ._native.context import Device
+from ._native.stream import Stream
+from .codecs import Codec
+from .dtypes import Dtype
+from .views import CacheView, Layout
+
+
+def new_pools(
+    shape: tuple[int, int, int, int],
+    layout: Layout,
+    compute: Dtype,
+    sides: tuple[Codec, Codec],
+    scales: tuple[Any, Any],
+    home: Device,
+) -> CacheView:
+    """Pools of (pages, page_size, kv_heads, head_dim), of any content.
+
+    Raises KernelMissing before gigabytes are taken for what no kernel covers.
+    """
+    pages, page_size, kv_heads, head_dim = shape
+    registry.find("append", dtype=compute.short, kv=codecs.key_of(*sides), head_dim=head_dim)
+    rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
+    pools = [Buffer.empty((*rows, head_dim), codec.dtype, home) for codec in sides]
+    params = [Buffer.empty((*rows, 2), compute, home) if codec.params == "pair" else None for codec in sides]
+    return CacheView(
+        *pools,
+        layout=layout,
+        k_params=params[0],
+        v_params=params[1],
+        k_scale=scales[0],
+        v_scale=scales[1],
+        dtype=compute,
+    )
+
+
+def upload(integers: list[int], queue: Stream) -> Buffer:
+    """int32 in device memory. Returns when they are there."""
+    import numpy
+
+    return Buffer.from_numpy(numpy.array(integers, numpy.int32), queue.device, queue)

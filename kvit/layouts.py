@@ -1,0 +1,302 @@
+"""Pages as other engines lay them out: TurboMind's blocks, which operations use in place, and vLLM's split K."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from . import _checks, codecs, dtypes
+from ._native.buffer import Buffer
+from ._native.ops import PackedCache
+from ._native.tensor import Tensor
+from ._parameters import COMPUTE_DTYPES, compute_dtype, parameters
+from .codecs import Codec
+from .errors import DtypeError, LayoutError, ShapeError
+from .views import CacheView, PageTable
+
+_SPLIT_BYTES = 16
+"""Of a chunk of a row of K in vLLM's layout: x elements."""
+
+
+class TurboMindBlocks(CacheView):
+    """One layer of a cache in TurboMind's blocks, read and written in place: a CacheView like any other.
+
+        block      [layer 0][layer 1] ...
+        layer      [head 0 K][head 0 V][head 1 K] ...  [head 0 K params][head 0 V params][head 1 K params] ...
+        of a head  page_size rows, side by side; parameters (scale, zero) of a row: 4 bytes
+
+    memory     blocks at a stride: uint8 [pages, bytes of a block]; page i is memory[i].
+               With `blocks`: the tensor or tensors that the blocks lie in, whatever their shapes
+    page_size  tokens of a block
+    kv         how K and V are stored, both alike: "float16", "bfloat16", "int8", "int4"; float8 in memory at a stride
+    layer      which of the block's equal layers
+    offset     bytes from a block's beginning to the layer, where layers differ; else it follows from `layer`
+    blocks     int64 [pages] on the device: addresses of blocks, TurboMind's block_ptrs. Kernels read it when they run.
+               An entry that is null or no multiple of 16 is reported by check(); on a GPU, one that points elsewhere is
+               as bad as any wrong pointer
+    dtype      of queries and parameters; that of kv if it is 16-bit, else bfloat16 if absent
+    k_scale, v_scale    of float8, as in CacheView
+
+    Raises ShapeError, DtypeError, DeviceError, LayoutError (rows of the layer out of alignment, float8 with blocks).
+    Defined by kvit.reference.turbomind_rows. Source: the engine's block.h.
+    """
+
+    def __init__(
+        self,
+        memory: Any,
+        *,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        kv: Any = "bfloat16",
+        layer: int = 0,
+        offset: int | None = None,
+        blocks: Any = None,
+        dtype: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
+    ):
+        for name, value in (("page_size", page_size), ("kv_heads", kv_heads), ("head_dim", head_dim)):
+            if not 1 <= value <= _checks.MOST:
+                raise ShapeError(f"{name} is {value}; it must be 1 to {_checks.MOST}")
+        pair = codecs.pair_of(kv)
+        if pair[0] is not pair[1]:
+            raise DtypeError(f"kv is {pair[0]} and {pair[1]}; TurboMind's blocks hold K and V in one codec")
+        codec = pair[0]
+        self.layer_bytes: int = self.bytes_of_layer(page_size, kv_heads, head_dim, codec)
+        self.offset: int = layer * self.layer_bytes if offset is None else offset
+        if self.offset < 0:
+            raise ShapeError(f"the layer begins at byte {self.offset} of a block; give a layer or an offset from 0")
+        compute = dtypes.dtype_of(dtype) if dtype is not None else None
+        if compute is None:
+            compute = codec.dtype if codec.dtype in COMPUTE_DTYPES else dtypes.bfloat16
+        shape = (page_size, kv_heads, head_dim)
+        if blocks is None:
+            self._view_at_stride(memory, shape, codec, compute, k_scale, v_scale)
+        else:
+            if k_scale is not None or v_scale is not None or codec.params == "scale":
+                raise LayoutError("float8's scales lie outside of blocks; give memory [pages, bytes] without blocks")
+            self._view_blocks(memory, blocks, shape, codec, compute)
+        self._block_ids: Buffer | None = None
+
+    @staticmethod
+    def bytes_of_layer(page_size: int, kv_heads: int, head_dim: int, kv: Any) -> int:
+        """Bytes that one layer takes of a block: K, V and their parameters of page_size tokens."""
+        codec = codecs.codec_of(kv)
+        params = codecs.PARAM_BYTES if codec.params == "pair" else 0
+        return 2 * kv_heads * page_size * (codec.dtype.bytes_for(head_dim) + params)
+
+    def table(self, cu_block_nums: Any, lengths: Any) -> PageTable:
+        """TurboMind's own table: sequence s has blocks cu_block_nums[s] to cu_block_nums[s + 1], in order.
+
+        cu_block_nums  int32 [sequences + 1] on the device
+        lengths        int32 [sequences] on the device, as PageTable says
+        """
+        if self._block_ids is None:
+            import numpy
+
+            self._block_ids = Buffer.from_numpy(numpy.arange(self.num_pages, dtype=numpy.int32), self.device)
+        return PageTable(indptr=cu_block_nums, indices=self._block_ids, lengths=lengths)
+
+    def _pools(
+        self, shape: tuple[int, int, int], codec: Codec
+    ) -> tuple[tuple[int, int, int, int], tuple[tuple[int, int], ...]]:
+        """Where K, V, K parameters and V parameters begin in a block; (token, head) strides of rows, and of those."""
+        page_size, kv_heads, head_dim = shape
+        row = codec.dtype.bytes_for(head_dim)
+        data, params = page_size * row, page_size * codecs.PARAM_BYTES
+        first_params = self.offset + 2 * kv_heads * data
+        begins = (self.offset, self.offset + data, first_params, first_params + params)
+        return begins, ((row, 2 * data), (codecs.PARAM_BYTES, 2 * params))
+
+    def _view_at_stride(
+        self, memory: Any, shape: tuple[int, int, int], codec: Codec, compute: dtypes.Dtype, k_scale: Any, v_scale: Any
+    ) -> None:
+        memory = _checks.tensor("memory", memory, dtypes.uint8)
+        _checks.require_shape("memory", memory, pages=None, **{"bytes of a block": None})
+        _checks.require_dense("memory", memory)
+        if memory.shape[1] < self.offset + self.layer_bytes:
+            raise ShapeError(
+                f"memory has blocks of {memory.shape[1]} bytes; the layer takes bytes {self.offset} to "
+                f"{self.offset + self.layer_bytes}"
+            )
+        page_size, kv_heads, head_dim = shape
+        begins, (data, params) = self._pools(shape, codec)
+
+        def pool(begin: int, dtype: dtypes.Dtype, strides: tuple[int, int], channels: int) -> Tensor:
+            steps = (memory.strides[0], strides[1], strides[0], dtype.bits // 8)
+            return Tensor.from_pointer(
+                memory.pointer + begin,
+                (memory.shape[0], kv_heads, page_size, channels),
+                dtype,
+                memory.device,
+                strides=steps,
+                readonly=memory.readonly,
+                owner=memory,
+            )
+
+        keeps_params = codec.params == "pair"
+        super().__init__(
+            pool(begins[0], codec.dtype, data, head_dim),
+            pool(begins[1], codec.dtype, data, head_dim),
+            layout="HND",
+            k_params=pool(begins[2], compute, params, 2) if keeps_params else None,
+            v_params=pool(begins[3], compute, params, 2) if keeps_params else None,
+            k_scale=k_scale,
+            v_scale=v_scale,
+            dtype=compute,
+        )
+
+    def _view_blocks(
+        self, memory: Any, blocks: Any, shape: tuple[int, int, int], codec: Codec, compute: dtypes.Dtype
+    ) -> None:
+        blocks = _checks.tensor("blocks", blocks, dtypes.int64)
+        _checks.require_shape("blocks", blocks, pages=None)
+        _checks.require_dense("blocks", blocks)
+        pieces = _pieces(memory)
+        _checks.require_device(blocks.device, **{f"memory[{i}]": piece for i, piece in enumerate(pieces)})
+        begins, (data, params) = self._pools(shape, codec)
+        if any(number % _checks.VECTOR_BYTES for number in (*begins[:2], *data)):
+            raise LayoutError(
+                f"K and V begin {begins[0]} and {begins[1]} bytes into a block, rows {data[0]} bytes apart; all must "
+                f"be multiples of {_checks.VECTOR_BYTES}"
+            )
+        readonly = any(piece.readonly for piece in pieces)
+
+        def no_rows(dtype: dtypes.Dtype) -> Tensor:
+            return Tensor.from_pointer(0, (0,), dtype, blocks.device, readonly=readonly)
+
+        self.k = self.v = no_rows(codec.dtype)
+        self.k_params = self.v_params = no_rows(compute) if codec.params == "pair" else None
+        if compute not in COMPUTE_DTYPES or (codec.dtype in COMPUTE_DTYPES and codec.dtype is not compute):
+            raise DtypeError(
+                f"dtype is {compute} and kv {codec}; queries are float16 or bfloat16, and like 16-bit rows"
+            )
+        self.codecs, self.dtype, self.layout = (codec, codec), compute, "HND"
+        self.num_pages = blocks.shape[0]
+        self.page_size, self.kv_heads, self.head_dim = shape
+        steps = (0, *data), (0, *params)
+        self._packed = PackedCache(
+            self.k, self.v, steps[0], steps[0], self.num_pages, *shape, compute.code,
+            self.k_params, self.v_params, steps[1], steps[1],
+            blocks=blocks, offsets=begins, memory=pieces,
+        )  # fmt: skip
+
+    @property
+    def blocks(self) -> Tensor | None:
+        """Addresses of the blocks; None if they lie at a stride."""
+        return self._packed.blocks
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of this layer in all blocks."""
+        return self.num_pages * self.layer_bytes
+
+    def __repr__(self) -> str:
+        where = "at a stride" if self.blocks is None else "through pointers"
+        return f"TurboMindBlocks({super().__repr__()[10:-1]}, layer at byte {self.offset}, {where})"
+
+
+class VllmPages:
+    """K and V as vLLM's first paged kernels keep them. ConvertPages moves such pages to and from a CacheView.
+
+    k           [pages, kv_heads, head_dim / x, page_size, x], with x elements in 16 bytes
+    v           [pages, kv_heads, head_dim, page_size]
+                int4, as uint8: head_dim / 2 bytes in place of head_dim, x = 16
+    kv          how they are stored, as in CacheView; what the memory's dtype says if absent
+    k_params, v_params  of int8 and int4: [pages, kv_heads, page_size, 2]
+    k_scale, v_scale    of float8: float32 [] or [kv_heads]; 1 if absent
+    dtype       of (scale, zero) and of queries, as in CacheView
+
+    Attention does not read this layout: no 16 bytes of V belong to one token. Raises as CacheView does.
+    Source: vLLM's reshape_and_cache.
+    """
+
+    def __init__(
+        self,
+        k: Any,
+        v: Any,
+        *,
+        kv: Any = None,
+        k_params: Any = None,
+        v_params: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
+        dtype: Any = None,
+    ):
+        wanted = (None, None) if kv is None else codecs.pair_of(kv)
+        sides = [_stored(name, source, codec) for name, source, codec in (("k", k, wanted[0]), ("v", v, wanted[1]))]
+        (k_raw, k_codec), (v_raw, v_codec) = sides
+        x = _SPLIT_BYTES * 8 // max(8, k_codec.dtype.bits)
+        _checks.require_shape("k", k_raw, pages=None, kv_heads=None, chunks=None, page_size=None, x=x)
+        pages, kv_heads, chunks, page_size, _ = k_raw.shape
+        row_bytes = chunks * _SPLIT_BYTES
+        head_dim = row_bytes * 8 // k_codec.dtype.bits
+        units = v_codec.dtype.bytes_for(head_dim) // _unit(v_codec)
+        _checks.require_shape("v", v_raw, pages=pages, kv_heads=kv_heads, units=units, page_size=page_size)
+        _checks.require_device(k_raw.device, v=v_raw)
+        if 0 in (page_size, kv_heads, head_dim):
+            raise ShapeError(f"k has shape {list(k_raw.shape)}; only the number of pages may be 0")
+        _checks.require_rows("k", k_raw)
+        rows = {"pages": pages, "kv_heads": kv_heads, "page_size": page_size}
+        for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
+            if scale is not None and len(_checks.tensor(name, scale).shape) > 1:
+                raise ShapeError(f"{name} is one number, or [kv_heads], in vLLM's layout")
+        self.device: str = k_raw.device
+        self.k, self.v = k_raw, v_raw
+        self.codecs = k_codec, v_codec
+        self.k_params = parameters("k", k_codec, k_params, k_scale, rows, self.device)
+        self.v_params = parameters("v", v_codec, v_params, v_scale, rows, self.device)
+        self._has_unit_scale = k_scale is None, v_scale is None
+        self.dtype: dtypes.Dtype = compute_dtype(
+            None if dtype is None else dtypes.dtype_of(dtype),
+            k=k_raw, v=v_raw, k_params=self.k_params, v_params=self.v_params,
+        )  # fmt: skip
+        self.num_pages, self.kv_heads, self.page_size, self.head_dim = pages, kv_heads, page_size, head_dim
+        self.layout = "vLLM"
+        self._chunks = ((_SPLIT_BYTES, k_raw.strides[2]), (_unit(v_codec), v_raw.strides[2]))
+        params = self.k_params, self.v_params
+        self._packed = PackedCache(
+            k_raw, v_raw, *(_row_strides(raw, 3) for raw in (k_raw, v_raw)), pages, page_size, kv_heads, head_dim,
+            self.dtype.code, *params, *(None if pool is None else _row_strides(pool, 2) for pool in params),
+        )  # fmt: skip
+
+    @property
+    def holds(self) -> str:
+        """How K and V are stored, in words."""
+        return codecs.describe(*self.codecs, self.dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"VllmPages({self.num_pages} pages of {self.page_size} tokens, {self.kv_heads} KV heads, "
+            f"head_dim {self.head_dim}, {self.holds}, {self.device})"
+        )
+
+
+Pages: TypeAlias = CacheView | VllmPages
+"""What ConvertPages reads and writes."""
+
+
+def _unit(codec: Codec) -> int:
+    """Bytes that a layout across tokens keeps together: an element, or a byte of smaller ones."""
+    return max(1, codec.dtype.bits // 8)
+
+
+def _row_strides(pool: Tensor, token_axis: int) -> tuple[int, int, int]:
+    """Bytes from one page, token and head to the next; of scales, which have no tokens, 0 and that of heads."""
+    if len(pool.shape) <= 1:
+        return 0, 0, pool.strides[0] if pool.shape else 0
+    return pool.strides[0], pool.strides[token_axis], pool.strides[1]
+
+
+def _stored(name: str, source: Any, codec: Codec | None) -> tuple[Tensor, Codec]:
+    """The tensor as it lies, in whole bytes, and its codec."""
+    if codec is codecs.INT4:  # pairs of channels lie in a byte, but bytes of a row do not lie side by side
+        return _checks.tensor(name, source, dtypes.uint8), codec
+    found = _checks.tensor(name, source, None if codec is None else codec.dtype)
+    return found, codecs.codec_of(found.dtype)
+
+
+def _pieces(memory: Any) -> tuple[Tensor, ...]:
+    """The tensors of `memory`, one or several."""
+    pieces = memory if isinstance(memory, list | tuple) else (memory,)
+    return tuple(_checks.tensor("memory", piece) for piece in pieces)
