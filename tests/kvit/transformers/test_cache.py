@@ -56,11 +56,11 @@ def new_states(rng, batch, tokens, dtype=BFLOAT16):
     return [rng.standard_normal((batch, tokens, n, CHANNELS)).astype(dtype) for n in (HEADS, KV_HEADS, KV_HEADS)]
 
 
-def step(cache, states, mask=None, layer_idx=0):
+def step(cache, states, mask=None, layer_idx=0, **options):
     """What a layer of a model does with q, k and v [batch, tokens, heads, channels]: output, in the same order."""
     q, k, v = (x.transpose(1, 2) for x in states)
     k, v = cache.update(k, v, layer_idx)
-    return attend(MODULE, q, k, v, mask)[0]
+    return attend(MODULE, q, k, v, mask, **options)[0]
 
 
 def stored(rows, name):
@@ -112,6 +112,13 @@ def test_real_tokens_attend_to_real_tokens_wherever_padding_is(rng, device, pair
     for i in range(4):
         assert len(cache.layers[0].sequences[i]) == mask[i].sum()
         assert_attention(out[i, mask[i]], *(x[i, mask[i]] for x in whole), pair)
+
+
+def test_scores_are_scaled_as_the_model_says(rng, device):
+    q, k, v = new_states(rng, 1, 9)
+    out = to_numpy(step(new_cache(), [to_torch(x, device) for x in (q, k, v)], scaling=0.5))
+    # Four times head_dim ** -0.5, which is 1/8 and exact: queries four times as large have the same scores without it.
+    assert_attention(out[0], (q[0].astype(np.float32) * 4).astype(BFLOAT16), k[0], v[0])
 
 
 def test_a_pass_of_padding_alone_stores_nothing(rng, device):
