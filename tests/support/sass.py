@@ -59,7 +59,7 @@ def run(name: str, *arguments: object, **options) -> str:
 
 def entries_of(fatbin: Path) -> set[str]:
     """The symbols of the kernels in a fatbin, be it of a cubin or of PTX."""
-    cubin = re.findall(r"STO_ENTRY\s+(\w+)", run("cuobjdump", "-symbols", fatbin))
+    cubin = re.findall(r"\b(?:STO_)?ENTRY\s+(\w+)", run("cuobjdump", "-symbols", fatbin))  # 13.5 says ENTRY
     return set(cubin) or set(re.findall(r"\.entry (\w+)\(", run("cuobjdump", "-ptx", fatbin)))
 
 
