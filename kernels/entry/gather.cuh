@@ -29,7 +29,7 @@ struct GatherKernel {
     const Rows rows(share, heads, 0);
     const RowFinder finder(params.cache, params.table, params.tokens);
     const FoundToken token = finder.FindToken(share.token);
-    FoundRow found = {0, 0, token.fault};
+    FoundRow found = {{}, 0, token.fault};
     if (token.Exists()) found = finder.FindRow(token);
     if (!Good(found, params.fault)) {
       StoreNan(rows, params.k);

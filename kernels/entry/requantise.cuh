@@ -96,7 +96,8 @@ struct RequantiseKernel {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       // Lanes without a row go along: rows are encoded by whole warps.
-      const auto encoded = Target::Encode(Source::Decode(data[pass], old_parameters[pass]), lanes, parameters[pass]);
+      const RowPart<1> octet = {Source::Decode(data[pass], old_parameters[pass])};
+      const auto encoded = Target::Encode(octet, lanes, parameters[pass])[0];
       const int row = row_of(pass);
       if (row >= page.NumRows()) continue;
       StoreGlobal(page.New(0, row) + lane * int(sizeof(encoded)), encoded);

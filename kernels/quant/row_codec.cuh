@@ -207,8 +207,8 @@ struct RowCodec<T, Codec> {
                                Unpack2<Half>(Codec::template Expand<1>(data.word[i]))};
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        octet[4 * i + Codec::Channel(j, 0)] = pairs[j].lo * Codec::kUnit * scale;
-        octet[4 * i + Codec::Channel(j, 1)] = pairs[j].hi * Codec::kUnit * scale;
+        octet[4 * i + Codec::Channel(j, 0)] = pairs[j].lo * Codec::Unit(j) * scale;
+        octet[4 * i + Codec::Channel(j, 1)] = pairs[j].hi * Codec::Unit(j) * scale;
       }
     }
     return RoundTo<T>(octet);
