@@ -94,7 +94,7 @@ class Attention(Operation, AttentionCall):
 
     def _make_workspace(self) -> Buffer:
         workspace = Buffer.empty(self.workspace_bytes, "uint8", self.device)
-        workspace.fill_bytes(0xFF)  # what says that nobody has written it yet; every call leaves it so
+        workspace.fill_bytes(0)  # which says that nobody has written it yet; every call leaves it so
         workspace.stream.synchronize()
         return workspace
 

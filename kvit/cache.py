@@ -201,7 +201,7 @@ class PagedCache:
         return *out, indptr
 
     def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
-        """flatten in memory of the caller, k and v [tokens, kv_heads, head_dim]. Returns indptr, and raises, as it does."""
+        """Flatten into the caller's k and v [tokens, kv_heads, head_dim]. Returns indptr; raises what flatten does."""
         return self.flatten(seqs, out=(k, v), stream=stream)[2]
 
     def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:

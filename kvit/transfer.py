@@ -41,6 +41,7 @@ class Append(_Transfer):
     """
 
     _family = "append"
+    _rope: ops.PackedRope | None = None
 
     def __init__(self, view: CacheView, *, rope: Rope | None = None, _faults: FaultRecord | None = None):
         super().__init__(view, _faults=_faults)

@@ -125,7 +125,7 @@ cdef class HoldsFaults:
 cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
-    partials   float32 [grid, 2, rows, head_dim + 4], all bits set
+    partials   float32 [grid, 2, rows, head_dim + 4], all zero
     fault      int32 [4]
     """
 

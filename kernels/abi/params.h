@@ -104,9 +104,9 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  float* partials;  // [grid, 2, rows, head_dim + 4] f32: (O, max, sum, 0, 0) of a CTA's first and last unfinished head.
-                    // All bits set before the first launch; every launch leaves them so
-  float scale;  // of the scores, before exp
+  float* partials;  // [grid, 2, rows, head_dim + 4] f32: (O, max, sum, -, -) of a CTA's first and last unfinished head.
+                    // Zero before the first launch; every launch leaves them so
+  float scale;      // of the scores, before exp
   int32_t num_query_heads;
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
   int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size

@@ -17,11 +17,12 @@ namespace kvit {
 /// The weight of a part whose maximum is `part_max` in a whole whose maximum is `max`; 0 for parts that saw no key.
 KVIT_DEVICE float MergeWeight(float part_max, float max) { return part_max == -INFINITY ? 0.0f : Exp2(part_max - max); }
 
-/// A head's parts in the workspace. A word with all bits set has not been written yet: parts need no flags, no fences
-/// and no order, and whoever joins them waits for the words themselves.
+/// A head's parts in the workspace. A word of zero has not been written yet: parts need no flags, no fences and no
+/// order, and whoever joins them waits for the words themselves. Numbers are stored with their bits inverted, so that
+/// none is zero but one NaN, which is stored as another.
 ///
 ///   outputs   [cta, slot, row, channel] f32, not yet divided by the sum
-///   stats     [cta, slot, row, (max, sum, 0, 0)] f32, max in log2 units
+///   stats     [cta, slot, row, (max, sum, -, -)] f32, max in log2 units
 ///
 /// slot 0: of the head that a CTA continues; slot 1: of the head that it begins and leaves unfinished.
 template <int HeadDim, int Rows>
@@ -168,22 +169,22 @@ class PieceMerge {
     return total;
   }
 
-  static constexpr uint32_t kNoKeys = 0xff800000u;  // -infinity
-
-  // A number as it goes into the workspace: any NaN but the one that means "not yet".
-  static KVIT_DEVICE uint32_t Word(float x) { return BitCast<uint32_t>(x == x ? x : NAN); }
+  // A number as it stands in the workspace, and back.
+  static KVIT_DEVICE uint32_t Word(float x) { return ~BitCast<uint32_t>(x == x ? x : NAN); }
+  static KVIT_DEVICE float Number(uint32_t word) { return BitCast<float>(~word); }
   static KVIT_DEVICE bool IsThere(const Words<16>& w) {
-    return (w.word[0] != ~0u) & (w.word[1] != ~0u) & (w.word[2] != ~0u) & (w.word[3] != ~0u);
+    return (w.word[0] != 0u) & (w.word[1] != 0u) & (w.word[2] != 0u) & (w.word[3] != 0u);
   }
 
   KVIT_DEVICE void Publish(int slot, int row, int vector, const Vector& output, Float2 stats) const {
     StoreStrong(partials_.Output(BlockIndex(), slot, row) + vector * kVector,
                 Words<16>{{Word(output[0]), Word(output[1]), Word(output[2]), Word(output[3])}});
-    if (vector == 0) StoreStrong(partials_.Stats(BlockIndex(), slot, row), Words<16>{{Word(stats.lo), Word(stats.hi)}});
+    if (vector == 0)
+      StoreStrong(partials_.Stats(BlockIndex(), slot, row), Words<16>{{Word(stats.lo), Word(stats.hi), ~0u, ~0u}});
   }
 
   KVIT_DEVICE void TakeBack(int first, int cta, int last, int row, int vector) const {
-    constexpr Words<16> kNotYet = {{~0u, ~0u, ~0u, ~0u}};
+    constexpr Words<16> kNotYet = {};
     for (int part = cta; part <= Min(last, cta + kBatch - 1); ++part) {
       const int slot = part == first;
       StoreStrong(partials_.Output(part, slot, row) + vector * kVector, kNotYet);
@@ -198,8 +199,8 @@ class PieceMerge {
     for (bool all = false; !all;) {
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        s[i] = Words<16>{{kNoKeys, 0u, 0u, 0u}};
-        o[i] = Words<16>{};
+        s[i] = Words<16>{{Word(-INFINITY), ~0u, ~0u, ~0u}};
+        o[i] = Words<16>{{~0u, ~0u, ~0u, ~0u}};
         if (cta + i > last) continue;
         const int slot = cta + i == first;
         s[i] = LoadStrong(partials_.Stats(cta + i, slot, row));
@@ -214,8 +215,9 @@ class PieceMerge {
     Vector output[kBatch];
     KVIT_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      part[i] = {BitCast<float>(s[i].word[0]), BitCast<float>(s[i].word[1])};
-      output[i] = BitCast<Vector>(o[i]);
+      part[i] = {Number(s[i].word[0]), Number(s[i].word[1])};
+      KVIT_UNROLL
+      for (int j = 0; j < kVector; ++j) output[i][j] = Number(o[i].word[j]);
     }
     float max = stats.lo;
     KVIT_UNROLL

@@ -7,8 +7,8 @@ import kvit
 from kvit import registry
 from kvit._native.context import Device
 from support.caches import BFLOAT16, make_case, to_device
+from support.quantised import Quantised
 from support.tolerances import assert_within
-from test_quantised import Quantised
 
 TENSOR = {"copies": "tensor"}
 # Lengths around the ends of boxes, pages and tiles; pages that hold a part of a box, several boxes, and both.

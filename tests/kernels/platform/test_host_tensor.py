@@ -5,10 +5,11 @@ import pytest
 
 from support.host_program import HostPrograms
 
-# One warp copies a box of 8 tokens of 64 bytes, of page 1 of pages of 16 tokens with one head, and hands it on as it lies.
+# One warp copies a box of 8 tokens of 64 bytes, from pages of 16 tokens with one head, and hands it on as it lies.
 COPY = """
     KvitTensorMap map = {{}};
-    const KvitHostTensorMap host = {{params.input, {{64, 16, 1, 1, 4}}, {{64, 64, 1024, 1024}}, 64, 8, KVIT_HOST_TENSOR_MAP}};
+    const KvitHostTensorMap host = {{
+        params.input, {{64, 16, 1, 1, 4}}, {{64, 64, 1024, 1024}}, 64, 8, KVIT_HOST_TENSOR_MAP}};
     memcpy(map.bytes, &host, sizeof(host));
     auto* barrier = reinterpret_cast<uint64_t*>(shared + 2048);
     if (LaneIndex() == 0) InitBarrier(barrier, 1);
