@@ -92,7 +92,9 @@ def run(
     rng, results = np.random.default_rng(SEED), []
     with _progress(len(cells)) as step:
         step(0, "the ceiling")
-        ceiling = measure.read_ceiling(stream.device, stream, measure.RandomMemory("uint8", stream, SEED))
+        ceiling = measure.read_ceiling(
+            kvit.Device.of(stream.device), stream, measure.RandomMemory("uint8", stream, SEED)
+        )
         step(0, f"random memory ({ceiling.gbps:.0f} GB/s is the ceiling)")
         arena = Arena(cells, stream, SEED)
         said = display.size(arena.nbytes)

@@ -201,8 +201,18 @@ class PagedCache:
         return *out, indptr
 
     def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
-        """Flatten into the caller's k and v [tokens, kv_heads, head_dim]. Returns indptr; raises what flatten does."""
-        return self.flatten(seqs, out=(k, v), stream=stream)[2]
+        """Flatten into the caller's k and v [tokens, kv_heads, head_dim], a row for each token. Returns indptr.
+
+        Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError.
+        """
+        held = self._own(seqs)
+        k, v = rows_like_each_other(k, v, self.view, Stream.wrap(stream, self.device))
+        tokens = sum(len(seq) for seq in held)
+        if tokens != k.shape[0]:
+            raise ShapeError(f"k has {k.shape[0]} rows and the sequences {tokens} tokens; give a row for each token")
+        for name, rows in (("k", k), ("v", v)):
+            _checks.require_writable(name, rows)
+        return self.flatten(held, out=(k, v), stream=stream)[2]
 
     def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:
         """Move pages to the front of the pool. Sequences keep their tokens; the ids of their pages change.

@@ -25,10 +25,14 @@ struct AppendKernel {
   static constexpr int kMinCtas = Tuning::kMinCtas;
   static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
   static constexpr int kQueryHeadsPerWarp = 2 * kHeadsPerWarp;  // as many rows as of K and V together
-  static constexpr KvitFact kFacts[] = {
-      {"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"query_heads_per_warp", kQueryHeadsPerWarp}};
+  static constexpr KvitFact kFacts[] = {{"warps", kWarps},
+                                        {"heads_per_warp", kHeadsPerWarp},
+                                        {"query_heads_per_warp", kQueryHeadsPerWarp},
+                                        {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {
+    LetNextBegin();
+    WaitForPrevious();
     const int tokens = params.transfer.tokens.total, heads = params.transfer.cache.num_kv_heads;
     const uint32_t index = uint32_t(BlockIndex()) * kWarps + WarpIndex();
     const uint32_t shares = uint32_t(tokens) * CeilDiv(heads, kHeadsPerWarp);

@@ -10,7 +10,7 @@
 namespace kvit {
 
 /// A warp per token and share of its heads; one search for its place, then all loads, then all stores.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 1, 8>>
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 2, 6>>
 struct GatherKernel {
   using Params = KvitTransferParams;
   using Rows = WarpRows<HeadDim>;
@@ -20,9 +20,11 @@ struct GatherKernel {
   static constexpr int kSharedBytes = 0;
   static constexpr int kMinCtas = Tuning::kMinCtas;
   static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
-  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}};
+  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char*) {
+    LetNextBegin();
+    WaitForPrevious();
     const int heads = params.cache.num_kv_heads;
     const HeadShare share = ShareAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), heads, kHeadsPerWarp);
     if (share.token >= params.tokens.total) return;

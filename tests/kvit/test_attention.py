@@ -158,7 +158,7 @@ def test_one_operation_serves_views_of_other_pages_and_lengths(rng, device):
         make_case(rng, [30], device=device),
         make_case(rng, [200, 3], page_size=5, layout="NHD", device=device),
     )
-    op = kvit.Attention(first.view, 4)
+    op = kvit.Attention(first.view, 4, kernel={"copies": "async"})  # which serve pages of any size
     for case in (first, second):
         q = case.queries(rng, len(case.table.lengths), 4)
         state, bound = case.expect(q)

@@ -154,5 +154,5 @@ def test_gather_into_fills_the_callers_memory(rng, device):
     assert indptr.numpy().tolist() == [0, 17, 20]
     for found, given in zip(into, rows, strict=True):
         np.testing.assert_array_equal(found.numpy(), given)
-    with pytest.raises(kvit.ShapeError, match=r"out\[0\] has shape"):
+    with pytest.raises(kvit.ShapeError, match="k has 19 rows and the sequences 20 tokens; give a row for each token"):
         cache.gather_into(seqs, into[0][:19], into[1][:19])

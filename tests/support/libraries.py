@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import numpy as np
@@ -69,13 +70,14 @@ class Torch(Numpy):
 
 
 class Jax(Numpy):
-    """JAX: DLPack both ways; its arrays never change, so it lends them read-only."""
+    """JAX: DLPack both ways; its arrays never change, so it lends them read-only, but on a GPU it does not say so."""
 
     devices = ("host", "cuda:0")
-    is_writable = False
 
     def __init__(self, device: str):
         super().__init__(device)
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or it takes three quarters of the GPU's memory
+        self.is_writable = device != "host"
         self.jax = need("jax", "JAX")
         platform = "cpu" if device == "host" else "gpu"
         try:
