@@ -20,11 +20,9 @@ struct GatherKernel {
   static constexpr int kSharedBytes = 0;
   static constexpr int kMinCtas = Tuning::kMinCtas;
   static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
-  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"overlaps", 1}};
+  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}};
 
   KVIT_DEVICE static void Run(const Params& params, char*) {
-    LetNextBegin();
-    WaitForPrevious();
     const int heads = params.cache.num_kv_heads;
     const HeadShare share = ShareAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), heads, kHeadsPerWarp);
     if (share.token >= params.tokens.total) return;
