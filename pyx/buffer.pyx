@@ -140,8 +140,13 @@ cdef class Buffer(Tensor):
         cdef bint from_host = source.device_type == ON_HOST
         cdef bint is_shared = not self.home.is_host and queue is not self.freed_on
         cdef int entered
+        cdef void *target_context = NULL
+        cdef void *source_context = NULL
         if num_bytes == 0:
             return 0
+        if not (from_host or to_host) and target.device_id != source.device_id:
+            target_context = device_of(target.device).primary_context()
+            source_context = device_of(source.device).primary_context()
         entered = queue.home.enter()
         try:
             if is_shared:
@@ -151,6 +156,9 @@ cdef class Buffer(Tensor):
                     status = queue.home.driver.copy_to_device(target.data, source.data, num_bytes, queue.handle)
                 elif to_host:
                     status = queue.home.driver.copy_to_host(target.data, source.data, num_bytes, queue.handle)
+                elif target_context != NULL:
+                    status = queue.home.driver.copy_across(target.data, target_context, source.data, source_context,
+                                                           num_bytes, queue.handle)
                 else:
                     status = queue.home.driver.copy_on_device(target.data, source.data, num_bytes, queue.handle)
             check(status, b"cuMemcpyAsync")

@@ -36,11 +36,14 @@ cdef class Device:
         check(self.driver.context_current(&context, &ordinal), b"cuCtxGetCurrent")
         if context != NULL and ordinal == self.ordinal:
             return 0
+        check(self.driver.context_push(self.primary_context()), b"cuCtxPushCurrent")
+        return 1
+
+    cdef void *primary_context(self) except? NULL:
         if self.primary == NULL:
             # Retained for the life of the process, as the Device is.
             check(self.driver.primary_retain(&self.primary, self.ordinal), b"cuDevicePrimaryCtxRetain")
-        check(self.driver.context_push(self.primary), b"cuCtxPushCurrent")
-        return 1
+        return self.primary
 
     cdef void leave(self, int entered) noexcept:
         if entered:

@@ -42,6 +42,13 @@ cdef int copy_on_device(void *target, const void *source, size_t num_bytes, void
                                   <cydriver.CUstream>stream)
 
 
+cdef int copy_across(void *target, void *target_context, const void *source, void *source_context, size_t num_bytes,
+                     void *stream) except? -1 nogil:
+    return cydriver.cuMemcpyPeerAsync(<cydriver.CUdeviceptr>target, <cydriver.CUcontext>target_context,
+                                      <cydriver.CUdeviceptr>source, <cydriver.CUcontext>source_context, num_bytes,
+                                      <cydriver.CUstream>stream)
+
+
 cdef int fill(void *data, unsigned char value, size_t num_bytes, void *stream) except? -1 nogil:
     return cydriver.cuMemsetD8Async(<cydriver.CUdeviceptr>data, value, num_bytes, <cydriver.CUstream>stream)
 
@@ -277,6 +284,7 @@ cdef const DriverTable *cuda_table() except NULL:
     table.copy_to_device = copy_to_device
     table.copy_to_host = copy_to_host
     table.copy_on_device = copy_on_device
+    table.copy_across = copy_across
     table.fill = fill
     table.stream_create = stream_create
     table.stream_destroy = stream_destroy

@@ -15,6 +15,8 @@ cdef class Device:
     # Returns what `leave` must be given. Every call through `driver` stands between the two.
     cdef int enter(self) except -1
     cdef void leave(self, int entered) noexcept
+    # The primary context, retained.
+    cdef void *primary_context(self) except? NULL
     cdef object attribute(self, int attribute)
 
 # The Device that `spec` names: a Device, "host", "cuda" (= "cuda:0"), "cuda:N". One object per device and process.

@@ -26,6 +26,9 @@ cdef struct DriverTable:
     int (*copy_to_device)(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil
     int (*copy_to_host)(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil
     int (*copy_on_device)(void *target, const void *source, size_t num_bytes, void *stream) except? -1 nogil
+    # Between two GPUs, whether one sees the other's memory or not.
+    int (*copy_across)(void *target, void *target_context, const void *source, void *source_context, size_t num_bytes,
+                       void *stream) except? -1 nogil
     int (*fill)(void *data, unsigned char value, size_t num_bytes, void *stream) except? -1 nogil
 
     # streams
