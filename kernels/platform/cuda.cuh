@@ -1,11 +1,12 @@
-// The GPU: built-in variables and all inline PTX of kvit. See platform.cuh for what each name means.
+// The GPU: built-in variables and, with cuda_memory.cuh, all inline PTX of kvit. See platform.cuh for what each name
+// means.
 #ifndef KVIT_PLATFORM_CUDA_CUH
 #define KVIT_PLATFORM_CUDA_CUH
 
 #include "abi/fact.h"
-#include "abi/params.h"
 #include "core/float8.h"
 #include "core/types.h"
+#include "platform/cuda_memory.cuh"
 
 namespace kvit {
 
@@ -136,149 +137,6 @@ KVIT_DEVICE uint32_t MaskOr(uint32_t x, uint32_t mask, uint32_t bits) {
   uint32_t y;
   asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(x), "r"(mask), "r"(bits));
   return y;
-}
-
-// --- memory --------------------------------------------------------------------------------------------------------
-
-namespace detail {
-template <int Bytes>
-struct Bits;
-template <>
-struct Bits<1> {
-  using Type = unsigned char;
-};
-template <>
-struct Bits<2> {
-  using Type = unsigned short;
-};
-template <>
-struct Bits<4> {
-  using Type = unsigned int;
-};
-template <>
-struct Bits<8> {
-  using Type = uint2;
-};
-template <>
-struct Bits<16> {
-  using Type = uint4;
-};
-template <class V>
-using BitsOf = typename Bits<sizeof(V)>::Type;
-}  // namespace detail
-
-template <class V>
-KVIT_DEVICE V LoadGlobal(const void* p) {
-  return BitCast<V>(*static_cast<const detail::BitsOf<V>*>(p));
-}
-template <class V>
-KVIT_DEVICE V LoadGlobalReadOnly(const void* p) {
-  return BitCast<V>(__ldg(static_cast<const detail::BitsOf<V>*>(p)));
-}
-// From L2: sees what other SMs wrote during this launch.
-template <class V>
-KVIT_DEVICE V LoadGlobalL2(const void* p) {
-  return BitCast<V>(__ldcg(static_cast<const detail::BitsOf<V>*>(p)));
-}
-// Other CTAs see these stores, and these loads see theirs, during this launch; each word for itself.
-KVIT_DEVICE Words<16> LoadStrong(const void* p) {
-  Words<16> w;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
-               : "l"(p)
-               : "memory");
-  return w;
-}
-KVIT_DEVICE void StoreStrong(void* p, const Words<16>& w) {
-  asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w.word[0]), "r"(w.word[1]),
-               "r"(w.word[2]), "r"(w.word[3])
-               : "memory");
-}
-template <class V>
-KVIT_DEVICE void StoreGlobal(void* p, V value) {
-  *static_cast<detail::BitsOf<V>*>(p) = BitCast<detail::BitsOf<V>>(value);
-}
-template <class V>
-KVIT_DEVICE V LoadShared(const void* p) {
-  return BitCast<V>(*static_cast<const detail::BitsOf<V>*>(p));
-}
-template <class V>
-KVIT_DEVICE void StoreShared(void* p, V value) {
-  *static_cast<detail::BitsOf<V>*>(p) = BitCast<detail::BitsOf<V>>(value);
-}
-
-KVIT_DEVICE uint32_t SharedAddress(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
-
-namespace detail {
-#define KVIT_CP_ASYNC(cache, prefetch)                                                                        \
-  asm volatile("cp.async." cache ".shared.global" prefetch " [%0], [%1], %3, %2;" ::"r"(shared), "l"(global), \
-               "r"(size), "n"(Bytes)                                                                          \
-               : "memory")
-template <int Bytes, int Line>
-KVIT_DEVICE void CpAsync(uint32_t shared, const void* global, int size) {
-  // 16-byte copies bypass L1: a byte of the cache is read once.
-  if constexpr (Bytes == 16 && Line == 128) {
-    KVIT_CP_ASYNC("cg", ".L2::128B");
-  } else if constexpr (Bytes == 16 && Line == 64) {
-    KVIT_CP_ASYNC("cg", ".L2::64B");
-  } else if constexpr (Bytes == 16) {
-    KVIT_CP_ASYNC("cg", "");
-  } else {
-    KVIT_CP_ASYNC("ca", "");
-  }
-}
-#undef KVIT_CP_ASYNC
-}  // namespace detail
-
-// The source is not read where the size given is 0.
-template <int Bytes, int Line = 0>
-KVIT_DEVICE void CopyAsync(void* shared, const void* global, bool valid) {
-  static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async moves 4, 8 or 16 bytes");
-  detail::CpAsync<Bytes, Line>(SharedAddress(shared), global, valid ? Bytes : 0);
-}
-KVIT_DEVICE void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-template <int N>
-KVIT_DEVICE void CopyAsyncWait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
-}
-
-// Barriers in shared memory that count arrivals and bytes; tensor copies (sm_90).
-KVIT_DEVICE void InitBarrier(uint64_t* barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals) : "memory");
-}
-KVIT_DEVICE void FenceBarrierInit() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
-KVIT_DEVICE void FenceAsyncCopies() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-KVIT_DEVICE void ArriveExpecting(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes)
-               : "memory");
-}
-KVIT_DEVICE void WaitBarrier(uint64_t* barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@!done bra again;\n"
-      "}" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
-KVIT_DEVICE void PrefetchTensorMap(const KvitTensorMap& map) {
-  asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
-}
-struct TensorCoordinates {
-  int byte, token, chunk, head, page;
-};
-KVIT_DEVICE void CopyTensor(void* shared, const KvitTensorMap& map, const TensorCoordinates& at, uint64_t* barrier) {
-  // Read once: first out of L2.
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(SharedAddress(shared)),
-      "l"(&map), "r"(at.byte), "r"(at.token), "r"(at.chunk), "r"(at.head), "r"(at.page), "r"(SharedAddress(barrier)),
-      "l"(policy)
-      : "memory");
 }
 
 // --- CTA, warp and device --------------------------------------------------------------------------------------------
