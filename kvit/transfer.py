@@ -6,7 +6,7 @@ from typing import Any
 
 from . import _checks, codecs, dtypes, registry
 from ._faults import FaultRecord
-from ._native import ops
+from ._native import row_ops
 from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
@@ -41,7 +41,7 @@ class Append(_Transfer):
     """
 
     _family = "append"
-    _rope: ops.PackedRope | None = None
+    _rope: row_ops.PackedRope | None = None
 
     def __init__(self, view: CacheView, *, rope: Rope | None = None, _faults: FaultRecord | None = None):
         super().__init__(view, _faults=_faults)
@@ -114,7 +114,7 @@ class Append(_Transfer):
         extras.update(self._turned(k.shape[0], positions, q, q_out, q_bias, queue))
         home = Device.of(self.device)
         fault = self._faults.buffer
-        ops.append(self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, **extras)
+        row_ops.append(self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, **extras)
         self._faults.last_queue = queue
 
     def _turned(self, tokens: int, positions: Any, q: Any, q_out: Any, q_bias: Any, queue: Stream) -> dict[str, Tensor]:
@@ -195,7 +195,7 @@ class Gather(_Transfer):
         each, indptr = split_tokens("k", k, table.num_sequences, tokens, queue)
         _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
         home = Device.of(self.device)
-        ops.gather(self.entry, home, view._packed, table._packed, k, v, indptr, each, self._faults.buffer, queue)
+        row_ops.gather(self.entry, home, view._packed, table._packed, k, v, indptr, each, self._faults.buffer, queue)
         self._faults.last_queue = queue
 
 
@@ -214,8 +214,8 @@ def _rows(name: str, source: Any, dtype: dtypes.Dtype, device: str, queue: Strea
     return found
 
 
-def _pack_rope(rope: Rope, device: str) -> ops.PackedRope:
+def _pack_rope(rope: Rope, device: str) -> row_ops.PackedRope:
     import numpy
 
     steps = numpy.array(rope.steps, numpy.uint64).view(numpy.int64)
-    return ops.PackedRope(Buffer.from_numpy(steps, device), rope.interleaved, rope.attention_factor)
+    return row_ops.PackedRope(Buffer.from_numpy(steps, device), rope.interleaved, rope.attention_factor)

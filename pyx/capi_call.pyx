@@ -20,8 +20,9 @@ from kvit._native.host cimport KvitSpan
 from kvit._native.launcher cimport launch_failed, launch_raw
 from kvit._native.module cimport Kernel
 from kvit._native.ops cimport (
-    MOST_WARPS, KvitAppendParams, KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, ctas_for, divisor_of,
+    KvitAppendParams, KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, divisor_of,
 )
+from kvit._native.row_ops cimport MOST_WARPS, ctas_for
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport copy_tensor_maps
 from kvit.capi cimport (

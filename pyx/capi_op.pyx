@@ -15,7 +15,8 @@ from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
 from kvit._native.module cimport Kernel, load_kernel
-from kvit._native.ops cimport AttentionLaunch, shares_of
+from kvit._native.ops cimport AttentionLaunch
+from kvit._native.row_ops cimport shares_of
 from kvit._native.tensor cimport Tensor
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
 

@@ -2,16 +2,12 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memset
 
-cimport cython
-
 from kvit._native.context cimport Device
 from kvit._native.launcher cimport Spans, add_span, launch
-from kvit._native.module cimport Kernel, load_kernel
+from kvit._native.module cimport load_kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport MappedPool, copy_tensor_maps, make_tensor_maps, most_box_tokens
-
-from kvit.errors import ShapeError
 
 
 cdef class PackedCache:
@@ -94,22 +90,6 @@ cdef class PackedTable:
             self.value.indptr = <const int32_t *>indptr.data
 
 
-cdef class PackedRope:
-    """How positions turn pairs of channels, as kernels take it.
-
-    steps             int64 [rotary_dim / 2] on the device, the bits of kvit.Rope.steps
-    attention_factor  of cosines and sines
-    """
-
-    def __cinit__(self, Tensor steps not None, bint is_interleaved, float attention_factor):
-        memset(&self.value, 0, sizeof(KvitRope))
-        self.steps = steps
-        self.value.steps = <const uint64_t *>steps.data
-        self.value.attention_factor = attention_factor
-        self.value.rotary_dim = <int32_t>(2 * steps.dims[0])
-        self.value.is_interleaved = is_interleaved
-
-
 cdef class HoldsCache:
     """Base of kvit.CacheView."""
 
@@ -171,113 +151,6 @@ cdef class AttentionLaunch:
         use(&spans, queue, self.partials, True)
         use(&spans, queue, self.fault, True)
         return launch(self.kernel, &params, self.grid, queue, &spans)
-
-
-def append(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
-           object stream, *, Tensor k_bias=None, Tensor v_bias=None, Tensor prefix_lengths=None, PackedRope rope=None,
-           Tensor positions=None, Tensor q=None, Tensor q_out=None, Tensor q_bias=None):
-    """Write k and v [tokens, kv_heads, head_dim] to their places. The table's lengths are those after the append.
-
-    k_bias, v_bias, q_bias  [heads, head_dim] in the rows' dtype, dense
-    prefix_lengths          int32 [sequences]
-    positions               int32 [tokens]
-    q, q_out                [tokens, query_heads, head_dim], both or neither, with a rope
-    """
-    cdef KvitAppendParams params
-    cdef Spans spans
-    cdef Stream queue
-    if k.dims[0] == 0:
-        return
-    queue = stream_of(stream, device)
-    memset(&params, 0, sizeof(params))
-    spans.count = 0
-    set_transfer(&params.transfer, &spans, queue, cache, table, k, v, token_indptr, tokens_each, fault, True)
-    params.k_bias = address_of(k_bias)
-    params.v_bias = address_of(v_bias)
-    params.q_bias = address_of(q_bias)
-    params.prefix_lengths = <const int32_t *>address_of(prefix_lengths)
-    if rope is not None:
-        params.rope = rope.value
-        params.rope.positions = <const int32_t *>address_of(positions)
-        use(&spans, queue, rope.steps, False)
-    if q is not None:
-        set_rows(&params.q, q)
-        set_rows(&params.q_out, q_out)
-        params.num_query_heads = <int32_t>q.dims[1]
-        use(&spans, queue, q, False)
-        use(&spans, queue, q_out, True)
-    for tensor in (k_bias, v_bias, q_bias, prefix_lengths, positions):
-        use(&spans, queue, tensor, False)
-    cdef WarpShares shares = shares_of(entry)
-    cdef unsigned int grid = transfer_grid(&shares, k, params.num_query_heads)
-    launch(load_kernel(entry, device), &params, grid, queue, &spans)
-
-
-def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
-           object stream):
-    """Fill k and v [tokens, kv_heads, head_dim] with the last tokens of the table's sequences."""
-    move_rows(load_kernel(entry, device), shares_of(entry), cache, table, k, v, token_indptr, tokens_each, fault,
-              stream_of(stream, device), False, None)
-
-
-cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
-                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
-                   PackedRope rope) except -1:
-    cdef KvitAppendParams params  # begins with what gather takes
-    cdef Spans spans
-    if k.dims[0] == 0:
-        return 0
-    memset(&params, 0, sizeof(params))
-    spans.count = 0
-    set_transfer(&params.transfer, &spans, queue, cache, table, k, v, token_indptr, tokens_each, fault, into_pages)
-    if rope is not None:
-        params.rope = rope.value
-        use(&spans, queue, rope.steps, False)
-    return launch(kernel, &params, transfer_grid(&shares, k, 0), queue, &spans)
-
-
-cdef int set_transfer(KvitTransferParams *params, Spans *spans, Stream queue, PackedCache cache, PackedTable table,
-                      Tensor k, Tensor v, Tensor token_indptr, int tokens_each, Tensor fault,
-                      bint into_pages) except -1:
-    params.cache = cache.value
-    params.table = table.value
-    set_tokens(&params.tokens, token_indptr, tokens_each, k.dims[0])
-    set_rows(&params.k, k)
-    set_rows(&params.v, v)
-    params.fault = <KvitFault *>fault.data
-    use_cache(spans, queue, cache, into_pages)
-    use_table(spans, queue, table)
-    use(spans, queue, token_indptr, False)
-    use(spans, queue, k, not into_pages)
-    use(spans, queue, v, not into_pages)
-    return use(spans, queue, fault, True)
-
-
-cdef WarpShares shares_of(object entry) except *:
-    cdef WarpShares shares
-    shares.warps = entry.facts["warps"]
-    shares.heads_per_warp = entry.facts["heads_per_warp"]
-    shares.query_heads_per_warp = entry.facts.get("query_heads_per_warp", 1)
-    return shares
-
-
-@cython.cdivision(True)
-cdef int64_t ctas_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil:
-    cdef int64_t of_token = (heads + shares.heads_per_warp - 1) // shares.heads_per_warp
-    of_token += (query_heads + shares.query_heads_per_warp - 1) // shares.query_heads_per_warp
-    return (tokens * of_token + shares.warps - 1) // shares.warps
-
-
-cdef unsigned int transfer_grid(const WarpShares *shares, Tensor k, int64_t query_heads) except 0:
-    cdef int64_t ctas = ctas_for(shares, k.dims[0], k.dims[1], query_heads)
-    if ctas * shares.warps > MOST_WARPS:
-        raise ShapeError(
-            f"k has {k.dims[0]} tokens of {k.dims[1]} heads, and one call moves at most {MOST_WARPS} times "
-            f"{shares.heads_per_warp} heads; move them in several calls"
-        )
-    return <unsigned int>ctas
 
 
 def merge(object entry, Device device not None, Tensor a not None, Tensor lse_a not None, Tensor b not None,

@@ -2,10 +2,8 @@
 from kvit._native.borrow cimport as_tensor
 from kvit._native.context cimport device_of
 from kvit._native.module cimport load_kernel
-from kvit._native.ops cimport (
-    MOST_WARPS, HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedRope, PackedTable, ctas_for, move_rows,
-    shares_of,
-)
+from kvit._native.ops cimport HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
+from kvit._native.row_ops cimport MOST_WARPS, PackedRope, ctas_for, move_rows, shares_of
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 

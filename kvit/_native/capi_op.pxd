@@ -3,7 +3,8 @@ from libc.stdint cimport int32_t, int64_t
 
 from kvit._native.capi_tensor cimport Place
 from kvit._native.host cimport KvitSpan
-from kvit._native.ops cimport KvitDecodeParams, KvitFault, WarpShares
+from kvit._native.ops cimport KvitDecodeParams, KvitFault
+from kvit._native.row_ops cimport WarpShares
 from kvit.capi cimport kvit_fault, kvit_op, kvit_op_info, kvit_op_options, kvit_stream
 
 # What a kvit_op stands for.

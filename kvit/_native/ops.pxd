@@ -166,27 +166,6 @@ cdef class HoldsFaults:
     cdef public Stream last_queue      # of the last call whose kernel may have written it
 
 
-# How the rows of a call are dealt out to the warps of append and gather: facts of the kernel, and the grid they give.
-cdef enum:
-    MOST_WARPS = 0x7fffffff            # of a call: kernels count them in 32 bits
-
-cdef struct WarpShares:
-    int64_t warps                      # of a CTA
-    int64_t heads_per_warp             # of one token, K and V
-    int64_t query_heads_per_warp       # of one token; append alone
-
-cdef WarpShares shares_of(object entry) except *
-
-# CTAs for so many tokens; more than a launch can have where a call has too many rows.
-cdef int64_t ctas_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil
-
-
-# Rotary position embedding as kernels take it, made once.
-cdef class PackedRope:
-    cdef KvitRope value
-    cdef readonly Tensor steps
-
-
 # Everything of an attention call that does not change from call to call.
 cdef class AttentionLaunch:
     cdef KvitDecodeParams params
@@ -208,8 +187,8 @@ cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writa
 # Division by `divisor` >= 1, as abi/params.h says.
 cdef KvitDivisor divisor_of(int divisor) noexcept nogil
 
-# Launches an append (into_pages), which turns the rows of k if there is a rope, or a gather. k, v [tokens, kv_heads,
-# head_dim]; all checked before.
-cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
-                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
-                   PackedRope rope) except -1
+# What launches have in common. Memory of a tensor, NULL for None.
+cdef const void *address_of(Tensor tensor) noexcept
+cdef void set_rows(KvitRows *rows, Tensor tensor) noexcept
+cdef void set_tokens(KvitTokens *tokens, Tensor indptr, int each, int64_t total) noexcept
+cdef int use_table(Spans *spans, Stream stream, PackedTable table) except -1

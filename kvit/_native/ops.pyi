@@ -48,12 +48,6 @@ class PackedTable:
     lengths: Tensor
     def __init__(self, pages: Tensor, indptr: Tensor | None, lengths: Tensor) -> None: ...
 
-class PackedRope:
-    """How positions turn pairs of channels, as kernels take it."""
-
-    steps: Tensor
-    def __init__(self, steps: Tensor, is_interleaved: bool, attention_factor: float) -> None: ...
-
 class HoldsCache:
     """Base of kvit.CacheView."""
 
@@ -74,55 +68,22 @@ class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants."""
 
     kernel: Kernel
-    counters: Tensor
     partials: Tensor
     fault: Tensor
+    box_tokens: int
     def __init__(
         self,
         entry: Entry,
         device: Device,
         grid: int,
-        counters: Tensor,
         partials: Tensor,
         fault: Tensor,
         num_query_heads: int,
+        group: int,
         scale: float,
         is_causal: bool,
     ) -> None: ...
 
-def append(
-    entry: Entry,
-    device: Device,
-    cache: PackedCache,
-    table: PackedTable,
-    k: Tensor,
-    v: Tensor,
-    token_indptr: Tensor | None,
-    tokens_each: int,
-    fault: Tensor,
-    stream: Stream | None,
-    *,
-    k_bias: Tensor | None = None,
-    v_bias: Tensor | None = None,
-    prefix_lengths: Tensor | None = None,
-    rope: PackedRope | None = None,
-    positions: Tensor | None = None,
-    q: Tensor | None = None,
-    q_out: Tensor | None = None,
-    q_bias: Tensor | None = None,
-) -> None: ...
-def gather(
-    entry: Entry,
-    device: Device,
-    cache: PackedCache,
-    table: PackedTable,
-    k: Tensor,
-    v: Tensor,
-    token_indptr: Tensor | None,
-    tokens_each: int,
-    fault: Tensor,
-    stream: Stream | None,
-) -> None: ...
 def merge(
     entry: Entry,
     device: Device,

@@ -1,7 +1,8 @@
 # A call of kvit.Append or kvit.Gather: what fits as it is goes straight to the kernel, all else through Python.
 from kvit._native.cache_call cimport CacheCall
 from kvit._native.module cimport Kernel
-from kvit._native.ops cimport PackedCache, WarpShares
+from kvit._native.ops cimport PackedCache
+from kvit._native.row_ops cimport WarpShares
 from kvit._native.tensor cimport Tensor
 
 

@@ -36,7 +36,7 @@ CYTHON = [
     {"capi_error"},
     {"attention_call", "transfer_call"},
     {"cache_call"},
-    {"page_ops"},
+    {"page_ops", "row_ops"},
     {"ops"},
     {"launcher", "tensor_map"},
     {"module"},

@@ -1,0 +1,35 @@
+# Packs and launches what moves rows: append and gather.
+from libc.stdint cimport int64_t
+
+from kvit._native.module cimport Kernel
+from kvit._native.ops cimport KvitRope, PackedCache, PackedTable
+from kvit._native.stream cimport Stream
+from kvit._native.tensor cimport Tensor
+
+
+# How the rows of a call are dealt out to the warps of append and gather: facts of the kernel, and the grid they give.
+cdef enum:
+    MOST_WARPS = 0x7fffffff            # of a call: kernels count them in 32 bits
+
+cdef struct WarpShares:
+    int64_t warps                      # of a CTA
+    int64_t heads_per_warp             # of one token, K and V
+    int64_t query_heads_per_warp       # of one token; append alone
+
+cdef WarpShares shares_of(object entry) except *
+
+# CTAs for so many tokens; more than a launch can have where a call has too many rows.
+cdef int64_t ctas_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil
+
+
+# Rotary position embedding as kernels take it, made once.
+cdef class PackedRope:
+    cdef KvitRope value
+    cdef readonly Tensor steps
+
+
+# Launches an append (into_pages), which turns the rows of k if there is a rope, or a gather. k, v [tokens, kv_heads,
+# head_dim]; all checked before.
+cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
+                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
+                   PackedRope rope) except -1
