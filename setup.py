@@ -43,9 +43,13 @@ class BuildNative(build_ext):
         """Cython to C, under build/ and not beside the sources. Not in threads, as the base class would have it."""
         from Cython.Build import cythonize
 
+        # Cython does not see that a module depends on its own .pxd, which lies in another folder.
+        declared = max(path.stat().st_mtime for path in (ROOT / "kvit").rglob("*.pxd"))
+        made = [path.stat().st_mtime for path in ROOT.glob("build/cython/pyx/*.c")]
         translated = cythonize(
             [Extension(module.name, module.sources) for module in self.extensions],
             build_dir="build/cython",
+            force=declared > min(made, default=0),
             compiler_directives={"language_level": 3, "embedsignature": True},
         )
         for module, new in zip(self.extensions, translated, strict=True):
