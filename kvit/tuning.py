@@ -68,7 +68,7 @@ class Table(NamedTuple):
 
 @functools.cache
 def installed() -> Table:
-    """The table that kvit ships. Peaks are of the makers' data sheets, or bus width times clock where those round."""
+    """The table that kvit ships. Peaks are as makers publish them; only the H100's was measured against."""
     return parse((Path(__file__).parent / "tuning.json").read_text(encoding="utf-8"))
 
 

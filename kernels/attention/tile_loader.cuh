@@ -4,7 +4,6 @@
 
 #include "attention/work_line.cuh"
 #include "cache/fault.cuh"
-#include "core/pipe_iter.cuh"
 #include "platform/platform.cuh"
 
 namespace kvit {

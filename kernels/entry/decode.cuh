@@ -8,6 +8,7 @@
 #include "attention/piece_merge.cuh"
 #include "attention/warp_attention.cuh"
 #include "attention/work_line.cuh"
+#include "core/pipe_iter.cuh"
 #include "quant/codec.cuh"
 
 namespace kvit {
@@ -88,7 +89,8 @@ struct DecodeKernel {
     WorkCursor<Line> cursor(line, params.cache.num_kv_heads, share);
     Pipe pipe(params, line, cursor, shared.pipe);
     Merge merge(params, line, share, shared.merge);
-    int read = 0, write = 0, under_way = 0;  // ring slots; tiles that are in the ring or on their way
+    PipeIter<kStages> filled, used;
+    int under_way = 0;  // tiles that are in the ring or on their way
     for (; !cursor.Done(); cursor.Next()) {
       const Piece& piece = cursor.piece();
       const int fully_visible = line.KeyLimit(piece, 0), end = line.VisibleEnd(piece);
@@ -96,23 +98,24 @@ struct DecodeKernel {
       for (int tile = piece.first;; ++tile) {
         SyncWarp();  // all lanes have left the slot that is filled next
         for (; under_way < kStages; ++under_way) {
-          pipe.Prefetch(write);
-          write = write + 1 == kStages ? 0 : write + 1;
+          pipe.Prefetch(filled.read());
+          ++filled;
         }
         if (tile == piece.first) Begin(params, line, piece, attention);
         if (tile >= end) break;
-        pipe.Wait(read);
+        const int slot = used.read();
+        pipe.Wait(slot);
         const int token = tile * kTileTokens + WarpIndex() * Tuning::kWarpTokens;
         const bool masked = token + Attention::kTokens > fully_visible;
         if (masked && token + Attention::kTokens > piece.work.length) {
-          pipe.ClearValues(read, Max(0, piece.work.length - token));
+          pipe.ClearValues(slot, Max(0, piece.work.length - token));
         }
         attention.Step(
-            [&](int s, int c) { return pipe.Key(read, s, c); }, [&](int s) { return pipe.KeyParameters(read, s); },
-            [&](int s, int c) { return pipe.Value(read, s, c); }, [&](int s) { return pipe.ValueParameters(read, s); },
+            [&](int s, int c) { return pipe.Key(slot, s, c); }, [&](int s) { return pipe.KeyParameters(slot, s); },
+            [&](int s, int c) { return pipe.Value(slot, s, c); }, [&](int s) { return pipe.ValueParameters(slot, s); },
             masked, [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; });
-        if (pipe.Faulted(read)) attention.Poison();
-        read = read + 1 == kStages ? 0 : read + 1;
+        if (pipe.Faulted(slot)) attention.Poison();
+        ++used;
         --under_way;
       }
       merge.Finish(attention, piece);

@@ -175,7 +175,6 @@ KVIT_DEVICE uint32_t Ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 
 KVIT_DEVICE uint32_t AtomicAdd(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
 KVIT_DEVICE int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) { return atomicCAS(p, expected, desired); }
-KVIT_DEVICE void Fence() { __threadfence(); }
 
 KVIT_DEVICE void Pause() { __nanosleep(20); }
 

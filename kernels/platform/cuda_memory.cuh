@@ -43,11 +43,6 @@ template <class V>
 KVIT_DEVICE V LoadGlobalReadOnly(const void* p) {
   return BitCast<V>(__ldg(static_cast<const detail::BitsOf<V>*>(p)));
 }
-// From L2: sees what other SMs wrote during this launch.
-template <class V>
-KVIT_DEVICE V LoadGlobalL2(const void* p) {
-  return BitCast<V>(__ldcg(static_cast<const detail::BitsOf<V>*>(p)));
-}
 // Other CTAs see these stores, and these loads see theirs, during this launch; each word for itself.
 KVIT_DEVICE Words<16> LoadStrong(const void* p) {
   Words<16> w;

@@ -34,10 +34,6 @@ V LoadGlobalReadOnly(const void* p) {
   return LoadGlobal<V>(p);
 }
 template <class V>
-V LoadGlobalL2(const void* p) {
-  return LoadGlobal<V>(p);
-}
-template <class V>
 void StoreGlobal(void* p, V value) {
   host::CheckGlobal(p, sizeof(V), true, "store");
   std::memcpy(p, &value, sizeof(V));
@@ -130,7 +126,6 @@ inline int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) {
   __atomic_compare_exchange_n(p, &expected, desired, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
   return expected;
 }
-inline void Fence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 
 // --- matrix ----------------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@
 //                  float Exp2(float), Log2(float)
 //                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3(uint32_t), two f16 from the two codes of the low half
 //                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits
-//   global         V LoadGlobal<V>(const void*), LoadGlobalReadOnly<V>(...), LoadGlobalL2<V>(...): sees other CTAs' stores of this launch
+//   global         V LoadGlobal<V>(const void*), LoadGlobalReadOnly<V>(...)
 //                  void StoreGlobal<V>(void*, V)
 //                  Words<16> LoadStrong(const void*), StoreStrong(void*, Words<16>): seen by CTAs that run side by side, each word for itself
 //   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned
@@ -30,8 +30,7 @@
 //   matrix         LoadMatrixX4(uint32_t (&r)[4], const void* shared_row), LoadMatrixX4Transposed(...)   ldmatrix: 8x8 16-bit tiles
 //                  uint32_t TransposeMatrix(uint32_t)                                                   movmatrix
 //                  MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])        d += a b, f32 accumulation
-//   device-wide    uint32_t AtomicAdd(uint32_t*, uint32_t) (relaxed), int32_t AtomicCas(int32_t*, int32_t expected, int32_t desired);
-//                  Fence(): orders this thread's accesses for the whole device
+//   device-wide    uint32_t AtomicAdd(uint32_t*, uint32_t) (relaxed), int32_t AtomicCas(int32_t*, int32_t expected, int32_t desired)
 //   KVIT_KERNEL(symbol, Type): the entry point
 // clang-format on
 #ifndef KVIT_PLATFORM_PLATFORM_CUH

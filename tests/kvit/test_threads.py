@@ -167,7 +167,9 @@ def test_ten_thousand_calls_from_eight_threads_leave_nothing(device):
 
 
 def run_python(program, device="host"):
-    done = subprocess.run([sys.executable, "-c", program, device], capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads: Python warns of them at a fork
+    command = [sys.executable, "-c", program, device]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
