@@ -91,7 +91,8 @@ typedef struct KvitDivisor {
 
 // A tensor map (CUtensorMap) of the rows of K or V, made by the driver, or for the host by the host backend. Axes,
 // innermost first: byte of a chunk of up to 128, token in page, chunk of the row, head, page. A box is `box_tokens` of
-// one chunk of one head; chunks of 128, 64 and 32 bytes are swizzled by that many.
+// one chunk of one head; chunks of 128, 64 and 32 bytes are swizzled by that many. With lines, where tokens of fewer
+// than 128 bytes lie one after the other: byte of a line of 128, line of the page, 1, head, page.
 typedef struct KVIT_TENSOR_MAP_ALIGNMENT KvitTensorMap {
   unsigned char bytes[128];
 } KvitTensorMap;
@@ -111,7 +112,11 @@ typedef struct KvitDecodeParams {
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
   int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size
   KvitDivisor page_size, group;  // by cache.page_size, and by query heads of a KV head
-  int64_t reserved[7];
+  // 1: the launch in front writes no lengths, no table and no token before a sequence's new ones, so that all these may
+  // be read before it has ended.
+  int32_t reads_ahead;
+  int32_t reserved_word;
+  int64_t reserved[6];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitDecodeParams;
 

@@ -92,6 +92,11 @@ class TensorLoader {
     if (kHasParameters) CopyAsyncCommit();
   }
 
+  /// Whether this warp's tokens of the next tile, if there is one, are among the call's new ones.
+  KVIT_DEVICE bool NextIsNew() const {
+    return !cursor_.Done() && tile_ * Line::kTileTokens + (WarpIndex() + 1) * Tokens > Line::OldTokens(cursor_.piece());
+  }
+
   /// Waits until the tile in ring slot `stage` is there for all lanes.
   KVIT_DEVICE void Wait(int stage) {
     WaitBarrier(full_ + stage, phases_ >> stage & 1u);

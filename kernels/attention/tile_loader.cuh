@@ -41,6 +41,13 @@ class TileLoader {
     CopyAsyncCommit();
   }
 
+  /// Whether this warp's tokens of the next tile, if there is one, are among the call's new ones.
+  KVIT_DEVICE bool NextIsNew() const {
+    constexpr int kTokens = KeyRing::Map::kFootprintS;
+    return !cursor_.Done() &&
+           tile_ * Line::kTileTokens + (WarpIndex() + 1) * kTokens > Line::OldTokens(cursor_.piece());
+  }
+
   /// Whether the tile in ring slot `stage` has rows that could not be found. The same in all lanes.
   KVIT_DEVICE bool Faulted(int stage) const { return faulted_stages_ >> stage & 1u; }
 

@@ -113,6 +113,9 @@ class WorkLine {
     return piece.work.length - piece.work.new_tokens + TokenOf(piece.row_tile * Rows + row) + 1;
   }
 
+  /// Tokens of a piece's sequence that were in the cache before the call's new ones.
+  KVIT_DEVICE static int OldTokens(const Piece& piece) { return piece.work.length - piece.work.new_tokens; }
+
   /// Query rows of a row tile: the last of a sequence may have fewer.
   KVIT_DEVICE int NumRows(const Piece& piece) const {
     return Min(Rows, piece.work.new_tokens * group_ - piece.row_tile * Rows);

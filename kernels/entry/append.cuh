@@ -31,8 +31,7 @@ struct AppendKernel {
                                         {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {
-    LetNextBegin();
-    WaitForPrevious();
+    TakeTurn();
     const int tokens = params.transfer.tokens.total, heads = params.transfer.cache.num_kv_heads;
     const uint32_t index = uint32_t(BlockIndex()) * kWarps + WarpIndex();
     const uint32_t shares = uint32_t(tokens) * CeilDiv(heads, kHeadsPerWarp);
