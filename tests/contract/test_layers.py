@@ -84,11 +84,13 @@ PYTHON = {
     "merging": VIEWS,
     "tuning": LEAVES | {"registry"},
     "_explain": LEAVES | {"_native", "tuning"},
-    "attention": VIEWS | {"views", "_operation", "tuning", "_explain"},
     "_storage": VIEWS | {"views"},
+    "_batch": VIEWS | {"views", "_storage", "sequence"},
+    "attention": VIEWS | {"views", "_operation", "_batch", "tuning", "_explain"},
     "_requantise": VIEWS | {"views", "_storage", "conversion"},
     "cache": VIEWS
-    | {"views", "_pages", "_storage", "_requantise", "transfer", "maintenance", "sequence", "attention", "rope"},
+    | {"views", "_pages", "_storage", "_batch", "_requantise", "transfer"}
+    | {"maintenance", "sequence", "attention", "rope"},
     "transformers": LEAVES | {"views", "cache", "sequence", "attention"},  # nothing in kvit imports it
     "__init__": None,  # names everything, and imports it when it is first used
     "__main__": {"_cli", "errors"},
