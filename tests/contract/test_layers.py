@@ -46,10 +46,11 @@ CYTHON = [
     {"host", "host_driver"},
     {"host_stream"},
     {"driver"},
+    {"driver_calls"},
     {"errors"},
     {"lend"},
     {"tensor"},
-    {"dlpack"},
+    {"dlpack", "driver_table"},
 ]
 # Imports against that order which wait for the first call: Tensor(x) is made by borrow, which is made of Tensors.
 CYTHON_LATE = {("tensor", "borrow")}
