@@ -29,6 +29,7 @@ CPP = {
 CYTHON = [
     {"capi"},
     {"capi_call", "capi_cache", "capi_sequence"},
+    {"capi_python"},
     {"capi_op"},
     {"capi_view"},
     {"capi_held", "capi_tensor"},
@@ -41,7 +42,8 @@ CYTHON = [
     {"launcher", "tensor_map"},
     {"module"},
     {"buffer", "event", "graph"},
-    {"borrow", "stream"},
+    {"borrow", "copies"},
+    {"stream"},
     {"context"},
     {"host", "host_driver"},
     {"host_stream"},
