@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import _checks, _explain, codecs, dtypes, registry, tuning
+from ._batch import counts_of, sequences_of
 from ._faults import FaultRecord
 from ._native import ops
 from ._native.attention_call import AttentionCall
@@ -201,13 +202,13 @@ def attention(
     queue = Stream.wrap(stream, cache.device)
     q = _checks.tensor("q", q, None, queue)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
-    held = cache._own(seqs)
-    counts = cache._counts("q", q.shape[0], held, lengths)
+    held = sequences_of(cache, seqs)
+    counts = counts_of("q", q.shape[0], len(held), lengths)
     op = cache._attention(q.shape[1], max(counts, default=1), causal, scale)
     q = _checks.tensor("q", q, op.dtype)
     if return_lse and lse is None:
         lse = Buffer.empty(q.shape[:2], "float32", cache.device, queue)
-    table, indptr = cache._upload([(seq.pages, len(seq)) for seq in held], counts, queue)
+    table, indptr = cache._tables.send([(seq.pages, len(seq)) for seq in held], counts, queue)
     out = op(q, cache.view, table, out=out, lse=lse, tokens=indptr, stream=queue)
     return (out, lse) if return_lse else out
 

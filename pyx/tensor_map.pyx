@@ -3,7 +3,7 @@
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
-from kvit._native.driver cimport encode_tensor_map
+from kvit._native.driver_calls cimport encode_tensor_map
 from kvit._native.errors cimport check
 from kvit._native.host cimport KVIT_HOST_TENSOR_MAP, KvitHostTensorMap
 
