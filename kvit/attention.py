@@ -43,11 +43,12 @@ class Attention(Operation, AttentionCall):
 
     What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
     split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any
-    batch, at any place in it, with any number of other new tokens of its own where causal, and on any GPU that runs the
-    same code. A sequence of more than 1024 splits is cut at multiples of the least 2**i * split_tokens that leave 1024.
+    batch, at any place in it, and on any number of multiprocessors; where causal, so does each of its new tokens,
+    however many come with it. A sequence of more than 1024 splits is cut at multiples of the least 2**i * split_tokens
+    that leave 1024 or fewer.
 
-    Raises ShapeError (heads, split_tokens), KernelMissing (nothing built covers the shape, or not as `kernel` says), NoGpuError,
-    LayoutError (no such kernel reads pages like the view's).
+    Raises ShapeError (heads, split_tokens), KernelMissing (nothing built covers the shape, or not as `kernel` says),
+    NoGpuError, LayoutError (no such kernel reads pages like the view's).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -243,8 +244,8 @@ def _whole_tiles(split_tokens: int, entry: Entry) -> int:
         below = tokens // tile * tile
         nearest = sorted({min(max(near, tile), most) for near in (below, below + tile)})
         raise ShapeError(
-            f"split_tokens is {tokens}; the tiles of {entry.symbol} have {tile} tokens, and a split is a number of whole "
-            f"tiles; the nearest that would do: {', '.join(map(str, nearest))}"
+            f"split_tokens is {tokens}; the tiles of {entry.symbol} have {tile} tokens, and a split is a number of "
+            f"whole tiles; the nearest that would do: {', '.join(map(str, nearest))}"
         )
     return tokens
 

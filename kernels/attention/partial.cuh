@@ -22,8 +22,8 @@ struct Partial {
 };
 
 /// A Partial as it stands in the workspace. A word of zero has not been written yet: parts need no flags, no fences and
-/// no order, and whoever joins them waits for the words themselves. Numbers are stored with their bits inverted, so that
-/// none is zero but one NaN, which is stored as another.
+/// no order, and whoever joins them waits for the words themselves. Numbers are stored with their bits inverted, so
+/// that none is zero but one NaN, which is stored as another.
 struct PartialWords {
   Words<16> stats = {{Word(-INFINITY), ~0u, ~0u, ~0u}};  // (max, sum, -, -), by default of what saw no key
   Words<16> output = {{~0u, ~0u, ~0u, ~0u}};

@@ -20,7 +20,8 @@ namespace kvit {
 /// alone: CTAs start in that order, so they run already, and what they leave is there before they wait themselves. So
 /// the lowest one that has not ended always goes on.
 ///
-///   parts of a CTA    stream-K: [0] of the head that it continues, [1] of the head that it begins and leaves unfinished
+///   parts of a CTA    stream-K: [0] of the head that it continues, [1] of the head that it begins and leaves
+///   unfinished
 ///                     where heads are split: of nodes of SplitTree
 template <class T, int HeadDim, int Rows, int Warps, class Attention, class Line>
 class PieceMerge {

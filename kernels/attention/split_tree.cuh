@@ -1,5 +1,5 @@
-// Joins the splits of a head as the leaves of one binary tree, whoever computed them: the same sums in the same order in
-// any batch and on any grid.
+// Joins the splits of a head as the leaves of one binary tree, whoever computed them: the same sums in the same order
+// in any batch and on any grid.
 #ifndef KVIT_ATTENTION_SPLIT_TREE_CUH
 #define KVIT_ATTENTION_SPLIT_TREE_CUH
 
@@ -19,7 +19,8 @@ KVIT_DEVICE Partial JoinPair(const Partial& a, const Partial& b) {
   Partial whole;
   whole.max = fmaxf(a.max, b.max);
   const float of_a = MergeWeight(a.max, whole.max), of_b = MergeWeight(b.max, whole.max);
-  whole.sum = RoundedSum(RoundedProduct(a.sum, of_a), RoundedProduct(b.sum, of_b));  // NaN stays NaN, whatever its weight
+  // NaN stays NaN, whatever its weight.
+  whole.sum = RoundedSum(RoundedProduct(a.sum, of_a), RoundedProduct(b.sum, of_b));
   KVIT_UNROLL
   for (int i = 0; i < Partial::kVector; ++i) {
     whole.output[i] = RoundedSum(RoundedProduct(a.output[i], of_a), RoundedProduct(b.output[i], of_b));
@@ -27,9 +28,9 @@ KVIT_DEVICE Partial JoinPair(const Partial& a, const Partial& b) {
   return whole;
 }
 
-/// The splits [begin, end) of a head of `splits`, that one CTA computes. Behind the last one the tree goes on with splits
-/// that have no keys: a part joined with one of those is what it was, bit for bit. So a run that ends with its head has
-/// no end.
+/// The splits [begin, end) of a head of `splits`, that one CTA computes. Behind the last one the tree goes on with
+/// splits that have no keys: a part joined with one of those is what it was, bit for bit. So a run that ends with its
+/// head has no end.
 struct SplitRun {
   static constexpr int kNoEnd = 1 << kSplitLevels;
   int begin, end, splits;
@@ -41,8 +42,8 @@ struct SplitRun {
 };
 
 /// Node `index` of a level covers the splits [index << level, (index + 1) << level). A CTA joins what it can by itself,
-/// and leaves the largest nodes that lie in its run: at most one even and one odd one of each level, however long the run
-/// is. The CTA that computes a head's last split joins the rest.
+/// and leaves the largest nodes that lie in its run: at most one even and one odd one of each level, however long the
+/// run is. The CTA that computes a head's last split joins the rest.
 ///
 ///   split      0   1   2 | 3   4   5   6  (7)
 ///               \ /     \|/     \ /     \ /       one CTA has splits 0..2, and leaves nodes 0-1 and 2,

@@ -1,5 +1,5 @@
-// The line of work: every unit of every head of every sequence, one after the other, cut evenly over the grid. A unit is
-// a tile (stream-K), or a split: tiles that are computed together whatever the batch.
+// The line of work: every unit of every head of every sequence, one after the other, cut evenly over the grid. A unit
+// is a tile (stream-K), or a split: tiles that are computed together whatever the batch.
 #ifndef KVIT_ATTENTION_WORK_LINE_CUH
 #define KVIT_ATTENTION_WORK_LINE_CUH
 
