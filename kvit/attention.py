@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._operation import Operation, split_tokens
 from .errors import DtypeError, LayoutError, ShapeError
+from .registry import Entry
 from .views import CacheView, PageTable
 
 if TYPE_CHECKING:
@@ -37,9 +39,17 @@ class Attention(Operation, AttentionCall):
     workspace            the `workspace` of another Attention to share; calls that share one must not run side by side
     kernel               symbol of the kernel to use, or some of its axes, {"rows": 16}; the one that kvit.tuning finds
                          cheapest if absent. `explain` shows the candidates
+    split_tokens         cuts every head of every sequence at multiples of so many tokens, a multiple of the kernel's
+                         tile (`entry.facts["tile_tokens"]`); where the work is cut evenly over the GPU if absent
 
-    Raises ShapeError (heads), KernelMissing (nothing built covers the shape, or not as `kernel` says), NoGpuError,
-    LayoutError (no such kernel reads pages like the view's).
+    What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
+    split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any
+    batch, at any place in it, and on any number of multiprocessors; where causal, so does each of its new tokens,
+    however many come with it. A sequence of more than 1024 splits is cut at multiples of the least 2**i * split_tokens
+    that leave 1024 or fewer.
+
+    Raises ShapeError (heads, split_tokens), KernelMissing (nothing built covers the shape, or not as `kernel` says),
+    NoGpuError, LayoutError (no such kernel reads pages like the view's).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -55,6 +65,7 @@ class Attention(Operation, AttentionCall):
         tokens_per_sequence: int = 1,
         workspace: Tensor | None = None,
         kernel: tuning.Wanted = None,
+        split_tokens: int | None = None,
         _faults: FaultRecord | None = None,
     ):
         group = _checks.group_size(query_heads, view.kv_heads)
@@ -68,6 +79,7 @@ class Attention(Operation, AttentionCall):
         self._choice = _choose(self.dtype, view, group * max(1, tokens_per_sequence), device, kernel)
         self._token_bytes = _token_bytes(view)
         self.entry = self._choice.entry
+        self.split_tokens = None if split_tokens is None else _whole_tiles(split_tokens, self.entry)
 
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
@@ -83,15 +95,16 @@ class Attention(Operation, AttentionCall):
             group,
             self.scale,
             self.causal,
+            (self.split_tokens or 0) // self.entry.facts["tile_tokens"],
         )
         AttentionCall.__init__(self, launch, self._faults, view._packed, self.dtype.code)
 
     @property
     def workspace_bytes(self) -> int:
         """Bytes that calls use besides their arguments: fixed by the GPU and the shape, whatever the batch."""
-        # Two unfinished heads for each CTA: the one that its share begins in, and the one that it ends in. Of each row
-        # its outputs, and 16 bytes of their maximum and sum.
-        return self.grid * 2 * self.entry.axes["rows"] * (self.head_dim + 4) * 4
+        # What a CTA leaves for others to join: of each row its outputs, and 16 bytes of their maximum and sum.
+        parts = self.entry.facts["parts" if self.split_tokens is None else "split_parts"]
+        return self.grid * parts * self.entry.axes["rows"] * (self.head_dim + 4) * 4
 
     def _make_workspace(self) -> Buffer:
         workspace = Buffer.empty(self.workspace_bytes, "uint8", self.device)
@@ -104,7 +117,7 @@ class Attention(Operation, AttentionCall):
         if workspace.nbytes != self.workspace_bytes:
             raise ShapeError(
                 f"workspace has {workspace.nbytes} bytes and this operation needs {self.workspace_bytes}; "
-                "share one between operations of the same heads, head_dim and tokens_per_sequence"
+                "share one between operations of the same kernel, either all with split_tokens or all without"
             )
         return workspace
 
@@ -222,6 +235,20 @@ def _choose(dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, ker
     if dtype is not view.dtype:
         raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
     return tuning.choose(found, _call(view, rows), device.compute_capability, wanted=kernel)
+
+
+def _whole_tiles(split_tokens: int, entry: Entry) -> int:
+    """split_tokens, if it is a number of whole tiles of the kernel. Raises ShapeError."""
+    tokens, tile = operator.index(split_tokens), entry.facts["tile_tokens"]
+    most = (2**31 - 1) // tile * tile
+    if tokens % tile or not 0 < tokens <= most:
+        below = tokens // tile * tile
+        nearest = sorted({min(max(near, tile), most) for near in (below, below + tile)})
+        raise ShapeError(
+            f"split_tokens is {tokens}; the tiles of {entry.symbol} have {tile} tokens, and a split is a number of "
+            f"whole tiles; the nearest that would do: {', '.join(map(str, nearest))}"
+        )
+    return tokens
 
 
 def _call(view: CacheView, rows: int) -> tuning.Call:

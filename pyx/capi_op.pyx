@@ -92,6 +92,7 @@ cdef object make_attention(const kvit_op_options *options, object view):
         causal=is_causal(options.mask),
         tokens_per_sequence=max(1, options.tokens_per_sequence),
         workspace=to_tensor(options.workspace, "workspace", True),
+        split_tokens=options.split_tokens or None,
     )
 
 

@@ -105,12 +105,14 @@ cdef class HoldsFaults:
 cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
-    partials   float32 [grid, 2, rows, head_dim + 4], all zero
-    fault      int32 [4]
+    partials     float32 [grid, parts, rows, head_dim + 4], all zero
+    fault        int32 [4]
+    split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
     """
 
     def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor partials not None,
-                  Tensor fault not None, int num_query_heads, int group, float scale, bint is_causal):
+                  Tensor fault not None, int num_query_heads, int group, float scale, bint is_causal,
+                  int split_tiles=0):
         memset(&self.params, 0, sizeof(KvitDecodeParams))
         self.kernel = load_kernel(entry, device)
         self.grid = grid
@@ -123,6 +125,7 @@ cdef class AttentionLaunch:
         self.params.num_query_heads = num_query_heads
         self.params.scale = scale
         self.params.causal = is_causal
+        self.params.split_tiles = split_tiles
 
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
                  int tokens_each, Stream queue) except -1:

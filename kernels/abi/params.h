@@ -105,18 +105,20 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  float* partials;  // [grid, 2, rows, head_dim + 4] f32: (O, max, sum, -, -) of a CTA's first and last unfinished head.
-                    // Zero before the first launch; every launch leaves them so
-  float scale;      // of the scores, before exp
+  float*
+      partials;  // [grid, parts, rows, head_dim + 4] f32: (O, max, sum, -, -) of what a CTA leaves for others to
+                 // join. parts: the kernel's fact `parts`, or `split_parts` where split_tiles is set. Zero before the
+                 // first launch; every launch leaves them so, but for the last third of split parts, of any bytes
+  float scale;   // of the scores, before exp
   int32_t num_query_heads;
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
   int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size
   KvitDivisor page_size, group;  // by cache.page_size, and by query heads of a KV head
+  int32_t split_tiles;           // every head is cut after each so many tiles; 0: where a CTA's share ends
   // 1: the launch in front writes no lengths, no table and no token before a sequence's new ones, so that all these may
   // be read before it has ended.
   int32_t reads_ahead;
-  int32_t reserved_word;
-  int64_t reserved[6];
+  int32_t reserved[12];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitDecodeParams;
 

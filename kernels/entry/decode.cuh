@@ -81,6 +81,9 @@ struct DecodeKernel {
                                         {"stages", kStages},
                                         {"ctas_per_sm", kMinCtas},
                                         {"overlaps", 1},
+                                        {"parts", Merge::kParts},
+                                        {"split_parts", Merge::kSplitParts},
+                                        {"most_splits", 1 << kSplitLevels},
                                         {"page_multiple", Copies::kPageMultiple},
                                         // What tensor maps need, and how many tokens of a page their boxes may hold.
                                         {"needs_strides", Copies::kPageMultiple > 1},

@@ -83,7 +83,8 @@ cdef extern from "abi/params.h":
         int32_t box_tokens
         KvitDivisor page_size
         KvitDivisor group
-        int64_t[7] reserved
+        int32_t split_tiles
+        int32_t[13] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map
 

@@ -82,6 +82,7 @@ class AttentionLaunch:
         group: int,
         scale: float,
         is_causal: bool,
+        split_tiles: int = 0,
     ) -> None: ...
 
 def merge(

@@ -57,9 +57,13 @@ def c_host_of_version_1(tmp_path_factory):
     for header in Path(kvit.get_include()).iterdir():
         text = header.read_text(encoding="utf-8")
         text = re.sub(r"(#define KVIT_API_VERSION) \d+", r"\1 1", text)
+        text = re.sub(
+            r"(  // attention, since version 3:.*\n)(  //.*\n)*  int32_t split_tokens;", "  int32_t reserved;", text
+        )
         text = re.sub(r"\n  // Since version 2:.*?(?=\n\} kvit_api;)", "", text, flags=re.S)
         (folder / header.name).write_text(text, encoding="utf-8")
     assert "cache_gather" not in (folder / "kvit.h").read_text(encoding="utf-8")
+    assert "split_tokens" not in (folder / "kvit_types.h").read_text(encoding="utf-8")
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 
 
