@@ -1,11 +1,14 @@
 # cython: cdivision=True
 """The tensor maps of K and V of a cache, for kernels that copy by them: made once for a cache, copied into launches."""
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memcpy
 
+from kvit._native.context cimport Device, device_of
 from kvit._native.driver cimport encode_tensor_map
 from kvit._native.errors cimport check
 from kvit._native.host cimport KVIT_HOST_TENSOR_MAP, KvitHostTensorMap
+
+from kvit.errors import LayoutError, ShapeError
 
 cdef enum:
     SPAN_BYTES = 128                       # of a row, in one box at most
@@ -28,6 +31,43 @@ cdef bint is_mappable(const MappedPool *pool) noexcept nogil:
     return (
         pool.row_bytes % SPAN_BYTES == 0 or pool.row_bytes in (32, 64)
     ) and <size_t>pool.base % STRIDE_MULTIPLE == 0 and strides % STRIDE_MULTIPLE == 0 and 0 <= strides < STRIDE_LIMIT
+
+
+def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int num_pages, int page_size,
+                    int num_heads, int box_tokens) -> bytes:
+    """The KvitTensorMap of one pool, for a launch on `device` whose struct the caller packs.
+
+    base        address of the pool on the device
+    strides     (page, token, head), in bytes
+    row_bytes   of a row, dense
+    box_tokens  of a box: a power of two from 8 to 64 that divides page_size
+
+    Raises LayoutError (a pool that no map describes), ShapeError (another box), DriverError.
+    """
+    cdef Device home = device_of(device)
+    cdef MappedPool pool
+    cdef unsigned char[128] map
+    cdef int entered
+    pool.base = <void *>base
+    pool.page_stride, pool.token_stride, pool.head_stride = strides
+    pool.row_bytes = row_bytes
+    if not is_mappable(&pool):
+        raise LayoutError(
+            f"rows of {row_bytes} bytes at {base:#x}, strides {strides} cannot be copied by boxes; rows must be 32 or "
+            f"64 bytes or whole lines of {SPAN_BYTES}, the address and strides multiples of {STRIDE_MULTIPLE}, strides "
+            f"not negative and below 2^40"
+        )
+    if box_tokens not in [LEAST_BOX << i for i in range(NUM_BOXES)] or page_size % box_tokens != 0:
+        raise ShapeError(
+            f"a box of {box_tokens} tokens in pages of {page_size}; it must be a power of two from {LEAST_BOX} to "
+            f"{LEAST_BOX << (NUM_BOXES - 1)} that divides the page size"
+        )
+    entered = home.enter()
+    try:
+        encode(map, box_tokens, home, &pool, num_pages, page_size, num_heads)
+    finally:
+        home.leave(entered)
+    return (<const char *>map)[:sizeof(map)]
 
 
 cdef int make_tensor_maps(TensorMaps *maps, int tokens, Device home, const MappedPool *k, const MappedPool *v,
