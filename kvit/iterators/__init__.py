@@ -4,7 +4,9 @@ from kvit.iterators.banks import bank_conflicts, copy_conflicts, matrix_conflict
 from kvit.iterators.box_iterator import BoxIterator, box_sizes
 from kvit.iterators.gmem_iterator import GmemIterator
 from kvit.iterators.kv_layout import kv_layout, kv_thread_map, param_layout, param_thread_map
-from kvit.iterators.probe import Probe, ProbeInput, ProbeSpec, predict, probe
+from kvit.iterators.prediction import Probe, ProbeInput, predict
+from kvit.iterators.probe import probe
+from kvit.iterators.probe_spec import BoxProbeSpec, ProbeSpec, spec_of
 from kvit.iterators.raked_thread_map import Coord, RakedThreadMap
 from kvit.iterators.smem_layout import SmemLayout
 from kvit.iterators.swizzle import IDENTITY, Swizzle
@@ -14,6 +16,7 @@ from kvit.iterators.tiles import Fault, FaultKind, Table, boxed_rows, linear_row
 __all__ = [
     "IDENTITY",
     "BoxIterator",
+    "BoxProbeSpec",
     "Coord",
     "Fault",
     "FaultKind",
@@ -39,4 +42,5 @@ __all__ = [
     "param_thread_map",
     "predict",
     "probe",
+    "spec_of",
 ]
