@@ -41,6 +41,13 @@ class Attention(Operation, AttentionCall):
                          cheapest if absent. `explain` shows the candidates
     split_tokens         cuts every head of every sequence at multiples of so many tokens, a multiple of the kernel's
                          tile (`entry.facts["tile_tokens"]`); where the work is cut evenly over the GPU if absent
+    reads_ahead          lets a launch read what is old before the launch in front of it in the stream has ended:
+                         lengths, page tables, and K and V of all but the new tokens. Whoever says True promises that
+                         the launch in front writes none of these. The new tokens' K and V, and q, are read after it.
+                         On GPUs of compute capability 9.0 and more that hides what a launch must do before its first
+                         bytes arrive; elsewhere it changes nothing. Launches of kvit let the next one start only when
+                         the one before them has ended; if the one in front lets it start earlier, the promise is also
+                         about those before
 
     What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
     split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any
@@ -66,6 +73,7 @@ class Attention(Operation, AttentionCall):
         workspace: Tensor | None = None,
         kernel: tuning.Wanted = None,
         split_tokens: int | None = None,
+        reads_ahead: bool = False,
         _faults: FaultRecord | None = None,
     ):
         group = _checks.group_size(query_heads, view.kv_heads)
@@ -75,6 +83,7 @@ class Attention(Operation, AttentionCall):
             self.dtype = dtypes.dtype_of(dtype)
         self.scale = view.head_dim**-0.5 if scale is None else float(scale)
         self.causal = bool(causal)
+        self.reads_ahead = bool(reads_ahead)
         device = Device.of(self.device)
         self._choice = _choose(self.dtype, view, group * max(1, tokens_per_sequence), device, kernel)
         self._token_bytes = _token_bytes(view)
@@ -96,6 +105,7 @@ class Attention(Operation, AttentionCall):
             self.scale,
             self.causal,
             (self.split_tokens or 0) // self.entry.facts["tile_tokens"],
+            self.reads_ahead,
         )
         AttentionCall.__init__(self, launch, self._faults, view._packed, self.dtype.code)
 
@@ -257,7 +267,10 @@ def _call(view: CacheView, rows: int) -> tuning.Call:
     multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
     kv = codecs.key_of(*view.codecs)
     by_pointer = view._packed.blocks is not None
-    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple, by_pointer)
+    row_bytes = (codec.dtype.bytes_for(view.head_dim) for codec in view.codecs)
+    pools = zip(row_bytes, view._packed.pools[:2], strict=True)
+    has_lines = all(num_bytes >= 128 or num_bytes == token_stride for num_bytes, (_, _, token_stride, _) in pools)
+    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple, by_pointer, has_lines)
 
 
 def _token_bytes(view: CacheView) -> int:

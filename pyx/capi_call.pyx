@@ -20,7 +20,7 @@ from kvit._native.ops cimport (
     KvitAppendParams, KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, divisor_of,
 )
 from kvit._native.row_ops cimport MOST_WARPS, ctas_for
-from kvit._native.tensor_map cimport copy_tensor_maps
+from kvit._native.tensor_map cimport can_copy, copy_tensor_maps
 from kvit.capi cimport (
     KVIT_DEVICE_HOST, KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER,
 )
@@ -105,7 +105,8 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
     cdef KvitDecodeParams params
     cdef KvitSpan[MOST_SPANS] spans
     cdef int count
-    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or (op.box_tokens and view.maps.made == 0)
+    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or not can_copy(view.maps, op.boxes)
+            or (op.boxes.tokens and view.maps.made == 0)
             or not are_rows(q, op.place, op.dtype, -1, op.query_heads, op.head_dim, False)
             or not are_rows(out, op.place, op.dtype, q.shape[0], op.query_heads, op.head_dim, True)
             or not (lse == NULL or are_lse(lse, op.place, q.shape[0], op.query_heads))):
@@ -118,8 +119,8 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
         return KVIT_OK
     params.cache = view.cache
     params.page_size = divisor_of(view.cache.page_size)
-    if op.box_tokens:
-        params.box_tokens = copy_tensor_maps(view.maps, op.box_tokens, params.k_map.bytes, params.v_map.bytes)
+    if op.boxes.tokens:
+        params.box_tokens = copy_tensor_maps(view.maps, op.boxes, params.k_map.bytes, params.v_map.bytes)
     pack_rows(&params.q, q)
     pack_rows(&params.out, out)
     memset(&params.lse, 0, sizeof(params.lse))

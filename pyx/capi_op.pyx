@@ -100,7 +100,7 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     cdef AttentionLaunch launch = (<AttentionCall>operation).launch
     state.constants = launch.params
     state.grid = launch.grid
-    state.box_tokens = launch.box_tokens
+    state.boxes = launch.boxes
     state.kernel = <void *>launch.kernel
     state.fault = launch.params.fault
     state.dtype = (<AttentionCall>operation).code

@@ -175,13 +175,14 @@ cdef int launch_overlapping(void *kernel, unsigned int grid, unsigned int block,
 
 
 cdef int encode_tensor_map(unsigned char *map, void *base, const int64_t *extents, const int64_t *strides,
-                           int box_bytes, int box_tokens) except? -1 nogil:
+                           int box_bytes, int box_rows, int64_t dense_bytes) except? -1 nogil:
     cdef cydriver.CUtensorMap encoded
     cdef cydriver.cuuint64_t[5] sizes
     cdef cydriver.cuuint64_t[4] steps
     cdef cydriver.cuuint32_t[5] box
     cdef cydriver.cuuint32_t[5] ones
     cdef cydriver.CUtensorMapSwizzle swizzle = cydriver.CU_TENSOR_MAP_SWIZZLE_128B
+    cdef cydriver.CUtensorMapL2promotion promotion = cydriver.CU_TENSOR_MAP_L2_PROMOTION_NONE
     cdef int axis, status
     for axis in range(5):
         sizes[axis] = <cydriver.cuuint64_t>extents[axis]
@@ -189,14 +190,18 @@ cdef int encode_tensor_map(unsigned char *map, void *base, const int64_t *extent
         if axis < 4:
             steps[axis] = <cydriver.cuuint64_t>strides[axis]
     box[0] = box_bytes
-    box[1] = box_tokens
+    box[1] = box_rows
     if box_bytes == 64:
         swizzle = cydriver.CU_TENSOR_MAP_SWIZZLE_64B
     elif box_bytes == 32:
         swizzle = cydriver.CU_TENSOR_MAP_SWIZZLE_32B
+    if dense_bytes >= 256:
+        promotion = cydriver.CU_TENSOR_MAP_L2_PROMOTION_L2_256B
+    elif dense_bytes >= 128:
+        promotion = cydriver.CU_TENSOR_MAP_L2_PROMOTION_L2_128B
     status = cydriver.cuTensorMapEncodeTiled(
         &encoded, cydriver.CU_TENSOR_MAP_DATA_TYPE_UINT8, 5, base, sizes, steps, box, ones,
-        cydriver.CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, cydriver.CU_TENSOR_MAP_L2_PROMOTION_NONE,
+        cydriver.CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle, promotion,
         cydriver.CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
     )
     memcpy(map, &encoded, sizeof(encoded))

@@ -7,7 +7,7 @@ from kvit._native.launcher cimport Spans, add_span, launch
 from kvit._native.module cimport load_kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
-from kvit._native.tensor_map cimport MappedPool, copy_tensor_maps, make_tensor_maps, most_box_tokens
+from kvit._native.tensor_map cimport Boxes, MappedPool, copy_tensor_maps, describe_maps, make_tensor_maps
 
 
 cdef class PackedCache:
@@ -52,7 +52,7 @@ cdef class PackedCache:
             return  # a tensor map has strides and no pointers
         cdef MappedPool keys = mapped(&self.value.pool[0], k, head_dim)
         cdef MappedPool values = mapped(&self.value.pool[1], v, head_dim)
-        self.maps.most_tokens = most_box_tokens(&keys, &values, page_size)
+        describe_maps(&self.maps, &keys, &values, page_size)
 
     @property
     def shape(self) -> tuple:
@@ -65,11 +65,11 @@ cdef class PackedCache:
         return tuple([(<uintptr_t>pool.base, pool.page_stride, pool.token_stride, pool.head_stride)
                       for pool in self.value.pool])
 
-    cdef int make_maps(self, int tokens, Device home) except -1:
+    cdef int make_maps(self, Boxes boxes, Device home) except -1:
         cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.head_dim)
         cdef MappedPool v = mapped(&self.value.pool[1], self.v, self.value.head_dim)
-        return make_tensor_maps(&self.maps, min(tokens, self.maps.most_tokens), home, &k, &v, self.value.num_pages,
-                                self.value.page_size, self.value.num_kv_heads)
+        return make_tensor_maps(&self.maps, boxes, home, &k, &v, self.value.num_pages, self.value.page_size,
+                                self.value.num_kv_heads)
 
 
 cdef class PackedTable:
@@ -108,17 +108,18 @@ cdef class AttentionLaunch:
     partials     float32 [grid, parts, rows, head_dim + 4], all zero
     fault        int32 [4]
     split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
+    reads_ahead  what is old may be read before the launch in front has ended
     """
 
     def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor partials not None,
                   Tensor fault not None, int num_query_heads, int group, float scale, bint is_causal,
-                  int split_tiles=0):
+                  int split_tiles=0, bint reads_ahead=False):
         memset(&self.params, 0, sizeof(KvitDecodeParams))
         self.kernel = load_kernel(entry, device)
         self.grid = grid
         self.partials = partials
         self.fault = fault
-        self.box_tokens = entry.facts["box_tokens"]
+        self.boxes = Boxes(entry.facts["box_tokens"], entry.facts["has_lines"])
         self.params.group = divisor_of(group)
         self.params.partials = <float *>partials.data
         self.params.fault = <KvitFault *>fault.data
@@ -126,6 +127,7 @@ cdef class AttentionLaunch:
         self.params.scale = scale
         self.params.causal = is_causal
         self.params.split_tiles = split_tiles
+        self.params.reads_ahead = reads_ahead
 
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
                  int tokens_each, Stream queue) except -1:
@@ -136,10 +138,10 @@ cdef class AttentionLaunch:
         spans.count = 0
         params.cache = cache.value
         params.page_size = divisor_of(cache.value.page_size)
-        if self.box_tokens:
-            if not copy_tensor_maps(&cache.maps, self.box_tokens, params.k_map.bytes, params.v_map.bytes):
-                cache.make_maps(self.box_tokens, self.kernel.home)
-            params.box_tokens = copy_tensor_maps(&cache.maps, self.box_tokens, params.k_map.bytes, params.v_map.bytes)
+        if self.boxes.tokens:
+            if not copy_tensor_maps(&cache.maps, self.boxes, params.k_map.bytes, params.v_map.bytes):
+                cache.make_maps(self.boxes, self.kernel.home)
+            params.box_tokens = copy_tensor_maps(&cache.maps, self.boxes, params.k_map.bytes, params.v_map.bytes)
         params.table = table.value
         set_tokens(&params.tokens, token_indptr, tokens_each, q.dims[0])
         set_rows(&params.q, q)

@@ -195,7 +195,7 @@ typedef struct KvitMergeParams {
   int32_t num_tokens, num_heads, head_dim, reserved;
 } KvitMergeParams;
 
-// One tile through one iterator; `entry/probe.cuh` draws what lands where.
+// One tile through one iterator; `entry/probe.cuh` and `entry/probe_boxes.cuh` draw what lands where.
 typedef struct KvitProbeParams {
   KvitCache cache;
   KvitPageTable table;
@@ -203,9 +203,12 @@ typedef struct KvitProbeParams {
   uint8_t* fragments;     // [threads, kFragmentBytes] registers of every thread
   KvitFault* fault;
   int32_t sequence, head, tile, max_s;
-  int32_t s_begin, s_count;  // slice of the S iterations; s_count < 0: all
+  int32_t s_begin, s_count;  // slice of the S iterations, or of the boxes of a tile; s_count < 0: all
   int32_t stage;             // ring slot that the tile lands in
   int32_t advances;          // the tile is reached by SetTile(tile - advances), then so many Advance()
+  int32_t box_tokens;        // of a box of both maps, as in KvitDecodeParams
+  int32_t reserved;
+  KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitProbeParams;
 
 // Memory to be read once, for the sake of how long that takes. base is a multiple of 16.
@@ -222,6 +225,7 @@ static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI 
 static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
 static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 640, "the ABI of attention is fixed");
 static_assert((sizeof(KvitDecodeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
+static_assert((sizeof(KvitProbeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 384,
               "the ABI of append and gather is fixed");
 #endif

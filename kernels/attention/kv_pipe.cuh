@@ -17,12 +17,14 @@ namespace kvit {
 /// By cp.async: 16 bytes a lane, any page size, any place of a row.
 struct Sm80Copies {
   static constexpr int kPageMultiple = 1;
+  static constexpr bool kHasLines = false;
 };
 /// By tensor copies: a box of rows at a time, from pools that a tensor map describes, whose rows are those of tokens, or
 /// lines of 128 bytes with the rows of several tokens.
 template <bool HasLines>
 struct TensorCopies {
-  static constexpr int kPageMultiple = 8;  // tokens
+  static constexpr int kPageMultiple = 8;  // tokens: of the least box
+  static constexpr bool kHasLines = HasLines;
 };
 using Sm90Copies = TensorCopies<false>;
 using Sm90LineCopies = TensorCopies<true>;

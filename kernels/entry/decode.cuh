@@ -87,7 +87,8 @@ struct DecodeKernel {
                                         {"page_multiple", Copies::kPageMultiple},
                                         // What tensor maps need, and how many tokens of a page their boxes may hold.
                                         {"needs_strides", Copies::kPageMultiple > 1},
-                                        {"box_tokens", Copies::kPageMultiple > 1 ? Tuning::kWarpTokens : 0}};
+                                        {"box_tokens", Copies::kPageMultiple > 1 ? Tuning::kWarpTokens : 0},
+                                        {"has_lines", Copies::kHasLines}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);

@@ -7,7 +7,7 @@ from kvit._native.launcher cimport Spans
 from kvit._native.module cimport Kernel
 from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
-from kvit._native.tensor_map cimport TensorMaps
+from kvit._native.tensor_map cimport Boxes, TensorMaps
 
 
 cdef extern from "abi/params.h":
@@ -84,7 +84,8 @@ cdef extern from "abi/params.h":
         KvitDivisor page_size
         KvitDivisor group
         int32_t split_tiles
-        int32_t[13] reserved
+        int32_t reads_ahead
+        int32_t[12] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map
 
@@ -142,7 +143,7 @@ cdef class PackedCache:
     cdef readonly tuple memory
 
     # Makes the maps of boxes of at most `tokens`, for kernels on `home`.
-    cdef int make_maps(self, int tokens, Device home) except -1
+    cdef int make_maps(self, Boxes boxes, Device home) except -1
 
 
 # A page table, packed once.
@@ -174,7 +175,7 @@ cdef class AttentionLaunch:
     cdef readonly Tensor partials
     cdef readonly Tensor fault
     cdef unsigned int grid
-    cdef readonly int box_tokens       # most tokens of a tensor copy; 0: the kernel copies otherwise
+    cdef Boxes boxes                   # of its tensor copies, if it copies so
 
     # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,

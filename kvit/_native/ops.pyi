@@ -83,6 +83,7 @@ class AttentionLaunch:
         scale: float,
         is_causal: bool,
         split_tiles: int = 0,
+        reads_ahead: bool = False,
     ) -> None: ...
 
 def merge(
