@@ -105,11 +105,11 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  float*
-      partials;  // [grid, parts, rows, head_dim + 4] f32: (O, max, sum, -, -) of what a CTA leaves for others to
-                 // join. parts: the kernel's fact `parts`, or `split_parts` where split_tiles is set. Zero before the
-                 // first launch; every launch leaves them so, but for the last third of split parts, of any bytes
-  float scale;   // of the scores, before exp
+  // [grid, parts, rows, head_dim + 4] f32: (O, max, sum, -, -) of what a CTA leaves for others to join. parts: the
+  // kernel's fact `parts`, or `split_parts` where split_tiles is set. Zero before the first launch, and every launch
+  // leaves them so, but for the last third of split parts: any bytes.
+  float* partials;
+  float scale;  // of the scores, before exp
   int32_t num_query_heads;
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
   int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size

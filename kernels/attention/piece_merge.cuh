@@ -65,8 +65,8 @@ class PieceMerge {
     SyncThreads();
     ShareOutputs(attention);
     SyncThreads();
-    Target target = {piece.work.first_token, piece.row_tile, line_.NumRows(piece), piece.head,
-                     share_.Owner(piece.head_begin)};
+    Target target = {
+        piece.work.first_token, piece.row_tile, line_.NumRows(piece), piece.head, share_.Owner(piece.head_begin), {}};
     const bool is_split = line_.IsSplit(), is_whole = piece.Begins() && piece.Ends();
     int split = 0;
     if (is_split) {
