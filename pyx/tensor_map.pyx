@@ -23,9 +23,9 @@ cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool 
     maps.may_have_lines = may_have_lines(k) and may_have_lines(v)
     if not (is_mappable(k) and is_mappable(v)):
         return
-    while tokens >= LEAST_BOX and page_size % tokens != 0:
+    while tokens >= KVIT_LEAST_BOX_TOKENS and page_size % tokens != 0:
         tokens //= 2
-    if tokens >= LEAST_BOX:
+    if tokens >= KVIT_LEAST_BOX_TOKENS:
         maps.most_tokens = tokens
 
 
@@ -73,9 +73,9 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
         raise LayoutError(
             f"rows of {row_bytes} bytes lie {strides[1]} bytes apart; for lines they must lie one after the other"
         )
-    if box_tokens not in [LEAST_BOX << i for i in range(NUM_BOXES)] or page_size % box_tokens != 0:
+    if box_tokens not in [KVIT_LEAST_BOX_TOKENS << i for i in range(NUM_BOXES)] or page_size % box_tokens != 0:
         raise ShapeError(
-            f"a box of {box_tokens} tokens in pages of {page_size}; it must be a power of two from {LEAST_BOX} to "
+            f"a box of {box_tokens} tokens in pages of {page_size}; it must be a power of two from {KVIT_LEAST_BOX_TOKENS} to "
             f"{MOST_BOX} that divides the page size"
         )
     entered = home.enter()
@@ -120,7 +120,7 @@ cdef Boxes fitting(const TensorMaps *maps, Boxes boxes) noexcept nogil:
 
 cdef int index_of(Boxes boxes) noexcept nogil:
     cdef int index = 0
-    while LEAST_BOX << index < boxes.tokens:
+    while KVIT_LEAST_BOX_TOKENS << index < boxes.tokens:
         index += 1
     return index + NUM_BOXES if boxes.has_lines else index
 

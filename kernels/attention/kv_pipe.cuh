@@ -23,7 +23,7 @@ struct Sm80Copies {
 /// lines of 128 bytes with the rows of several tokens.
 template <bool HasLines>
 struct TensorCopies {
-  static constexpr int kPageMultiple = 8;  // tokens: of the least box
+  static constexpr int kPageMultiple = KVIT_LEAST_BOX_TOKENS;
   static constexpr bool kHasLines = HasLines;
 };
 using Sm90Copies = TensorCopies<false>;

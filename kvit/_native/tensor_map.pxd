@@ -2,10 +2,13 @@
 from kvit._native.context cimport Device
 
 
+cdef extern from "abi/params.h":
+    enum:
+        KVIT_LEAST_BOX_TOKENS
+
 cdef enum:
-    LEAST_BOX = 8                      # tokens: what the swizzle of a box repeats after
     NUM_BOXES = 5                      # of 8, 16, 32, 64 and 128 tokens
-    MOST_BOX = LEAST_BOX << (NUM_BOXES - 1)
+    MOST_BOX = KVIT_LEAST_BOX_TOKENS << (NUM_BOXES - 1)
 
 
 # What a kernel asks for.
@@ -14,7 +17,7 @@ cdef struct Boxes:
     bint has_lines                     # tokens of fewer than 128 bytes come in lines of 128
 
 
-# K's map, then V's, of boxes of LEAST_BOX << i tokens; those with lines from NUM_BOXES on.
+# K's map, then V's, of boxes of KVIT_LEAST_BOX_TOKENS << i tokens; those with lines from NUM_BOXES on.
 cdef struct TensorMaps:
     int most_tokens                    # of a box of this cache; 0: no map can describe it
     bint may_have_lines
