@@ -14,7 +14,7 @@ from kvit._native.capi_tensor cimport are_entries, are_entry_rows, extent_of, pl
 from kvit._native.context cimport Device, device_of
 from kvit._native.ops cimport PackedCache
 from kvit._native.tensor cimport Tensor
-from kvit._native.tensor_map cimport LEAST_BOX
+from kvit._native.tensor_map cimport KVIT_LEAST_BOX_TOKENS
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
 from kvit._native.capi_error import ArgumentError
@@ -83,7 +83,7 @@ cdef int make_maps(PackedCache packed) except -1:
     cdef Device home = device_of(packed.k.device)
     cdef int tokens = packed.maps.most_tokens
     if home.is_host or home.compute_capability >= (9, 0):
-        while tokens >= LEAST_BOX:
+        while tokens >= KVIT_LEAST_BOX_TOKENS:
             packed.make_maps(tokens, home)
             tokens //= 2
     return 0

@@ -1,5 +1,5 @@
 """Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller."""
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.context cimport Device
@@ -185,16 +185,6 @@ cdef unsigned int grid_for(object entry, int64_t rows) except 0:
     """CTAs for so many (token, head) rows."""
     cdef int64_t rows_per_cta = entry.facts["rows_per_cta"]
     return <unsigned int>((rows + rows_per_cta - 1) // rows_per_cta)
-
-
-cdef KvitDivisor divisor_of(int divisor) noexcept nogil:
-    cdef KvitDivisor found
-    cdef int bits = 0
-    while <int64_t>1 << bits < divisor:
-        bits += 1
-    found.shift = 31 + bits
-    found.magic = <uint32_t>(((<uint64_t>1 << found.shift) + <uint64_t>divisor - 1) // <uint64_t>divisor)
-    return found
 
 
 cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int head_dim) noexcept:

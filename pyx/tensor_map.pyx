@@ -15,12 +15,12 @@ cdef int64_t STRIDE_LIMIT = <int64_t>1 << 40
 
 
 cdef int most_box_tokens(const MappedPool *k, const MappedPool *v, int page_size) noexcept nogil:
-    cdef int tokens = LEAST_BOX << (NUM_BOXES - 1)
+    cdef int tokens = KVIT_LEAST_BOX_TOKENS << (NUM_BOXES - 1)
     if not (is_mappable(k) and is_mappable(v)):
         return 0
-    while tokens >= LEAST_BOX and page_size % tokens != 0:
+    while tokens >= KVIT_LEAST_BOX_TOKENS and page_size % tokens != 0:
         tokens //= 2
-    return tokens if tokens >= LEAST_BOX else 0
+    return tokens if tokens >= KVIT_LEAST_BOX_TOKENS else 0
 
 
 cdef bint is_mappable(const MappedPool *pool) noexcept nogil:
@@ -55,7 +55,7 @@ cdef int copy_tensor_maps(const TensorMaps *maps, int tokens, unsigned char *k, 
 
 cdef int index_of(int tokens) noexcept nogil:
     cdef int index = 0
-    while LEAST_BOX << index < tokens:
+    while KVIT_LEAST_BOX_TOKENS << index < tokens:
         index += 1
     return index
 

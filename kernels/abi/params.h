@@ -81,13 +81,14 @@ typedef struct KvitTokens {
   int32_t total;
 } KvitTokens;
 
-// Division by a fixed number >= 1 of what is below 2^31: x / divisor = x * magic >> shift, with 2^(shift - 32) <
-// divisor
-// <= 2^(shift - 31) and magic = ceil(2^shift / divisor).
+// Division by a fixed number >= 1 of what is below 2^31: x / divisor = x * magic >> shift. abi/divisor.h makes them.
 typedef struct KvitDivisor {
   uint32_t magic;
   int32_t shift;
 } KvitDivisor;
+
+// Tokens of the smallest box of a tensor map: the swizzle repeats after so many rows.
+enum { KVIT_LEAST_BOX_TOKENS = 8 };
 
 // A tensor map (CUtensorMap) of the rows of K or V, made by the driver, or for the host by the host backend. Axes,
 // innermost first: byte of a chunk of up to 128, token in page, chunk of the row, head, page. A box is `box_tokens` of
@@ -109,7 +110,7 @@ typedef struct KvitDecodeParams {
   float scale;      // of the scores, before exp
   int32_t num_query_heads;
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
-  int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size
+  int32_t box_tokens;            // of a box of both maps: a power of two that divides the page size
   KvitDivisor page_size, group;  // by cache.page_size, and by query heads of a KV head
   int64_t reserved[7];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them

@@ -20,7 +20,7 @@ struct Sm80Copies {
 };
 /// By tensor copies: a box of rows at a time, from pools that a tensor map describes.
 struct Sm90Copies {
-  static constexpr int kPageMultiple = 8;  // tokens: the swizzle's period
+  static constexpr int kPageMultiple = KVIT_LEAST_BOX_TOKENS;
 };
 
 /// Every pipe has Shared, and for the calling warp: Prefetch(stage), which begins the next tile's copies; Wait(stage);

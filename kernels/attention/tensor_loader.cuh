@@ -25,12 +25,6 @@ class TensorLoader {
  public:
   static constexpr bool kHasParameters = KeyRing::kHasParameters || ValueRing::kHasParameters;
 
-  /// Barriers [warp][stage], in shared memory.
-  template <int Warps>
-  struct Barriers {
-    uint64_t full[Warps][Stages];
-  };
-
   KVIT_DEVICE TensorLoader(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor,
                            KeyRing& keys, ValueRing& values, uint64_t* full)
       : params_(params),

@@ -127,6 +127,10 @@ cdef extern from "abi/params.h":
         int32_t head_dim
         int32_t reserved
 
+cdef extern from "abi/divisor.h" nogil:
+    # Of a divisor >= 1.
+    KvitDivisor divisor_of "KvitDivisorOf"(int32_t divisor)
+
 
 # K and V of a cache, packed once.
 cdef class PackedCache:
@@ -183,9 +187,6 @@ cdef class AttentionLaunch:
 # Lets the launch touch a tensor, or all of a cache, once its producer is done. None is skipped; a GPU needs no spans.
 cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1
-
-# Division by `divisor` >= 1, as abi/params.h says.
-cdef KvitDivisor divisor_of(int divisor) noexcept nogil
 
 # What launches have in common. Memory of a tensor, NULL for None.
 cdef const void *address_of(Tensor tensor) noexcept

@@ -2,15 +2,18 @@
 from kvit._native.context cimport Device
 
 
+cdef extern from "abi/params.h":
+    enum:
+        KVIT_LEAST_BOX_TOKENS
+
 cdef enum:
-    LEAST_BOX = 8                      # tokens: what the swizzle of a box repeats after
     NUM_BOXES = 4                      # of 8, 16, 32 and 64 tokens
 
 
-# K's map, then V's, of boxes of LEAST_BOX << i tokens.
+# K's map, then V's, of boxes of KVIT_LEAST_BOX_TOKENS << i tokens.
 cdef struct TensorMaps:
     int most_tokens                    # of a box of this cache; 0: no map can describe it
-    unsigned int made                  # bit i: those of boxes of LEAST_BOX << i tokens are there
+    unsigned int made                  # bit i: those of boxes of KVIT_LEAST_BOX_TOKENS << i tokens are there
     unsigned char[NUM_BOXES][2][128] maps
 
 
@@ -26,7 +29,7 @@ cdef struct MappedPool:
 # Tokens of the largest box that lies in one page of both pools; 0 where a map cannot describe them.
 cdef int most_box_tokens(const MappedPool *k, const MappedPool *v, int page_size) noexcept nogil
 
-# Makes the maps of boxes of `tokens`, a power of two from LEAST_BOX to maps.most_tokens. Raises DriverError.
+# Makes the maps of boxes of `tokens`, a power of two up to maps.most_tokens. Raises DriverError.
 cdef int make_tensor_maps(TensorMaps *maps, int tokens, Device home, const MappedPool *k, const MappedPool *v,
                           int num_pages, int page_size, int num_heads) except -1
 

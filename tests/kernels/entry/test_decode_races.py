@@ -45,8 +45,8 @@ DECODE = """
     p.num_query_heads = 4;
     p.causal = 1;
     p.box_tokens = 32;
-    p.page_size = {1u << 31, 37};  // by 64
-    p.group = {1u << 31, 33};      // by 4
+    p.page_size = KvitDivisorOf(64);
+    p.group = KvitDivisorOf(4);
     p.k_map = MapOf(params.input);
     p.v_map = MapOf(params.input + 7 * 64 * 128);
     Kernel::Run(p, shared);
