@@ -68,7 +68,10 @@ class Table(NamedTuple):
 
 @functools.cache
 def installed() -> Table:
-    """The table that kvit ships. Peaks are as makers publish them; only the H100's was measured against."""
+    """The table that kvit ships. Its peaks are bus width times data rate, or what is published where that is round.
+
+    All agree with published specifications; only the peak of "NVIDIA H100 80GB HBM3" was measured against.
+    """
     return parse((Path(__file__).parent / "tuning.json").read_text(encoding="utf-8"))
 
 
