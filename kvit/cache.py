@@ -14,9 +14,10 @@ from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
 from ._pages import PagePool, chains_of, grow
+from ._parameters import compute_dtype
 from ._storage import new_pools, upload
 from .attention import Attention
-from .errors import DtypeError, LayoutError, ShapeError
+from .errors import ShapeError
 from .maintenance import CopyPages, Flatten
 from .rope import Rope
 from .sequence import Sequence
@@ -62,14 +63,9 @@ class PagedCache:
         rope: Rope | None = None,
         device: str | Device = "cuda:0",
     ):
-        for name, value in (("pages", pages), ("page_size", page_size), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            if not 1 <= value <= _checks.MOST:
-                raise ShapeError(f"{name} is {value}; it must be 1 to {_checks.MOST}")
-        if layout not in ("NHD", "HND"):
-            raise LayoutError(f"layout is {layout!r}; it must be 'NHD' or 'HND'")
-        compute = dtypes.dtype_of(dtype)
-        if compute not in (dtypes.float16, dtypes.bfloat16):
-            raise DtypeError(f"dtype is {compute}; queries are float16 or bfloat16")
+        _checks.require_counts(pages=pages, page_size=page_size, kv_heads=kv_heads, head_dim=head_dim)
+        _checks.require_layout(layout)
+        compute = compute_dtype(dtypes.dtype_of(dtype))
         sides = tuple(codecs.codec_of(compute if stored is None else stored) for stored in (k, v))
         shape = (pages, page_size, kv_heads, head_dim)
         view = new_pools(shape, layout, compute, sides, (k_scale, v_scale), Device.of(device))

@@ -52,9 +52,7 @@ class TurboMindBlocks(CacheView):
         k_scale: Any = None,
         v_scale: Any = None,
     ):
-        for name, value in (("page_size", page_size), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            if not 1 <= value <= _checks.MOST:
-                raise ShapeError(f"{name} is {value}; it must be 1 to {_checks.MOST}")
+        _checks.require_counts(page_size=page_size, kv_heads=kv_heads, head_dim=head_dim)
         pair = codecs.pair_of(kv)
         if pair[0] is not pair[1]:
             raise DtypeError(f"kv is {pair[0]} and {pair[1]}; TurboMind's blocks hold K and V in one codec")
@@ -78,9 +76,7 @@ class TurboMindBlocks(CacheView):
     @staticmethod
     def bytes_of_layer(page_size: int, kv_heads: int, head_dim: int, kv: Any) -> int:
         """Bytes that one layer takes of a block: K, V and their parameters of page_size tokens."""
-        codec = codecs.codec_of(kv)
-        params = codecs.PARAM_BYTES if codec.params == "pair" else 0
-        return 2 * kv_heads * page_size * (codec.dtype.bytes_for(head_dim) + params)
+        return 2 * kv_heads * page_size * codecs.row_bytes(codecs.codec_of(kv), head_dim)
 
     def table(self, cu_block_nums: Any, lengths: Any) -> PageTable:
         """TurboMind's own table: sequence s has blocks cu_block_nums[s] to cu_block_nums[s + 1], in order.
