@@ -21,22 +21,12 @@ from numpy.typing import NDArray
 import kvit
 from kvit import dtypes, reference
 from kvit._cli import display
-from kvit.reference import Pair
+from kvit.reference import PAIRS, Pair
 
 SEED = 20
 QUERIES, QUERY_HEADS, KV_HEADS = 16, 64, 16  # KV heads are drawn apart: many make the figures steady
 PAGE_SIZE = 16
 OUTLIER_FACTOR = 10  # how much larger an outlier channel is; one channel in 32 is one
-
-
-_8, _4, _E4M3, _E5M2 = "int8", "int4", "float8_e4m3", "float8_e5m2"
-PAIRS = (
-    *(Pair("16", v) for v in ("16", _8, _4)),
-    *(Pair(_8, v) for v in ("16", _8, _4)),
-    *(Pair(_4, v) for v in (_8, _4)),
-    *(Pair(_E4M3, v) for v in (_E4M3, _8, _4)),
-    Pair(_E5M2, _E5M2),
-)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]
 

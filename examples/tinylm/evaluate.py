@@ -24,22 +24,11 @@ from model import Attend, Config, TinyLM, load
 from weights import WeightsError
 
 import kvit
-from kvit.reference import Pair
+from kvit.reference import PAIRS, Pair
 
 PAGE_SIZE = 16  # tokens
 WINDOW = 256  # bytes that are scored together; each window begins without a history
 DTYPE = "float16"  # of rows of K and V before any codec: what "16" stands for
-
-_PAIRS = (
-    ("16", "16"), ("16", "int8"), ("16", "int4"),
-    ("int8", "16"), ("int8", "int8"), ("int8", "int4"),
-    ("int4", "int8"), ("int4", "int4"),
-    ("float8_e4m3", "float8_e4m3"), ("float8_e4m3", "int8"), ("float8_e4m3", "int4"),
-    ("float8_e5m2", "float8_e5m2"),
-)  # fmt: skip
-
-
-PAIRS = tuple(Pair(*names) for names in _PAIRS)
 
 
 def token_bytes(pair: Pair, config: Config) -> int:

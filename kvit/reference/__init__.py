@@ -5,12 +5,13 @@ from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
 from .paged import append, convert_pages, copy_pages, gather, paged_attention, token_positions, token_ranges
-from .pair import Pair
+from .pair import PAIRS, Pair
 from .rope import Rotation, biased, cosine_and_sine, rotate
 from .rounding import rounded
 
 __all__ = [
     "CODECS",
+    "PAIRS",
     "Cache",
     "Codec",
     "Encoded",

@@ -46,3 +46,14 @@ class Pair:
     def row_bytes(self, dtype: str, head_dim: int) -> int:
         """K and V of a token and KV head, parameters included."""
         return sum(codec.row_bytes(head_dim) + codec.param_bytes for codec in self.codecs(dtype))
+
+
+_NAMES = (
+    "16:16", "16:int8", "16:int4",
+    "int8:16", "int8:int8", "int8:int4",
+    "int4:int8", "int4:int4",
+    "float8_e4m3:float8_e4m3", "float8_e4m3:int8", "float8_e4m3:int4",
+    "float8_e5m2:float8_e5m2",
+)  # fmt: skip
+PAIRS = tuple(map(Pair.parse, _NAMES))
+"""Those that tables of errors compare, built or not; the first loses nothing."""
