@@ -13,11 +13,13 @@ KV_HEADS, QUERY_HEADS, HEAD_DIM = 2, 8, 128
 # Old tokens that end with a tile, inside one and a token before the next, and none at all. New tokens: one of each
 # sequence, and runs that fill its last tile and begin another.
 @pytest.mark.parametrize("pair", [("", ""), ("int8", "int8"), ("int4", "int4")], ids=str)
-@pytest.mark.parametrize("each", [1, 5, 70])
+@pytest.mark.parametrize("each", [1, 9])
 @pytest.mark.parametrize("lengths", [[256, 700, 255, 0, 1900], [40]], ids=len)
 def test_the_same_bits_as_without_behind_the_append_that_wrote_the_new_tokens(rng, device, pair, each, lengths):
     # What is not yet written is NaN, so that reading a new token too early shows.
-    steps = 2 if device == "host" else 12
+    steps = 12
+    if device == "host":  # which runs launches one after the other anyway
+        steps, lengths = 1, [min(length, 300) for length in lengths]
     final = [length + steps * each for length in lengths]
     case = Quantised(pair, final, page_size=64, head_dim=HEAD_DIM, device=device, rng=rng)
     view, table = case.view, case.page_table
