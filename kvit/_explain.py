@@ -40,6 +40,7 @@ def explain(op: Attention, lengths: Sequence[int] | None, gbps: float | None) ->
         f"  grid       {op.grid} CTAs of {entry.threads} threads ({entry.threads // 32} warps), "
         f"{facts['ctas_per_sm']} on each multiprocessor",
         f"  workspace  {op.workspace_bytes} bytes, whatever the batch",
+        op._explain_launch(),
     ]
     if lengths is not None:
         lines += _work(op, lengths, gbps)

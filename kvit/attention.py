@@ -14,7 +14,7 @@ from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
-from ._operation import Operation, split_tokens
+from ._operation import Launch, Operation, split_tokens
 from .errors import DtypeError, LayoutError, ShapeError
 from .views import CacheView, PageTable
 
@@ -36,9 +36,14 @@ class Attention(Operation, AttentionCall):
     workspace            the `workspace` of another Attention to share; calls that share one must not run side by side
     kernel               symbol of the kernel to use, or some of its axes, {"rows": 16}; the one that kvit.tuning finds
                          cheapest if absent. `explain` shows the candidates
+    launch               "direct": every call launches the kernel; on GPUs from compute capability 9.0 on it may begin
+                         before the kernel before it in the stream has ended. "graph": every call sets the parameters
+                         of a graph of the kernel, and launches that: about half of the time on the host, but it begins
+                         when all before it has ended, and calls take turns, on whatever streams they are. In a
+                         capture both are the same
 
     Raises ShapeError (heads), KernelMissing (nothing built covers the shape, or not as `kernel` says), NoGpuError,
-    LayoutError (no such kernel reads pages like the view's).
+    LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -54,10 +59,11 @@ class Attention(Operation, AttentionCall):
         tokens_per_sequence: int = 1,
         workspace: Tensor | None = None,
         kernel: tuning.Wanted = None,
+        launch: Launch = "direct",
         _faults: FaultRecord | None = None,
     ):
         group = _checks.group_size(query_heads, view.kv_heads)
-        Operation.__init__(self, view, _faults)
+        Operation.__init__(self, view, _faults, launch)
         self.query_heads = query_heads
         if dtype is not None:
             self.dtype = dtypes.dtype_of(dtype)
@@ -70,7 +76,7 @@ class Attention(Operation, AttentionCall):
 
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
-        launch = ops.AttentionLaunch(
+        kernel_launch = ops.AttentionLaunch(
             self.entry,
             device,
             self.grid,
@@ -82,8 +88,9 @@ class Attention(Operation, AttentionCall):
             group,
             self.scale,
             self.causal,
+            launch == "graph",
         )
-        AttentionCall.__init__(self, launch, self._faults, view._packed, self.dtype.code)
+        AttentionCall.__init__(self, kernel_launch, self._faults, view._packed, self.dtype.code)
 
     @property
     def workspace_bytes(self) -> int:

@@ -60,6 +60,10 @@ cdef extern from "kvit.h" nogil:
         KVIT_MASK_CAUSAL
         KVIT_MASK_NONE
 
+    enum:
+        KVIT_LAUNCH_DIRECT
+        KVIT_LAUNCH_GRAPH
+
     ctypedef struct kvit_tensor:
         void *data
         int64_t[8] shape
@@ -129,6 +133,7 @@ cdef extern from "kvit.h" nogil:
         int32_t mask
         int32_t tokens_per_sequence
         const kvit_tensor *workspace
+        int32_t launch
 
     ctypedef struct kvit_op_info:
         uint32_t size

@@ -126,6 +126,10 @@ cdef int context_pop() except? -1 nogil:
     return cydriver.cuCtxPopCurrent(&popped)
 
 
+cdef int context_id(void *context, uint64_t *id) except? -1 nogil:
+    return cydriver.cuCtxGetId(<cydriver.CUcontext>context, <unsigned long long *>id)
+
+
 cdef int device_count(int *count) except? -1 nogil:
     return cydriver.cuDeviceGetCount(count)
 
@@ -239,6 +243,40 @@ cdef int executable_destroy(void *executable) except? -1 nogil:
     return cydriver.cuGraphExecDestroy(<cydriver.CUgraphExec>executable)
 
 
+cdef int graph_create(void **graph) except? -1 nogil:
+    return cydriver.cuGraphCreate(<cydriver.CUgraph *>graph, 0)
+
+
+cdef int graph_add_kernel(void **made, void *graph, const KernelNode *node) except? -1 nogil:
+    cdef void *arguments = <void *>node.params
+    cdef cydriver.CUDA_KERNEL_NODE_PARAMS params
+    set_node(&params, node, &arguments)
+    return cydriver.cuGraphAddKernelNode(<cydriver.CUgraphNode *>made, <cydriver.CUgraph>graph, NULL, 0, &params)
+
+
+cdef int graph_make_executable(void **executable, void *graph) except? -1 nogil:
+    return cydriver.cuGraphInstantiate(<cydriver.CUgraphExec *>executable, <cydriver.CUgraph>graph, 0)
+
+
+cdef int executable_set_kernel(void *executable, void *made, const KernelNode *node) except? -1 nogil:
+    cdef void *arguments = <void *>node.params
+    cdef cydriver.CUDA_KERNEL_NODE_PARAMS params
+    set_node(&params, node, &arguments)
+    return cydriver.cuGraphExecKernelNodeSetParams(<cydriver.CUgraphExec>executable, <cydriver.CUgraphNode>made,
+                                                   &params)
+
+
+cdef void set_node(cydriver.CUDA_KERNEL_NODE_PARAMS *params, const KernelNode *node, void **arguments) noexcept nogil:
+    memset(params, 0, sizeof(params[0]))
+    params.kern = <cydriver.CUkernel>node.kernel
+    params.ctx = <cydriver.CUcontext>node.context
+    params.gridDimX = node.grid
+    params.blockDimX = node.block
+    params.gridDimY = params.gridDimZ = params.blockDimY = params.blockDimZ = 1
+    params.sharedMemBytes = node.shared_bytes
+    params.kernelParams = arguments
+
+
 cdef const char *name_of(int status) noexcept nogil:
     cdef const char *name = NULL
     with gil:
@@ -302,6 +340,7 @@ cdef const DriverTable *cuda_table() except NULL:
     table.primary_retain = primary_retain
     table.context_push = context_push
     table.context_pop = context_pop
+    table.context_id = context_id
     table.device_count = device_count
     table.device_name = device_name
     table.device_attribute = device_attribute
@@ -318,6 +357,10 @@ cdef const DriverTable *cuda_table() except NULL:
     table.graph_destroy = graph_destroy
     table.graph_launch = graph_launch
     table.executable_destroy = executable_destroy
+    table.graph_create = graph_create
+    table.graph_add_kernel = graph_add_kernel
+    table.graph_make_executable = graph_make_executable
+    table.executable_set_kernel = executable_set_kernel
     errors.status_name = name_of
     table_is_filled = True
     return &table

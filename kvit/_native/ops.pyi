@@ -82,6 +82,7 @@ class AttentionLaunch:
         group: int,
         scale: float,
         is_causal: bool,
+        by_graph: bool = False,
     ) -> None: ...
 
 def merge(

@@ -135,6 +135,32 @@ def test_a_graph_is_captured_and_launched_in_the_callers_context(rng, driver):
         del graph, op, stream, rows, out, case
 
 
+def test_an_operation_launches_by_a_graph_in_whichever_context_is_current(rng, driver):
+    # A node of a graph belongs to one context, and the operation to none.
+    op = kvit.Attention(new_cache("cuda:0").view, 4, launch="graph")
+
+    def step():
+        case = make_case(rng, [20, 3], device="cuda:0")
+        q, stream = case.queries(rng, 2, 4), kvit.Stream("cuda:0")
+        rows, out = to_device(q, "cuda:0"), to_device(poisoned(q.shape, q.dtype), "cuda:0")
+        rows.stream.synchronize()
+        op(rows, case.view, case.page_table, out=out, stream=stream)
+        op.check(stream)
+        state, bound = case.expect(q)
+        assert_within(out.numpy(), state.out, bound)
+
+    step()
+    with own_context(driver) as context:
+        step()
+        assert current(driver) == context
+        op._faults.last_queue = None  # the stream, which goes with its context
+    with green_context(driver) as context:
+        step()
+        assert current(driver) == context
+        op._faults.last_queue = None
+    step()
+
+
 def test_c_runs_in_the_callers_context_too(rng, driver):
     api = capi.Api()
     with own_context(driver) as context:
