@@ -162,6 +162,30 @@ found.append(counts())
     assert run_idle(tmp_path, IDLE + program) == [[0, 0, 2], [0, 1000, 2], [10, 1000, 2], [10, 1000, 0]]
 
 
+def test_the_node_is_given_the_kernel_and_the_parameters_of_each_call(tmp_path):
+    program = """
+class Node(ctypes.Structure):
+    _fields_ = [("function", ctypes.c_void_p), ("shape", ctypes.c_uint * 7), ("arguments", ctypes.c_void_p),
+                ("extra", ctypes.c_void_p), ("kernel", ctypes.c_void_p), ("context", ctypes.c_void_p)]
+def given():
+    node = Node.in_dll(library, "idle_node")
+    of_kernel = node.function is None and node.extra is None and node.kernel is not None
+    argument = (ctypes.c_char * 16).in_dll(library, "idle_argument")
+    return [of_kernel, node.context, list(node.shape), bytes(argument).hex()]
+graph = KernelGraph.of(kernel)
+for context, grid in ((0x1000, 7), (0x2000, 264)):
+    driver.cuCtxSetCurrent(driver.CUcontext(context))
+    launch_bytes(kernel, bytes(range(grid % 50, grid % 50 + 24)), grid, stream, (), graph)
+    found.append(given())
+"""
+    entry = registry.candidates("read")[0]
+    expected = [
+        [True, context, [grid, 1, 1, entry.threads, 1, 1, entry.shared_bytes], bytes(range(first, first + 16)).hex()]
+        for context, grid, first in ((0x1000, 7, 7), (0x2000, 264, 14))
+    ]
+    assert run_idle(tmp_path, IDLE + program) == expected
+
+
 def test_every_context_has_a_graph_of_its_own(tmp_path):
     # The node of one context cannot run in another. Addresses serve the idle driver as contexts.
     program = """
