@@ -135,12 +135,13 @@ def test_a_graph_is_captured_and_launched_in_the_callers_context(rng, driver):
         del graph, op, stream, rows, out, case
 
 
-def test_an_operation_launches_by_a_graph_in_whichever_context_is_current(rng, driver):
+@pytest.mark.parametrize("kind", [own_context, green_context, primary_context])
+def test_an_operation_launches_by_a_graph_in_whichever_context_is_current(rng, driver, kind):
     # A node of a graph belongs to one context, and the operation to none.
     op = kvit.Attention(new_cache("cuda:0").view, 4, launch="graph")
 
-    def step():
-        case = make_case(rng, [20, 3], device="cuda:0")
+    def step(op):
+        case = make_case(rng, [20, 300], device="cuda:0")
         q, stream = case.queries(rng, 2, 4), kvit.Stream("cuda:0")
         rows, out = to_device(q, "cuda:0"), to_device(poisoned(q.shape, q.dtype), "cuda:0")
         rows.stream.synchronize()
@@ -149,16 +150,12 @@ def test_an_operation_launches_by_a_graph_in_whichever_context_is_current(rng, d
         state, bound = case.expect(q)
         assert_within(out.numpy(), state.out, bound)
 
-    step()
-    with own_context(driver) as context:
-        step()
+    step(op)
+    with kind(driver) as context:
+        step(op)
+        step(op)
         assert current(driver) == context
-        op._faults.last_queue = None  # the stream, which goes with its context
-    with green_context(driver) as context:
-        step()
-        assert current(driver) == context
-        op._faults.last_queue = None
-    step()
+        del op  # before the context that a graph of it belongs to
 
 
 def test_c_runs_in_the_callers_context_too(rng, driver):

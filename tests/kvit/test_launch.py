@@ -186,11 +186,13 @@ def test_operations_that_go_and_calls_that_are_made_leave_nothing(device):
 
     live(2)  # whatever is made once is made now
     gc.collect()
+    kvit.Stream.default(device).synchronize()  # memory is given back in its order
     used, blocks = used_memory(device), sys.getallocatedblocks()
     references = [sys.getrefcount(thing) for step in steps for thing in (step.q, step.out, step.stream, step.case.view)]
     for _ in range(20):
         live(1 if device == "host" else 100)
     gc.collect()
+    kvit.Stream.default(device).synchronize()
     after = [sys.getrefcount(thing) for step in steps for thing in (step.q, step.out, step.stream, step.case.view)]
     assert after == references
     assert sys.getallocatedblocks() - blocks < 100
