@@ -99,7 +99,7 @@ class Cell:
     @property
     def token_bytes(self) -> int:
         """K, V and their parameters of a token."""
-        return self.kv_heads * sum(self.row_bytes(codec) + param_bytes(codec) for codec in self.codecs)
+        return self.kv_heads * codecs.pair_bytes(*self.codecs, self.head_dim)
 
     @property
     def kv_bytes(self) -> int:

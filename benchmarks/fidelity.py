@@ -21,52 +21,12 @@ from numpy.typing import NDArray
 import kvit
 from kvit import dtypes, reference
 from kvit._cli import display
+from kvit.reference import PAIRS, Pair
 
 SEED = 20
 QUERIES, QUERY_HEADS, KV_HEADS = 16, 64, 16  # KV heads are drawn apart: many make the figures steady
 PAGE_SIZE = 16
 OUTLIER_FACTOR = 10  # how much larger an outlier channel is; one channel in 32 is one
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Codecs of K and V; "16" stands for the dtype of the run, kept as it is."""
-
-    k: str
-    v: str
-
-    def __str__(self) -> str:
-        return f"{self.k}:{self.v}"
-
-    @classmethod
-    def parse(cls, text: str) -> Pair:
-        """The pair that K:V names. Raises ValueError."""
-        k, colon, v = text.partition(":")
-        if not colon:
-            raise ValueError(f"{text!r} is no pair; pairs look like int8:int4 or 16:int8")
-        for name in (k, v):
-            if name != "16":
-                reference.codec_of(name)
-        return cls(k, v)
-
-    def codecs(self, dtype: str) -> tuple[reference.Codec, reference.Codec]:
-        """Of K and of V."""
-        k, v = (reference.codec_of(dtype if name == "16" else name) for name in (self.k, self.v))
-        return k, v
-
-    def row_bytes(self, dtype: str, head_dim: int) -> int:
-        """K and V of a token and KV head, parameters included."""
-        return sum(codec.row_bytes(head_dim) + codec.param_bytes for codec in self.codecs(dtype))
-
-
-_8, _4, _E4M3, _E5M2 = "int8", "int4", "float8_e4m3", "float8_e5m2"
-PAIRS = (
-    *(Pair("16", v) for v in ("16", _8, _4)),
-    *(Pair(_8, v) for v in ("16", _8, _4)),
-    *(Pair(_4, v) for v in (_8, _4)),
-    *(Pair(_E4M3, v) for v in (_E4M3, _8, _4)),
-    Pair(_E5M2, _E5M2),
-)
 
 Draw = Callable[[np.random.Generator, tuple[int, ...]], NDArray[np.float64]]
 
@@ -202,7 +162,9 @@ def _output(case: Case, pair: Pair, options: argparse.Namespace) -> NDArray:
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="fidelity", description=__doc__.split("\n")[0])
-    parser.add_argument("--pairs", nargs="+", type=_pair, default=PAIRS, metavar="K:V", help="16 is the 16-bit dtype")
+    parser.add_argument(
+        "--pairs", nargs="+", type=Pair.argument, default=PAIRS, metavar="K:V", help="16 is the 16-bit dtype"
+    )
     parser.add_argument("--head-dims", nargs="+", type=int, default=(64, 128), metavar="D")
     parser.add_argument("--tokens", type=int, default=1024, help="of the sequence (1024)")
     parser.add_argument("--dtype", choices=("bfloat16", "float16"), default="bfloat16", help="of q, k and v")
@@ -213,13 +175,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.tokens < 1:
         parser.error(f"--tokens {options.tokens} leaves nothing to attend to; give at least 1")
     return options
-
-
-def _pair(text: str) -> Pair:
-    try:
-        return Pair.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

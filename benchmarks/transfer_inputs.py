@@ -51,10 +51,7 @@ class Cell:
         rows = self.total * setting.kv_heads
         plain = 2 * dtypes.dtype_of(setting.dtype).bytes_for(setting.head_dim)
         sides = [codecs.codec_of(name) for name in self.stored]
-        held = sum(
-            side.dtype.bytes_for(setting.head_dim) + codecs.PARAM_BYTES * (side.params == "pair") for side in sides
-        )
-        return rows * (plain + held)
+        return rows * (plain + codecs.pair_bytes(*sides, setting.head_dim))
 
     def query_bytes(self, setting: Setting) -> int:
         """Bytes of the queries, read and written."""

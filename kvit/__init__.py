@@ -37,7 +37,8 @@ from .views import CacheView, PageTable
 
 if TYPE_CHECKING:
     from .conversion import ConvertPages
-    from .layouts import TurboMindBlocks, VllmPages
+    from .turbomind import TurboMindBlocks
+    from .vllm import VllmPages
 
 __all__ = [
     "Append",
@@ -78,7 +79,7 @@ __all__ = [
 
 
 # Modules that few programs need: imported when a name is first asked for, so that the others start sooner.
-_ASKED_FOR = {"ConvertPages": "conversion", "TurboMindBlocks": "layouts", "VllmPages": "layouts"}
+_ASKED_FOR = {"ConvertPages": "conversion", "TurboMindBlocks": "turbomind", "VllmPages": "vllm"}
 
 
 def __getattr__(name: str) -> Any:

@@ -85,6 +85,21 @@ def require_writable(name: str, found: Tensor) -> None:
         raise LayoutError(f"{name} is read-only and would be written; give writable memory")
 
 
+def require_layout(layout: Any) -> None:
+    """Raise LayoutError unless this is an order of axes that kvit knows by name."""
+    if layout not in ("NHD", "HND"):
+        raise LayoutError(
+            f"layout is {layout!r}; it must be 'NHD' (tokens before heads) or 'HND' (heads before tokens)"
+        )
+
+
+def require_counts(**counts: int) -> None:
+    """Raise ShapeError unless there are at least one of each, and no more than kernels can count."""
+    for name, count in counts.items():
+        if not 1 <= count <= MOST:
+            raise ShapeError(f"{name} is {count}; it must be 1 to {MOST}")
+
+
 def group_size(query_heads: int, kv_heads: int) -> int:
     """Query heads that share a KV head. Raises ShapeError unless it is a whole number."""
     if query_heads <= 0 or query_heads % kv_heads:

@@ -8,7 +8,11 @@ from . import _overlap, codecs, registry
 from ._page_lists import belongs_to_rows
 from .codecs import Codec
 from .errors import LayoutError, ShapeError
-from .layouts import Pages, VllmPages
+from .views import CacheView
+from .vllm import VllmPages
+
+Pages: TypeAlias = CacheView | VllmPages
+"""What ConvertPages reads and writes."""
 
 _Rows: TypeAlias = tuple[_overlap.Rows | None, ...]
 

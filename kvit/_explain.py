@@ -39,6 +39,7 @@ def explain(op: Attention, lengths: Sequence[int] | None, gbps: float | None) ->
         f"{entry.shared_bytes} shared bytes",
         f"  grid       {op.grid} CTAs of {entry.threads} threads ({entry.threads // 32} warps), "
         f"{facts['ctas_per_sm']} on each multiprocessor",
+        f"  cut        {_cut(op)}",
         f"  workspace  {op.workspace_bytes} bytes, whatever the batch",
         op._explain_launch(),
     ]
@@ -47,17 +48,38 @@ def explain(op: Attention, lengths: Sequence[int] | None, gbps: float | None) ->
     return "\n".join(lines + _reasons(choice))
 
 
+def _cut(op: Attention) -> str:
+    """Where heads are cut, and what that means."""
+    if op.split_tokens is None:
+        return "evenly over the grid: the last bits of a sequence depend on its batch; split_tokens= fixes them"
+    tiles = op.split_tokens // op.entry.facts["tile_tokens"]
+    return f"after each {op.split_tokens} tokens of a sequence ({tiles} tiles): the same bits in any batch"
+
+
+def _units(op: Attention, length: int) -> int:
+    """Tiles of a head of so many tokens, or splits: what is dealt out to CTAs."""
+    facts = op.entry.facts
+    tiles = max(1, -(-length // facts["tile_tokens"]))
+    if op.split_tokens is None:
+        return tiles
+    split = op.split_tokens // facts["tile_tokens"]
+    while -(-tiles // split) > facts["most_splits"]:
+        split *= 2
+    return -(-tiles // split)
+
+
 def _work(op: Attention, lengths: Sequence[int], gbps: float | None) -> list[str]:
     """What a call on such sequences reads, and how the kernel cuts it."""
-    rows, tile_tokens = op.entry.facts["rows"], op.entry.facts["tile_tokens"]
+    rows = op.entry.facts["rows"]
     num_bytes = op._token_bytes * sum(lengths)
     row_tiles = -(-op._choice.call.rows // rows)
-    tiles = sum(op.kv_heads * row_tiles * max(1, -(-length // tile_tokens)) for length in lengths)
-    ctas = min(op.grid, tiles)
-    most = -(-tiles // ctas) if ctas else 0
+    units = sum(op.kv_heads * row_tiles * _units(op, length) for length in lengths)
+    ctas = min(op.grid, units)
+    most = -(-units // ctas) if ctas else 0
+    name = "tiles" if op.split_tokens is None else "splits"
     lines = [
         f"  reads      {num_bytes} bytes of K and V, for {sum(lengths)} tokens of {len(lengths)} sequences",
-        f"  work       {tiles} tiles on {ctas} CTAs, {most} at most on each",
+        f"  work       {units} {name} on {ctas} CTAs, {most} at most on each",
     ]
     rate, source = (gbps, "as asked") if gbps is not None else _peak(op.device)
     if rate is None:

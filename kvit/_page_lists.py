@@ -9,7 +9,7 @@ from ._native.stream import Stream
 from ._native.tensor import Tensor
 
 if TYPE_CHECKING:
-    from .layouts import Pages
+    from ._conversion import Pages
 
 
 def page_list(name: str, pages: Any, queue: Stream) -> Tensor | None:

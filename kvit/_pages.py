@@ -15,9 +15,8 @@ class PagePool:
 
     def __init__(self, num_pages: int):
         self._owners = [0] * num_pages
-        self._free = list(
-            range(num_pages - 1, -1, -1)
-        )  # a stack: the lowest page of a fresh pool, then the last one released
+        # A stack: the lowest page of a fresh pool comes first, then the last one released.
+        self._free = list(range(num_pages - 1, -1, -1))
 
     @property
     def num_pages(self) -> int:

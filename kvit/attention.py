@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from . import _checks, _explain, codecs, dtypes, registry, tuning
+from ._batch import counts_of, sequences_of
 from ._faults import FaultRecord
 from ._native import ops
 from ._native.attention_call import AttentionCall
@@ -16,6 +18,7 @@ from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._operation import Launch, Operation, split_tokens
 from .errors import DtypeError, LayoutError, ShapeError
+from .registry import Entry
 from .views import CacheView, PageTable
 
 if TYPE_CHECKING:
@@ -36,14 +39,29 @@ class Attention(Operation, AttentionCall):
     workspace            the `workspace` of another Attention to share; calls that share one must not run side by side
     kernel               symbol of the kernel to use, or some of its axes, {"rows": 16}; the one that kvit.tuning finds
                          cheapest if absent. `explain` shows the candidates
+    split_tokens         cuts every head of every sequence at multiples of so many tokens, a multiple of the kernel's
+                         tile (`entry.facts["tile_tokens"]`); where the work is cut evenly over the GPU if absent
+    reads_ahead          lets a launch read what is old before the launch in front of it in the stream has ended:
+                         lengths, page tables, and K and V of all but the new tokens. Whoever says True promises that
+                         the launch in front writes none of these. The new tokens' K and V, and q, are read after it.
+                         On GPUs of compute capability 9.0 and more that hides what a launch must do before its first
+                         bytes arrive; elsewhere, and in calls by graph, it changes nothing. Launches of kvit let the
+                         next one start only when the one before them has ended; if the one in front lets it start
+                         earlier, the promise is also about those before
     launch               "direct": every call launches the kernel; on GPUs from compute capability 9.0 on it may begin
                          before the kernel before it in the stream has ended. "graph": every call sets the parameters
                          of a graph of the kernel, and launches that: about half of the time on the host, but it begins
                          when all before it has ended, and calls take turns, on whatever streams they are. In a
                          capture both are the same
 
-    Raises ShapeError (heads), KernelMissing (nothing built covers the shape, or not as `kernel` says), NoGpuError,
-    LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch).
+    What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
+    split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any
+    batch, at any place in it, and on any number of multiprocessors; where causal, so does each of its new tokens,
+    however many come with it. A sequence of more than 1024 splits is cut at multiples of the least 2**i * split_tokens
+    that leave 1024 or fewer.
+
+    Raises ShapeError (heads, split_tokens), KernelMissing (nothing built covers the shape, or not as `kernel` says),
+    NoGpuError, LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -59,6 +77,8 @@ class Attention(Operation, AttentionCall):
         tokens_per_sequence: int = 1,
         workspace: Tensor | None = None,
         kernel: tuning.Wanted = None,
+        split_tokens: int | None = None,
+        reads_ahead: bool = False,
         launch: Launch = "direct",
         _faults: FaultRecord | None = None,
     ):
@@ -69,10 +89,12 @@ class Attention(Operation, AttentionCall):
             self.dtype = dtypes.dtype_of(dtype)
         self.scale = view.head_dim**-0.5 if scale is None else float(scale)
         self.causal = bool(causal)
+        self.reads_ahead = bool(reads_ahead)
         device = Device.of(self.device)
         self._choice = _choose(self.dtype, view, group * max(1, tokens_per_sequence), device, kernel)
         self._token_bytes = _token_bytes(view)
         self.entry = self._choice.entry
+        self.split_tokens = None if split_tokens is None else _whole_tiles(split_tokens, self.entry)
 
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
@@ -88,6 +110,8 @@ class Attention(Operation, AttentionCall):
             group,
             self.scale,
             self.causal,
+            (self.split_tokens or 0) // self.entry.facts["tile_tokens"],
+            self.reads_ahead,
             launch == "graph",
         )
         AttentionCall.__init__(self, kernel_launch, self._faults, view._packed, self.dtype.code)
@@ -95,9 +119,9 @@ class Attention(Operation, AttentionCall):
     @property
     def workspace_bytes(self) -> int:
         """Bytes that calls use besides their arguments: fixed by the GPU and the shape, whatever the batch."""
-        # Two unfinished heads for each CTA: the one that its share begins in, and the one that it ends in. Of each row
-        # its outputs, and 16 bytes of their maximum and sum.
-        return self.grid * 2 * self.entry.axes["rows"] * (self.head_dim + 4) * 4
+        # What a CTA leaves for others to join: of each row its outputs, and 16 bytes of their maximum and sum.
+        parts = self.entry.facts["parts" if self.split_tokens is None else "split_parts"]
+        return self.grid * parts * self.entry.axes["rows"] * (self.head_dim + 4) * 4
 
     def _make_workspace(self) -> Buffer:
         workspace = Buffer.empty(self.workspace_bytes, "uint8", self.device)
@@ -110,7 +134,7 @@ class Attention(Operation, AttentionCall):
         if workspace.nbytes != self.workspace_bytes:
             raise ShapeError(
                 f"workspace has {workspace.nbytes} bytes and this operation needs {self.workspace_bytes}; "
-                "share one between operations of the same heads, head_dim and tokens_per_sequence"
+                "share one between operations of the same kernel, either all with split_tokens or all without"
             )
         return workspace
 
@@ -208,13 +232,13 @@ def attention(
     queue = Stream.wrap(stream, cache.device)
     q = _checks.tensor("q", q, None, queue)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
-    held = cache._own(seqs)
-    counts = cache._counts("q", q.shape[0], held, lengths)
+    held = sequences_of(cache, seqs)
+    counts = counts_of("q", q.shape[0], len(held), lengths)
     op = cache._attention(q.shape[1], max(counts, default=1), causal, scale)
     q = _checks.tensor("q", q, op.dtype)
     if return_lse and lse is None:
         lse = Buffer.empty(q.shape[:2], "float32", cache.device, queue)
-    table, indptr = cache._upload([(seq.pages, len(seq)) for seq in held], counts, queue)
+    table, indptr = cache._tables.send([(seq.pages, len(seq)) for seq in held], counts, queue)
     out = op(q, cache.view, table, out=out, lse=lse, tokens=indptr, stream=queue)
     return (out, lse) if return_lse else out
 
@@ -230,13 +254,30 @@ def _choose(dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, ker
     return tuning.choose(found, _call(view, rows), device.compute_capability, wanted=kernel)
 
 
+def _whole_tiles(split_tokens: int, entry: Entry) -> int:
+    """split_tokens, if it is a number of whole tiles of the kernel. Raises ShapeError."""
+    tokens, tile = operator.index(split_tokens), entry.facts["tile_tokens"]
+    most = (2**31 - 1) // tile * tile
+    if tokens % tile or not 0 < tokens <= most:
+        below = tokens // tile * tile
+        nearest = sorted({min(max(near, tile), most) for near in (below, below + tile)})
+        raise ShapeError(
+            f"split_tokens is {tokens}; the tiles of {entry.symbol} have {tile} tokens, and a split is a number of "
+            f"whole tiles; the nearest that would do: {', '.join(map(str, nearest))}"
+        )
+    return tokens
+
+
 def _call(view: CacheView, rows: int) -> tuning.Call:
     """What the choice of a kernel for this cache depends on."""
     steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
     multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
     kv = codecs.key_of(*view.codecs)
     by_pointer = view._packed.blocks is not None
-    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple, by_pointer)
+    row_bytes = (codec.dtype.bytes_for(view.head_dim) for codec in view.codecs)
+    pools = zip(row_bytes, view._packed.pools[:2], strict=True)
+    has_lines = all(num_bytes >= 128 or num_bytes == token_stride for num_bytes, (_, _, token_stride, _) in pools)
+    return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple, by_pointer, has_lines)
 
 
 def _token_bytes(view: CacheView) -> int:

@@ -8,22 +8,21 @@ from typing import Any, Literal
 from weakref import WeakValueDictionary
 
 from . import _checks, codecs, dtypes
+from ._batch import SentTables, counts_of, sequences_of
 from ._faults import FaultRecord
 from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
-from ._native.tensor import Tensor
 from ._pages import PagePool, chains_of, grow
+from ._parameters import compute_dtype
 from ._storage import new_pools, upload
 from .attention import Attention
-from .errors import DtypeError, LayoutError, ShapeError
+from .errors import ShapeError
 from .maintenance import CopyPages, Flatten
 from .rope import Rope
 from .sequence import Sequence
 from .transfer import Append, rows_like_each_other
 from .views import CacheView, Layout, PageTable
-
-_Tokens = tuple[tuple[int, ...], int]  # the pages of a sequence, and how many tokens are in them
 
 
 class PagedCache:
@@ -64,14 +63,9 @@ class PagedCache:
         rope: Rope | None = None,
         device: str | Device = "cuda:0",
     ):
-        for name, value in (("pages", pages), ("page_size", page_size), ("kv_heads", kv_heads), ("head_dim", head_dim)):
-            if not 1 <= value <= _checks.MOST:
-                raise ShapeError(f"{name} is {value}; it must be 1 to {_checks.MOST}")
-        if layout not in ("NHD", "HND"):
-            raise LayoutError(f"layout is {layout!r}; it must be 'NHD' or 'HND'")
-        compute = dtypes.dtype_of(dtype)
-        if compute not in (dtypes.float16, dtypes.bfloat16):
-            raise DtypeError(f"dtype is {compute}; queries are float16 or bfloat16")
+        _checks.require_counts(pages=pages, page_size=page_size, kv_heads=kv_heads, head_dim=head_dim)
+        _checks.require_layout(layout)
+        compute = compute_dtype(dtypes.dtype_of(dtype))
         sides = tuple(codecs.codec_of(compute if stored is None else stored) for stored in (k, v))
         shape = (pages, page_size, kv_heads, head_dim)
         view = new_pools(shape, layout, compute, sides, (k_scale, v_scale), Device.of(device))
@@ -86,7 +80,7 @@ class PagedCache:
         self._faults = FaultRecord(self.device)
         self.rope = rope
         self._use(view)
-        self._last_upload: tuple[tuple, tuple[PageTable, Tensor | None]] | None = None
+        self._tables = SentTables()
 
     def _use(self, view: CacheView) -> None:
         """Keep K and V in this memory from now on."""
@@ -138,16 +132,16 @@ class PagedCache:
         LayoutError before any page is taken or written. Returns before the work is done.
         Defined by kvit.reference.append.
         """
-        held = self._own(seqs, distinct=True)
+        held = sequences_of(self, seqs, distinct=True)
         queue = Stream.wrap(stream, self.device)
         k, v = rows_like_each_other(k, v, self.view, queue)
-        counts = self._counts("k", k.shape[0], held, lengths)
+        counts = counts_of("k", k.shape[0], len(held), lengths)
         growth = grow(self._pool, [seq.pages for seq in held], [len(seq) for seq in held], counts, self.page_size)
         try:
             if growth.copies:
                 source, target = (upload(list(pages), queue) for pages in zip(*growth.copies, strict=True))
                 self._copy(self.view, source, target, stream=queue)
-            table, indptr = self._upload(list(zip(growth.pages, growth.lengths, strict=True)), counts, queue)
+            table, indptr = self._tables.send(list(zip(growth.pages, growth.lengths, strict=True)), counts, queue)
             self._append(k, v, self.view, table, tokens=indptr, q=q, q_out=q_out, stream=queue)
         except BaseException:
             self._pool.release(growth.taken)
@@ -183,7 +177,7 @@ class PagedCache:
         Returns k, v, and int32 indptr [sequences + 1] as gather does. The work may not be done yet.
         Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError. Defined by kvit.reference.gather.
         """
-        held = self._own(seqs)
+        held = sequences_of(self, seqs)
         queue = Stream.wrap(stream, self.device)
         starts = [0, *accumulate(len(seq) for seq in held)]
         if starts[-1] > _checks.MOST:
@@ -205,7 +199,7 @@ class PagedCache:
 
         Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError.
         """
-        held = self._own(seqs)
+        held = sequences_of(self, seqs)
         k, v = rows_like_each_other(k, v, self.view, Stream.wrap(stream, self.device))
         tokens = sum(len(seq) for seq in held)
         if tokens != k.shape[0]:
@@ -258,9 +252,9 @@ class PagedCache:
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
         """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""
-        held = self._own(seqs)
+        held = sequences_of(self, seqs)
         queue = Stream.wrap(stream, self.device)
-        return self._upload([(seq.pages, len(seq)) for seq in held], [0] * len(held), queue)[0]
+        return self._tables.send([(seq.pages, len(seq)) for seq in held], [0] * len(held), queue)[0]
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
@@ -274,39 +268,6 @@ class PagedCache:
         """Remember a sequence for as long as it lives: defragment moves the pages of all."""
         self._num_made += 1
         self._sequences[self._num_made] = sequence
-
-    def _own(self, seqs: Iterable[Sequence], distinct: bool = False) -> list[Sequence]:
-        """The sequences as a list, after a check that they are live, this cache's, and different if they must be."""
-        held = list(seqs)
-        first: dict[int, int] = {}
-        for i, seq in enumerate(held):
-            if not isinstance(seq, Sequence):
-                raise ShapeError(f"seqs[{i}] is a {type(seq).__name__}; give sequences from cache.sequence()")
-            if seq.cache is not self:
-                raise ShapeError(f"seqs[{i}] belongs to another cache; append, gather and attend each in its own")
-            seq.pages  # noqa: B018  (raises SequenceFreed)
-            if distinct and first.setdefault(id(seq), i) != i:
-                raise ShapeError(
-                    f"seqs[{i}] is seqs[{first[id(seq)]}] again; give each sequence once, with all its new tokens"
-                )
-        return held
-
-    def _counts(self, name: str, tokens: int, held: list[Sequence], lengths: Iterable[int] | None) -> list[int]:
-        """How many of the tokens belong to each sequence. Raises ShapeError unless they add up."""
-        if lengths is None:
-            each, rest = divmod(tokens, max(1, len(held)))
-            if rest or (tokens and not held):
-                raise ShapeError(
-                    f"{name} has {tokens} tokens for {len(held)} sequences; give lengths if they get different numbers"
-                )
-            return [each] * len(held)
-        counts = [int(length) for length in lengths]
-        if len(counts) != len(held) or min(counts, default=0) < 0 or sum(counts) != tokens:
-            raise ShapeError(
-                f"lengths are {counts}; they must be one number of tokens for each of the {len(held)} sequences, "
-                f"and add up to the {tokens} tokens of {name}"
-            )
-        return counts
 
     def _attention(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
         """The operation for these words, made on first use."""
@@ -323,22 +284,6 @@ class PagedCache:
                 _faults=self._faults,
             )
         return self._operations[key]
-
-    def _upload(self, tokens: list[_Tokens], counts: list[int], queue: Stream) -> tuple[PageTable, Tensor | None]:
-        """The page table, and where each sequence's rows begin if they have different numbers of them; in one copy."""
-        # An attention call follows the append of the same tokens: the same table, unless something changed in between.
-        key = (tokens, counts, queue.cuda_handle)
-        if self._last_upload is not None and self._last_upload[0] == key:
-            return self._last_upload[1]
-        starts = [0, *accumulate(len(pages) for pages, _ in tokens)]
-        rows = [0, *accumulate(counts)] if len(set(counts)) > 1 else []
-        lengths = [length for _, length in tokens]
-        packed = upload([*chain.from_iterable(pages for pages, _ in tokens), *starts, *lengths, *rows], queue)
-        ends = list(accumulate(map(len, (starts, lengths, rows)), initial=starts[-1]))
-        indptr, length, row = (packed[start:end] for start, end in zip(ends, ends[1:], strict=False))
-        table = PageTable(indptr=indptr, indices=packed[: starts[-1]], lengths=length)
-        self._last_upload = key, (table, row if rows else None)
-        return self._last_upload[1]
 
     def __repr__(self) -> str:
         return (

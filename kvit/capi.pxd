@@ -132,6 +132,7 @@ cdef extern from "kvit.h" nogil:
         float scale
         int32_t mask
         int32_t tokens_per_sequence
+        int32_t split_tokens
         const kvit_tensor *workspace
         int32_t launch
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _checks, _overlap, codecs, registry
-from ._conversion import Side, places_of
+from ._conversion import Pages, Side, places_of
 from ._faults import FaultRecord
 from ._native import page_ops
 from ._native.context import Device
@@ -13,8 +13,8 @@ from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._page_lists import page_list, require_writable
 from .errors import DtypeError, ShapeError
-from .layouts import Pages, VllmPages
 from .views import CacheView
+from .vllm import VllmPages
 
 
 class ConvertPages:

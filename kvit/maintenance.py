@@ -12,7 +12,6 @@ from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._operation import Operation
 from ._page_lists import belongs_to_rows, page_list, require_writable
-from .errors import LayoutError
 from .transfer import Gather
 from .views import CacheView, Layout, PageTable
 
@@ -88,8 +87,7 @@ class Flatten(Gather):
 
         The rest is as Gather says.
         """
-        if layout not in ("NHD", "HND"):
-            raise LayoutError(f"layout is {layout!r}; it must be 'NHD' (tokens before heads) or 'HND'")
+        _checks.require_layout(layout)
         queue = Stream.wrap(stream, self.device)
         rows = [
             tokens_first(name, _checks.tensor(name, x, view.dtype, queue), layout) for name, x in (("k", k), ("v", v))

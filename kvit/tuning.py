@@ -28,6 +28,7 @@ class Call(NamedTuple):
     page_size: int
     stride_multiple: int = 16  # of which all strides of K and V are multiples, in bytes
     by_pointer: bool = False  # pages are found by a pointer each, not by their number and a stride
+    has_lines: bool = True  # rows of fewer than 128 bytes lie one after the other in a page
 
     def __str__(self) -> str:
         return f"dtype={self.dtype} kv={self.kv} head_dim={self.head_dim}"
@@ -68,7 +69,10 @@ class Table(NamedTuple):
 
 @functools.cache
 def installed() -> Table:
-    """The table that kvit ships. Peaks are as makers publish them; only the H100's was measured against."""
+    """The table that kvit ships. Its peaks are bus width times data rate, or what is published where that is round.
+
+    All agree with published specifications; only the peak of "NVIDIA H100 80GB HBM3" was measured against.
+    """
     return parse((Path(__file__).parent / "tuning.json").read_text(encoding="utf-8"))
 
 
@@ -101,7 +105,8 @@ def choose(
 
     The cost, its first number before its second: how often K and V are read (once for each `rows` query rows); the
     place of each axis in the order that a rule gives it, the first rule that applies; query rows that stay idle.
-    A kernel's needs are facts of it in index.json: `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`.
+    A kernel's needs are facts of it in index.json: `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`,
+    `has_lines`.
     Raises KernelMissing (`wanted` is none of the candidates, or the GPU runs none), LayoutError (none reads the pages).
     """
     entries = tuple(candidates)
@@ -146,6 +151,8 @@ def why_not(entry: Entry, call: Call, compute_capability: tuple[int, int] | None
         return f"needs strides of a multiple of {num_bytes} bytes; these are multiples of {call.stride_multiple}"
     if call.by_pointer and facts.get("needs_strides", 0):
         return "needs pages that lie at equal distances; these are found by a pointer each"
+    if facts.get("has_lines", 0) and not call.has_lines:
+        return "needs rows that lie one after the other in a page, as in HND; these do not"
     return None
 
 

@@ -8,7 +8,7 @@ from . import _checks, codecs, dtypes
 from ._native.ops import HoldsCache, HoldsTable, PackedCache, PackedTable
 from ._native.tensor import Tensor
 from ._parameters import compute_dtype, parameters
-from .errors import LayoutError, ShapeError
+from .errors import ShapeError
 
 Layout = Literal["NHD", "HND"]
 
@@ -54,10 +54,7 @@ class CacheView(HoldsCache):
         v_scale: Any = None,
         dtype: Any = None,
     ):
-        if layout not in _AXES:
-            raise LayoutError(
-                f"layout is {layout!r}; it must be 'NHD' (tokens before heads) or 'HND' (heads before tokens)"
-            )
+        _checks.require_layout(layout)
         if page_size is not None and page_size < 1:
             raise ShapeError(f"page_size is {page_size}; a page holds at least 1 token")
         wanted = (None, None) if kv is None else tuple(codec.dtype for codec in codecs.pair_of(kv))

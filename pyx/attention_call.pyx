@@ -4,6 +4,7 @@ from kvit._native.buffer cimport empty_buffer
 from kvit._native.ops cimport AttentionLaunch, HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport KVIT_F32, Tensor
+from kvit._native.tensor_map cimport can_copy
 
 
 cdef class AttentionCall:
@@ -64,7 +65,7 @@ cdef class AttentionCall:
         cdef PackedTable packed = (<HoldsTable>table)._packed
         if cache is None or packed is None or not (self.are_queries(q) and self.is_cache(cache)):
             return -1
-        if self.launch.box_tokens and not cache.maps.most_tokens:
+        if not can_copy(&cache.maps, self.launch.boxes):
             return -1
         if out is not None and (out.is_readonly or not self.are_queries(out) or out.dims[0] != q.dims[0]):
             return -1

@@ -6,6 +6,7 @@ from libc.stdint cimport int64_t, uintptr_t
 
 from kvit._native.borrow cimport as_tensor
 from kvit._native.context cimport Device, device_of
+from kvit._native.copies cimport copy_bytes
 from kvit._native.errors cimport check, fail
 from kvit._native.lend cimport cuda_array, dlpack_capsule, fill_view, numpy_array
 from kvit._native.stream cimport Stream, stream_of
@@ -133,44 +134,14 @@ cdef class Buffer(Tensor):
         return 0
 
     cdef int transfer(self, Tensor target, Tensor source, Stream queue) except -1:
-        """Copy all bytes; one of the two tensors is this buffer. Waits if either is on the host."""
-        cdef int status
-        cdef size_t num_bytes = source.nbytes
-        cdef bint to_host = target.device_type == ON_HOST
-        cdef bint from_host = source.device_type == ON_HOST
-        cdef bint is_shared = not self.home.is_host and queue is not self.freed_on
-        cdef int entered
-        cdef void *target_context = NULL
-        cdef void *source_context = NULL
-        if num_bytes == 0:
+        """Copy all bytes; one of the two tensors is this buffer. Waits if either is on the host and a GPU copies."""
+        if source.nbytes == 0:
             return 0
-        if not (from_host or to_host) and target.device_id != source.device_id:
-            target_context = device_of(target.device).primary_context()
-            source_context = device_of(source.device).primary_context()
-        entered = queue.home.enter()
-        try:
-            if is_shared:
-                queue.order_after_handle(self.freed_on.handle)
-            with nogil:
-                if from_host:
-                    status = queue.home.driver.copy_to_device(target.data, source.data, num_bytes, queue.handle)
-                elif to_host:
-                    status = queue.home.driver.copy_to_host(target.data, source.data, num_bytes, queue.handle)
-                elif target_context != NULL:
-                    status = queue.home.driver.copy_across(target.data, target_context, source.data, source_context,
-                                                           num_bytes, queue.handle)
-                else:
-                    status = queue.home.driver.copy_on_device(target.data, source.data, num_bytes, queue.handle)
-            check(status, b"cuMemcpyAsync")
-            if (from_host or to_host) and not queue.home.is_host:
-                with nogil:
-                    status = queue.home.driver.stream_synchronize(queue.handle)
-                check(status, b"cuStreamSynchronize")
-            else:
-                queue.keep(target if source is self else source)
-                self.used_by(queue)
-        finally:
-            queue.home.leave(entered)
+        if not self.home.is_host and queue is not self.freed_on:
+            queue.order_after_handle(self.freed_on.handle)
+        if not copy_bytes(target, source, queue):
+            queue.keep(target if source is self else source)
+            self.used_by(queue)
         return 0
 
     cdef int used_by(self, Stream queue) except -1:

@@ -4,9 +4,10 @@ from cpython.pycapsule cimport PyCapsule_New
 from kvit._native.capi_cache cimport (
     cache_append, cache_attention, cache_check, cache_create, cache_destroy, cache_gather, cache_query, cache_view,
 )
-from kvit._native.capi_call cimport append, attention, gather, merge_states
+from kvit._native.capi_call cimport append, attention, gather
 from kvit._native.capi_error cimport error_text
 from kvit._native.capi_op cimport op_check, op_create, op_destroy, op_explain, op_query
+from kvit._native.capi_python cimport merge_states
 from kvit._native.capi_sequence cimport (
     sequence_create, sequence_destroy, sequence_fork, sequence_pages, sequence_query, sequence_truncate,
 )

@@ -7,13 +7,12 @@ import threading
 
 import kvit
 
-from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from kvit._native.capi_error cimport has_python
-from kvit._native.capi_handle cimport HANDLE_CACHE, retire
-from kvit._native.capi_held cimport Held, find, find_all, hand_out, hold, refuse
+from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_handle cimport HANDLE_CACHE, destroy
+from kvit._native.capi_held cimport Held, find, find_all, hand_out, hold, let_go
 from kvit._native.capi_option cimport answer, check_size, check_target, is_causal, to_dtype, to_layout
 from kvit._native.capi_tensor cimport Place, place_of, to_device, to_stream, to_tensor
 from kvit._native.capi_view cimport publish_view
@@ -41,10 +40,10 @@ cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexc
             device=to_device(options.device_type, options.device_id),
             **{name: value for name, value in given.items() if value is not None},
         )
-        cache[0] = <kvit_cache *>hand_out(HANDLE_CACHE, hold(made, threading.Lock()))
+        cache[0] = <kvit_cache *>hand_out(HANDLE_CACHE, hold(made, threading.Lock()), let_go)
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogil:
@@ -73,19 +72,11 @@ cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
             found.device_id = place.device_id
         return answer(info, &found, sizeof(found), b"kvit_cache_info")
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil:
-    return destroy(cache) if has_python() else KVIT_ERROR_NO_INTERPRETER
-
-
-cdef int32_t destroy(kvit_cache *cache) noexcept with gil:
-    cdef void *state = NULL
-    cdef int32_t status = retire(cache, HANDLE_CACHE, &state)
-    if status == KVIT_OK:
-        Py_DECREF(<object>state)
-    return status
+    return destroy(cache, HANDLE_CACHE)
 
 
 cdef object to_counts(const int64_t *lengths, int64_t count):
@@ -110,7 +101,7 @@ cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
             )
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
@@ -137,7 +128,7 @@ cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
             )
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
@@ -157,7 +148,7 @@ cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
             )
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t cache_view(kvit_cache *cache, kvit_view **view) noexcept nogil:
@@ -172,7 +163,7 @@ cdef int32_t lend_view(kvit_cache *cache, kvit_view **view) noexcept with gil:
         view[0] = publish_view(held.thing.view)
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil:
@@ -187,4 +178,4 @@ cdef int32_t check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noe
             held.thing.check(to_stream(stream, place_of(held.thing.view.k)))
         return KVIT_OK
     except BaseException as error:
-        return refuse(error, fault)
+        return tell(error, fault)

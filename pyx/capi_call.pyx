@@ -1,21 +1,18 @@
 # cython: cdivision=True
 """The calls of the C API that launch: packed and launched without the GIL, without allocating.
 
-What fits as it is goes straight to the kernel. All else is shown to the Python operation of the same name, which says
-what is wrong with it: one set of checks has the words, and the questions of capi_tensor are never laxer than they are.
+What fits as it is goes straight to the kernel. All else goes to capi_python, whose checks say what is wrong with it:
+the questions of capi_tensor are never laxer than they are.
 """
-import kvit
-
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from kvit._native.capi_error cimport has_python, tell
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, leave, pin, take, unpin
 from kvit._native.capi_op cimport OpState
-from kvit._native.capi_tensor cimport (
-    Place, are_entries, are_lse, are_rows, is_stream, place_of, span_of, to_stream, to_tensor,
-)
-from kvit._native.capi_view cimport ViewState, pack_table, to_table
+from kvit._native.capi_python cimport attend_in_python, move_in_python
+from kvit._native.capi_tensor cimport Place, are_entries, are_lse, are_rows, is_stream, span_of
+from kvit._native.capi_view cimport ViewState, pack_table
 from kvit._native.host cimport KvitSpan
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.launcher cimport launch_failed, launch_raw
@@ -24,15 +21,10 @@ from kvit._native.ops cimport (
     KvitAppendParams, KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, divisor_of,
 )
 from kvit._native.row_ops cimport MOST_WARPS, ctas_for
-from kvit._native.tensor cimport Tensor
-from kvit._native.tensor_map cimport copy_tensor_maps
+from kvit._native.tensor_map cimport can_copy, copy_tensor_maps
 from kvit.capi cimport (
     KVIT_DEVICE_HOST, KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER,
 )
-
-from kvit._native.capi_error import ArgumentError
-
-_NAMES = {KVIT_OP_ATTENTION: "attention", KVIT_OP_APPEND: "append", KVIT_OP_GATHER: "gather"}
 
 cdef enum:
     MOST_SPANS = 16        # memory of a call: its arguments, the cache, the operation's own
@@ -114,7 +106,8 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
     cdef KvitDecodeParams params
     cdef KvitSpan[MOST_SPANS] spans
     cdef int count
-    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or (op.box_tokens and view.maps.made == 0)
+    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or not can_copy(view.maps, op.boxes)
+            or (op.boxes.tokens and view.maps.made == 0)
             or not are_rows(q, op.place, op.dtype, -1, op.query_heads, op.head_dim, False)
             or not are_rows(out, op.place, op.dtype, q.shape[0], op.query_heads, op.head_dim, True)
             or not (lse == NULL or are_lse(lse, op.place, q.shape[0], op.query_heads))):
@@ -127,8 +120,8 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
         return KVIT_OK
     params.cache = view.cache
     params.page_size = divisor_of(view.cache.page_size)
-    if op.box_tokens:
-        params.box_tokens = copy_tensor_maps(view.maps, op.box_tokens, params.k_map.bytes, params.v_map.bytes)
+    if op.boxes.tokens:
+        params.box_tokens = copy_tensor_maps(view.maps, op.boxes, params.k_map.bytes, params.v_map.bytes)
     pack_rows(&params.q, q)
     pack_rows(&params.out, out)
     memset(&params.lse, 0, sizeof(params.lse))
@@ -249,63 +242,6 @@ cdef int32_t launch(const OpState *op, const void *params, unsigned int grid, kv
 cdef int32_t say_why(const OpState *op, unsigned int grid, int status, const char *call) noexcept with gil:
     try:
         launch_failed(<Kernel>op.kernel, grid, status, call)
-        return KVIT_OK
-    except BaseException as error:
-        return tell(error)
-
-
-cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
-                              const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
-                              kvit_stream stream) noexcept with gil:
-    try:
-        require_kind(op, KVIT_OP_ATTENTION)
-        (<object>op.operation)(
-            to_tensor(q, "q"), <object>view.view, to_table(table), out=to_tensor(out, "out"),
-            lse=to_tensor(lse, "lse", True), tokens=to_tensor(tokens, "tokens", True),
-            stream=to_stream(stream, op.place),
-        )
-        return KVIT_OK
-    except BaseException as error:
-        return tell(error)
-
-
-cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
-                            const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *tokens,
-                            kvit_stream stream) noexcept with gil:
-    try:
-        require_kind(op, kind)
-        operation, cache = <object>op.operation, <object>view.view
-        rows = to_tensor(k, "k"), to_tensor(v, "v")
-        where = cache, to_table(table)
-        arguments = rows + where if kind == KVIT_OP_APPEND else where + rows
-        operation(*arguments, tokens=to_tensor(tokens, "tokens", True), stream=to_stream(stream, op.place))
-        return KVIT_OK
-    except BaseException as error:
-        return tell(error)
-
-
-cdef int require_kind(const OpState *op, int kind) except -1:
-    if op.kind != kind:
-        raise ArgumentError(f"the operation was made for {_NAMES[op.kind]}, and this is {_NAMES[kind]}; make another")
-    return 0
-
-
-cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
-                          const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
-                          kvit_stream stream) noexcept nogil:
-    return merge(out_a, lse_a, out_b, lse_b, out, lse, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
-
-
-cdef int32_t merge(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
-                   const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
-                   kvit_stream stream) noexcept with gil:
-    cdef Tensor a
-    try:
-        a = to_tensor(out_a, "out_a")
-        kvit.merge_states(
-            a, to_tensor(lse_a, "lse_a"), to_tensor(out_b, "out_b"), to_tensor(lse_b, "lse_b"),
-            out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True), stream=to_stream(stream, place_of(a)),
-        )
         return KVIT_OK
     except BaseException as error:
         return tell(error)

@@ -24,6 +24,13 @@ class ArgumentError(errors.KvitError, ValueError):
     """An argument of the C API that C alone can get wrong: NULL, a struct of an unknown size, an unknown option."""
 
 
+class Told(Exception):
+    """Something whose words the thread has already; `status` is what its call returns."""
+
+    def __init__(self, int32_t status):
+        self.status = status
+
+
 cdef list _STATUSES = [
     (errors.ShapeError, KVIT_ERROR_SHAPE),
     (errors.DtypeError, KVIT_ERROR_DTYPE),
@@ -55,6 +62,8 @@ cdef bint has_python() noexcept nogil:
 cdef int32_t tell(object error, kvit_fault *fault=NULL) noexcept:
     cdef bytes words
     cdef int32_t status = KVIT_ERROR_INTERNAL
+    if isinstance(error, Told):
+        return error.status
     for kind, code in _STATUSES:
         if isinstance(error, kind):
             status = code

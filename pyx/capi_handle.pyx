@@ -11,9 +11,11 @@ from libc.stdint cimport uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc
 
-from kvit._native.capi_error cimport ERROR_BYTES, error_text
+from kvit._native.capi_error cimport ERROR_BYTES, error_text, has_python
 
-from kvit.capi cimport KVIT_ERROR_ARGUMENT, KVIT_ERROR_BUSY, KVIT_ERROR_HANDLE, KVIT_OK
+from kvit.capi cimport (
+    KVIT_ERROR_ARGUMENT, KVIT_ERROR_BUSY, KVIT_ERROR_HANDLE, KVIT_ERROR_NO_INTERPRETER, KVIT_OK,
+)
 
 cdef extern from "sched.h" nogil:
     int sched_yield()
@@ -43,49 +45,66 @@ cdef const char *NAMES[5]
 NAMES[:] = [b"handle", b"kvit_view", b"kvit_op", b"kvit_cache", b"kvit_sequence"]
 
 
-cdef void *publish(int kind, void *state) except NULL:
-    global num_slots, first_free
+# The GIL is the lock of publish and destroy.
+
+cdef void *publish(int kind, void *state, Drop drop) except NULL:
     cdef uint32_t index
-    cdef Slot *slot
-    cdef Slot *block
     cdef uint64_t word
-    if first_free != 0:
-        index = <uint32_t>first_free - 1
-        slot = slot_at(index)
-        first_free = slot.next_free
-    else:
-        index = num_slots
-        if index == <uint32_t>BLOCKS * BLOCK_SLOTS:
-            raise MemoryError(f"{index} handles are live; destroy some")
-        if index % BLOCK_SLOTS == 0:
-            block = <Slot *>calloc(BLOCK_SLOTS, sizeof(Slot))
-            if block == NULL:
-                raise MemoryError("no memory for another handle")
-            store_block(&blocks[index // BLOCK_SLOTS], block, __ATOMIC_SEQ_CST)
-        num_slots += 1
-        slot = slot_at(index)
+    cdef Slot *slot
+    try:
+        index = unused_slot()
+    except MemoryError:
+        drop(state)
+        raise
+    slot = slot_at(index)
     slot.generation += 1
     slot.state = state
+    slot.drop = drop
     slot.is_taken = 0
     word = <uint64_t>kind << KIND_SHIFT | <uint64_t>slot.generation << INDEX_BITS | index
     store_word(&slot.word, word, __ATOMIC_SEQ_CST)
     return <void *><uintptr_t>word
 
 
-cdef int32_t retire(const void *handle, int kind, void **state) noexcept:
+cdef uint32_t unused_slot() except? 0xFFFFFFFF:
+    global num_slots, first_free
+    cdef uint32_t index
+    cdef Slot *block
+    if first_free != 0:
+        index = <uint32_t>first_free - 1
+        first_free = slot_at(index).next_free
+        return index
+    index = num_slots
+    if index == <uint32_t>BLOCKS * BLOCK_SLOTS:
+        raise MemoryError(f"{index} handles are live; destroy some")
+    if index % BLOCK_SLOTS == 0:
+        block = <Slot *>calloc(BLOCK_SLOTS, sizeof(Slot))
+        if block == NULL:
+            raise MemoryError("no memory for another handle")
+        store_block(&blocks[index // BLOCK_SLOTS], block, __ATOMIC_SEQ_CST)
+    num_slots += 1
+    return index
+
+
+cdef int32_t destroy(const void *handle, int kind) noexcept nogil:
+    return retire(<uintptr_t>handle, kind) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t retire(uint64_t word, int kind) noexcept with gil:
     global first_free
-    cdef uint64_t word = <uintptr_t>handle
     cdef Slot *slot = slot_at(index_of(word))
+    cdef void *state
+    cdef Drop drop
     if slot == NULL or word == 0 or slot.word != word or kind_of(word) != kind:
         return refuse(word, kind)
     store_word(&slot.word, 0, __ATOMIC_SEQ_CST)
     with nogil:
         while load_count(&slot.users, __ATOMIC_SEQ_CST) != 0:
             sched_yield()
-    state[0] = slot.state
+    state, drop = slot.state, slot.drop
     slot.next_free = first_free
     first_free = <int32_t>(index_of(word) + 1)
-    return KVIT_OK
+    return drop(state)
 
 
 cdef int32_t pin(const void *handle, int kind, Slot **slot) noexcept nogil:

@@ -1,19 +1,11 @@
 """Objects of Python behind handles: the caches that own their memory, and their sequences."""
-from cpython.ref cimport Py_INCREF
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t
 
-from kvit._native.capi_error cimport tell
 from kvit._native.capi_handle cimport HANDLE_SEQUENCE, Slot, pin, publish, unpin
 from kvit.capi cimport KVIT_OK
 
-from kvit._native.capi_error import ArgumentError
-
-
-class Told(Exception):
-    """A handle that is none: the thread knows already, and `status` is what its call returns."""
-
-    def __init__(self, int32_t status):
-        self.status = status
+from kvit._native.capi_error import ArgumentError, Told
 
 
 cdef class Held:
@@ -26,10 +18,14 @@ cdef Held hold(object thing, object lock):
     return held
 
 
-cdef void *hand_out(int kind, Held held) except NULL:
-    cdef void *handle = publish(kind, <void *>held)
+cdef void *hand_out(int kind, Held held, Drop drop) except NULL:
     Py_INCREF(held)
-    return handle
+    return publish(kind, <void *>held, drop)
+
+
+cdef int32_t let_go(void *state) noexcept:
+    Py_DECREF(<object>state)
+    return KVIT_OK
 
 
 cdef Held find(const void *handle, int kind):
@@ -42,10 +38,6 @@ cdef Held find(const void *handle, int kind):
     held = <Held>slot.state
     unpin(slot)
     return held
-
-
-cdef int32_t refuse(object error, kvit_fault *fault=NULL) noexcept:
-    return error.status if isinstance(error, Told) else tell(error, fault)
 
 
 cdef list find_all(kvit_sequence *const *sequences, int64_t count):

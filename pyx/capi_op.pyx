@@ -2,16 +2,16 @@
 import kvit
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, uintptr_t
+from libc.stdint cimport int32_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from kvit._native.attention_call cimport AttentionCall
 from kvit._native.buffer cimport Buffer
 from kvit._native.capi_error cimport has_python, tell
-from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, pin, publish, retire, unpin
+from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
 from kvit._native.capi_option cimport answer, check_target, is_causal, read_options, to_dtype, to_launch
-from kvit._native.capi_tensor cimport to_stream, to_tensor
+from kvit._native.capi_tensor cimport extent_of, to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
 from kvit._native.module cimport Kernel, load_kernel
@@ -46,11 +46,7 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
             state = make_state(&wanted, <ViewState *>view.state)
         finally:
             unpin(view)
-        try:
-            op[0] = <kvit_op *>publish(HANDLE_OP, state)
-        except MemoryError:
-            drop(state)
-            raise
+        op[0] = <kvit_op *>publish(HANDLE_OP, state, drop)
         return KVIT_OK
     except BaseException as error:
         return tell(error)
@@ -102,6 +98,7 @@ cdef object make_attention(const kvit_op_options *options, object view):
         causal=is_causal(options.mask),
         tokens_per_sequence=max(1, options.tokens_per_sequence),
         workspace=to_tensor(options.workspace, "workspace", True),
+        split_tokens=options.split_tokens or None,
         launch=to_launch(options.launch),
     )
 
@@ -110,7 +107,7 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     cdef AttentionLaunch launch = (<AttentionCall>operation).launch
     state.constants = launch.params
     state.grid = launch.grid
-    state.box_tokens = launch.box_tokens
+    state.boxes = launch.boxes
     state.kernel = <void *>launch.kernel
     state.graph = <void *>launch.graph
     state.fault = launch.params.fault
@@ -134,12 +131,7 @@ cdef int keep_transfer(OpState *state, object operation) except -1:
 
 
 cdef void add_memory(OpState *state, Tensor tensor) noexcept:
-    cdef uintptr_t low, high
-    cdef KvitSpan *span = &state.spans[state.num_spans]
-    tensor.extent(&low, &high)
-    span.base = <const void *>low
-    span.bytes = high - low
-    span.writable = True
+    state.spans[state.num_spans] = extent_of(tensor, True)
     state.num_spans += 1
 
 
@@ -227,19 +219,12 @@ cdef int32_t check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept 
 
 
 cdef int32_t op_destroy(kvit_op *op) noexcept nogil:
-    return destroy(op) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return destroy(op, HANDLE_OP)
 
 
-cdef int32_t destroy(kvit_op *op) noexcept with gil:
-    cdef void *state = NULL
-    cdef int32_t status = retire(op, HANDLE_OP, &state)
-    if status == KVIT_OK:
-        drop(<OpState *>state)
-    return status
-
-
-cdef void drop(OpState *state) noexcept:
-    Py_DECREF(<object>state.operation)
-    Py_DECREF(<object>state.kernel)
-    Py_DECREF(<object>state.graph)
+cdef int32_t drop(void *state) noexcept:
+    Py_DECREF(<object>(<OpState *>state).operation)
+    Py_DECREF(<object>(<OpState *>state).kernel)
+    Py_DECREF(<object>(<OpState *>state).graph)
     free(state)
+    return KVIT_OK

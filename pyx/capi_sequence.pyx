@@ -1,11 +1,10 @@
 """Sequences of the caches of capi_cache, for C: kvit.Sequence behind handles."""
-from cpython.ref cimport Py_DECREF
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from kvit._native.capi_error cimport has_python
-from kvit._native.capi_handle cimport HANDLE_CACHE, HANDLE_SEQUENCE, retire
-from kvit._native.capi_held cimport Held, find, hand_out, hold, refuse
+from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_handle cimport HANDLE_CACHE, HANDLE_SEQUENCE, destroy
+from kvit._native.capi_held cimport Held, find, hand_out, hold, let_go
 from kvit._native.capi_option cimport answer, check_target
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
@@ -21,10 +20,10 @@ cdef int32_t create_sequence(kvit_cache *cache, kvit_sequence **sequence) noexce
     try:
         held = find(cache, HANDLE_CACHE)
         check_target(sequence, "sequence", "kvit_sequence")
-        sequence[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(held.thing.sequence(), held.lock))
+        sequence[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(held.thing.sequence(), held.lock), drop)
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t sequence_query(kvit_sequence *sequence, kvit_sequence_info *info) noexcept nogil:
@@ -42,7 +41,7 @@ cdef int32_t query_sequence(kvit_sequence *sequence, kvit_sequence_info *info) n
             found.num_pages = len(held.thing.pages)
         return answer(info, &found, sizeof(found), b"kvit_sequence_info")
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t sequence_pages(kvit_sequence *sequence, int32_t *pages, int64_t capacity, int64_t *count) noexcept nogil:
@@ -65,7 +64,7 @@ cdef int32_t write_pages(kvit_sequence *sequence, int32_t *pages, int64_t capaci
             count[0] = len(ids)
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t sequence_fork(kvit_sequence *sequence, kvit_sequence **fork) noexcept nogil:
@@ -79,10 +78,10 @@ cdef int32_t fork_sequence(kvit_sequence *sequence, kvit_sequence **fork) noexce
         check_target(fork, "fork", "kvit_sequence")
         with held.lock:
             made = held.thing.fork()
-        fork[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, held.lock))
+        fork[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, held.lock), drop)
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t sequence_truncate(kvit_sequence *sequence, int64_t length) noexcept nogil:
@@ -97,28 +96,21 @@ cdef int32_t truncate_sequence(kvit_sequence *sequence, int64_t length) noexcept
             held.thing.truncate(length)
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
 
 
 cdef int32_t sequence_destroy(kvit_sequence *sequence) noexcept nogil:
-    return destroy_sequence(sequence) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return destroy(sequence, HANDLE_SEQUENCE)
 
 
-cdef int32_t destroy_sequence(kvit_sequence *sequence) noexcept with gil:
-    cdef void *state = NULL
-    cdef int32_t status = retire(sequence, HANDLE_SEQUENCE, &state)
-    if status != KVIT_OK:
-        return status
+cdef int32_t drop(void *state) noexcept:
+    """Free the pages now, whoever else has the object."""
+    cdef Held held = <Held>state
     try:
-        free_pages(<Held>state)
+        with held.lock:
+            held.thing.free()
         return KVIT_OK
     except BaseException as error:
-        return refuse(error)
+        return tell(error)
     finally:
-        Py_DECREF(<object>state)
-
-
-cdef int free_pages(Held held) except -1:
-    with held.lock:
-        held.thing.free()
-    return 0
+        let_go(state)

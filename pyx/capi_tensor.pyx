@@ -118,6 +118,17 @@ cdef KvitSpan span_of(const kvit_tensor *tensor, bint is_written) noexcept nogil
     return span
 
 
+cdef KvitSpan extent_of(Tensor tensor, bint is_written) noexcept:
+    cdef uintptr_t low, high
+    cdef KvitSpan span
+    tensor.extent(&low, &high)
+    span.base = <const void *>low
+    span.bytes = <int64_t>(high - low)
+    span.writable = is_written
+    span.reserved = 0
+    return span
+
+
 cdef Tensor to_tensor(const kvit_tensor *tensor, str name, bint is_optional=False):
     if tensor == NULL:
         if is_optional:

@@ -3,18 +3,18 @@
 import kvit
 
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
 from kvit._native.capi_error cimport has_python, tell
-from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, pin, publish, retire, unpin
+from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, destroy, pin, publish, unpin
 from kvit._native.capi_option cimport answer, check_size, check_target, to_dtype, to_layout
-from kvit._native.capi_tensor cimport are_entries, are_entry_rows, place_of, span_of, to_tensor
+from kvit._native.capi_tensor cimport are_entries, are_entry_rows, extent_of, place_of, span_of, to_tensor
 from kvit._native.context cimport Device, device_of
 from kvit._native.ops cimport PackedCache
 from kvit._native.tensor cimport Tensor
-from kvit._native.tensor_map cimport LEAST_BOX
+from kvit._native.tensor_map cimport KVIT_LEAST_BOX_TOKENS, Boxes
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
 from kvit._native.capi_error import ArgumentError
@@ -54,12 +54,7 @@ cdef object make_view(const kvit_view_options *options):
 
 
 cdef kvit_view *publish_view(object view) except NULL:
-    cdef ViewState *state = make_state(view)
-    try:
-        return <kvit_view *>publish(HANDLE_VIEW, state)
-    except MemoryError:
-        drop(state)
-        raise
+    return <kvit_view *>publish(HANDLE_VIEW, make_state(view), drop)
 
 
 cdef ViewState *make_state(object view) except NULL:
@@ -88,20 +83,18 @@ cdef int make_maps(PackedCache packed) except -1:
     cdef Device home = device_of(packed.k.device)
     cdef int tokens = packed.maps.most_tokens
     if home.is_host or home.compute_capability >= (9, 0):
-        while tokens >= LEAST_BOX:
-            packed.make_maps(tokens, home)
+        while tokens >= KVIT_LEAST_BOX_TOKENS:
+            packed.make_maps(Boxes(tokens, False), home)
+            if packed.maps.may_have_lines:
+                packed.make_maps(Boxes(tokens, True), home)
             tokens //= 2
     return 0
 
 
 cdef void add_pool(ViewState *state, Tensor pool) noexcept:
-    cdef KvitSpan *span = &state.spans[state.num_spans]
-    cdef uintptr_t low, high
-    pool.extent(&low, &high)
-    span.base = <const void *>low
-    span.bytes = high - low
-    state.is_readonly |= pool.is_readonly
+    state.spans[state.num_spans] = extent_of(pool, False)
     state.num_spans += 1
+    state.is_readonly |= pool.is_readonly
 
 
 cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
@@ -128,20 +121,13 @@ cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
 
 
 cdef int32_t view_destroy(kvit_view *view) noexcept nogil:
-    return destroy(view) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return destroy(view, HANDLE_VIEW)
 
 
-cdef int32_t destroy(kvit_view *view) noexcept with gil:
-    cdef void *state = NULL
-    cdef int32_t status = retire(view, HANDLE_VIEW, &state)
-    if status == KVIT_OK:
-        drop(<ViewState *>state)
-    return status
-
-
-cdef void drop(ViewState *state) noexcept:
-    Py_DECREF(<object>state.view)
+cdef int32_t drop(void *state) noexcept:
+    Py_DECREF(<object>(<ViewState *>state).view)
     free(state)
+    return KVIT_OK
 
 
 cdef bint pack_table(const kvit_page_table *table, Place place, KvitPageTable *packed, KvitSpan *spans) noexcept nogil:

@@ -1,6 +1,7 @@
 """Which device a call runs on, and the CUDA context that goes with it."""
-from kvit._native.driver cimport (
-    ATTRIBUTE_CC_MAJOR, ATTRIBUTE_CC_MINOR, ATTRIBUTE_L2_BYTES, ATTRIBUTE_NUM_SMS, ATTRIBUTE_SHARED_BYTES, cuda_table,
+from kvit._native.driver cimport cuda_table
+from kvit._native.driver_table cimport (
+    ATTRIBUTE_CC_MAJOR, ATTRIBUTE_CC_MINOR, ATTRIBUTE_L2_BYTES, ATTRIBUTE_NUM_SMS, ATTRIBUTE_SHARED_BYTES,
 )
 from kvit._native.errors cimport check
 from kvit._native.host_driver cimport host_table

@@ -2,7 +2,7 @@
 cimport cython
 
 from kvit._native.context cimport device_of
-from kvit._native.driver cimport NOT_READY
+from kvit._native.driver_table cimport NOT_READY
 from kvit._native.errors cimport check
 from kvit._native.stream cimport Stream
 

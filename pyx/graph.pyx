@@ -1,7 +1,7 @@
 """Work captured from a stream, to be launched as a whole."""
 cimport cython
 
-from kvit._native.driver cimport CAPTURE_UNSUPPORTED, SUCCESS
+from kvit._native.driver_table cimport CAPTURE_UNSUPPORTED, SUCCESS
 from kvit._native.errors cimport check
 from kvit._native.host cimport host_graph_failed
 from kvit._native.stream cimport Stream, stream_of

@@ -6,7 +6,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 from posix.unistd cimport _SC_PAGESIZE, sysconf
 
 from kvit._native cimport host_stream
-from kvit._native.driver cimport (
+from kvit._native.driver_table cimport (
     ATTRIBUTE_NUM_SMS, CAPTURE_UNSUPPORTED, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, DriverTable,
 )
 

@@ -2,7 +2,7 @@
 from libc.stdlib cimport calloc, free, malloc, realloc
 from libc.string cimport memcpy, memmove, memset
 
-from kvit._native.driver cimport (
+from kvit._native.driver_table cimport (
     CAPTURE_INVALIDATED, CAPTURE_UNSUPPORTED, ILLEGAL_STATE, NOT_READY, OUT_OF_MEMORY, SUCCESS,
 )
 

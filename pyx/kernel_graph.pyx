@@ -3,7 +3,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 
-from kvit._native.driver cimport OUT_OF_MEMORY, SUCCESS, DriverTable
+from kvit._native.driver_table cimport OUT_OF_MEMORY, SUCCESS, DriverTable
 from kvit._native.errors cimport check, fail
 
 cdef extern from "pthread.h" nogil:

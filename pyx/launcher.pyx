@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 
-from kvit._native.driver cimport DriverTable
+from kvit._native.driver_table cimport DriverTable
 from kvit._native.errors cimport fail
 from kvit._native.host cimport KvitSpan, host_failed, host_run
 from kvit._native.kernel_graph cimport KernelGraph

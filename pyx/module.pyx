@@ -2,7 +2,7 @@
 cimport cython
 
 from kvit._native.context cimport Device, device_of
-from kvit._native.driver cimport NO_BINARY_FOR_GPU, NOT_FOUND, SUCCESS, UNSUPPORTED_PTX_VERSION
+from kvit._native.driver_table cimport NO_BINARY_FOR_GPU, NOT_FOUND, SUCCESS, UNSUPPORTED_PTX_VERSION
 from kvit._native.errors cimport check, fail
 from kvit._native.host cimport host_kernel
 

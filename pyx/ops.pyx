@@ -1,5 +1,5 @@
 """Packs the launch structs of abi/params.h and launches. Shapes, dtypes and devices were checked by the caller."""
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.context cimport Device
@@ -8,7 +8,7 @@ from kvit._native.launcher cimport Spans, add_span, launch
 from kvit._native.module cimport load_kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
-from kvit._native.tensor_map cimport MappedPool, copy_tensor_maps, make_tensor_maps, most_box_tokens
+from kvit._native.tensor_map cimport Boxes, MappedPool, copy_tensor_maps, describe_maps, make_tensor_maps
 
 
 cdef class PackedCache:
@@ -53,7 +53,7 @@ cdef class PackedCache:
             return  # a tensor map has strides and no pointers
         cdef MappedPool keys = mapped(&self.value.pool[0], k, head_dim)
         cdef MappedPool values = mapped(&self.value.pool[1], v, head_dim)
-        self.maps.most_tokens = most_box_tokens(&keys, &values, page_size)
+        describe_maps(&self.maps, &keys, &values, page_size)
 
     @property
     def shape(self) -> tuple:
@@ -66,11 +66,11 @@ cdef class PackedCache:
         return tuple([(<uintptr_t>pool.base, pool.page_stride, pool.token_stride, pool.head_stride)
                       for pool in self.value.pool])
 
-    cdef int make_maps(self, int tokens, Device home) except -1:
+    cdef int make_maps(self, Boxes boxes, Device home) except -1:
         cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.head_dim)
         cdef MappedPool v = mapped(&self.value.pool[1], self.v, self.value.head_dim)
-        return make_tensor_maps(&self.maps, min(tokens, self.maps.most_tokens), home, &k, &v, self.value.num_pages,
-                                self.value.page_size, self.value.num_kv_heads)
+        return make_tensor_maps(&self.maps, boxes, home, &k, &v, self.value.num_pages, self.value.page_size,
+                                self.value.num_kv_heads)
 
 
 cdef class PackedTable:
@@ -106,27 +106,31 @@ cdef class HoldsFaults:
 cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
-    partials   float32 [grid, 2, rows, head_dim + 4], all zero
-    fault      int32 [4]
-    by_graph   launch the kernel by a graph of it
+    partials     float32 [grid, parts, rows, head_dim + 4], all zero
+    fault        int32 [4]
+    split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
+    reads_ahead  what is old may be read before the launch in front has ended
+    by_graph     launch the kernel by a graph of it
     """
 
     def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor partials not None,
                   Tensor fault not None, int num_query_heads, int group, float scale, bint is_causal,
-                  bint by_graph=False):
+                  int split_tiles=0, bint reads_ahead=False, bint by_graph=False):
         memset(&self.params, 0, sizeof(KvitDecodeParams))
         self.kernel = load_kernel(entry, device)
         self.graph = graph_of(self.kernel) if by_graph else None
         self.grid = grid
         self.partials = partials
         self.fault = fault
-        self.box_tokens = entry.facts["box_tokens"]
+        self.boxes = Boxes(entry.facts["box_tokens"], entry.facts["has_lines"])
         self.params.group = divisor_of(group)
         self.params.partials = <float *>partials.data
         self.params.fault = <KvitFault *>fault.data
         self.params.num_query_heads = num_query_heads
         self.params.scale = scale
         self.params.causal = is_causal
+        self.params.split_tiles = split_tiles
+        self.params.reads_ahead = reads_ahead
 
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
                  int tokens_each, Stream queue) except -1:
@@ -137,10 +141,10 @@ cdef class AttentionLaunch:
         spans.count = 0
         params.cache = cache.value
         params.page_size = divisor_of(cache.value.page_size)
-        if self.box_tokens:
-            if not copy_tensor_maps(&cache.maps, self.box_tokens, params.k_map.bytes, params.v_map.bytes):
-                cache.make_maps(self.box_tokens, self.kernel.home)
-            params.box_tokens = copy_tensor_maps(&cache.maps, self.box_tokens, params.k_map.bytes, params.v_map.bytes)
+        if self.boxes.tokens:
+            if not copy_tensor_maps(&cache.maps, self.boxes, params.k_map.bytes, params.v_map.bytes):
+                cache.make_maps(self.boxes, self.kernel.home)
+            params.box_tokens = copy_tensor_maps(&cache.maps, self.boxes, params.k_map.bytes, params.v_map.bytes)
         params.table = table.value
         set_tokens(&params.tokens, token_indptr, tokens_each, q.dims[0])
         set_rows(&params.q, q)
@@ -189,16 +193,6 @@ cdef unsigned int grid_for(object entry, int64_t rows) except 0:
     """CTAs for so many (token, head) rows."""
     cdef int64_t rows_per_cta = entry.facts["rows_per_cta"]
     return <unsigned int>((rows + rows_per_cta - 1) // rows_per_cta)
-
-
-cdef KvitDivisor divisor_of(int divisor) noexcept nogil:
-    cdef KvitDivisor found
-    cdef int bits = 0
-    while <int64_t>1 << bits < divisor:
-        bits += 1
-    found.shift = 31 + bits
-    found.magic = <uint32_t>(((<uint64_t>1 << found.shift) + <uint64_t>divisor - 1) // <uint64_t>divisor)
-    return found
 
 
 cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int head_dim) noexcept:

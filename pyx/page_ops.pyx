@@ -5,7 +5,7 @@ from libc.string cimport memset
 from kvit._native.context cimport Device
 from kvit._native.launcher cimport Spans, launch
 from kvit._native.module cimport load_kernel
-from kvit._native.ops cimport KvitCache, KvitFault, PackedCache, use, use_cache
+from kvit._native.ops cimport KvitCache, KvitFault, PackedCache, address_of, use, use_cache
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
@@ -106,8 +106,8 @@ def relayout(object entry, Device device not None, PackedCache source not None, 
         params.row_bytes[pool] = row_bytes[pool]
         params.source_chunks[pool].bytes, params.source_chunks[pool].stride = source_chunks[pool]
         params.target_chunks[pool].bytes, params.target_chunks[pool].stride = target_chunks[pool]
-    params.source_pages = list_of(source_pages)
-    params.target_pages = list_of(target_pages)
+    params.source_pages = <const int32_t *>address_of(source_pages)
+    params.target_pages = <const int32_t *>address_of(target_pages)
     params.fault = <KvitFault *>fault.data
     if params.count == 0:
         return
@@ -133,8 +133,8 @@ def requantise(object entry, Device device not None, PackedCache source not None
     params.source = source.value
     params.target = target.value
     params.count = count_of(source, source_pages, target_pages)
-    params.source_pages = list_of(source_pages)
-    params.target_pages = list_of(target_pages)
+    params.source_pages = <const int32_t *>address_of(source_pages)
+    params.target_pages = <const int32_t *>address_of(target_pages)
     params.fault = <KvitFault *>fault.data
     params.side = side
     if params.count == 0:
@@ -153,10 +153,6 @@ cdef int32_t count_of(PackedCache source, Tensor source_pages, Tensor target_pag
     if source_pages is not None:
         return <int32_t>source_pages.dims[0]
     return source.value.num_pages if target_pages is None else <int32_t>target_pages.dims[0]
-
-
-cdef const int32_t *list_of(Tensor pages) noexcept:
-    return NULL if pages is None else <const int32_t *>pages.data
 
 
 cdef int use_both(Spans *spans, Stream stream, PackedCache source, PackedCache target, Tensor source_pages,

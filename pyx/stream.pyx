@@ -3,7 +3,7 @@ cimport cython
 from libc.stdint cimport uintptr_t
 
 from kvit._native.context cimport Device, device_of
-from kvit._native.driver cimport NOT_READY
+from kvit._native.driver_table cimport NOT_READY
 from kvit._native.errors cimport check
 from kvit._native.tensor cimport Tensor
 

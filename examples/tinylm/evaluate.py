@@ -14,6 +14,7 @@ import json
 import math
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,49 +24,16 @@ from model import Attend, Config, TinyLM, load
 from weights import WeightsError
 
 import kvit
-from kvit.reference import Codec, codec_of
+from kvit.reference import PAIRS, Pair
 
 PAGE_SIZE = 16  # tokens
 WINDOW = 256  # bytes that are scored together; each window begins without a history
-SIXTEEN = "16"  # on the command line and in tables: K or V as they are, in float16
-
-_PAIRS = (
-    ("16", "16"), ("16", "int8"), ("16", "int4"),
-    ("int8", "16"), ("int8", "int8"), ("int8", "int4"),
-    ("int4", "int8"), ("int4", "int4"),
-    ("float8_e4m3", "float8_e4m3"), ("float8_e4m3", "int8"), ("float8_e4m3", "int4"),
-    ("float8_e5m2", "float8_e5m2"),
-)  # fmt: skip
+DTYPE = "float16"  # of rows of K and V before any codec: what "16" stands for
 
 
-class Pair(NamedTuple):
-    """The codecs of K and of V, by name; "16" is float16."""
-
-    k: str
-    v: str
-
-    @classmethod
-    def parse(cls, text: str) -> Pair:
-        """The pair that K:V names. Raises ValueError."""
-        k, colon, v = text.partition(":")
-        if not colon:
-            raise ValueError(f"{text!r} is no pair; pairs look like int8:int4 or 16:int8")
-        pair = cls(k, v)
-        pair.codecs()
-        return pair
-
-    def codecs(self) -> tuple[Codec, Codec]:
-        """Of K and of V."""
-        k, v = (codec_of("float16" if name == SIXTEEN else name) for name in self)
-        return k, v
-
-    def token_bytes(self, config: Config) -> int:
-        """Bytes of K and V of a token in all layers, parameters included."""
-        rows = config.layers * config.kv_heads
-        return rows * sum(codec.row_bytes(config.head_dim) + codec.param_bytes for codec in self.codecs())
-
-
-PAIRS = tuple(Pair(*names) for names in _PAIRS)
+def token_bytes(pair: Pair, config: Config) -> int:
+    """Bytes of K and V of a token in all layers, parameters included."""
+    return config.layers * config.kv_heads * pair.row_bytes(DTYPE, config.head_dim)
 
 
 class Score(NamedTuple):
@@ -85,7 +53,7 @@ def coded_attention(pair: Pair) -> Attend:
 
     Everything is there at once, so nothing is stored between calls: encoding a token depends on no other.
     """
-    codecs = pair.codecs()
+    codecs = pair.codecs(DTYPE)
 
     def attend(layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         k, v = (
@@ -102,13 +70,13 @@ def cached_attention(pair: Pair, config: Config, device: str) -> Attend:
 
     Raises KvitError: the device cannot be used, or no kernel covers the pair.
     """
-    k_codec, v_codec = pair.codecs()
+    k_codec, v_codec = pair.codecs(DTYPE)
     cache = kvit.PagedCache(
         pages=-(-WINDOW // PAGE_SIZE),
         page_size=PAGE_SIZE,
         kv_heads=config.kv_heads,
         head_dim=config.head_dim,
-        dtype="float16",
+        dtype=DTYPE,
         k=k_codec.name,
         v=v_codec.name,
         device=device,
@@ -164,8 +132,8 @@ def bits_per_byte(logits: np.ndarray, targets: np.ndarray) -> float:
 def line(score: Score, base: Score, config: Config) -> str:
     """A row of the table that main prints."""
     more, error = score.over(base)
-    held = base.pair.token_bytes(config) / score.pair.token_bytes(config)
-    size = f"{score.pair.token_bytes(config):>11,}  {held:>6.2f}"
+    taken = token_bytes(score.pair, config)
+    size = f"{taken:>11,}  {token_bytes(base.pair, config) / taken:>6.2f}"
     return f"{score.pair.k:<12} {score.pair.v:<12} {size}  {score.bits.mean():9.4f}  {more:+8.4f} +- {error:.4f}"
 
 
@@ -173,8 +141,8 @@ def as_json(score: Score, base: Score, config: Config) -> dict[str, str | float]
     """The same as --json writes it."""
     more, error = score.over(base)
     return {
-        **score.pair._asdict(),
-        "token_bytes": score.pair.token_bytes(config),
+        **asdict(score.pair),
+        "token_bytes": token_bytes(score.pair, config),
         "bits_per_byte": float(score.bits.mean()),
         "more": more,
         "standard_error": error,
@@ -210,7 +178,12 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bytes", type=int, default=16384, help="of held-out text to score (default: %(default)s)")
     parser.add_argument(
-        "--pairs", nargs="+", type=_pair, default=PAIRS, metavar="K:V", help="codecs; 16 is float16 (default: all)"
+        "--pairs",
+        nargs="+",
+        type=Pair.argument,
+        default=PAIRS,
+        metavar="K:V",
+        help="codecs; 16 is float16 (default: all)",
     )
     parser.add_argument("--device", help="of kvit's cache: host or cuda:0 (default: kvit.reference, in numpy)")
     parser.add_argument(
@@ -221,13 +194,6 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     if args.bytes < WINDOW:
         parser.error(f"--bytes {args.bytes} is less than a window; give at least {WINDOW}")
     return args
-
-
-def _pair(text: str) -> Pair:
-    try:
-        return Pair.parse(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 if __name__ == "__main__":

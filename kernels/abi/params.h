@@ -81,17 +81,19 @@ typedef struct KvitTokens {
   int32_t total;
 } KvitTokens;
 
-// Division by a fixed number >= 1 of what is below 2^31: x / divisor = x * magic >> shift, with 2^(shift - 32) <
-// divisor
-// <= 2^(shift - 31) and magic = ceil(2^shift / divisor).
+// Division by a fixed number >= 1 of what is below 2^31: x / divisor = x * magic >> shift. abi/divisor.h makes them.
 typedef struct KvitDivisor {
   uint32_t magic;
   int32_t shift;
 } KvitDivisor;
 
+// Tokens of the smallest box of a tensor map: the swizzle repeats after so many rows.
+enum { KVIT_LEAST_BOX_TOKENS = 8 };
+
 // A tensor map (CUtensorMap) of the rows of K or V, made by the driver, or for the host by the host backend. Axes,
 // innermost first: byte of a chunk of up to 128, token in page, chunk of the row, head, page. A box is `box_tokens` of
-// one chunk of one head; chunks of 128, 64 and 32 bytes are swizzled by that many.
+// one chunk of one head; chunks of 128, 64 and 32 bytes are swizzled by that many. With lines, where tokens of fewer
+// than 128 bytes lie one after the other: byte of a line of 128, line of the page, 1, head, page.
 typedef struct KVIT_TENSOR_MAP_ALIGNMENT KvitTensorMap {
   unsigned char bytes[128];
 } KvitTensorMap;
@@ -104,14 +106,20 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  float* partials;  // [grid, 2, rows, head_dim + 4] f32: (O, max, sum, -, -) of a CTA's first and last unfinished head.
-                    // Zero before the first launch; every launch leaves them so
-  float scale;      // of the scores, before exp
+  // [grid, parts, rows, head_dim + 4] f32: (O, max, sum, -, -) of what a CTA leaves for others to join. parts: the
+  // kernel's fact `parts`, or `split_parts` where split_tiles is set. Zero before the first launch, and every launch
+  // leaves them so, but for the last third of split parts: any bytes.
+  float* partials;
+  float scale;  // of the scores, before exp
   int32_t num_query_heads;
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
-  int32_t box_tokens;            // of a box of both maps: a power of two, at least 8, that divides the page size
+  int32_t box_tokens;            // of a box of both maps: a power of two that divides the page size
   KvitDivisor page_size, group;  // by cache.page_size, and by query heads of a KV head
-  int64_t reserved[7];
+  int32_t split_tiles;           // every head is cut after each so many tiles; 0: where a CTA's share ends
+  // 1: the launch in front writes no lengths, no table and no token before a sequence's new ones, so that all these may
+  // be read before it has ended.
+  int32_t reads_ahead;
+  int32_t reserved[12];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitDecodeParams;
 
@@ -188,7 +196,7 @@ typedef struct KvitMergeParams {
   int32_t num_tokens, num_heads, head_dim, reserved;
 } KvitMergeParams;
 
-// One tile through one iterator; `entry/probe.cuh` draws what lands where.
+// One tile through one iterator; `entry/probe.cuh` and `entry/probe_boxes.cuh` draw what lands where.
 typedef struct KvitProbeParams {
   KvitCache cache;
   KvitPageTable table;
@@ -196,9 +204,12 @@ typedef struct KvitProbeParams {
   uint8_t* fragments;     // [threads, kFragmentBytes] registers of every thread
   KvitFault* fault;
   int32_t sequence, head, tile, max_s;
-  int32_t s_begin, s_count;  // slice of the S iterations; s_count < 0: all
+  int32_t s_begin, s_count;  // slice of the S iterations, or of the boxes of a tile; s_count < 0: all
   int32_t stage;             // ring slot that the tile lands in
   int32_t advances;          // the tile is reached by SetTile(tile - advances), then so many Advance()
+  int32_t box_tokens;        // of a box of both maps, as in KvitDecodeParams
+  int32_t reserved;
+  KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitProbeParams;
 
 // Memory to be read once, for the sake of how long that takes. base is a multiple of 16.
@@ -215,6 +226,7 @@ static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI 
 static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
 static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 640, "the ABI of attention is fixed");
 static_assert((sizeof(KvitDecodeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
+static_assert((sizeof(KvitProbeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 384,
               "the ABI of append and gather is fixed");
 #endif

@@ -17,13 +17,20 @@ namespace kvit {
 /// By cp.async: 16 bytes a lane, any page size, any place of a row.
 struct Sm80Copies {
   static constexpr int kPageMultiple = 1;
+  static constexpr bool kHasLines = false;
 };
-/// By tensor copies: a box of rows at a time, from pools that a tensor map describes.
-struct Sm90Copies {
-  static constexpr int kPageMultiple = 8;  // tokens: the swizzle's period
+/// By tensor copies: a box of rows at a time, from pools that a tensor map describes, whose rows are those of tokens, or
+/// lines of 128 bytes with the rows of several tokens.
+template <bool HasLines>
+struct TensorCopies {
+  static constexpr int kPageMultiple = KVIT_LEAST_BOX_TOKENS;
+  static constexpr bool kHasLines = HasLines;
 };
+using Sm90Copies = TensorCopies<false>;
+using Sm90LineCopies = TensorCopies<true>;
 
-/// Every pipe has Shared, and for the calling warp: Prefetch(stage), which begins the next tile's copies; Wait(stage);
+/// Every pipe has Shared, and for the calling warp: NextIsNew(), whether some of the next tile's tokens are the call's own;
+/// Prefetch(stage), which begins that tile's copies; Wait(stage);
 /// Key, Value (stage, token of the warp's band, channel) and their parameters (stage, token) in shared memory;
 /// Faulted(stage); ClearValues(stage, token), which makes values from that token on harmless.
 template <class Copies, class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
@@ -48,6 +55,7 @@ class KvPipe<Sm80Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
   KVIT_DEVICE KvPipe(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor, Shared& shared)
       : shared_(shared), loader_(params, line, cursor, shared.keys, shared.values) {}
 
+  KVIT_DEVICE bool NextIsNew() const { return loader_.NextIsNew(); }
   KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
   KVIT_DEVICE void Wait(int) {
     CopyAsyncWait<Tuning::kStages - 1>();
@@ -68,11 +76,11 @@ class KvPipe<Sm80Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
   Loader loader_;
 };
 
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
-class KvPipe<Sm90Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
+template <bool HasLines, class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
+class KvPipe<TensorCopies<HasLines>, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
   static constexpr int kWarps = Tuning::kWarps, kStages = Tuning::kStages, kTokens = Tuning::kWarpTokens;
-  using KeyRing = TensorRing<T, KeyCodec, HeadDim, kTokens, kWarps, kStages>;
-  using ValueRing = TensorRing<T, ValueCodec, HeadDim, kTokens, kWarps, kStages>;
+  using KeyRing = TensorRing<T, KeyCodec, HeadDim, kTokens, kWarps, kStages, HasLines>;
+  using ValueRing = TensorRing<T, ValueCodec, HeadDim, kTokens, kWarps, kStages, HasLines>;
   using Loader = TensorLoader<Line, KeyRing, ValueRing, kTokens, kStages>;
 
  public:
@@ -88,6 +96,7 @@ class KvPipe<Sm90Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
   KVIT_DEVICE KvPipe(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor, Shared& shared)
       : shared_(shared), loader_(params, line, cursor, shared.keys, shared.values, shared.full[WarpIndex()]) {}
 
+  KVIT_DEVICE bool NextIsNew() const { return loader_.NextIsNew(); }
   KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
   KVIT_DEVICE void Wait(int stage) { loader_.Wait(stage); }
   KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }

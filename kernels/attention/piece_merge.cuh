@@ -7,6 +7,8 @@
 
 #include "abi/params.h"
 #include "attention/key_product.cuh"
+#include "attention/partial.cuh"
+#include "attention/split_tree.cuh"
 #include "attention/work_line.cuh"
 #include "core/array.cuh"
 #include "core/types.h"
@@ -14,49 +16,31 @@
 
 namespace kvit {
 
-/// The weight of a part whose maximum is `part_max` in a whole whose maximum is `max`; 0 for parts that saw no key.
-KVIT_DEVICE float MergeWeight(float part_max, float max) { return part_max == -INFINITY ? 0.0f : Exp2(part_max - max); }
-
-/// A head's parts in the workspace. A word of zero has not been written yet: parts need no flags, no fences and no
-/// order, and whoever joins them waits for the words themselves. Numbers are stored with their bits inverted, so that
-/// none is zero but one NaN, which is stored as another.
+/// Whoever ends a head that others began joins its parts, after everything else. It waits for CTAs with lower numbers
+/// alone: CTAs start in that order, so they run already, and what they leave is there before they wait themselves. So
+/// the lowest one that has not ended always goes on.
 ///
-///   outputs   [cta, slot, row, channel] f32, not yet divided by the sum
-///   stats     [cta, slot, row, (max, sum, -, -)] f32, max in log2 units
-///
-/// slot 0: of the head that a CTA continues; slot 1: of the head that it begins and leaves unfinished.
-template <int HeadDim, int Rows>
-class Partials {
- public:
-  KVIT_DEVICE explicit Partials(float* base) : outputs_(base), stats_(base + Index(GridSize(), 0, 0) * HeadDim) {}
-
-  KVIT_DEVICE float* Output(int cta, int slot, int row) const { return outputs_ + Index(cta, slot, row) * HeadDim; }
-  KVIT_DEVICE float* Stats(int cta, int slot, int row) const { return stats_ + Index(cta, slot, row) * 4; }
-
- private:
-  static KVIT_DEVICE int64_t Index(int cta, int slot, int row) { return (int64_t(cta) * 2 + slot) * Rows + row; }
-
-  float* outputs_;
-  float* stats_;
-};
-
-/// Whoever ends a head that others began joins its parts, after everything else: CTAs start in the order of their
-/// numbers, so those that it waits for run already, and none of them waits for a later one.
+///   parts of a CTA    stream-K: [0] of the head that it continues, [1] of the head that it begins and leaves
+///   unfinished
+///                     where heads are split: of nodes of SplitTree
 template <class T, int HeadDim, int Rows, int Warps, class Attention, class Line>
 class PieceMerge {
  public:
   static constexpr int kThreads = Warps * 32;
   static constexpr int kPad = 4;  // keeps the rows that lanes write together in different banks
-  static constexpr int kVector = 4;
+  static constexpr int kVector = Partial::kVector;
   static constexpr int kVectors = HeadDim / kVector;
   static constexpr int kBatch = 20;  // parts of a head that are read together
   using Vector = Array<float, kVector>;
+  using Tree = SplitTree<HeadDim, Rows>;
+  static constexpr int kParts = 2, kSplitParts = Tree::kParts;  // of a CTA, in the workspace
   static_assert(kThreads % kVectors == 0, "a row's vectors are joined in one go");
 
   /// Whose outputs are written: the rows of a row tile of a head.
   struct Target {
     int first_token, row_tile, rows, head;
-    int first_cta;  // that has a part of it
+    int first_cta;   // that has a part of it
+    SplitRun joins;  // where heads are split: the run of the CTA that joins them
   };
 
   static constexpr int kTargetWords = sizeof(Target) / sizeof(int);
@@ -68,7 +52,12 @@ class PieceMerge {
   };
 
   KVIT_DEVICE PieceMerge(const KvitDecodeParams& params, const Line& line, const Share& share, Shared& shared)
-      : params_(params), line_(line), share_(share), shared_(shared), partials_(params.partials) {}
+      : params_(params),
+        line_(line),
+        share_(share),
+        shared_(shared),
+        parts_(params.partials),
+        tree_(share, params.partials) {}
 
   /// All threads call, once per piece. Ends in the output if the piece is a whole head, else in the workspace.
   KVIT_DEVICE void Finish(Attention& attention, const Piece& piece) {
@@ -76,20 +65,25 @@ class PieceMerge {
     SyncThreads();
     ShareOutputs(attention);
     SyncThreads();
-    const Target target = {piece.work.first_token, piece.row_tile, line_.NumRows(piece), piece.head,
-                           share_.Owner(piece.head_begin)};
-    const bool is_whole = piece.Begins() && piece.Ends();
+    Target target = {
+        piece.work.first_token, piece.row_tile, line_.NumRows(piece), piece.head, share_.Owner(piece.head_begin), {}};
+    const bool is_split = line_.IsSplit(), is_whole = piece.Begins() && piece.Ends();
+    int split = 0;
+    if (is_split) {
+      split = piece.first / line_.SplitOf(piece.work.tiles);
+      target.joins = SplitRun::Of(share_, piece.head_begin, line_.HeadUnits(piece.work.tiles));
+    }
     for (int item = ThreadIndex(); item < target.rows * kVectors; item += kThreads) {
       const int row = item / kVectors, vector = item % kVectors;
-      Float2 stats;
-      const Vector output = AddWarps(row, vector, stats);
-      if (is_whole) {
-        Write(target, row, vector, output, stats);
-      } else {
-        Publish(piece.Begins() ? 1 : 0, row, vector, output, stats);
+      Partial part = AddWarps(row, vector);
+      if (is_split ? tree_.Add(target.joins, split, row, vector, part) : is_whole) {
+        Write(target, row, vector, part);
+      } else if (!is_split) {
+        parts_.Store(BlockIndex(), piece.Begins() ? 1 : 0, row, vector, part);
       }
     }
-    if (piece.Ends() && !piece.Begins()) {  // at most one of a CTA's pieces, its first
+    // At most one of a CTA's heads, its first.
+    if (piece.Ends() && (is_split ? target.joins.begin > 0 : !piece.Begins())) {
       is_joiner_ = true;
       const auto words = BitCast<Array<int, kTargetWords>>(target);
       KVIT_UNROLL
@@ -112,14 +106,17 @@ class PieceMerge {
     for (int begin = 0; begin < items; begin += kThreads) {
       const int item = begin + ThreadIndex(), row = item / kVectors, vector = item % kVectors;
       const bool is_mine = item < items;
-      Float2 stats = {-INFINITY, 0.0f};
-      Vector total = {};
-      for (int cta = first; cta <= last; cta += kBatch) {
-        if (is_mine) AddParts(first, cta, last, row, vector, stats, total);
-        SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
-        if (is_mine) TakeBack(first, cta, last, row, vector);
+      Partial whole;
+      if (line_.IsSplit()) {
+        whole = tree_.Join(target.joins, first, row, vector, is_mine);
+      } else {
+        for (int cta = first; cta <= last; cta += kBatch) {
+          if (is_mine) AddParts(first, cta, last, row, vector, whole);
+          SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
+          if (is_mine) TakeBack(first, cta, last, row, vector);
+        }
       }
-      if (is_mine) Write(target, row, vector, total, stats);
+      if (is_mine) Write(target, row, vector, whole);
     }
   }
 
@@ -155,100 +152,74 @@ class PieceMerge {
     });
   }
 
-  KVIT_DEVICE Vector AddWarps(int row, int vector, Float2& stats) const {
-    Vector total = {};
-    stats = {CtaMax(row), 0.0f};
+  KVIT_DEVICE Partial AddWarps(int row, int vector) const {
+    Partial total;
+    total.max = CtaMax(row);
     KVIT_UNROLL
     for (int warp = 0; warp < Warps; ++warp) {
       const auto part = LoadShared<Float2>(&shared_.stats[warp][row]);
-      stats.hi += part.hi * MergeWeight(part.lo, stats.lo);
+      total.sum += part.hi * MergeWeight(part.lo, total.max);
       const auto output = LoadShared<Vector>(&shared_.outputs[warp][row][vector * kVector]);
       KVIT_UNROLL
-      for (int i = 0; i < kVector; ++i) total[i] += output[i];
+      for (int i = 0; i < kVector; ++i) total.output[i] += output[i];
     }
     return total;
   }
 
-  // A number as it stands in the workspace, and back.
-  static KVIT_DEVICE uint32_t Word(float x) { return ~BitCast<uint32_t>(x == x ? x : NAN); }
-  static KVIT_DEVICE float Number(uint32_t word) { return BitCast<float>(~word); }
-  static KVIT_DEVICE bool IsThere(const Words<16>& w) {
-    return (w.word[0] != 0u) & (w.word[1] != 0u) & (w.word[2] != 0u) & (w.word[3] != 0u);
-  }
-
-  KVIT_DEVICE void Publish(int slot, int row, int vector, const Vector& output, Float2 stats) const {
-    StoreStrong(partials_.Output(BlockIndex(), slot, row) + vector * kVector,
-                Words<16>{{Word(output[0]), Word(output[1]), Word(output[2]), Word(output[3])}});
-    if (vector == 0)
-      StoreStrong(partials_.Stats(BlockIndex(), slot, row), Words<16>{{Word(stats.lo), Word(stats.hi), ~0u, ~0u}});
-  }
-
   KVIT_DEVICE void TakeBack(int first, int cta, int last, int row, int vector) const {
-    constexpr Words<16> kNotYet = {};
-    for (int part = cta; part <= Min(last, cta + kBatch - 1); ++part) {
-      const int slot = part == first;
-      StoreStrong(partials_.Output(part, slot, row) + vector * kVector, kNotYet);
-      if (vector == 0) StoreStrong(partials_.Stats(part, slot, row), kNotYet);
-    }
+    for (int part = cta; part <= Min(last, cta + kBatch - 1); ++part) parts_.Clear(part, part == first, row, vector);
   }
 
-  // Adds parts [cta, cta + kBatch) to `stats` and `total`, once they are all there. All their loads are under way
-  // together: one round trip, not kBatch.
-  KVIT_DEVICE void AddParts(int first, int cta, int last, int row, int vector, Float2& stats, Vector& total) const {
-    Words<16> s[kBatch], o[kBatch];
+  // Adds parts [cta, cta + kBatch) to `whole`, once they are all there. All their loads are under way together: one
+  // round trip, not kBatch.
+  KVIT_DEVICE void AddParts(int first, int cta, int last, int row, int vector, Partial& whole) const {
+    PartialWords words[kBatch];
     for (bool all = false; !all;) {
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        s[i] = Words<16>{{Word(-INFINITY), ~0u, ~0u, ~0u}};
-        o[i] = Words<16>{{~0u, ~0u, ~0u, ~0u}};
-        if (cta + i > last) continue;
-        const int slot = cta + i == first;
-        s[i] = LoadStrong(partials_.Stats(cta + i, slot, row));
-        o[i] = LoadStrong(partials_.Output(cta + i, slot, row) + vector * kVector);
+        words[i] = PartialWords{};
+        if (cta + i <= last) words[i] = parts_.Load(cta + i, cta + i == first, row, vector);
       }
       all = true;
       KVIT_UNROLL
-      for (int i = 0; i < kBatch; ++i) all = all & IsThere(s[i]) & IsThere(o[i]);
+      for (int i = 0; i < kBatch; ++i) all = all & words[i].AreThere();
       if (!all) Pause();
     }
-    Float2 part[kBatch];
-    Vector output[kBatch];
+    Partial part[kBatch];
+    float max = whole.max;
     KVIT_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      part[i] = {Number(s[i].word[0]), Number(s[i].word[1])};
-      KVIT_UNROLL
-      for (int j = 0; j < kVector; ++j) output[i][j] = Number(o[i].word[j]);
+      part[i] = words[i].Get();
+      max = fmaxf(max, part[i].max);
     }
-    float max = stats.lo;
+    const float rescale = MergeWeight(whole.max, max);
+    whole.max = max;
+    whole.sum *= rescale;
     KVIT_UNROLL
-    for (int i = 0; i < kBatch; ++i) max = fmaxf(max, part[i].lo);
-    const float rescale = MergeWeight(stats.lo, max);
-    stats = {max, stats.hi * rescale};
-    KVIT_UNROLL
-    for (int j = 0; j < kVector; ++j) total[j] *= rescale;
+    for (int j = 0; j < kVector; ++j) whole.output[j] *= rescale;
     KVIT_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      const float weight = MergeWeight(part[i].lo, max);
-      stats.hi += part[i].hi * weight;  // NaN stays NaN, whatever its weight
+      const float weight = MergeWeight(part[i].max, max);
+      whole.sum += part[i].sum * weight;  // NaN stays NaN, whatever its weight
       KVIT_UNROLL
-      for (int j = 0; j < kVector; ++j) total[j] += output[i][j] * weight;
+      for (int j = 0; j < kVector; ++j) whole.output[j] += part[i].output[j] * weight;
     }
   }
 
-  KVIT_DEVICE void Write(const Target& target, int row, int vector, const Vector& output, Float2 stats) const {
+  KVIT_DEVICE void Write(const Target& target, int row, int vector, const Partial& part) const {
     const int index = target.row_tile * Rows + row, group = line_.group();
     const int token_of_sequence = line_.TokenOf(index);
     const int64_t token = target.first_token + token_of_sequence;
     const int64_t head = int64_t(target.head) * group + (index - token_of_sequence * group);
-    const float scale = stats.hi == 0.0f ? 0.0f : 1.0f / stats.hi;  // no key seen: zeros
+    const float scale = part.sum == 0.0f ? 0.0f : 1.0f / part.sum;  // no key seen: zeros
     const KvitRows& out = params_.out;
     StoreGlobal(static_cast<char*>(out.base) + token * out.token_stride + head * out.head_stride +
                     vector * kVector * int64_t(sizeof(T)),
-                Array<uint32_t, 2>{Pack2<T>(output[0] * scale, output[1] * scale),
-                                   Pack2<T>(output[2] * scale, output[3] * scale)});
+                Array<uint32_t, 2>{Pack2<T>(part.output[0] * scale, part.output[1] * scale),
+                                   Pack2<T>(part.output[2] * scale, part.output[3] * scale)});
     if (vector != 0 || params_.lse.base == nullptr) return;
     constexpr float kLn2 = 0.69314718055994531f;
-    const float lse = stats.hi == 0.0f ? -INFINITY : (stats.lo + Log2(stats.hi)) * kLn2;
+    const float lse = part.sum == 0.0f ? -INFINITY : (part.max + Log2(part.sum)) * kLn2;
     const KvitLse& to = params_.lse;
     StoreGlobal(reinterpret_cast<char*>(to.base) + token * to.token_stride + head * to.head_stride, lse);
   }
@@ -257,7 +228,8 @@ class PieceMerge {
   const Line& line_;
   const Share& share_;
   Shared& shared_;
-  Partials<HeadDim, Rows> partials_;
+  Partials<HeadDim, Rows, kParts> parts_;
+  Tree tree_;
   bool is_joiner_ = false;
 };
 

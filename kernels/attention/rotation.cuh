@@ -41,17 +41,25 @@ KVIT_DEVICE void TurnPair(float& a, float& b, const Turn& turn) {
 }
 
 /// The turns of all pairs at one position, made once by a warp's lanes together, in shared memory of that warp.
+template <int HeadDim>
 class Rotation {
  public:
-  /// What it takes for rows of head_dim channels.
-  static constexpr int Bytes(int head_dim) { return head_dim / 2 * int(sizeof(Turn)); }
+  static constexpr int kBytes = HeadDim / 2 * int(sizeof(Turn));
 
-  KVIT_DEVICE Rotation(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {}
+  /// Begins to load the steps.
+  KVIT_DEVICE Rotation(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {
+    KVIT_UNROLL
+    for (int i = 0; i < kChunks; ++i) {
+      if (Has(i)) steps_[i] = LoadGlobalReadOnly<Words<16>>(rope.steps + 2 * Chunk(i));
+    }
+  }
 
   /// All lanes of the warp together. A chunk is two pairs, and 16 bytes.
   KVIT_DEVICE void MoveTo(int32_t position) const {
-    for (int chunk = LaneIndex(); chunk < rope_.rotary_dim / 4; chunk += 32) {
-      const auto steps = LoadGlobalReadOnly<Words<16>>(rope_.steps + 2 * chunk);
+    KVIT_UNROLL
+    for (int c = 0; c < kChunks; ++c) {
+      if (!Has(c)) continue;
+      const Words<16>& steps = steps_[c];
       Words<16> turns;
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
@@ -60,7 +68,7 @@ class Rotation {
         turns.word[2 * i] = BitCast<uint32_t>(RoundedProduct(turn.cosine, rope_.attention_factor));
         turns.word[2 * i + 1] = BitCast<uint32_t>(RoundedProduct(turn.sine, rope_.attention_factor));
       }
-      StoreShared(Address(chunk), turns);
+      StoreShared(Address(Chunk(c)), turns);
     }
     SyncWarp();
   }
@@ -81,6 +89,11 @@ class Rotation {
   }
 
  private:
+  static constexpr int kChunks = CeilDiv(HeadDim / 4, 32);  // of a lane
+
+  static KVIT_DEVICE int Chunk(int i) { return i * 32 + LaneIndex(); }
+  KVIT_DEVICE bool Has(int i) const { return Chunk(i) < rope_.rotary_dim / 4; }
+
   // An octet of interleaved pairs, whose first chunk is `chunk`.
   KVIT_DEVICE void TurnNeighbours(int chunk, Octet& octet) const {
     KVIT_UNROLL
@@ -100,6 +113,7 @@ class Rotation {
 
   const KvitRope& rope_;
   char* shared_;
+  Words<16> steps_[kChunks] = {};  // of this lane's chunks
 };
 
 }  // namespace kvit

@@ -25,12 +25,6 @@ class TensorLoader {
  public:
   static constexpr bool kHasParameters = KeyRing::kHasParameters || ValueRing::kHasParameters;
 
-  /// Barriers [warp][stage], in shared memory.
-  template <int Warps>
-  struct Barriers {
-    uint64_t full[Warps][Stages];
-  };
-
   KVIT_DEVICE TensorLoader(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor,
                            KeyRing& keys, ValueRing& values, uint64_t* full)
       : params_(params),
@@ -90,6 +84,11 @@ class TensorLoader {
       }
     }
     if (kHasParameters) CopyAsyncCommit();
+  }
+
+  /// Whether this warp's tokens of the next tile, if there is one, are among the call's new ones.
+  KVIT_DEVICE bool NextIsNew() const {
+    return !cursor_.Done() && tile_ * Line::kTileTokens + (WarpIndex() + 1) * Tokens > Line::OldTokens(cursor_.piece());
   }
 
   /// Waits until the tile in ring slot `stage` is there for all lanes.

@@ -11,10 +11,10 @@ namespace kvit {
 
 /// A warp's tiles are [Tokens, HeadDim] as Codec stores them. Parameters, where the codec has any, are one word a
 /// token.
-template <class T, class Codec, int HeadDim, int Tokens, int Warps, int Stages>
+template <class T, class Codec, int HeadDim, int Tokens, int Warps, int Stages, bool HasLines>
 struct TensorRing {
   using Element = typename Codec::template Element<T>;
-  using Iterator = Sm90GmemIterator<Element, HeadDim, Tokens>;
+  using Iterator = Sm90GmemIterator<Element, HeadDim, Tokens, HasLines>;
   using Layout = typename Iterator::Layout;
   static constexpr bool kHasParameters = Codec::kScaled;
 

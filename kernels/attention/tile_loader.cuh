@@ -3,6 +3,7 @@
 #define KVIT_ATTENTION_TILE_LOADER_CUH
 
 #include "attention/work_line.cuh"
+#include "cache/fast_divide.cuh"
 #include "cache/fault.cuh"
 #include "platform/platform.cuh"
 
@@ -15,7 +16,10 @@ class TileLoader {
  public:
   KVIT_DEVICE TileLoader(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor,
                          KeyRing& keys, ValueRing& values)
-      : params_(params), line_(line), cursor_(cursor), tiles_(params.cache, params.table) {
+      : params_(params),
+        line_(line),
+        cursor_(cursor),
+        tiles_(params.cache, params.table, FastDivide(params.page_size)) {
     keys.Bind(k_);
     values.Bind(v_);
     Enter();
@@ -39,6 +43,13 @@ class TileLoader {
       }
     }
     CopyAsyncCommit();
+  }
+
+  /// Whether this warp's tokens of the next tile, if there is one, are among the call's new ones.
+  KVIT_DEVICE bool NextIsNew() const {
+    constexpr int kTokens = KeyRing::Map::kFootprintS;
+    return !cursor_.Done() &&
+           tile_ * Line::kTileTokens + (WarpIndex() + 1) * kTokens > Line::OldTokens(cursor_.piece());
   }
 
   /// Whether the tile in ring slot `stage` has rows that could not be found. The same in all lanes.

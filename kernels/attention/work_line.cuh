@@ -1,5 +1,5 @@
-// The line of work: every tile of every head of every sequence, one after the other, cut evenly over the grid
-// (stream-K).
+// The line of work: every unit of every head of every sequence, one after the other, cut evenly over the grid. A unit
+// is a tile (stream-K), or a split: tiles that are computed together whatever the batch.
 #ifndef KVIT_ATTENTION_WORK_LINE_CUH
 #define KVIT_ATTENTION_WORK_LINE_CUH
 
@@ -14,6 +14,9 @@
 
 namespace kvit {
 
+/// A head has at most 2^kSplitLevels splits.
+inline constexpr int kSplitLevels = 10;
+
 /// What a sequence asks for: `row_tiles` groups of query rows for each KV head, each over `tiles` tiles of keys.
 struct SequenceWork {
   int length;       // keys
@@ -23,15 +26,13 @@ struct SequenceWork {
   int tiles;      // at least 1, so that an empty sequence has somebody to write its zeros
   int64_t pages;  // where its page ids begin in the table
   bool is_bad;    // the table describes it wrongly: its outputs are NaN
-
-  KVIT_DEVICE int64_t Units(int num_heads) const { return int64_t(row_tiles) * num_heads * tiles; }
 };
 
 /// A run of tiles [first, last) of one head, computed by one CTA in one go.
 struct Piece {
   int sequence, head, row_tile;
   int first, last;
-  int64_t head_begin;  // of the head's tile 0 on the line
+  int64_t head_begin;  // of the head's unit 0 on the line
   SequenceWork work;
 
   KVIT_DEVICE bool Begins() const { return first == 0; }
@@ -41,18 +42,18 @@ struct Piece {
 /// a / b for b >= 1, by a short division wherever a allows it: nearly always.
 KVIT_DEVICE int64_t Divide(int64_t a, int b) { return a >> 32 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b; }
 
-/// A CTA's share of the line: the first total % ctas CTAs have a tile more than the others.
+/// A CTA's share of the line: the first total % ctas CTAs have a unit more than the others.
 struct Share {
-  int64_t total;       // tiles on the line
+  int64_t total;       // units on the line
   int64_t begin, end;  // [begin, end) are this CTA's
-  int64_t least;       // tiles of every CTA
+  int64_t least;       // units of every CTA
   int longer;          // CTAs with one more
-  int ctas;            // that have a share: never more than there are tiles
+  int ctas;            // that have a share: never more than there are units
   int sequence;        // in which `begin` lies
   int64_t sequence_begin;
 
   KVIT_DEVICE int64_t BeginOf(int cta) const { return least * cta + Min(cta, longer); }
-  /// The CTA whose share holds tile `unit`.
+  /// The CTA whose share holds `unit`.
   KVIT_DEVICE int Owner(int64_t unit) const {
     const int64_t in_longer = (least + 1) * longer;
     return unit < in_longer ? int(Divide(unit, int(least + 1))) : longer + int(Divide(unit - in_longer, int(least)));
@@ -76,6 +77,20 @@ class WorkLine {
   /// Query heads of a KV head, and where a query row lies: row r of a sequence is token r / group, head r % group.
   KVIT_DEVICE int group() const { return group_; }
   KVIT_DEVICE int TokenOf(int row) const { return int(by_group_(uint32_t(row))); }
+
+  /// Whether heads are cut where params.split_tiles says, and not where shares end.
+  KVIT_DEVICE bool IsSplit() const { return params_.split_tiles != 0; }
+
+  /// Tiles of a split of a head of `tiles`: split_tiles, doubled until there are no more splits than the levels of a
+  /// tree have room for. Only where IsSplit().
+  KVIT_DEVICE int SplitOf(int tiles) const {
+    int split = params_.split_tiles;
+    while ((tiles - 1) >> kSplitLevels >= split) split *= 2;
+    return split;
+  }
+
+  /// Units of a head of `tiles`.
+  KVIT_DEVICE int HeadUnits(int tiles) const { return IsSplit() ? (tiles - 1) / SplitOf(tiles) + 1 : tiles; }
 
   /// Where `report` is set, says what is wrong.
   KVIT_DEVICE SequenceWork View(int sequence, bool report = false) const {
@@ -112,6 +127,9 @@ class WorkLine {
     if (!params_.causal || piece.work.new_tokens == 1) return piece.work.length;
     return piece.work.length - piece.work.new_tokens + TokenOf(piece.row_tile * Rows + row) + 1;
   }
+
+  /// Tokens of a piece's sequence that were in the cache before the call's new ones.
+  KVIT_DEVICE static int OldTokens(const Piece& piece) { return piece.work.length - piece.work.new_tokens; }
 
   /// Query rows of a row tile: the last of a sequence may have fewer.
   KVIT_DEVICE int NumRows(const Piece& piece) const {
@@ -171,7 +189,8 @@ class WorkLine {
 
   KVIT_DEVICE int64_t UnitsOf(int sequence) const {
     if (sequence >= params_.table.num_sequences) return 0;
-    return View(sequence, BlockIndex() == 0).Units(params_.cache.num_kv_heads);
+    const SequenceWork work = View(sequence, BlockIndex() == 0);
+    return int64_t(work.row_tiles) * params_.cache.num_kv_heads * HeadUnits(work.tiles);
   }
 
   static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {
@@ -202,8 +221,8 @@ class WorkLine {
 
 /// Walks a CTA's share, piece by piece.
 ///
-///   unit = ((head * row_tiles) + row_tile) * tiles + tile     within a sequence: row tiles of a head share its keys in
-///   L2
+///   unit = ((head * row_tiles) + row_tile) * units + unit of the head     within a sequence: row tiles of a head share
+///   its keys in L2
 template <class Line>
 class WorkCursor {
  public:
@@ -211,20 +230,24 @@ class WorkCursor {
       : line_(line), num_heads_(num_heads), position_(share.begin), end_(share.end) {
     piece_.sequence = share.sequence;
     piece_.work = line_.View(share.sequence);
-    const int tiles = piece_.work.tiles, row_tiles = piece_.work.row_tiles;
+    const int units = line_.HeadUnits(piece_.work.tiles), row_tiles = piece_.work.row_tiles;
     const int64_t within = share.begin - share.sequence_begin;
-    const int head_and_rows = int(Divide(within, tiles));
+    const int head_and_rows = int(Divide(within, units));
     piece_.head = row_tiles == 1 ? head_and_rows : head_and_rows / row_tiles;
     piece_.row_tile = head_and_rows - piece_.head * row_tiles;
-    Begin(int(within - int64_t(head_and_rows) * tiles));
+    Begin(int(within - int64_t(head_and_rows) * units));
   }
 
   KVIT_DEVICE bool Done() const { return position_ >= end_; }
   KVIT_DEVICE const Piece& piece() const { return piece_; }
 
   KVIT_DEVICE void Next() {
-    position_ += piece_.last - piece_.first;
+    position_ += line_.IsSplit() ? 1 : piece_.last - piece_.first;
     if (Done()) return;
+    if (!piece_.Ends()) {  // there is another split of the head
+      Begin(int(position_ - piece_.head_begin));
+      return;
+    }
     if (++piece_.row_tile == piece_.work.row_tiles) {
       piece_.row_tile = 0;
       if (++piece_.head == num_heads_) {
@@ -238,11 +261,18 @@ class WorkCursor {
   }
 
  private:
-  KVIT_DEVICE void Begin(int first) {
-    const int64_t left = end_ - position_;
-    piece_.first = first;
-    piece_.last = left < piece_.work.tiles - first ? first + int(left) : piece_.work.tiles;
-    piece_.head_begin = position_ - first;
+  KVIT_DEVICE void Begin(int unit) {
+    const int tiles = piece_.work.tiles;
+    piece_.head_begin = position_ - unit;
+    if (line_.IsSplit()) {
+      const int split = line_.SplitOf(tiles);
+      piece_.first = unit * split;
+      piece_.last = Min(piece_.first + split, tiles);
+    } else {
+      const int64_t left = end_ - position_;
+      piece_.first = unit;
+      piece_.last = left < tiles - unit ? unit + int(left) : tiles;
+    }
   }
 
   const Line& line_;

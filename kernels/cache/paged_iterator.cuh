@@ -33,14 +33,19 @@ class PagedIterator {
   static constexpr int kRows = CeilDiv(Map::kFootprintS, 32);  // rows that a lane looks up
   static_assert(32 % Map::kDeltaS == 0, "the rows of one warp access must come from one round of lookups");
 
-  KVIT_DEVICE PagedIterator(const KvitCache& cache, const KvitPageTable& table, int warp = WarpIndex(),
-                            int lane = LaneIndex())
+  /// page_of: division by cache.page_size.
+  KVIT_DEVICE PagedIterator(const KvitCache& cache, const KvitPageTable& table, FastDivide page_of,
+                            int warp = WarpIndex(), int lane = LaneIndex())
       : cache_(cache),
         table_(table),
-        page_of_(cache.page_size),
+        page_of_(page_of),
         is_dense_(!Map::kPartialS && cache.page_size % Map::kFootprintS == 0),
         band_(Map::BandBegin(warp)),
         lane_(is_dense_ ? 0 : lane) {}
+
+  KVIT_DEVICE PagedIterator(const KvitCache& cache, const KvitPageTable& table, int warp = WarpIndex(),
+                            int lane = LaneIndex())
+      : PagedIterator(cache, table, FastDivide(cache.page_size), warp, lane) {}
 
   /// Reads the sequence's length and forgets faults of the one before. Call SetTile next.
   KVIT_DEVICE void SetSequence(int sequence, int head) {

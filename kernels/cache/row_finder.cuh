@@ -20,6 +20,11 @@ struct FoundToken {
   KVIT_DEVICE bool Exists() const { return fault.kind == KVIT_FAULT_NONE; }
 };
 
+/// An entry of a sequence's row of the page table.
+struct TokenSlot {
+  int32_t slot, page;
+};
+
 /// Where in the cache a token is, or what is wrong with its page.
 struct FoundRow {
   PagePlace page;
@@ -58,16 +63,21 @@ class RowFinder {
     return found;
   }
 
-  /// The place of a token that exists.
-  KVIT_DEVICE FoundRow FindRow(const FoundToken& token) const {
+  /// Where a token that exists has its page in the table, and that page, as the table has it.
+  KVIT_DEVICE TokenSlot FindSlot(const FoundToken& token) const {
     const auto position = uint32_t(token.position), page_size = uint32_t(cache_.page_size);
     // Most pages hold a power of two, and a shift takes a tenth of the time of a division.
     const uint32_t slot = (page_size & (page_size - 1)) == 0 ? position >> HighestBit(page_size) : position / page_size;
-    const auto page = LoadGlobalReadOnly<int32_t>(table_.pages + token.begin + slot);
-    const FoundPage found = FindPage(cache_, page);
-    if (found.fault != KVIT_FAULT_NONE) return {{}, 0, {found.fault, token.sequence, int(slot), page}};
-    return {found.place, int(position - slot * page_size), {}};
+    return {int32_t(slot), LoadGlobalReadOnly<int32_t>(table_.pages + token.begin + slot)};
   }
+
+  /// The place of a token that exists.
+  KVIT_DEVICE FoundRow FindRow(const FoundToken& token, const TokenSlot& at) const {
+    const FoundPage found = FindPage(cache_, at.page);
+    if (found.fault != KVIT_FAULT_NONE) return {{}, 0, {found.fault, token.sequence, at.slot, at.page}};
+    return {found.place, token.position - at.slot * cache_.page_size, {}};
+  }
+  KVIT_DEVICE FoundRow FindRow(const FoundToken& token) const { return FindRow(token, FindSlot(token)); }
 
  private:
   // The last sequence that begins at or before `row`: every lane asks one of 32, as often as there are powers of 32.

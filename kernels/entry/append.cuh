@@ -17,10 +17,11 @@ template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning =
 struct AppendKernel {
   using Params = KvitAppendParams;
   using Rows = WarpRows<HeadDim>;
+  using Turns = Rotation<HeadDim>;
   static constexpr int kWarps = Tuning::kWarps;
   static constexpr int kPasses = Tuning::kPasses;
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kTurnBytes = Rotation::Bytes(HeadDim);
+  static constexpr int kTurnBytes = Turns::kBytes;
   static constexpr int kSharedBytes = kWarps * kTurnBytes;
   static constexpr int kMinCtas = Tuning::kMinCtas;
   static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
@@ -31,12 +32,11 @@ struct AppendKernel {
                                         {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {
-    LetNextBegin();
-    WaitForPrevious();
+    TakeTurn();
     const int tokens = params.transfer.tokens.total, heads = params.transfer.cache.num_kv_heads;
     const uint32_t index = uint32_t(BlockIndex()) * kWarps + WarpIndex();
     const uint32_t shares = uint32_t(tokens) * CeilDiv(heads, kHeadsPerWarp);
-    const Rotation rotation(params.rope, shared + WarpIndex() * kTurnBytes);
+    const Turns rotation(params.rope, shared + WarpIndex() * kTurnBytes);
     if (index < shares) {
       Append(params, rotation, ShareAt(index, heads, kHeadsPerWarp));
     } else if (params.num_query_heads > 0) {
@@ -48,7 +48,7 @@ struct AppendKernel {
  private:
   using Part = RowPart<2>;
 
-  KVIT_DEVICE static void Append(const Params& params, const Rotation& rotation, const HeadShare& share) {
+  KVIT_DEVICE static void Append(const Params& params, const Turns& rotation, const HeadShare& share) {
     const KvitTransferParams& transfer = params.transfer;
     const Rows rows(share, transfer.cache.num_kv_heads, params.rope.rotary_dim / 16);
     Part k[kPasses], v[kPasses];
@@ -61,19 +61,20 @@ struct AppendKernel {
         token.position < LoadGlobalReadOnly<int32_t>(params.prefix_lengths + token.sequence)) {
       return;
     }
-    const FoundRow found = finder.FindRow(token);
+    const TokenSlot slot = finder.FindSlot(token);  // its page id is still on its way
+    if (params.rope.rotary_dim > 0) rotation.MoveTo(Position(params, share.token, token.position));
+    const FoundRow found = finder.FindRow(token, slot);
     if (!Good(found, transfer.fault)) return;
     uint32_t k_parameters[kPasses], v_parameters[kPasses];
     LoadScales<2, KeyCodec>(transfer.cache, rows, found, k_parameters);
     LoadScales<3, ValueCodec>(transfer.cache, rows, found, v_parameters);
-    if (params.rope.rotary_dim > 0) rotation.MoveTo(Position(params, share.token, token.position));
     Change(params, rotation, rows, params.k_bias, true, k);
     Store<0, KeyCodec>(transfer.cache, rows, found, k, k_parameters);
     Change(params, rotation, rows, params.v_bias, false, v);
     Store<1, ValueCodec>(transfer.cache, rows, found, v, v_parameters);
   }
 
-  KVIT_DEVICE static void TurnQueries(const Params& params, const Rotation& rotation, const HeadShare& share) {
+  KVIT_DEVICE static void TurnQueries(const Params& params, const Turns& rotation, const HeadShare& share) {
     const KvitTransferParams& transfer = params.transfer;
     const Rows rows(share, params.num_query_heads, params.rope.rotary_dim / 16);
     Part q[2 * kPasses];
@@ -129,7 +130,7 @@ struct AppendKernel {
 
   // Adds the bias and turns the pairs, in f32, then rounds to T: as if other kernels had done it before.
   template <int N>
-  KVIT_DEVICE static void Change(const Params& params, const Rotation& rotation, const Rows& rows, const void* bias,
+  KVIT_DEVICE static void Change(const Params& params, const Turns& rotation, const Rows& rows, const void* bias,
                                  bool turns, Part (&parts)[N]) {
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
     turns = turns && lane < params.rope.rotary_dim / 16;

@@ -25,7 +25,7 @@ struct DecodeTuning {
 /// Copies by cp.async: two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the
 /// smallest GPUs, and keeps enough bytes under way. Tokens of more than 768 bytes (K and V together) leave room for two
 /// warps only.
-template <class Copies, int TokenBytes>
+template <class Copies, int HeadDim, int TokenBytes>
 struct DefaultTuning {
   static constexpr int kWarps = TokenBytes > 768 ? 2 : 4;
   static constexpr int kWarpTokens = TokenBytes <= 256 ? 32 : 16;
@@ -35,10 +35,19 @@ struct DefaultTuning {
 
 /// Tensor copies: long steps, since a step costs much besides its products, and one CTA per SM with rings of 128 KB:
 /// the fewer CTAs, the fewer parts of a head. Small tokens are bound by instructions, and gain by the second CTA.
-template <int TokenBytes>
-struct DefaultTuning<Sm90Copies, TokenBytes> {
+template <int HeadDim, int TokenBytes>
+struct DefaultTuning<Sm90Copies, HeadDim, TokenBytes> {
   static constexpr int kWarpTokens = TokenBytes <= 256 ? 64 : TokenBytes <= 512 ? 32 : 16;
   using Type = DecodeTuning<4, kWarpTokens, 2, TokenBytes <= 128 ? 2 : 1>;
+};
+
+/// By lines: the smallest tokens of all, so more of them at a step, and eight warps per SM.
+template <int HeadDim, int TokenBytes>
+struct DefaultTuning<Sm90LineCopies, HeadDim, TokenBytes> {
+  static constexpr int kWarpTokens = HeadDim <= 64 && TokenBytes <= 128 ? 128 : 64;
+  static constexpr int kCtas = TokenBytes <= 64 ? 2 : 1;
+  static constexpr int kWarps = TokenBytes <= 128 ? 8 / kCtas : 4;
+  using Type = DecodeTuning<kWarps, kWarpTokens, Min(2, 131072 / (kWarps * kWarpTokens * TokenBytes)), kCtas>;
 };
 
 /// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
@@ -46,7 +55,7 @@ struct DefaultTuning<Sm90Copies, TokenBytes> {
 ///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished piece | work line
 template <class T, class KeyCodec, class ValueCodec, int HeadDim, int RowsPerTile, class Copies,
           class Tuning =
-              typename DefaultTuning<Copies, int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
+              typename DefaultTuning<Copies, HeadDim, int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
                                                  BytesOf<typename ValueCodec::template Element<Half>>(HeadDim))>::Type>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
@@ -72,19 +81,26 @@ struct DecodeKernel {
                                         {"stages", kStages},
                                         {"ctas_per_sm", kMinCtas},
                                         {"overlaps", 1},
+                                        {"parts", Merge::kParts},
+                                        {"split_parts", Merge::kSplitParts},
+                                        {"most_splits", 1 << kSplitLevels},
                                         {"page_multiple", Copies::kPageMultiple},
                                         // What tensor maps need, and how many tokens of a page their boxes may hold.
                                         {"needs_strides", Copies::kPageMultiple > 1},
-                                        {"box_tokens", Copies::kPageMultiple > 1 ? Tuning::kWarpTokens : 0}};
+                                        {"box_tokens", Copies::kPageMultiple > 1 ? Tuning::kWarpTokens : 0},
+                                        {"has_lines", Copies::kHasLines}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
     Pipe::Init(params, shared.pipe);
-    LetNextBegin();
-    WaitForPrevious();
+    bool has_turn = params.reads_ahead == 0;
+    if (has_turn) TakeTurn();
     const Line line(params);
     const Share share = line.Find(shared.line);
-    if (BlockIndex() >= share.ctas) return;
+    if (BlockIndex() >= share.ctas) {
+      if (!has_turn) TakeTurn();
+      return;
+    }
 
     WorkCursor<Line> cursor(line, params.cache.num_kv_heads, share);
     Pipe pipe(params, line, cursor, shared.pipe);
@@ -98,9 +114,11 @@ struct DecodeKernel {
       for (int tile = piece.first;; ++tile) {
         SyncWarp();  // all lanes have left the slot that is filled next
         for (; under_way < kStages; ++under_way) {
+          if (!has_turn && pipe.NextIsNew()) TakeTurn(), has_turn = true;
           pipe.Prefetch(filled.read());
           ++filled;
         }
+        if (!has_turn) TakeTurn(), has_turn = true;
         if (tile == piece.first) Begin(params, line, piece, attention);
         if (tile >= end) break;
         const int slot = used.read();

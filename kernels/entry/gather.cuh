@@ -10,7 +10,7 @@
 namespace kvit {
 
 /// A warp per token and share of its heads; one search for its place, then all loads, then all stores.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 2, 6>>
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 2, 8>>
 struct GatherKernel {
   using Params = KvitTransferParams;
   using Rows = WarpRows<HeadDim>;

@@ -178,14 +178,9 @@ KVIT_DEVICE int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) { r
 
 KVIT_DEVICE void Pause() { __nanosleep(20); }
 
-KVIT_DEVICE void LetNextBegin() {
+KVIT_DEVICE void TakeTurn() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-KVIT_DEVICE void WaitForPrevious() {
-#if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

@@ -114,8 +114,7 @@ inline uint32_t Ballot(bool x) {
 
 inline int LowestBit(uint32_t x) { return __builtin_ctz(x); }
 inline void Pause() { host::Pause("another CTA"); }
-inline void LetNextBegin() {}
-inline void WaitForPrevious() {}
+inline void TakeTurn() {}
 
 inline uint32_t AtomicAdd(uint32_t* p, uint32_t x) {
   host::CheckGlobal(p, sizeof(*p), true, "atomic add");

@@ -22,7 +22,7 @@
 //                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes
 //   tensor copies  CopyTensor(void* shared, const KvitTensorMap&, TensorCoordinates, barrier): a box, zeros where the map has nothing;
 //                  PrefetchTensorMap(map); FenceAsyncCopies(): this thread's stores to shared memory precede later copies
-//   launches       LetNextBegin(): the next launch may start before this one ends; WaitForPrevious(): until the one before has ended
+//   launches       TakeTurn(): waits until the launch in front has ended, then lets the next one start: never more than two overlap
 //   CTA            SyncThreads(); bool SyncThreadsOr(bool)
 //   warp           SyncWarp(); T Shuffle(T, int lane), ShuffleXor(T, int mask), ShuffleUp(T, int delta); uint32_t Ballot(bool)
 //                  int LowestBit(uint32_t): of what is not 0; Pause(): before looking again at what another CTA has yet to write

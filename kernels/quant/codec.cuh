@@ -42,40 +42,57 @@ concept ScaledCodec = C::kScaled && requires(uint32_t word) {
 };
 
 namespace detail {
-/// (scale, zero) of asymmetric integer codes, in the compute type.
-template <class T>
-KVIT_DEVICE ScaleZero PairParameters(uint32_t word) {
-  const Float2 pair = Unpack2<T>(word);
-  return {pair.lo, pair.hi};
+
+/// A code a byte, so that a unit's are neighbours.
+struct ByteCodes {
+  template <class>
+  using Element = uint8_t;
+  static constexpr int kPairs = 2;
+  static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
+};
+
+/// Parameters of asymmetric integer codes: (scale, zero) in the compute type.
+struct PairParameters {
+  static constexpr bool kScaled = true, kHasZero = true;
+  template <class T>
+  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
+    const Float2 pair = Unpack2<T>(word);
+    return {pair.lo, pair.hi};
+  }
+};
+
+/// Parameters of fp8: a scale in float32.
+struct ScaleParameters {
+  static constexpr bool kScaled = true, kHasZero = false;
+  template <class>
+  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
+    return {BitCast<float>(word), 0.0f};
+  }
+};
+
+/// Byte I of both units in the upper bytes of a pair of f16, over zeros.
+template <int I>
+KVIT_DEVICE uint32_t UpperBytes(uint32_t word) {
+  return PermuteBytes(word, 0u, I == 0 ? 0x2404u : 0x3414u);
 }
+
 }  // namespace detail
 
 /// 8-bit codes 0..255. An f16 below 2^-14 counts in steps of 2^-24: with a zero byte above it, a byte is a number.
-struct Int8 {
-  template <class>
-  using Element = uint8_t;
-  static constexpr bool kScaled = true, kHasZero = true;
-  static constexpr int kPairs = 2;
-
+struct Int8 : detail::ByteCodes, detail::PairParameters {
   static constexpr KVIT_HD float Unit(int) { return 0x1p24f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
     return I == 0 ? word & 0x00ff00ffu : PermuteBytes(word, 0u, 0x4341u);
-  }
-  static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
-  template <class T>
-  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
-    return detail::PairParameters<T>(word);
   }
 };
 
 /// 4-bit codes 0..15, eight to a word in the order e0 e2 e4 e6 e1 e3 e5 e7 from the lowest nibble (TurboMind's), so
 /// that each mask finds neighbours. A nibble is a small f16 where it stands, as a byte is: the lowest in steps of
 /// 2^-24, the next of 2^-20; one shift serves two.
-struct Int4 {
+struct Int4 : detail::PairParameters {
   template <class>
   using Element = Uint4;
-  static constexpr bool kScaled = true, kHasZero = true;
   static constexpr int kPairs = 4;
 
   static constexpr KVIT_HD float Unit(int i) { return i % 2 == 0 ? 0x1p24f : 0x1p20f; }
@@ -84,53 +101,29 @@ struct Int4 {
     return (I < 2 ? word : word >> 8) & (I % 2 == 0 ? 0x000f000fu : 0x00f000f0u);
   }
   static constexpr KVIT_HD int Channel(int i, int unit) { return 2 * i + unit; }
-  template <class T>
-  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
-    return detail::PairParameters<T>(word);
-  }
 };
 
 /// fp8 with 5 exponent bits is the upper byte of an f16, infinities and NaN included.
-struct Float8E5M2 {
-  template <class>
-  using Element = uint8_t;
-  static constexpr bool kScaled = true, kHasZero = false;
-  static constexpr int kPairs = 2;
-
+struct Float8E5M2 : detail::ByteCodes, detail::ScaleParameters {
   static constexpr KVIT_HD float Unit(int) { return 1.0f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
-    return PermuteBytes(word, 0u, I == 0 ? 0x2404u : 0x3414u);
-  }
-  static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
-  template <class T>
-  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
-    return {BitCast<float>(word), 0.0f};
+    return detail::UpperBytes<I>(word);
   }
 };
 
 /// fp8 with 4 exponent bits (e4m3fn). Where the GPU has no conversion, moved to an f16's place: its exponent bias is 8
 /// less, so the operand is then 2^-8 times the number. The only codes that are no numbers, 0x7f and 0xff, become NaN.
-struct Float8E4M3 {
-  template <class>
-  using Element = uint8_t;
-  static constexpr bool kScaled = true, kHasZero = false;
-  static constexpr int kPairs = 2;
-
+struct Float8E4M3 : detail::ByteCodes, detail::ScaleParameters {
   static constexpr KVIT_HD float Unit(int) { return kConvertsFloat8 ? 1.0f : 256.0f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
     if constexpr (kConvertsFloat8) return HalvesFromE4M3(PermuteBytes(word, 0u, I == 0 ? 0x4420u : 0x4431u));
-    const uint32_t high = PermuteBytes(word, 0u, I == 0 ? 0x2404u : 0x3414u);
+    const uint32_t high = detail::UpperBytes<I>(word);
     const uint32_t magnitude = (high & 0x7f007f00u) >> 1;
     // 0x7f << 7 is 0x3f80; adding 0x80 carries into bit 14 for it alone. Bits 14..10 all set, mantissa not zero: NaN.
     const uint32_t nan = (magnitude + 0x00800080u) & 0x40004000u;
     return (high & 0x80008000u) | magnitude | nan;
-  }
-  static constexpr KVIT_HD int Channel(int i, int unit) { return i + 2 * unit; }
-  template <class T>
-  static KVIT_DEVICE ScaleZero Parameters(uint32_t word) {
-    return {BitCast<float>(word), 0.0f};
   }
 };
 

@@ -47,6 +47,19 @@ KVIT_DEVICE PackedOctet RoundTo(const Octet& octet) {
 template <class T, class Codec>
 struct RowCodec;
 
+namespace detail {
+
+/// encode(octet) of every octet of a part.
+template <class Data, class T, int N, class Encode>
+KVIT_DEVICE Array<Data, N> EncodeOctets(const RowPart<N>& part, Encode&& encode) {
+  Array<Data, N> data;
+  KVIT_UNROLL
+  for (int octet = 0; octet < N; ++octet) data[octet] = encode(Unpack<T>(part[octet]));
+  return data;
+}
+
+}  // namespace detail
+
 template <class T>
 struct RowCodec<T, Plain> {
   using Data = PackedOctet;
@@ -60,11 +73,77 @@ struct RowCodec<T, Plain> {
 
 namespace detail {
 
-/// Asymmetric codes 0..Top between a row's least and greatest channel. All in f32; the parameters in T.
-template <class T, int Top>
+// A float of either is an integer in its lowest bits: kRoundBase rounds what is added to it, to nearest even.
+constexpr uint32_t kRoundBase = 0x4b400000u;  // 1.5 * 2^23
+constexpr uint32_t kCodeBase = 0x4b000000u;   // 2^23
+
+/// A code a byte.
+struct BytesOfOctet {
+  using Data = Words<8>;
+
+  template <class Code>
+  static KVIT_DEVICE Data Pack(Code&& code) {
+    Data data;
+    KVIT_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const uint32_t lower = PermuteBytes(code(4 * i), code(4 * i + 1), 0x40u);
+      const uint32_t upper = PermuteBytes(code(4 * i + 2), code(4 * i + 3), 0x40u);
+      data.word[i] = PermuteBytes(lower, upper, 0x5410u);
+    }
+    return data;
+  }
+  static KVIT_DEVICE uint32_t Bits(const Data& data, int i) {
+    return PermuteBytes(data.word[i / 4], kCodeBase, 0x7440u | i % 4);
+  }
+};
+
+/// A code a nibble: e0 e2 e4 e6 e1 e3 e5 e7 from the lowest.
+struct NibblesOfOctet {
+  using Data = Words<4>;
+
+  template <class Code>
+  static KVIT_DEVICE Data Pack(Code&& code) {
+    Data data = {};
+    KVIT_UNROLL
+    for (int i = 0; i < 8; ++i) data.word[0] += (code(i) - kRoundBase) << Shift(i);
+    return data;
+  }
+  static KVIT_DEVICE uint32_t Bits(const Data& data, int i) {
+    return MaskOr(data.word[0] >> Shift(i), 0xfu, kCodeBase);
+  }
+
+ private:
+  static constexpr KVIT_HD int Shift(int i) { return 4 * (i / 2 + i % 2 * 4); }
+};
+
+/// Asymmetric codes 0..Top between a row's least and greatest channel. All in f32; the parameters in T. Codes says how
+/// eight of them lie in its Data: Pack(code), where code(i) is channel i's code + kRoundBase, and Bits(data, i), which
+/// is channel i's code + kCodeBase.
+template <class T, int Top, class Codes>
 struct IntegerRow {
+  using Data = typename Codes::Data;
   static constexpr bool kWritesParameters = true;
 
+  template <int N>
+  static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int lanes, uint32_t& parameters) {
+    const Scaling scaling = Measure(part, lanes, parameters);
+    return EncodeOctets<Data, T>(part, [&](const Octet& x) {
+      Data data = Codes::Pack([&](int i) { return Code(x[i], scaling); });
+      KVIT_UNROLL
+      for (uint32_t& word : data.word) word &= scaling.mask;
+      return data;
+    });
+  }
+
+  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
+    const ScaleZero p = PairParameters::Parameters<T>(parameters);
+    Octet octet;
+    KVIT_UNROLL
+    for (int i = 0; i < 8; ++i) octet[i] = fmaf(p.scale, BitCast<float>(Codes::Bits(data, i)) - 0x1p23f, p.zero);
+    return RoundTo<T>(octet);
+  }
+
+ private:
   /// What makes codes of a row's numbers.
   struct Scaling {
     float zero, inverse;
@@ -95,87 +174,20 @@ struct IntegerRow {
     return {zero, 1.0f / ToFloat(scale), ToFloat(scale) < INFINITY ? ~0u : 0u};
   }
 
-  /// The bits of kBase + code. Adding 1.5 * 2^23 rounds to an integer, to nearest even, in a float's lowest bits.
+  /// The code of a channel, + kRoundBase.
   static KVIT_DEVICE uint32_t Code(float x, const Scaling& scaling) {
     const float nearest = RoundedProduct(x - scaling.zero, scaling.inverse);  // not below 0: zero is the least channel
     return BitCast<uint32_t>(RoundedSum(fminf(nearest, float(Top)), 0x1.8p23f));
   }
-  static constexpr uint32_t kBase = 0x4b400000u;
-
-  /// `bits`: kCodeBase with the code in its lowest bits.
-  static KVIT_DEVICE float Value(uint32_t bits, ScaleZero p) {
-    return fmaf(p.scale, BitCast<float>(bits) - 0x1p23f, p.zero);
-  }
-  static constexpr uint32_t kCodeBase = 0x4b000000u;  // 2^23
 };
 
 }  // namespace detail
 
 template <class T>
-struct RowCodec<T, Int8> : detail::IntegerRow<T, 255> {
-  using Data = Words<8>;
-  template <int N>
-  static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int lanes, uint32_t& parameters) {
-    const auto scaling = RowCodec::Measure(part, lanes, parameters);
-    Array<Data, N> data;
-    KVIT_UNROLL
-    for (int octet = 0; octet < N; ++octet) {
-      const Octet x = Unpack<T>(part[octet]);
-      KVIT_UNROLL
-      for (int i = 0; i < 2; ++i) {
-        uint32_t pairs[2];
-        KVIT_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          const int channel = 4 * i + 2 * j;
-          pairs[j] = PermuteBytes(RowCodec::Code(x[channel], scaling), RowCodec::Code(x[channel + 1], scaling), 0x40u);
-        }
-        data[octet].word[i] = PermuteBytes(pairs[0], pairs[1], 0x5410u) & scaling.mask;
-      }
-    }
-    return data;
-  }
-  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
-    const ScaleZero p = Int8::Parameters<T>(parameters);
-    Octet octet;
-    KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      octet[i] = RowCodec::Value(PermuteBytes(data.word[i / 4], RowCodec::kCodeBase, 0x7440u | i % 4), p);
-    }
-    return RoundTo<T>(octet);
-  }
-};
+struct RowCodec<T, Int8> : detail::IntegerRow<T, 255, detail::BytesOfOctet> {};
 
 template <class T>
-struct RowCodec<T, Int4> : detail::IntegerRow<T, 15> {
-  using Data = Words<4>;
-  template <int N>
-  static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int lanes, uint32_t& parameters) {
-    const auto scaling = RowCodec::Measure(part, lanes, parameters);
-    Array<Data, N> data;
-    KVIT_UNROLL
-    for (int octet = 0; octet < N; ++octet) {
-      const Octet x = Unpack<T>(part[octet]);
-      uint32_t word = 0;
-      KVIT_UNROLL
-      for (int i = 0; i < 8; ++i) word += (RowCodec::Code(x[i], scaling) - RowCodec::kBase) << (4 * Nibble(i));
-      data[octet].word[0] = word & scaling.mask;
-    }
-    return data;
-  }
-  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
-    const ScaleZero p = Int4::Parameters<T>(parameters);
-    Octet octet;
-    KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) {
-      octet[i] = RowCodec::Value(MaskOr(data.word[0] >> (4 * Nibble(i)), 0xfu, RowCodec::kCodeBase), p);
-    }
-    return RoundTo<T>(octet);
-  }
-
- private:
-  // Where channel i of eight is: e0 e2 e4 e6 e1 e3 e5 e7 from the lowest nibble.
-  static constexpr KVIT_HD int Nibble(int i) { return i / 2 + i % 2 * 4; }
-};
+struct RowCodec<T, Int4> : detail::IntegerRow<T, 15, detail::NibblesOfOctet> {};
 
 template <class T, class Codec>
   requires(std::same_as<Codec, Float8E4M3> || std::same_as<Codec, Float8E5M2>)
@@ -185,18 +197,16 @@ struct RowCodec<T, Codec> {
   template <int N>
   static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int, uint32_t& parameters) {
     const float inverse = 1.0f / BitCast<float>(parameters);
-    Array<Data, N> data;
-    KVIT_UNROLL
-    for (int octet = 0; octet < N; ++octet) {
-      const Octet x = Unpack<T>(part[octet]);
+    return detail::EncodeOctets<Data, T>(part, [&](const Octet& x) {
+      Data data;
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
         const uint32_t lower = Pack(x[4 * i] * inverse, x[4 * i + 1] * inverse);
         const uint32_t upper = Pack(x[4 * i + 2] * inverse, x[4 * i + 3] * inverse);
-        data[octet].word[i] = lower | upper << 16;
+        data.word[i] = lower | upper << 16;
       }
-    }
-    return data;
+      return data;
+    });
   }
   static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
     const auto scale = BitCast<float>(parameters);

@@ -8,7 +8,8 @@ from typing import Any
 
 from kvit import codecs, dtypes, registry
 from kvit._cli import display
-from kvit.errors import DtypeError, ShapeError
+from kvit._parameters import compute_dtype
+from kvit.errors import ShapeError
 
 _UNITS = {unit: 1000**power for power, unit in enumerate(("", "kb", "mb", "gb", "tb"))}
 _UNITS |= {unit: 1024**power for power, unit in enumerate(("b", "kib", "mib", "gib", "tib"))}
@@ -46,9 +47,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     Only whole pages count. What a cache needs once and not per token (float8's scales, page tables) is left out: some
     KiB. Raises KernelMissing (a pair or head_dim that is not built), DtypeError (no name of a dtype or a codec).
     """
-    compute = dtypes.dtype_of(options.dtype)
-    if compute not in (dtypes.float16, dtypes.bfloat16):
-        raise DtypeError(f"dtype is {compute}; queries are float16 or bfloat16")
+    compute = compute_dtype(dtypes.dtype_of(options.dtype))
     shape = {"dtype": compute.short, "head_dim": options.head_dim}
     if options.k or options.v:
         sides = codecs.pair_of((options.k or compute, options.v or compute))

@@ -11,6 +11,3 @@ cdef int32_t append(kvit_op *op, kvit_view *view, const kvit_page_table *table, 
                     const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
 cdef int32_t gather(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
                     const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
-cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
-                          const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
-                          kvit_stream stream) noexcept nogil

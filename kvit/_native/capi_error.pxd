@@ -9,7 +9,8 @@ cdef enum:
 # The calling thread's words; ERROR_BYTES that may be written.
 cdef char *error_text() noexcept nogil
 
-# Whether Python can be entered. Tells the thread where it cannot.
+# Whether Python can be entered. Tells the thread where it cannot. What takes the GIL is a function of its own, called
+# once this is known: one that may take it goes through Python whether it did or not.
 cdef bint has_python() noexcept nogil
 
 # Keeps the words of an exception for the thread, and returns its status. `fault` gets what a PageTableError says.

@@ -8,25 +8,29 @@ cdef enum:
     HANDLE_SEQUENCE = 4
 
 
+# Gives up what a handle stood for; with the GIL. Returns a kvit_status.
+ctypedef int32_t (*Drop)(void *state) noexcept
+
+
 # A place in the registry. `word` is the live handle's value, 0 while there is none; all else is set before it.
 cdef struct Slot:
     uint64_t word
-    void *state                        # the owner's, as `publish` took it
+    void *state
+    Drop drop                          # of the state
     uint32_t generation                # of the handle that lives here, or lived here last
     int32_t users                      # calls that hold the slot
     int32_t is_taken                   # by the one call that may use an operation
     int32_t next_free                  # index + 1; 0: none
 
-# A new handle for `state`; raises MemoryError. The GIL is the lock of publish and retire.
-cdef void *publish(int kind, void *state) except NULL
+# A new handle for `state`, which it takes over: where it raises MemoryError, the state has been dropped.
+cdef void *publish(int kind, void *state, Drop drop) except NULL
 
 # The functions below return a kvit_status; where it is not KVIT_OK the thread has been told.
 
-# Ends a handle: none of its uses begins any more. Waits, without the GIL, for those that have begun; hands over its
-# state.
-cdef int32_t retire(const void *handle, int kind, void **state) noexcept
+# Ends a handle: none of its uses begins any more. Waits, without the GIL, for those that have begun; drops its state.
+cdef int32_t destroy(const void *handle, int kind) noexcept nogil
 
-# Finds the slot of a live handle and keeps it from being retired until `unpin`.
+# Finds the slot of a live handle and keeps it from being destroyed until `unpin`.
 cdef int32_t pin(const void *handle, int kind, Slot **slot) noexcept nogil
 cdef void unpin(Slot *slot) noexcept nogil
 

@@ -5,6 +5,7 @@ from kvit._native.capi_tensor cimport Place
 from kvit._native.host cimport KvitSpan
 from kvit._native.ops cimport KvitDecodeParams, KvitFault
 from kvit._native.row_ops cimport WarpShares
+from kvit._native.tensor_map cimport Boxes
 from kvit.capi cimport kvit_fault, kvit_op, kvit_op_info, kvit_op_options, kvit_stream
 
 # What a kvit_op stands for.
@@ -21,7 +22,7 @@ cdef struct OpState:
     int64_t workspace_bytes
     WarpShares shares                  # append, gather
     unsigned int grid                  # attention
-    int box_tokens                     # attention: most tokens of a tensor copy; 0: the kernel copies otherwise
+    Boxes boxes                        # attention: of its tensor copies, if it copies so
     KvitDecodeParams constants         # attention: what does not change from call to call
     KvitFault *fault
     KvitSpan[2] spans                  # memory of its own: partials, fault

@@ -25,8 +25,9 @@ cdef bint are_lse(const kvit_tensor *tensor, Place place, int64_t tokens, int64_
 cdef bint are_entries(const kvit_tensor *tensor, Place place, int64_t length) noexcept nogil
 cdef bint are_entry_rows(const kvit_tensor *tensor, Place place, int64_t rows) noexcept nogil
 
-# The bytes of a tensor that passed.
+# The bytes of a tensor that passed, and of a Tensor.
 cdef KvitSpan span_of(const kvit_tensor *tensor, bint is_written) noexcept nogil
+cdef KvitSpan extent_of(Tensor tensor, bint is_written) noexcept
 
 # The Tensor for the Python operations; None for NULL where that is allowed. Raises ArgumentError, ShapeError,
 # DtypeError, DeviceError, LayoutError, naming the tensor.

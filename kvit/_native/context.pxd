@@ -1,5 +1,5 @@
 # Which device a call runs on, and the CUDA context that goes with it.
-from kvit._native.driver cimport DriverTable
+from kvit._native.driver_table cimport DriverTable
 
 
 cdef class Device:

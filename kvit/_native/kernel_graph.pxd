@@ -1,7 +1,7 @@
 # Launches of one kernel by a graph of it, whose parameters are set anew for each: what costs the host least.
 from libc.stdint cimport uint64_t
 
-from kvit._native.driver cimport KernelNode
+from kvit._native.driver_table cimport KernelNode
 from kvit._native.host_stream cimport pthread_mutex_t
 from kvit._native.module cimport Kernel
 

@@ -1,6 +1,6 @@
 # Kernels as they are loaded: from a fatbin on a GPU, from the host library elsewhere.
 from kvit._native.context cimport Device
-from kvit._native.driver cimport DriverTable
+from kvit._native.driver_table cimport DriverTable
 from kvit._native.host cimport KvitHostKernel
 
 

@@ -8,7 +8,7 @@ from kvit._native.launcher cimport Spans
 from kvit._native.module cimport Kernel
 from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
-from kvit._native.tensor_map cimport TensorMaps
+from kvit._native.tensor_map cimport Boxes, TensorMaps
 
 
 cdef extern from "abi/params.h":
@@ -84,7 +84,9 @@ cdef extern from "abi/params.h":
         int32_t box_tokens
         KvitDivisor page_size
         KvitDivisor group
-        int64_t[7] reserved
+        int32_t split_tiles
+        int32_t reads_ahead
+        int32_t[12] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map
 
@@ -128,6 +130,10 @@ cdef extern from "abi/params.h":
         int32_t head_dim
         int32_t reserved
 
+cdef extern from "abi/divisor.h" nogil:
+    # Of a divisor >= 1.
+    KvitDivisor divisor_of "KvitDivisorOf"(int32_t divisor)
+
 
 # K and V of a cache, packed once.
 cdef class PackedCache:
@@ -142,7 +148,7 @@ cdef class PackedCache:
     cdef readonly tuple memory
 
     # Makes the maps of boxes of at most `tokens`, for kernels on `home`.
-    cdef int make_maps(self, int tokens, Device home) except -1
+    cdef int make_maps(self, Boxes boxes, Device home) except -1
 
 
 # A page table, packed once.
@@ -175,7 +181,7 @@ cdef class AttentionLaunch:
     cdef readonly Tensor partials
     cdef readonly Tensor fault
     cdef unsigned int grid
-    cdef readonly int box_tokens       # most tokens of a tensor copy; 0: the kernel copies otherwise
+    cdef Boxes boxes                   # of its tensor copies, if it copies so
 
     # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor token_indptr,
@@ -185,9 +191,6 @@ cdef class AttentionLaunch:
 # Lets the launch touch a tensor, or all of a cache, once its producer is done. None is skipped; a GPU needs no spans.
 cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1
-
-# Division by `divisor` >= 1, as abi/params.h says.
-cdef KvitDivisor divisor_of(int divisor) noexcept nogil
 
 # What launches have in common. Memory of a tensor, NULL for None.
 cdef const void *address_of(Tensor tensor) noexcept

@@ -82,6 +82,8 @@ class AttentionLaunch:
         group: int,
         scale: float,
         is_causal: bool,
+        split_tiles: int = 0,
+        reads_ahead: bool = False,
         by_graph: bool = False,
     ) -> None: ...
 

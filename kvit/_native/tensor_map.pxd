@@ -2,16 +2,27 @@
 from kvit._native.context cimport Device
 
 
+cdef extern from "abi/params.h":
+    enum:
+        KVIT_LEAST_BOX_TOKENS
+
 cdef enum:
-    LEAST_BOX = 8                      # tokens: what the swizzle of a box repeats after
-    NUM_BOXES = 4                      # of 8, 16, 32 and 64 tokens
+    NUM_BOXES = 5                      # of 8, 16, 32, 64 and 128 tokens
+    MOST_BOX = KVIT_LEAST_BOX_TOKENS << (NUM_BOXES - 1)
 
 
-# K's map, then V's, of boxes of LEAST_BOX << i tokens.
+# What a kernel asks for.
+cdef struct Boxes:
+    int tokens                         # most of a box, a power of two; 0: the kernel copies otherwise
+    bint has_lines                     # tokens of fewer than 128 bytes come in lines of 128
+
+
+# K's map, then V's, of boxes of KVIT_LEAST_BOX_TOKENS << i tokens; those with lines from NUM_BOXES on.
 cdef struct TensorMaps:
     int most_tokens                    # of a box of this cache; 0: no map can describe it
-    unsigned int made                  # bit i: those of boxes of LEAST_BOX << i tokens are there
-    unsigned char[NUM_BOXES][2][128] maps
+    bint may_have_lines
+    unsigned int made                  # bit i: maps[i] are there
+    unsigned char[2 * NUM_BOXES][2][128] maps
 
 
 # What KvitCache says of K or of V.
@@ -23,12 +34,16 @@ cdef struct MappedPool:
     int row_bytes
 
 
-# Tokens of the largest box that lies in one page of both pools; 0 where a map cannot describe them.
-cdef int most_box_tokens(const MappedPool *k, const MappedPool *v, int page_size) noexcept nogil
+# Writes which boxes lie in one page of both pools, and can be described.
+cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool *v, int page_size) noexcept nogil
 
-# Makes the maps of boxes of `tokens`, a power of two from LEAST_BOX to maps.most_tokens. Raises DriverError.
-cdef int make_tensor_maps(TensorMaps *maps, int tokens, Device home, const MappedPool *k, const MappedPool *v,
+# Whether a cache can be copied by such boxes, or smaller ones.
+cdef bint can_copy(const TensorMaps *maps, Boxes boxes) noexcept nogil
+
+# Makes the maps of such boxes, or of the largest there can be. Raises DriverError.
+cdef int make_tensor_maps(TensorMaps *maps, Boxes boxes, Device home, const MappedPool *k, const MappedPool *v,
                           int num_pages, int page_size, int num_heads) except -1
 
-# Copies the maps of boxes of at most `tokens` to k and v, 128 bytes each. Returns the tokens of a box; 0: not made yet.
-cdef int copy_tensor_maps(const TensorMaps *maps, int tokens, unsigned char *k, unsigned char *v) noexcept nogil
+# Copies the maps of such boxes, or of the largest there can be, to k and v, 128 bytes each. Returns the tokens of a
+# box; 0: not made yet.
+cdef int copy_tensor_maps(const TensorMaps *maps, Boxes boxes, unsigned char *k, unsigned char *v) noexcept nogil

@@ -140,7 +140,9 @@ typedef struct kvit_op_options {
   float scale;                  // attention: of the scores, before exp; head_dim ** -0.5 by default
   int32_t mask;                 // attention: enum kvit_mask
   int32_t tokens_per_sequence;  // attention: usual number of new tokens, a hint for the choice of kernel; 1 by default
-  int32_t reserved;             // 0
+  // attention, since version 3: heads are cut at multiples of so many tokens, so that a sequence gives the same bits in
+  // any batch; a multiple of the kernel's tile, which a refusal names. By default the work is cut evenly over the GPU
+  int32_t split_tokens;
   // attention: uint8 [workspace_bytes] of the caller, all zero, there as long as the operation is; kvit's own if NULL
   const kvit_tensor* workspace;
   // Since version 3:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_int64, c_void_p
+from ctypes import c_int32, c_int64, c_uint8, c_void_p
 
 NUM_POOLS = 4  # K, V, K parameters, V parameters
 
@@ -31,6 +31,10 @@ class KvitPageTable(ctypes.Structure):
     ]
 
 
+class KvitTensorMap(ctypes.Structure):
+    _fields_ = [("bytes", c_uint8 * 128)]
+
+
 class KvitProbeParams(ctypes.Structure):
     _fields_ = [
         ("cache", KvitCache),
@@ -39,4 +43,7 @@ class KvitProbeParams(ctypes.Structure):
         ("fragments", c_void_p),
         ("fault", c_void_p),
         *((name, c_int32) for name in ("sequence", "head", "tile", "max_s", "s_begin", "s_count", "stage", "advances")),
+        *((name, c_int32) for name in ("box_tokens", "reserved")),
+        ("k_map", KvitTensorMap),
+        ("v_map", KvitTensorMap),
     ]

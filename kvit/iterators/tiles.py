@@ -113,10 +113,35 @@ def paged_rows(
     return rows, faults
 
 
+def boxed_rows(
+    pool: np.ndarray, table: Table, sequence: int, head: int, tile: int, tokens: int, box_tokens: int
+) -> tuple[np.ndarray, set[Fault]]:
+    """The same as tensor copies bring it, in boxes of `box_tokens` that divide page and tile.
+
+    A box comes whole if the sequence has its first token: behind the sequence's end stands what the page holds there.
+    The other boxes, and those of a page that does not exist, are zeros.
+    """
+    num_pages, page_size, _, row_bytes = pool.shape
+    begin, _slots, length, fault = table.view(sequence, page_size)
+    row = table.pages[begin:] if table.indptr is not None else table.pages[sequence]
+    faults = {fault} - {NO_FAULT}
+    rows = np.zeros((tokens, row_bytes), np.uint8)
+    for s in range(0, tokens, box_tokens):
+        token = tile * tokens + s
+        if token >= length:
+            break
+        page, first = int(row[token // page_size]), token % page_size
+        if 0 <= page < num_pages:
+            rows[s : s + box_tokens] = pool[page, first : first + box_tokens, head]
+        else:
+            faults.add(Fault(FaultKind.PAGE, sequence, token // page_size, page))
+    return rows, faults
+
+
 def linear_rows(
     pool: np.ndarray, table: Table, sequence: int, head: int, tile: int, tokens: int, max_s: int | None = None
 ) -> tuple[np.ndarray, set[Fault]]:
-    """The same for contiguous tokens.
+    """paged_rows for contiguous tokens.
 
     pool  uint8 [1, tokens of all sequences, heads, row_bytes]
     """

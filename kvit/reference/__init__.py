@@ -1,30 +1,22 @@
 """The definition of what kvit computes: numpy and the types of ml_dtypes only, float64 inside, written to be read."""
 
 from .attention import State, attention, merge_states, visible_keys
+from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
-from .paged import (
-    Cache,
-    Fault,
-    Pool,
-    Table,
-    append,
-    convert_pages,
-    copy_pages,
-    gather,
-    paged_attention,
-    token_positions,
-    token_ranges,
-)
+from .paged import append, convert_pages, copy_pages, gather, paged_attention, token_positions, token_ranges
+from .pair import PAIRS, Pair
 from .rope import Rotation, biased, cosine_and_sine, rotate
 from .rounding import rounded
 
 __all__ = [
     "CODECS",
+    "PAIRS",
     "Cache",
     "Codec",
     "Encoded",
     "Fault",
+    "Pair",
     "Pool",
     "Rotation",
     "State",

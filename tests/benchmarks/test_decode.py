@@ -123,7 +123,7 @@ def test_results_are_drawn(tmp_path):
     from report import Result
     from roofline import plot
 
-    rows = [Result(cell, 10.0 + cell.kv_bytes / 3e6, "kernel", {"a": 12.0, "b": "missing"}) for cell in select(
+    rows = [Result(cell, 10.0 + cell.kv_bytes / 3e6, 8.0, "kernel", {"a": 12.0, "b": "missing"}) for cell in select(
         ["1x4096", "8x4096,int8", "8x4096,p1", "64x4096,int4,d64"], ["NHD"])]  # fmt: skip
     for peak in (3352.0, None):
         plot(tmp_path / "found.png", rows, Ceiling(3000.0, 2 << 30, "kvit_read__x8", 264), peak, "a card")

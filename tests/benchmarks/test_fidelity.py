@@ -5,7 +5,9 @@ import json
 import fidelity
 import numpy as np
 import pytest
-from fidelity import Case, Pair
+from fidelity import Case
+
+from kvit.reference import Pair
 
 
 @pytest.fixture(scope="module")

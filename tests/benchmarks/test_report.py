@@ -8,8 +8,8 @@ from report import Result
 CEILING = Ceiling(gbps=3000.0, num_bytes=2 << 30, kernel="kvit_read__x8", grid=264)
 
 
-def result(text, us, **peers):
-    return Result(Cell.parse(text), us, "kvit_decode__bf16_b16_d128_h8", peers)
+def result(text, us, ahead_us=None, **peers):
+    return Result(Cell.parse(text), us, ahead_us or us, "kvit_decode__bf16_b16_d128_h8", peers)
 
 
 def test_rates_are_bytes_of_k_and_v_over_time():
@@ -22,17 +22,18 @@ def test_rates_are_bytes_of_k_and_v_over_time():
 
 
 def test_the_table_has_a_row_for_each_cell_and_a_column_for_each_peer_with_times():
-    rows = [result("64x8192", 700.0, a=710.5, b="missing"), result("1x4096,p16", 9.0, a="refused", b="missing")]
+    rows = [result("64x8192", 700.0, 690.0, a=710.5, b="missing"), result("1x4096,p16", 9.0, a="refused", b="missing")]
     header, first, second = report.table(rows, CEILING).splitlines()
     assert "a us" in header and "b us" not in header
-    words = ["64x8192:32/8,NHD", "2147", "700.0", "3068", "102.3%", "700", "702.5", "TurboMind", "710.5"]
+    words = ["64x8192:32/8,NHD", "2147", "700.0", "690.0", "3068", "102.3%", "700", "702.5", "TurboMind", "710.5"]
     assert first.split() == words
-    assert second.split() == ["1x4096:32/8,p16,NHD", "16.78", "9.0", "1864", "62.1%", "-"]
+    assert second.split() == ["1x4096:32/8,p16,NHD", "16.78", "9.0", "9.0", "1864", "62.1%", "-"]
 
 
-def test_a_cell_above_its_number_is_marked():
-    _, row = report.table([result("64x8192", 700.1)], CEILING).splitlines()
-    assert "700 !" in row
+def test_a_cell_above_its_number_is_marked_unless_reading_ahead_is_not():
+    for ahead_us, marks in ((700.1, 1), (699.9, 0)):
+        _, row = report.table([result("64x8192", 700.2, ahead_us)], CEILING).splitlines()
+        assert row.count("700 !") == marks
 
 
 def test_why_a_peer_has_no_time_is_told_once():
@@ -67,14 +68,14 @@ def test_groups_are_compared_with_the_fastest_of_them_and_layouts_not_at_all():
 
 def test_the_summary_counts_cells_at_their_number_and_ahead_of_peers():
     rows = [
-        result("64x8192", 701.0, a=700.0, b=900.0),  # above its 700, ahead of TurboMind's 702.5, behind `a`
+        result("64x8192", 701.0, 699.0, a=700.0, b=900.0),  # above its 700, ahead of TurboMind's 702.5, behind `a`
         result("64x4096,int4,d64", 55.0),  # at its number; no peer reads it
         result("64x8192,p1", 900.0),
     ]
     said = "\n".join(report.summary(rows))
-    assert "at or under what kvit must reach: 1 of 2" in said
-    assert "no slower than the best known peer: 1 of 1" in said
-    assert "no slower than the best peer of this run: 0 of 1" in said
+    assert "at or under what kvit must reach: 1 of 2, 2 reading ahead" in said
+    assert "no slower than the best known peer: 1 of 1, 1 reading ahead" in said
+    assert "no slower than the best peer of this run: 0 of 1, 1 reading ahead" in said
     assert "1 of 1 over" in said and "pages of 64  1.284  1.25   over" in said
 
 

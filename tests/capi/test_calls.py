@@ -266,6 +266,19 @@ def test_a_workspace_of_the_caller_is_used(session, rng, device):
     check(here, q, attend(here, op, q))
 
 
+def test_splits_give_the_bits_of_python_in_any_batch(session, rng, device):
+    here = session(make_case(rng, [700, 3], device=device))
+    split = kvit.Attention(here.case.view, QUERY_HEADS).entry.facts["tile_tokens"]
+    in_python = kvit.Attention(here.case.view, QUERY_HEADS, split_tokens=split)
+    op = here.op(split_tokens=split)
+    assert here.api.ask("op_query", op, capi.OpInfo).workspace_bytes == in_python.workspace_bytes
+    q = here.case.queries(rng, 2, QUERY_HEADS)
+    out, _ = attend(here, op, q)
+    alone = kvit.PageTable(here.case.page_table.pages, lengths=to_device(np.array([700, 0], np.int32), device))
+    expected = in_python(to_device(q, device), here.case.view, alone).numpy()
+    np.testing.assert_array_equal(out[0].view(np.uint16), expected[0].view(np.uint16))
+
+
 @pytest.mark.gpu
 def test_calls_run_on_the_stream_of_the_caller(session, rng):
     case = make_case(rng, [20, 3], device="cuda:0")

@@ -304,6 +304,11 @@ def test_a_null_place_for_the_handle_is_refused(api, scene):
         ({"query_heads": -8}, "SHAPE", "there are -8 query heads"),
         ({"query_heads": 8, "kind": 9}, "ARGUMENT", r"kind is 9; give KVIT_OP_ATTENTION \(0\)"),
         ({"query_heads": 8, "mask": 5}, "ARGUMENT", r"mask is 5; give KVIT_MASK_CAUSAL \(0\)"),
+        (
+            {"query_heads": 8, "split_tokens": -1},
+            "SHAPE",
+            "split_tokens is -1; the tiles of .*; the nearest that would do",
+        ),
         ({"query_heads": 8, "dtype": 99}, "DTYPE", "has dtype 99; the codes are"),
         ({"query_heads": 8, "dtype": 12}, "KERNEL_MISSING", "float64|f64"),
     ],

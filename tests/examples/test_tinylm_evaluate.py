@@ -9,10 +9,11 @@ import corpus
 import evaluate
 import numpy as np
 import pytest
-from evaluate import WINDOW, Pair
+from evaluate import DTYPE, WINDOW
 from model import Config, TinyLM, save
 
 import kvit.reference
+from kvit.reference import Pair
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +33,7 @@ def one_layer(rng, tokens=40, query_heads=6):
 def test_attention_is_the_reference_s_over_a_cache_of_the_pair(rng, names):
     q, k, v = one_layer(rng)
     pair = Pair.parse(names)
-    k_codec, v_codec = pair.codecs()
+    k_codec, v_codec = pair.codecs(DTYPE)
     cache = kvit.reference.Cache.poisoned(3, 16, 2, 64, dtype=np.float16, k=k_codec, v=v_codec)
     table = kvit.reference.Table([[2, 0, 1]], [40])
     kvit.reference.append(cache, table, k.astype(np.float16), v.astype(np.float16), [40])
@@ -81,8 +82,8 @@ def test_fewer_bits_cost_more_and_each_pair_is_measured_by_itself(small, rng):
 
 def test_bytes_of_a_token_count_its_parameters():
     # 5 layers x 2 KV heads x (64 bytes of int8 and 4 of parameters, 32 of int4 and 4)
-    assert Pair("int8", "int4").token_bytes(Config()) == 5 * 2 * (64 + 4 + 32 + 4)
-    assert Pair("16", "16").token_bytes(Config()) == 5 * 2 * 2 * 128
+    assert evaluate.token_bytes(Pair("int8", "int4"), Config()) == 5 * 2 * (64 + 4 + 32 + 4)
+    assert evaluate.token_bytes(Pair("16", "16"), Config()) == 5 * 2 * 2 * 128
 
 
 def test_the_command_prints_and_writes_a_row_for_each_pair(small, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ from support.caches import BFLOAT16, make_case, to_device
 from support.quantised import Quantised
 from support.tolerances import assert_within
 
-TENSOR = {"copies": "tensor"}
+TENSOR, LINES = {"copies": "tensor"}, {"copies": "lines"}
 # Lengths around the ends of boxes, pages and tiles; pages that hold a part of a box, several boxes, and both.
 LENGTHS = [1, 63, 0, 64, 65, 130, 517]
 
@@ -32,20 +32,42 @@ def test_16_bit_caches_in_pages_of_any_multiple_of_8(rng, device, head_dim, page
     assert_within(op(to_device(q, device), case.view, case.page_table).numpy(), state.out, bound)
 
 
-@pytest.mark.parametrize("pair", [("int8", "int8"), ("int4", "int4"), ("float8_e4m3",) * 2, ("int8", "int4")], ids=str)
+PAIRS = [("int8", "int8"), ("int4", "int4"), ("float8_e4m3",) * 2, ("int8", "int4"), ("", "int8")]
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids=str)
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("page_size", [8, 64])
-def test_quantised_caches(rng, device, pair, head_dim, page_size):
-    case = Quantised(pair, LENGTHS, page_size=page_size, head_dim=head_dim, device=device, rng=rng)
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_quantised_caches(rng, device, pair, head_dim, page_size, layout):
+    case = Quantised(pair, LENGTHS, page_size=page_size, head_dim=head_dim, layout=layout, device=device, rng=rng)
     case.append(rng)
     q = rng.standard_normal((len(LENGTHS), 6, head_dim)).astype(BFLOAT16)
-    copied = kvit.Attention(case.view, 6, kernel=TENSOR)
-    loaded = kvit.Attention(case.view, 6, kernel={"copies": "async"})
     counts = [1] * len(LENGTHS)
     state = kvit.reference.paged_attention(q, case.cache, case.table, counts)
-    for op in (copied, loaded):
+    kinds = ["async", "tensor"] + ["lines"] * (layout == "HND" and has_small_rows(pair, head_dim))
+    for copies in kinds:
+        op = kvit.Attention(case.view, 6, kernel={"copies": copies})
         got = op(to_device(q, device), case.view, case.page_table).numpy()
         assert_within(got, state.out, case.bound(q, counts))
+
+
+def has_small_rows(pair, head_dim):
+    """Whether rows of K or V have fewer than 128 bytes: there are kernels by lines for them alone."""
+    return min(kvit.codecs.codec_of(name or "bfloat16").dtype.bytes_for(head_dim) for name in pair) < 128
+
+
+def test_lines_are_taken_where_rows_lie_one_after_the_other_and_refused_by_name_elsewhere(rng, device):
+    near, apart = (Quantised(("int4",) * 2, [70], layout=layout, device=device, rng=rng) for layout in ("HND", "NHD"))
+    op = kvit.Attention(near.view, 8, kernel=LINES)
+    q = to_device(np.ones((1, 8, 64), BFLOAT16), device)
+    with pytest.raises(kvit.LayoutError, match="one after the other in a page, as in HND; these do not; make another"):
+        op(q, apart.view, apart.page_table)
+    with pytest.raises(kvit.LayoutError, match="one after the other in a page"):
+        kvit.Attention(apart.view, 8, kernel=LINES)
+    if device != "host":
+        assert kvit.Attention(near.view, 8).entry.axes["copies"] == "lines"
+        assert kvit.Attention(apart.view, 8).entry.axes["copies"] == "tensor"
 
 
 def test_one_operation_serves_views_of_other_page_sizes(rng, device):
@@ -76,7 +98,7 @@ def test_an_operation_of_several_new_tokens_hides_what_comes_after_them(rng, dev
 
 
 def test_every_built_shape_has_a_kernel_by_cp_async_too():
-    for entry in registry.candidates("decode", **TENSOR):
+    for entry in (*registry.candidates("decode", **TENSOR), *registry.candidates("decode", **LINES)):
         key = {axis: value for axis, value in entry.axes.items() if axis != "copies"}
         assert registry.find("decode", copies="async", **key)
 

@@ -67,7 +67,7 @@ class OpOptions(ctypes.Structure):
         ("query_heads", c_int32),
         ("dtype", c_int32),
         ("scale", c_float),
-        *[(name, c_int32) for name in ("mask", "tokens_per_sequence", "reserved")],
+        *[(name, c_int32) for name in ("mask", "tokens_per_sequence", "split_tokens")],
         ("workspace", _TENSOR),
         *[(name, c_int32) for name in ("launch", "reserved_too")],
     ]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import numpy as np
 
-from kvit.iterators import Probe, ProbeSpec, Table
+from kvit.iterators import BoxProbeSpec, Probe, ProbeSpec, Table
 
 POISON = 0xFF  # every 16-bit float of it is a NaN
 
 
 def make_pools(
     rng: np.random.Generator,
-    spec: ProbeSpec,
+    spec: ProbeSpec | BoxProbeSpec,
     pages: int,
     page_size: int,
     heads: int,
@@ -63,12 +63,15 @@ def used_tokens(table: Table, page_size: int) -> dict[int, int]:
     return used
 
 
-def page_spans(pools: dict[str, np.ndarray], table: Table, sequence: int, head: int) -> list[tuple[int, int]]:
-    """(address, bytes) of every row of one sequence and head, and nothing else: what a probe of it may read."""
+def page_spans(
+    pools: dict[str, np.ndarray], table: Table, sequence: int, head: int, box_tokens: int = 1
+) -> list[tuple[int, int]]:
+    """(address, bytes) of every row of one sequence and head, up to the end of its last box, and nothing else: what a
+    probe of it may read."""
     spans = []
     for pool in pools.values():
         page_size = pool.shape[1]
-        for token in range(int(table.lengths[sequence])):
+        for token in range(-(-int(table.lengths[sequence]) // box_tokens) * box_tokens):
             row = pool[int(table.pages[sequence, token // page_size]), token % page_size, head]
             spans.append((row.__array_interface__["data"][0], row.nbytes))
     return spans

@@ -8,12 +8,13 @@ INCLUDES = """
 #include <string.h>
 #include "entry/decode.cuh"
 
-// Three sequences: one that a CTA finishes alone, an empty one, and one that two CTAs share, so that every path of the
-// merge runs. Pages out of order, the last one of each sequence part full.
-static int32_t page_table[3][5] = {{4, 1, 0, 0, 0}, {0, 0, 0, 0, 0}, {3, 0, 2, 5, 6}};
-static int32_t lengths[3] = {70, 0, 301};
+// Three sequences: an empty one, one that two CTAs share, and one that a CTA finishes alone, so that every path of the
+// merge runs; of splits too: three of a tile each, of which one CTA joins the first two. Pages out of order, the last
+// one of each sequence part full.
+static int32_t page_table[3][5] = {{0, 0, 0, 0, 0}, {3, 0, 2, 5, 6}, {4, 1, 0, 0, 0}};
+static int32_t lengths[3] = {0, 301, 70};
 static KvitFault fault;
-alignas(16) static float partials[2 * 2 * 8 * 68];
+alignas(16) static float partials[2 * 30 * 8 * 68];
 
 static KvitTensorMap MapOf(const char* base) {
   const KvitHostTensorMap host = {
@@ -44,9 +45,10 @@ DECODE = """
     p.scale = 0.125f;
     p.num_query_heads = 4;
     p.causal = 1;
+    p.split_tiles = SPLIT;
     p.box_tokens = 32;
-    p.page_size = {1u << 31, 37};  // by 64
-    p.group = {1u << 31, 33};      // by 4
+    p.page_size = KvitDivisorOf(64);
+    p.group = KvitDivisorOf(4);
     p.k_map = MapOf(params.input);
     p.v_map = MapOf(params.input + 7 * 64 * 128);
     Kernel::Run(p, shared);
@@ -77,9 +79,10 @@ def run(programs, body, **options):
     )
 
 
+@pytest.mark.parametrize("split_tiles", [0, 1])
 @pytest.mark.parametrize("copies", ["Sm80Copies", "Sm90Copies"])
-def test_decode_has_no_data_race_and_the_same_bits_on_either_scheduler(programs, copies):
-    body = DECODE.replace("COPIES", copies)
+def test_decode_has_no_data_race_and_the_same_bits_on_either_scheduler(programs, copies, split_tiles):
+    body = DECODE.replace("COPIES", copies).replace("SPLIT", str(split_tiles))
     sanitized = run(programs, body, scheduler="threads", sanitize=True)
     assert not sanitized.race and not sanitized.error
     assert sanitized.output == run(programs, body).output != b""

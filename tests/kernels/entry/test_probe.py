@@ -5,7 +5,7 @@ import ctypes
 import numpy as np
 import pytest
 
-from kvit.iterators import ProbeInput, ProbeSpec, Table, _params, predict, probe
+from kvit.iterators import ProbeInput, ProbeSpec, Table, _params, predict, probe, spec_of
 from kvit.registry import candidates
 from support.manifest import manifest
 from support.probes import assert_same, make_pools, page_spans, scattered_table, used_tokens
@@ -46,10 +46,10 @@ def test_the_model_knows_the_size_of_every_kernel(spec):
     assert entry.shared_bytes == spec.shared_bytes
     assert entry.facts["fragment_bytes"] == spec.fragment_bytes
     assert entry.facts["tile_tokens"] == spec.tile
-    assert ProbeSpec.of(entry.symbol) == spec
+    assert spec_of(entry.symbol) == spec
 
 
-@pytest.mark.parametrize("struct", ["KvitPool", "KvitCache", "KvitPageTable", "KvitProbeParams"])
+@pytest.mark.parametrize("struct", ["KvitPool", "KvitCache", "KvitPageTable", "KvitTensorMap", "KvitProbeParams"])
 def test_the_structs_of_the_model_are_those_of_the_header(cxx, struct):
     mirror = getattr(_params, struct)
     names = [field for field, *_ in mirror._fields_]

@@ -2,6 +2,9 @@
 
 import pytest
 
+from kvit.errors import LayoutError
+from kvit.iterators import TensorLayout
+
 HEADERS = ["layout/tensor_layout.cuh", "core/types.h"]
 # Element, head_dim: rows of 32, 64, 128, 256 and 512 bytes, which is every swizzle and one, two and four chunks.
 SHAPES = [("Uint4", 64), ("Uint4", 128), ("uint8_t", 128), ("Half", 128), ("Half", 256)]
@@ -40,6 +43,18 @@ def test_rows_lie_where_the_tensor_copy_engine_writes_them(cxx, element, head_di
 
 
 @pytest.mark.parametrize(("element", "head_dim"), SHAPES, ids=str)
+def test_the_model_has_the_numbers_of_the_header(cxx, element, head_dim):
+    names = ["kRowBytes", "kSpan", "kChunks", "kChunkBytes", "kBytes", "kAlignment"]
+    kind = f"TensorLayout<{element}, {head_dim}, {TOKENS}>"
+    row_bytes, *found = cxx.numbers(HEADERS, "".join(f'printf("%d ", {kind}::{name});' for name in names))
+    model = TensorLayout(row_bytes, TOKENS)
+    assert found == [model.span, model.chunks, model.chunk_bytes, model.size, model.alignment]
+    _, places = offsets(cxx, element, head_dim)
+    vectors = range(0, row_bytes, 16)
+    assert places == [[model.offset(s, byte) for byte in vectors] for s in range(TOKENS)]
+
+
+@pytest.mark.parametrize(("element", "head_dim"), SHAPES, ids=str)
 def test_eight_tokens_of_a_vector_lie_in_eight_bank_groups(cxx, element, head_dim):
     # What ldmatrix reads at a time; 16-byte vectors 128 bytes apart share their banks.
     row_bytes, found = offsets(cxx, element, head_dim)
@@ -50,3 +65,13 @@ def test_eight_tokens_of_a_vector_lie_in_eight_bank_groups(cxx, element, head_di
 
 def test_rows_that_no_swizzle_serves_are_refused(cxx):
     assert "whole lines of 128" in cxx.refusal(HEADERS, "template struct TensorLayout<uint8_t, 96, 32>;")
+    for row_bytes in (-128, 0, 16, 96, 192):
+        with pytest.raises(LayoutError, match="32 or 64 bytes, or whole lines of 128"):
+            TensorLayout(row_bytes, 32)
+
+
+def test_tiles_that_break_the_pattern_off_are_refused(cxx):
+    assert "begin where the pattern does" in cxx.refusal(HEADERS, "template struct TensorLayout<uint8_t, 128, 12>;")
+    for tokens in (0, 12):
+        with pytest.raises(LayoutError, match="tiles must be multiples of it"):
+            TensorLayout(128, tokens)

@@ -1,4 +1,4 @@
-"""Memory that cannot be TurboMind's blocks or vLLM's pages is refused, with what would do."""
+"""Memory that cannot be TurboMind's blocks is refused, with what would do."""
 
 import numpy as np
 import pytest
@@ -53,47 +53,3 @@ def test_blocks_say_what_they_are():
         "TurboMindBlocks(3 pages of 4 tokens, 2 KV heads, head_dim 64, int4 for bfloat16, HND, host, layer at byte "
         "1152, through pointers)"
     )
-
-
-K, V = np.zeros((3, 2, 8, 4, 8), BFLOAT16), np.zeros((3, 2, 64, 4), BFLOAT16)
-
-
-@pytest.mark.parametrize(
-    ("error", "match", "k", "v", "options"),
-    [
-        (kvit.ShapeError, r"k has shape \[3, 2, 16, 4, 4\]; .*x = 8", K.reshape(3, 2, 16, 4, 4), V, {}),
-        (kvit.ShapeError, r"v has shape \[3, 2, 4, 64\].*units = 64", K, V.swapaxes(2, 3).copy(), {}),
-        (kvit.LayoutError, "k has channels", K[..., ::-1], V, {}),
-        (kvit.ShapeError, "k is int8 and needs k_params", np.zeros((3, 2, 4, 4, 16), np.uint8), V, {}),
-        (kvit.DtypeError, "v is float16; it must be bfloat16", K, V.astype(np.float16), {}),
-    ],
-    ids=["x", "v", "strides", "params", "dtype"],
-)
-def test_memory_that_is_not_vllms_is_refused(error, match, k, v, options):
-    with pytest.raises(error, match=match):
-        kvit.VllmPages(k, v, **options)
-
-
-def test_operations_on_rows_say_that_vllms_pages_must_be_converted():
-    pages, view = (
-        kvit.VllmPages(K, V),
-        kvit.CacheView(np.zeros((3, 4, 2, 64), BFLOAT16), np.zeros((3, 4, 2, 64), BFLOAT16)),
-    )
-    table = kvit.PageTable(np.zeros((1, 3), np.int32), lengths=np.ones(1, np.int32))
-    rows = np.zeros((1, 2, 64), BFLOAT16)
-    for call in (
-        lambda: kvit.Append(view)(rows, rows, pages, table),
-        lambda: kvit.Attention(view, 2)(rows, pages, table),
-        lambda: kvit.CopyPages(view)(pages, np.zeros(1, np.int32), np.ones(1, np.int32)),
-    ):
-        with pytest.raises(TypeError, match=r"VllmPages.* give a kvit.CacheView"):
-            call()
-
-
-def test_codec_and_vllms_layout_change_one_after_the_other():
-    params = np.zeros((3, 4, 2, 2), BFLOAT16)
-    narrow = kvit.CacheView(
-        *(np.zeros((3, 4, 2, 64), np.uint8) for _ in range(2)), kv="int8", k_params=params, v_params=params.copy()
-    )
-    with pytest.raises(kvit.LayoutError, match="layout to NHD or HND in one ConvertPages and the codec in another"):
-        kvit.ConvertPages(kvit.VllmPages(K, V), narrow)

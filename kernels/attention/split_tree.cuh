@@ -1,0 +1,197 @@
+// Joins the splits of a head as the leaves of one binary tree, whoever computed them: the same sums in the same order
+// in any batch and on any grid.
+#ifndef KVIT_ATTENTION_SPLIT_TREE_CUH
+#define KVIT_ATTENTION_SPLIT_TREE_CUH
+
+#include <stdint.h>
+
+#include "attention/partial.cuh"
+#include "attention/work_line.cuh"
+#include "core/array.cuh"
+#include "core/types.h"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// The union of two states over disjoint keys. Every operation is rounded by itself: no two compilations of it may
+/// differ.
+KVIT_DEVICE Partial JoinPair(const Partial& a, const Partial& b) {
+  Partial whole;
+  whole.max = fmaxf(a.max, b.max);
+  const float of_a = MergeWeight(a.max, whole.max), of_b = MergeWeight(b.max, whole.max);
+  // NaN stays NaN, whatever its weight.
+  whole.sum = RoundedSum(RoundedProduct(a.sum, of_a), RoundedProduct(b.sum, of_b));
+  KVIT_UNROLL
+  for (int i = 0; i < Partial::kVector; ++i) {
+    whole.output[i] = RoundedSum(RoundedProduct(a.output[i], of_a), RoundedProduct(b.output[i], of_b));
+  }
+  return whole;
+}
+
+/// The splits [begin, end) of a head of `splits`, that one CTA computes. Behind the last one the tree goes on with
+/// splits that have no keys: a part joined with one of those is what it was, bit for bit. So a run that ends with its
+/// head has no end.
+struct SplitRun {
+  static constexpr int kNoEnd = 1 << kSplitLevels;
+  int begin, end, splits;
+
+  KVIT_DEVICE static SplitRun Of(const Share& share, int64_t head_begin, int splits) {
+    const int64_t begin = share.begin - head_begin, end = share.end - head_begin;
+    return {begin > 0 ? int(begin) : 0, end < splits ? int(end) : kNoEnd, splits};
+  }
+};
+
+/// Node `index` of a level covers the splits [index << level, (index + 1) << level). A CTA joins what it can by itself,
+/// and leaves the largest nodes that lie in its run: at most one even and one odd one of each level, however long the
+/// run is. The CTA that computes a head's last split joins the rest.
+///
+///   split      0   1   2 | 3   4   5   6  (7)
+///               \ /     \|/     \ /     \ /       one CTA has splits 0..2, and leaves nodes 0-1 and 2,
+///   level 1      .       .       .       .        the next one 3..6, and leaves nodes 3 and 4-7;
+///                 \     /         \     /         joining these makes 2-3, 0-3 and 0-7
+///   level 2          .               .
+///
+///   workspace    parts of Partials: [level] the even node, [kSplitLevels + level] the odd one
+///                behind all CTAs' parts, what each holds for itself until its sibling is there, of any bytes before:
+///                outputs [cta, level, row, channel] f32, stats [cta, level, row, (max, sum, -, -)] f32
+template <int HeadDim, int Rows>
+class SplitTree {
+  static constexpr int kLeft = 2 * kSplitLevels;
+  static constexpr int kBatch = 8;  // parts that are read together
+
+ public:
+  static constexpr int kParts = kLeft + kSplitLevels;  // of each CTA, held ones included
+
+  KVIT_DEVICE SplitTree(const Share& share, float* base)
+      : share_(share),
+        left_(base),
+        held_outputs_(base + int64_t(GridSize()) * kLeft * Rows * (HeadDim + 4)),
+        held_stats_(held_outputs_ + int64_t(GridSize()) * kSplitLevels * Rows * HeadDim) {}
+
+  /// Adds a split of this CTA's run of a head. Splits come in order, with a barrier of the CTA between them. True where
+  /// `part` has become the whole head.
+  KVIT_DEVICE bool Add(const SplitRun& run, int split, int row, int vector, Partial& part) const {
+    int index = split;
+    for (int level = 0;; ++level, index >>= 1) {
+      if (index == 0 && 1 << level >= run.splits) return true;
+      const int parent = index >> 1 << (level + 1);
+      if (parent < run.begin || parent + (2 << level) > run.end) {
+        left_.Store(BlockIndex(), PartOf(level, index), row, vector, part);
+        return false;
+      }
+      if (index & 1) {
+        part = JoinPair(Held(level, row, vector), part);
+      } else if ((index + 1) << level < run.splits) {
+        Hold(level, row, vector, part);
+        return false;
+      }
+    }
+  }
+
+  /// The whole head, of which this CTA has computed the last splits, and the CTAs from `first_cta` on those before. All
+  /// threads call together; those of them that are not `mine` for nothing. Waits for what is not there yet.
+  KVIT_DEVICE Partial Join(const SplitRun& run, int first_cta, int row, int vector, bool mine) const {
+    Partial part, pending[kSplitLevels];  // of each level, the even node whose sibling is still to come
+    for (Walk walk(*this, run, first_cta); !walk.Done();) {
+      PartialWords words[kBatch];
+      for (bool all = !mine; !all;) {
+        Walk next = walk;
+        KVIT_UNROLL
+        for (int i = 0; i < kBatch; ++i) {
+          words[i] = PartialWords{};
+          if (next.Done()) continue;
+          words[i] = left_.Load(next.cta(), PartOf(next.level(), next.index()), row, vector);
+          next.Next();
+        }
+        all = true;
+        KVIT_UNROLL
+        for (int i = 0; i < kBatch; ++i) all = all & words[i].AreThere();
+        if (!all) Pause();
+      }
+      SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
+      for (int i = 0; i < kBatch && !walk.Done(); ++i) {
+        if (mine) left_.Clear(walk.cta(), PartOf(walk.level(), walk.index()), row, vector);
+        part = words[0].Get();
+        KVIT_UNROLL
+        for (int j = 0; j + 1 < kBatch; ++j) words[j] = words[j + 1];
+        const int level = walk.level(), begin = walk.begin();
+        walk.Next();
+        bool is_pending = false;
+        KVIT_UNROLL
+        for (int l = 0; l < kSplitLevels; ++l) {
+          if (l < level || is_pending) continue;
+          if (begin >> l & 1) {
+            part = JoinPair(pending[l], part);
+          } else if (!walk.Done()) {
+            pending[l] = part;
+            is_pending = true;
+          }
+        }
+      }
+    }
+    return part;
+  }
+
+ private:
+  static KVIT_DEVICE int PartOf(int level, int index) { return (index & 1) * kSplitLevels + level; }
+
+  /// The nodes that CTAs have left of a head, first to last.
+  class Walk {
+   public:
+    KVIT_DEVICE Walk(const SplitTree& tree, const SplitRun& run, int first_cta)
+        : share_(tree.share_), run_(run), cta_(first_cta), end_(EndOf(first_cta)) {
+      Find();
+    }
+
+    KVIT_DEVICE bool Done() const { return begin_ >= run_.splits; }
+    KVIT_DEVICE int cta() const { return cta_; }
+    KVIT_DEVICE int level() const { return level_; }
+    KVIT_DEVICE int begin() const { return begin_; }  // its first split
+    KVIT_DEVICE int index() const { return begin_ >> level_; }
+
+    KVIT_DEVICE void Next() {
+      begin_ += 1 << level_;
+      if (begin_ == end_) end_ = EndOf(++cta_);
+      Find();
+    }
+
+   private:
+    // Of the splits of a CTA that takes part; the last one is the one that asks.
+    KVIT_DEVICE int EndOf(int cta) const {
+      return cta >= BlockIndex() ? SplitRun::kNoEnd : run_.begin - int(share_.begin - share_.BeginOf(cta + 1));
+    }
+    // The largest node that begins at begin_ and ends in the run.
+    KVIT_DEVICE void Find() {
+      if (Done()) return;
+      level_ = LowestBit(uint32_t(begin_ | SplitRun::kNoEnd));
+      while (begin_ + (1 << level_) > end_) --level_;
+    }
+
+    const Share& share_;
+    SplitRun run_;
+    int cta_, end_, begin_ = 0, level_ = 0;
+  };
+
+  KVIT_DEVICE int64_t HeldRow(int level, int row) const {
+    return (int64_t(BlockIndex()) * kSplitLevels + level) * Rows + row;
+  }
+  KVIT_DEVICE Partial Held(int level, int row, int vector) const {
+    const int64_t at = HeldRow(level, row);
+    const auto stats = LoadGlobal<Float2>(held_stats_ + at * 4);
+    return {stats.lo, stats.hi,
+            LoadGlobal<Array<float, Partial::kVector>>(held_outputs_ + at * HeadDim + vector * Partial::kVector)};
+  }
+  KVIT_DEVICE void Hold(int level, int row, int vector, const Partial& part) const {
+    const int64_t at = HeldRow(level, row);
+    StoreGlobal(held_outputs_ + at * HeadDim + vector * Partial::kVector, part.output);
+    if (vector == 0) StoreGlobal(held_stats_ + at * 4, Float2{part.max, part.sum});
+  }
+
+  const Share& share_;
+  Partials<HeadDim, Rows, kLeft> left_;
+  float *held_outputs_, *held_stats_;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_SPLIT_TREE_CUH

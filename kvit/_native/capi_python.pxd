@@ -1,0 +1,19 @@
+# The calls of the C API that Python makes: with arguments that do not fit a launch as they are, and all merges.
+from libc.stdint cimport int32_t
+
+from kvit._native.capi_op cimport OpState
+from kvit._native.capi_view cimport ViewState
+from kvit.capi cimport kvit_page_table, kvit_stream, kvit_tensor
+
+# attention, and append or gather as `kind` says, of an operation and a view that the caller holds.
+cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
+                              const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                              kvit_stream stream) noexcept with gil
+cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
+                            const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *tokens,
+                            kvit_stream stream) noexcept with gil
+
+# A function of kvit_api.
+cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
+                          const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
+                          kvit_stream stream) noexcept nogil
