@@ -135,6 +135,7 @@ cdef extern from "kvit.h" nogil:
         int32_t split_tokens
         const kvit_tensor *workspace
         int32_t launch
+        int32_t reads_ahead
 
     ctypedef struct kvit_op_info:
         uint32_t size

@@ -10,7 +10,7 @@ from kvit._native.attention_call cimport AttentionCall
 from kvit._native.buffer cimport Buffer
 from kvit._native.capi_error cimport has_python, tell
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
-from kvit._native.capi_option cimport answer, check_target, is_causal, read_options, to_dtype, to_launch
+from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, read_options, to_dtype, to_launch
 from kvit._native.capi_tensor cimport extent_of, to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
@@ -99,6 +99,7 @@ cdef object make_attention(const kvit_op_options *options, object view):
         tokens_per_sequence=max(1, options.tokens_per_sequence),
         workspace=to_tensor(options.workspace, "workspace", True),
         split_tokens=options.split_tokens or None,
+        reads_ahead=is_set(options.reads_ahead, "reads_ahead"),
         launch=to_launch(options.launch),
     )
 

@@ -35,6 +35,12 @@ cdef bint is_causal(int32_t mask) except -1:
     return mask == KVIT_MASK_CAUSAL
 
 
+cdef bint is_set(int32_t option, str name) except -1:
+    if option not in (0, 1):
+        raise ArgumentError(f"{name} is {option}; give 0 or 1")
+    return option
+
+
 cdef str to_launch(int32_t launch):
     found = {KVIT_LAUNCH_DIRECT: "direct", KVIT_LAUNCH_GRAPH: "graph"}.get(launch)
     if found is None:

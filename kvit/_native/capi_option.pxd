@@ -10,6 +10,9 @@ cdef str to_layout(int32_t layout, str default)
 # Whether an enum kvit_mask is the causal one. Raises ArgumentError.
 cdef bint is_causal(int32_t mask) except -1
 
+# Whether an option that is 0 or 1 is 1. Raises ArgumentError.
+cdef bint is_set(int32_t option, str name) except -1
+
 # "direct" or "graph". Raises ArgumentError.
 cdef str to_launch(int32_t launch)
 

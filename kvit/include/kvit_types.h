@@ -146,8 +146,10 @@ typedef struct kvit_op_options {
   // attention: uint8 [workspace_bytes] of the caller, all zero, there as long as the operation is; kvit's own if NULL
   const kvit_tensor* workspace;
   // Since version 3:
-  int32_t launch;        // enum kvit_launch
-  int32_t reserved_too;  // 0
+  int32_t launch;  // enum kvit_launch
+  // attention: 1 lets a launch read lengths, page tables, and K and V of all but the new tokens before the launch in
+  // front of it in the stream has ended, and promises that that one writes none of these; 0 waits for it with all
+  int32_t reads_ahead;
 } kvit_op_options;
 
 typedef struct kvit_op_info {

@@ -65,7 +65,7 @@ def older_c_host(request, tmp_path_factory):
             text = re.sub(rf"\n  // Since version {later}:.*?(?=\n\}}|\n  // Since version)", "", text, flags=re.S)
         (folder / header.name).write_text(text, encoding="utf-8")
     assert ("cache_gather" in (folder / "kvit.h").read_text(encoding="utf-8")) == (version == 2)
-    for field in ("split_tokens", "int32_t launch;"):
+    for field in ("split_tokens", "int32_t launch;", "reads_ahead"):
         assert field not in (folder / "kvit_types.h").read_text(encoding="utf-8")
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 

@@ -1,4 +1,4 @@
-"""KVIT_LAUNCH_GRAPH: operations of C that launch by a graph give the bits of those that launch directly."""
+"""launch and reads_ahead in C: operations that launch by a graph, or read ahead, give the bits of those that do not."""
 
 import ctypes
 from ctypes import byref, pointer
@@ -118,6 +118,38 @@ def test_threads_make_call_and_destroy_operations_of_their_own(api, rng, device,
         tolerances.assert_within(out.numpy(), state.out, bound)
 
 
+@pytest.mark.parametrize("launch", [capi.DIRECT, capi.GRAPH])
+def test_calls_that_read_ahead_give_the_same_bits_behind_the_append_of_the_new_tokens(
+    api, rng, device, case, view, launch
+):
+    # The rows of the new tokens are NaN until the append in front has written them: reading one too early shows.
+    table = capi.table_of(case.page_table)
+    k, v = (to_device(rows, device) for rows in new_tokens(rng, 3))
+    q = case.queries(rng, 3, QUERY_HEADS)
+    queries = to_device(q, device)
+    unwritten = [to_device(poisoned(k.shape, q.dtype), device) for _ in "kv"]
+    append = api.op(view, capi.APPEND)
+    ops = [api.op(view, query_heads=QUERY_HEADS, launch=launch, reads_ahead=ahead) for ahead in (0, 1)]
+    found = []
+    for ahead, op in enumerate(ops):
+        text = ctypes.create_string_buffer(4096)
+        api.op_explain(op, text, 4096, None)
+        assert (b"\n  ahead      lengths, page tables and old K and V are read before" in text.value) == ahead
+        outs = [to_device(poisoned(q.shape, q.dtype), device) for _ in range(5)]
+        for out in outs:
+            for rows in (unwritten, (k, v)):
+                api.append(append, view, byref(table), *arguments(*rows), None, None)
+            api.attention(op, view, byref(table), *arguments(queries, out), None, None, None)
+        api.op_check(op, None, None)
+        found += [out.numpy().view(np.uint16) for out in outs]
+    assert not (found[0] == 0xFFFF).all(axis=-1).any()
+    assert not np.isnan(found[0].view(q.dtype).astype(np.float32)).any()
+    for bits in found[1:]:
+        np.testing.assert_array_equal(bits, found[0])
+    for op in (append, *ops):
+        api.op_destroy(op)
+
+
 @pytest.mark.parametrize("kind", range(3))
 def test_an_operation_explains_how_it_is_launched(api, view, kind):
     for launch, word in ((capi.DIRECT, b"direct"), (capi.GRAPH, b"graph")):
@@ -139,11 +171,11 @@ def test_an_unknown_launch_is_refused_with_those_that_would_do(api, view, kind):
 
 def test_options_of_before_there_was_a_choice_are_read_no_further(api, view):
     # What lies behind the 48 bytes of an older caller is not its options, and says nothing.
-    options = capi.options(capi.OpOptions, view=view, query_heads=QUERY_HEADS, launch=77, reserved_too=-1)
+    options = capi.options(capi.OpOptions, view=view, query_heads=QUERY_HEADS, launch=77, reads_ahead=-1)
     options.size = capi.OpOptions.launch.offset
     assert options.size == 48
     op = api.make("op_create", options)
     text = ctypes.create_string_buffer(4096)
     api.op_explain(op, text, 4096, None)
-    assert b"launch     direct" in text.value
+    assert b"launch     direct" in text.value and b"\n  ahead " not in text.value
     api.op_destroy(op)

@@ -69,7 +69,7 @@ class OpOptions(ctypes.Structure):
         ("scale", c_float),
         *[(name, c_int32) for name in ("mask", "tokens_per_sequence", "split_tokens")],
         ("workspace", _TENSOR),
-        *[(name, c_int32) for name in ("launch", "reserved_too")],
+        *[(name, c_int32) for name in ("launch", "reads_ahead")],
     ]
 
 
