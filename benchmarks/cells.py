@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -172,14 +172,20 @@ FAMILIES: dict[str, tuple[Cell, ...]] = {
 """What is measured for which question, in one layout; a cell may answer several."""
 
 
+def _placed(cells: Iterable[Cell], layouts: Sequence[str]) -> Iterator[Cell]:
+    """Each in every layout. In pages of one token all layouts are one."""
+    for cell in cells:
+        for layout in layouts[:1] if cell.page_size == 1 else layouts:
+            yield replace(cell, layout=layout)
+
+
 def select(wanted: Sequence[str], layouts: Sequence[str]) -> list[Cell]:
     """The cells of these names, families, and patterns of names; of the whole grid where nothing is named.
 
     A name may be of a cell that is not on the grid; without a layout in it, it stands for a cell in each of `layouts`.
     Raises ValueError.
     """
-    grid = {name: [replace(cell, layout=layout) for cell in cells for layout in layouts] for name, cells in
-            FAMILIES.items()}  # fmt: skip
+    grid = {name: list(_placed(cells, layouts)) for name, cells in FAMILIES.items()}
     every = [cell for cells in grid.values() for cell in cells]
     found: list[Cell] = [] if wanted else every
     for text in wanted:

@@ -48,7 +48,8 @@ class Result:
 def table(results: Sequence[Result], ceiling: Ceiling) -> str:
     """The results as text; a peer that has no time for any cell is left out."""
     peers = [name for name in _peer_names(results) if any(isinstance(result.peers[name], float) for result in results)]
-    header = ("cell", "MB", "us", "ahead", "GB/s", "of ceiling", "reach", "best known", *(f"{name} us" for name in peers))
+    names = ("cell", "MB", "us", "ahead", "GB/s", "of ceiling", "reach", "best known")
+    header = (*names, *(f"{name} us" for name in peers))
     rows = [
         (
             str(result.cell),

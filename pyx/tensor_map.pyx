@@ -75,8 +75,8 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
         )
     if box_tokens not in [KVIT_LEAST_BOX_TOKENS << i for i in range(NUM_BOXES)] or page_size % box_tokens != 0:
         raise ShapeError(
-            f"a box of {box_tokens} tokens in pages of {page_size}; it must be a power of two from {KVIT_LEAST_BOX_TOKENS} to "
-            f"{MOST_BOX} that divides the page size"
+            f"a box of {box_tokens} tokens in pages of {page_size}; it must be a power of two from "
+            f"{KVIT_LEAST_BOX_TOKENS} to {MOST_BOX} that divides the page size"
         )
     entered = home.enter()
     try:

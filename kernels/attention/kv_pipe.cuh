@@ -19,8 +19,8 @@ struct Sm80Copies {
   static constexpr int kPageMultiple = 1;
   static constexpr bool kHasLines = false;
 };
-/// By tensor copies: a box of rows at a time, from pools that a tensor map describes, whose rows are those of tokens, or
-/// lines of 128 bytes with the rows of several tokens.
+/// By tensor copies: a box of rows at a time, from pools that a tensor map describes, whose rows are those of tokens,
+/// or lines of 128 bytes with the rows of several tokens.
 template <bool HasLines>
 struct TensorCopies {
   static constexpr int kPageMultiple = KVIT_LEAST_BOX_TOKENS;
@@ -29,10 +29,10 @@ struct TensorCopies {
 using Sm90Copies = TensorCopies<false>;
 using Sm90LineCopies = TensorCopies<true>;
 
-/// Every pipe has Shared, and for the calling warp: NextIsNew(), whether some of the next tile's tokens are the call's own;
-/// Prefetch(stage), which begins that tile's copies; Wait(stage);
-/// Key, Value (stage, token of the warp's band, channel) and their parameters (stage, token) in shared memory;
-/// Faulted(stage); ClearValues(stage, token), which makes values from that token on harmless.
+/// Every pipe has Shared, and for the calling warp: NextIsNew(), whether some of the next tile's tokens are the call's
+/// own; Prefetch(stage), which begins that tile's copies; Wait(stage); Key, Value (stage, token of the warp's band,
+/// channel) and their parameters (stage, token) in shared memory; Faulted(stage); ClearValues(stage, token), which
+/// makes values from that token on harmless.
 template <class Copies, class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
 class KvPipe;
 

@@ -55,8 +55,9 @@ struct DefaultTuning<Sm90LineCopies, HeadDim, TokenBytes> {
 ///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished piece | work line
 template <class T, class KeyCodec, class ValueCodec, int HeadDim, int RowsPerTile, class Copies,
           class Tuning =
-              typename DefaultTuning<Copies, HeadDim, int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
-                                                 BytesOf<typename ValueCodec::template Element<Half>>(HeadDim))>::Type>
+              typename DefaultTuning<Copies, HeadDim,
+                                     int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
+                                         BytesOf<typename ValueCodec::template Element<Half>>(HeadDim))>::Type>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
   static constexpr int kWarps = Tuning::kWarps;

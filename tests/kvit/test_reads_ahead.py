@@ -8,17 +8,17 @@ from support.caches import BFLOAT16, to_device
 from support.quantised import Quantised
 
 KV_HEADS, QUERY_HEADS, HEAD_DIM = 2, 8, 128
-STEPS = 12
 
 
-# Old tokens that end with a tile, inside one and a token before the next; a sequence with new tokens alone, and an empty
-# one. New tokens: one of each, and runs that fill the last tile and begin another.
+# Old tokens that end with a tile, inside one and a token before the next, and none at all. New tokens: one of each
+# sequence, and runs that fill its last tile and begin another.
 @pytest.mark.parametrize("pair", [("", ""), ("int8", "int8"), ("int4", "int4")], ids=str)
 @pytest.mark.parametrize("each", [1, 5, 70])
 @pytest.mark.parametrize("lengths", [[256, 700, 255, 0, 1900], [40]], ids=len)
 def test_the_same_bits_as_without_behind_the_append_that_wrote_the_new_tokens(rng, device, pair, each, lengths):
     # What is not yet written is NaN, so that reading a new token too early shows.
-    final = [length + STEPS * each for length in lengths]
+    steps = 2 if device == "host" else 12
+    final = [length + steps * each for length in lengths]
     case = Quantised(pair, final, page_size=64, head_dim=HEAD_DIM, device=device, rng=rng)
     view, table = case.view, case.page_table
     append, waits = kvit.Append(view), kvit.Attention(view, QUERY_HEADS, tokens_per_sequence=each)
@@ -43,7 +43,7 @@ def test_the_same_bits_as_without_behind_the_append_that_wrote_the_new_tokens(rn
         append(k, v, view, table, stream=stream)
         ahead(q, view, table, out=outs[0], stream=stream)
         ahead(q, view, table, out=outs[0], stream=stream)  # behind another that shares its workspace
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         held.copy_from(np.array([length + step * each for length in lengths], np.int32))
         for buffer, heads in ((k, KV_HEADS), (v, KV_HEADS), (q, QUERY_HEADS)):
             buffer.copy_from(rows(total, heads))
