@@ -22,27 +22,29 @@ static PyObject* Fail(void) {
 }
 
 // A view [pages, page_size, kv_heads, head_dim] and an attention operation on it.
-static int Create(const kvit_tensor* k, const kvit_tensor* v, int query_heads, kvit_view** view, kvit_op** op) {
+static int Create(const kvit_tensor* k, const kvit_tensor* v, int query_heads, int32_t launch, kvit_view** view,
+                  kvit_op** op) {
   kvit_view_options of_view = {.size = sizeof of_view, .layout = KVIT_LAYOUT_NHD, .k = k, .v = v};
   if (kvit->view_create(&of_view, view) != KVIT_OK) return 0;
-  kvit_op_options of_op = {.size = sizeof of_op, .kind = KVIT_OP_ATTENTION, .view = *view, .query_heads = query_heads};
+  kvit_op_options of_op = {.size = sizeof of_op, .view = *view, .query_heads = query_heads, .launch = launch};
+  of_op.kind = KVIT_OP_ATTENTION;
   if (kvit->op_create(&of_op, op) == KVIT_OK) return 1;
   kvit->view_destroy(*view);
   return 0;
 }
 
 // call_us(device, (k, v, pages, lengths, q, out, lse, stream), (pages, page_size, kv_heads, head_dim), (sequences,
-// query_heads, slots), calls) -> microseconds of one call, on average
+// query_heads, slots), whether to launch by a graph, calls) -> microseconds of one call, on average
 static PyObject* CallUs(PyObject* module, PyObject* arguments) {
   Memory at;
   long long pool[4], sequences, query_heads, slots;
-  int device, calls;
+  int device, by_graph, calls;
   kvit_view* view;
   kvit_op* op;
   (void)module;
-  if (!PyArg_ParseTuple(arguments, "i(KKKKKKKK)(LLLL)(LLL)i", &device, &at.k, &at.v, &at.pages, &at.lengths, &at.q,
+  if (!PyArg_ParseTuple(arguments, "i(KKKKKKKK)(LLLL)(LLL)pi", &device, &at.k, &at.v, &at.pages, &at.lengths, &at.q,
                         &at.out, &at.lse, &at.stream, &pool[0], &pool[1], &pool[2], &pool[3], &sequences, &query_heads,
-                        &slots, &calls)) {
+                        &slots, &by_graph, &calls)) {
     return NULL;
   }
   const int64_t pool_shape[] = {pool[0], pool[1], pool[2], pool[3]};
@@ -56,7 +58,8 @@ static PyObject* CallUs(PyObject* module, PyObject* arguments) {
   const kvit_tensor out = kvit_dense((void*)at.out, bf16, cuda, device, 3, rows_shape);
   const kvit_tensor lse = kvit_dense((void*)at.lse, KVIT_DTYPE_F32, cuda, device, 2, rows_shape);
   const kvit_page_table table = {&pages, NULL, &lengths};
-  if (!Create(&k, &v, (int)query_heads, &view, &op)) return Fail();
+  const int32_t launch = by_graph ? KVIT_LAUNCH_GRAPH : KVIT_LAUNCH_DIRECT;
+  if (!Create(&k, &v, (int)query_heads, launch, &view, &op)) return Fail();
   const double start = Microseconds();
   int32_t status = KVIT_OK;
   for (int i = 0; i < calls && status == KVIT_OK; ++i) {

@@ -51,6 +51,8 @@ class Case:
         self.table = kvit.PageTable(self.pages, lengths=self.lengths)
         self.attention = kvit.Attention(self.view, _QUERY_HEADS)
         self.append = kvit.Append(self.view)
+        self.attention_by_graph = kvit.Attention(self.view, _QUERY_HEADS, launch="graph")
+        self.append_by_graph = kvit.Append(self.view, launch="graph")
         self.stream.synchronize()
 
     def _zeros(self, shape: tuple[int, ...], dtype: str) -> kvit.Buffer:
@@ -64,8 +66,14 @@ class Case:
     def attend(self) -> None:
         self.attention(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
 
+    def attend_by_graph(self) -> None:
+        self.attention_by_graph(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
+
     def write(self) -> None:
         self.append(self.k, self.v, self.view, self.table, stream=self.stream)
+
+    def write_by_graph(self) -> None:
+        self.append_by_graph(self.k, self.v, self.view, self.table, stream=self.stream)
 
 
 def us_of(call: Callable[[], object], wait: Callable[[], object]) -> float:
@@ -88,15 +96,37 @@ def us_of(call: Callable[[], object], wait: Callable[[], object]) -> float:
 
 def kvit_attention(case: Case) -> float:
     """op(q, view, table, out=out, lse=lse, stream=stream), as a program writes it."""
-    op, q, view, table, out, lse, stream = (
-        case.attention, case.q, case.view, case.table, case.out, case.lse, case.stream
-    )  # fmt: skip
+    return _attention(case, case.attention)
+
+
+def kvit_attention_by_graph(case: Case) -> float:
+    """The same of an operation with launch="graph"."""
+    return _attention(case, case.attention_by_graph)
+
+
+def kvit_attention_of_fewest_words(case: Case) -> float:
+    """op(q, view, table, out=out) with launch="graph": on the default stream."""
+    op, q, view, table, out = case.attention_by_graph, case.q, case.view, case.table, case.out
+    return us_of(lambda: op(q, view, table, out=out), kvit.Stream.default(case.stream.device).synchronize)
+
+
+def _attention(case: Case, op: kvit.Attention) -> float:
+    q, view, table, out, lse, stream = case.q, case.view, case.table, case.out, case.lse, case.stream
     return us_of(lambda: op(q, view, table, out=out, lse=lse, stream=stream), stream.synchronize)
 
 
 def kvit_append(case: Case) -> float:
     """append(k, v, view, table, stream=stream)."""
-    append, k, v, view, table, stream = case.append, case.k, case.v, case.view, case.table, case.stream
+    return _append(case, case.append)
+
+
+def kvit_append_by_graph(case: Case) -> float:
+    """The same of an operation with launch="graph"."""
+    return _append(case, case.append_by_graph)
+
+
+def _append(case: Case, append: kvit.Append) -> float:
+    k, v, view, table, stream = case.k, case.v, case.view, case.table, case.stream
     return us_of(lambda: append(k, v, view, table, stream=stream), stream.synchronize)
 
 
@@ -109,13 +139,22 @@ def kvit_graph(case: Case) -> float:
 
 def kvit_c(case: Case) -> float:
     """The same attention through the table of kvit.h, by host_call.c."""
+    return _attention_from_c(case, by_graph=False)
+
+
+def kvit_c_by_graph(case: Case) -> float:
+    """The same of an operation with KVIT_LAUNCH_GRAPH."""
+    return _attention_from_c(case, by_graph=True)
+
+
+def _attention_from_c(case: Case, by_graph: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
         call_us = _compile(Path(folder)).call_us
     ordinal = kvit.Device.of(case.stream.device).ordinal
     buffers = (case.pool[0], case.pool[1], case.pages, case.lengths, case.q, case.out, case.lse)
     memory = (*(buffer.pointer for buffer in buffers), case.stream.cuda_handle)
     shapes = case.pool.shape[1:], (_BATCH, _QUERY_HEADS, _SLOTS)
-    times = [call_us(ordinal, memory, *shapes, _CALLS) for _ in range(1 + _BURSTS)]
+    times = [call_us(ordinal, memory, *shapes, by_graph, _CALLS) for _ in range(1 + _BURSTS)]
     return round(statistics.median(times[1:]), 3)
 
 
@@ -163,9 +202,13 @@ def flashinfer(case: Case) -> float:
 
 CALLS: dict[str, Callable[[Case], float]] = {
     "kvit.Attention": kvit_attention,
+    "kvit.Attention, by graph": kvit_attention_by_graph,
+    "kvit.Attention, by graph, out alone": kvit_attention_of_fewest_words,
     "kvit.Append": kvit_append,
+    "kvit.Append, by graph": kvit_append_by_graph,
     "kvit.Graph of one attention": kvit_graph,
     "kvit.h attention, from C": kvit_c,
+    "kvit.h attention, from C, by graph": kvit_c_by_graph,
     "cuda.bindings cuLaunchKernel": cuda_bindings,
     "cupy.RawKernel": cupy,
     "FlashInfer decode": flashinfer,

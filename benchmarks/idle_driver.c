@@ -1,22 +1,37 @@
 // A libcuda.so.1 that returns at once, compiled by idle_driver.py: what is left of a call's time is kvit's own.
 //
 // It shows one GPU of compute capability 9.0. Memory is the host's, so copies work; kernels and graphs do nothing but
-// be counted.
+// be counted. The function that IDLE_DRIVER_FAILS names in the environment fails.
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0 };
+enum { SUCCESS = 0, UNKNOWN = 999 };
 enum { NUM_SMS = 16, L2_BYTES = 38, CC_MAJOR = 75, CC_MINOR = 76, SHARED_BYTES = 97 };
 
 static int handle;  // every handle points here: nobody looks behind one
 static _Thread_local void* current = NULL;
 static _Thread_local int capturing = 0;
 
-__attribute__((visibility("default"))) int idle_launches = 0, idle_allocations = 0;
+__attribute__((visibility("default"))) int idle_launches = 0, idle_graph_launches = 0, idle_allocations = 0;
+__attribute__((visibility("default"))) int idle_graphs = 0;  // and executables, made and not destroyed
+
+// CUDA_KERNEL_NODE_PARAMS of cuda.h.
+typedef struct KernelNode {
+  void* function;
+  unsigned int grid[3], block[3], shared_bytes;
+  void **arguments, **extra;
+  void *kernel, *context;
+} KernelNode;
+
+// What the executable of a graph of one kernel was given last, and the first bytes of its argument.
+__attribute__((visibility("default"))) KernelNode idle_node;
+__attribute__((visibility("default"))) unsigned char idle_argument[16];
 
 static int nothing(void) { return SUCCESS; }
+
+static int failure(void) { return UNKNOWN; }
 
 static int driver_version(int* version) {
   *version = 13000;
@@ -67,6 +82,11 @@ static int context_set(void* context) {
   return SUCCESS;
 }
 
+static int context_id(void* context, unsigned long long* id) {
+  *id = (uintptr_t)context;
+  return SUCCESS;
+}
+
 static int context_pop(void** context) {
   *context = current;
   current = NULL;
@@ -85,6 +105,28 @@ static int mem_alloc(void** data, size_t num_bytes) {
 
 static int launch(void) {
   ++idle_launches;
+  return SUCCESS;
+}
+
+static int make_graph(void** made) {
+  ++idle_graphs;
+  return make_handle(made);
+}
+
+static int destroy_graph(void) {
+  --idle_graphs;
+  return SUCCESS;
+}
+
+static int set_kernel_node(void* executable, void* node, const KernelNode* wanted) {
+  (void)executable, (void)node;
+  idle_node = *wanted;
+  memcpy(idle_argument, wanted->arguments[0], sizeof idle_argument);
+  return SUCCESS;
+}
+
+static int graph_launch(void) {
+  ++idle_graph_launches;
   return SUCCESS;
 }
 
@@ -111,7 +153,7 @@ static int capture_begin(void) {
 static int capture_end(void* stream, void** graph) {
   (void)stream;
   capturing = 0;
-  return make_handle(graph);
+  return make_graph(graph);
 }
 
 static int is_capturing(void* stream, int* status) {
@@ -137,6 +179,7 @@ static const struct {
 } functions[] = {
     {"cuCtxGetCurrent", context_current},
     {"cuCtxGetDevice", zero},
+    {"cuCtxGetId", context_id},
     {"cuCtxPopCurrent", context_pop},
     {"cuCtxPushCurrent", context_set},
     {"cuCtxSetCurrent", context_set},
@@ -150,7 +193,13 @@ static const struct {
     {"cuEventCreate", make_handle},
     {"cuEventElapsedTime", elapsed_ms},
     {"cuGetErrorName", error_name},
-    {"cuGraphInstantiate", make_handle},
+    {"cuGraphAddKernelNode", make_handle},
+    {"cuGraphCreate", make_graph},
+    {"cuGraphDestroy", destroy_graph},
+    {"cuGraphExecDestroy", destroy_graph},
+    {"cuGraphInstantiateWithFlags", make_graph},  // cuGraphInstantiate, as cuda.h has it
+    {"cuGraphExecKernelNodeSetParams", set_kernel_node},
+    {"cuGraphLaunch", graph_launch},
     {"cuLaunchKernel", launch},
     {"cuLaunchKernelEx", launch},
     {"cuLibraryGetKernel", library_kernel},
@@ -174,5 +223,7 @@ int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t
   for (size_t i = 0; i < sizeof functions / sizeof functions[0]; ++i) {
     if (strcmp(functions[i].name, name) == 0) *function = functions[i].function;
   }
+  const char* failing = getenv("IDLE_DRIVER_FAILS");
+  if (failing != NULL && strcmp(failing, name) == 0) *function = failure;
   return SUCCESS;
 }

@@ -41,7 +41,10 @@ def explain(op: Attention, lengths: Sequence[int] | None, gbps: float | None) ->
         f"{facts['ctas_per_sm']} on each multiprocessor",
         f"  cut        {_cut(op)}",
         f"  workspace  {op.workspace_bytes} bytes, whatever the batch",
+        op._explain_launch(),
     ]
+    if op.reads_ahead:
+        lines.append("  ahead      lengths, page tables and old K and V are read before the launch in front has ended")
     if lengths is not None:
         lines += _work(op, lengths, gbps)
     return "\n".join(lines + _reasons(choice))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from . import _checks, codecs, dtypes
 from ._faults import FaultRecord
@@ -11,11 +11,22 @@ from ._native.tensor import Tensor
 from .errors import DtypeError, ShapeError
 from .views import CacheView
 
+Launch = Literal["direct", "graph"]
+"""How an operation gives its kernel to the driver."""
+
+_LAUNCHES = {
+    "direct": "the kernel itself, by every call",
+    "graph": "a graph of the kernel, with the parameters of every call: the calls of this operation take turns",
+}
+
 
 class Operation:
     """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then."""
 
-    def __init__(self, view: CacheView, faults: FaultRecord | None):
+    def __init__(self, view: CacheView, faults: FaultRecord | None, launch: Launch = "direct"):
+        if launch not in _LAUNCHES:
+            raise ValueError(f'launch is {launch!r}; give "direct" or "graph"')
+        self.launch = launch
         self.kv_heads = view.kv_heads
         self.head_dim = view.head_dim
         self.codecs = view.codecs
@@ -29,6 +40,9 @@ class Operation:
         The error names the sequence, the slot and the value that it met first; it is told once.
         """
         self._faults.check(stream)
+
+    def _explain_launch(self) -> str:
+        return f"  launch     {self.launch}: {_LAUNCHES[self.launch]}"
 
     def _check_view(self, view: CacheView) -> None:
         if not isinstance(view, CacheView):

@@ -16,7 +16,7 @@ from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
-from ._operation import Operation, split_tokens
+from ._operation import Launch, Operation, split_tokens
 from .errors import DtypeError, LayoutError, ShapeError
 from .registry import Entry
 from .views import CacheView, PageTable
@@ -45,9 +45,14 @@ class Attention(Operation, AttentionCall):
                          lengths, page tables, and K and V of all but the new tokens. Whoever says True promises that
                          the launch in front writes none of these. The new tokens' K and V, and q, are read after it.
                          On GPUs of compute capability 9.0 and more that hides what a launch must do before its first
-                         bytes arrive; elsewhere it changes nothing. Launches of kvit let the next one start only when
-                         the one before them has ended; if the one in front lets it start earlier, the promise is also
-                         about those before
+                         bytes arrive; elsewhere, and in calls by graph, it changes nothing. Launches of kvit let the
+                         next one start only when the one before them has ended; if the one in front lets it start
+                         earlier, the promise is also about those before
+    launch               "direct": every call launches the kernel; on GPUs from compute capability 9.0 on it may begin
+                         before the kernel before it in the stream has ended. "graph": every call sets the parameters
+                         of a graph of the kernel, and launches that: about half of the time on the host, but it begins
+                         when all before it has ended, and calls take turns, on whatever streams they are. In a
+                         capture both are the same
 
     What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
     split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any
@@ -56,7 +61,7 @@ class Attention(Operation, AttentionCall):
     that leave 1024 or fewer.
 
     Raises ShapeError (heads, split_tokens), KernelMissing (nothing built covers the shape, or not as `kernel` says),
-    NoGpuError, LayoutError (no such kernel reads pages like the view's).
+    NoGpuError, LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -74,10 +79,11 @@ class Attention(Operation, AttentionCall):
         kernel: tuning.Wanted = None,
         split_tokens: int | None = None,
         reads_ahead: bool = False,
+        launch: Launch = "direct",
         _faults: FaultRecord | None = None,
     ):
         group = _checks.group_size(query_heads, view.kv_heads)
-        Operation.__init__(self, view, _faults)
+        Operation.__init__(self, view, _faults, launch)
         self.query_heads = query_heads
         if dtype is not None:
             self.dtype = dtypes.dtype_of(dtype)
@@ -92,7 +98,7 @@ class Attention(Operation, AttentionCall):
 
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
-        launch = ops.AttentionLaunch(
+        kernel_launch = ops.AttentionLaunch(
             self.entry,
             device,
             self.grid,
@@ -106,8 +112,9 @@ class Attention(Operation, AttentionCall):
             self.causal,
             (self.split_tokens or 0) // self.entry.facts["tile_tokens"],
             self.reads_ahead,
+            launch == "graph",
         )
-        AttentionCall.__init__(self, launch, self._faults, view._packed, self.dtype.code)
+        AttentionCall.__init__(self, kernel_launch, self._faults, view._packed, self.dtype.code)
 
     @property
     def workspace_bytes(self) -> int:

@@ -60,6 +60,10 @@ cdef extern from "kvit.h" nogil:
         KVIT_MASK_CAUSAL
         KVIT_MASK_NONE
 
+    enum:
+        KVIT_LAUNCH_DIRECT
+        KVIT_LAUNCH_GRAPH
+
     ctypedef struct kvit_tensor:
         void *data
         int64_t[8] shape
@@ -130,6 +134,8 @@ cdef extern from "kvit.h" nogil:
         int32_t tokens_per_sequence
         int32_t split_tokens
         const kvit_tensor *workspace
+        int32_t launch
+        int32_t reads_ahead
 
     ctypedef struct kvit_op_info:
         uint32_t size

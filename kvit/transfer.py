@@ -12,7 +12,7 @@ from ._native.context import Device
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from ._native.transfer_call import TransferCall
-from ._operation import Operation, split_tokens
+from ._operation import Launch, Operation, split_tokens
 from .errors import LayoutError, ShapeError
 from .rope import Rope
 from .views import CacheView, PageTable
@@ -23,28 +23,39 @@ class _Transfer(Operation, TransferCall):
 
     _family: str
 
-    def __init__(self, view: CacheView, *, _faults: FaultRecord | None = None):
-        Operation.__init__(self, view, _faults)
+    def __init__(self, view: CacheView, *, launch: Launch = "direct", _faults: FaultRecord | None = None):
+        Operation.__init__(self, view, _faults, launch)
         key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
         self.entry = registry.find(self._family, **key)
-        TransferCall.__init__(self, self.entry, self.device, self._faults, view._packed, self._family == "append")
+        TransferCall.__init__(
+            self, self.entry, self.device, self._faults, view._packed, self._family == "append", launch == "graph"
+        )
 
 
 class Append(_Transfer):
     """Writes new K and V into their pages, for one shape of cache; rotates K, and Q, on the way. A call is one launch.
 
-    view  CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
-    rope  Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
+    view    CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    rope    Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
+    launch  "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
 
-    Raises KernelMissing (nothing built covers the shape), ShapeError (a rope of another head_dim), NoGpuError.
+    Raises KernelMissing (nothing built covers the shape), ShapeError (a rope of another head_dim), NoGpuError,
+    ValueError (an unknown launch).
     Defined by kvit.reference.append.
     """
 
     _family = "append"
     _rope: row_ops.PackedRope | None = None
 
-    def __init__(self, view: CacheView, *, rope: Rope | None = None, _faults: FaultRecord | None = None):
-        super().__init__(view, _faults=_faults)
+    def __init__(
+        self,
+        view: CacheView,
+        *,
+        rope: Rope | None = None,
+        launch: Launch = "direct",
+        _faults: FaultRecord | None = None,
+    ):
+        super().__init__(view, launch=launch, _faults=_faults)
         if rope is not None and rope.head_dim != self.head_dim:
             raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
         self.rope = rope
@@ -114,6 +125,7 @@ class Append(_Transfer):
         extras.update(self._turned(k.shape[0], positions, q, q_out, q_bias, queue))
         home = Device.of(self.device)
         fault = self._faults.buffer
+        extras["graph"] = self._graph
         row_ops.append(self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, **extras)
         self._faults.last_queue = queue
 
@@ -165,9 +177,11 @@ class Append(_Transfer):
 class Gather(_Transfer):
     """Copies tokens out of their pages into contiguous memory, for one shape of cache. A call is one launch.
 
-    view  CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    view    CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    launch  "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
 
-    Raises KernelMissing (nothing built covers the shape), NoGpuError. Defined by kvit.reference.gather.
+    Raises KernelMissing (nothing built covers the shape), NoGpuError, ValueError (an unknown launch).
+    Defined by kvit.reference.gather.
     """
 
     _family = "gather"
@@ -195,7 +209,10 @@ class Gather(_Transfer):
         each, indptr = split_tokens("k", k, table.num_sequences, tokens, queue)
         _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
         home = Device.of(self.device)
-        row_ops.gather(self.entry, home, view._packed, table._packed, k, v, indptr, each, self._faults.buffer, queue)
+        fault = self._faults.buffer
+        row_ops.gather(
+            self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, graph=self._graph
+        )
         self._faults.last_queue = queue
 
 

@@ -14,6 +14,7 @@ from kvit._native.capi_python cimport attend_in_python, move_in_python
 from kvit._native.capi_tensor cimport Place, are_entries, are_lse, are_rows, is_stream, span_of
 from kvit._native.capi_view cimport ViewState, pack_table
 from kvit._native.host cimport KvitSpan
+from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.launcher cimport launch_failed, launch_raw
 from kvit._native.module cimport Kernel
 from kvit._native.ops cimport (
@@ -230,7 +231,9 @@ cdef int add_tensor(KvitSpan *spans, int count, const kvit_tensor *tensor, bint 
 cdef int32_t launch(const OpState *op, const void *params, unsigned int grid, kvit_stream stream,
                     const KvitSpan *spans, int count) noexcept nogil:
     cdef const char *call = NULL
-    cdef int status = launch_raw(<Kernel>op.kernel, params, grid, <void *>stream, spans, count, &call)
+    cdef int status = launch_raw(
+        <Kernel>op.kernel, <KernelGraph>op.graph, params, grid, <void *>stream, spans, count, &call
+    )
     if status == 0:
         return KVIT_OK
     return say_why(op, grid, status, call) if has_python() else KVIT_ERROR_NO_INTERPRETER

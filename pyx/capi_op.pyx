@@ -10,7 +10,7 @@ from kvit._native.attention_call cimport AttentionCall
 from kvit._native.buffer cimport Buffer
 from kvit._native.capi_error cimport has_python, tell
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
-from kvit._native.capi_option cimport answer, check_size, check_target, is_causal, to_dtype
+from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, read_options, to_dtype, to_launch
 from kvit._native.capi_tensor cimport extent_of, to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
@@ -18,9 +18,13 @@ from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.ops cimport AttentionLaunch
 from kvit._native.row_ops cimport shares_of
 from kvit._native.tensor cimport Tensor
+from kvit._native.transfer_call cimport TransferCall
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
 
 from kvit._native.capi_error import ArgumentError
+
+cdef extern from "<stddef.h>":
+    const size_t OP_OPTIONS_BEFORE_LAUNCH "offsetof(kvit_op_options, launch)"
 
 
 cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
@@ -28,17 +32,18 @@ cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept no
 
 
 cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with gil:
+    cdef kvit_op_options wanted
     cdef Slot *view = NULL
     cdef OpState *state
     cdef int32_t status
     try:
-        check_size(options, sizeof(kvit_op_options), "kvit_op_options")
+        read_options(&wanted, options, OP_OPTIONS_BEFORE_LAUNCH, sizeof(wanted), "kvit_op_options")
         check_target(op, "op", "kvit_op")
-        status = pin(options.view, HANDLE_VIEW, &view)
+        status = pin(wanted.view, HANDLE_VIEW, &view)
         if status != KVIT_OK:
             return status
         try:
-            state = make_state(options, <ViewState *>view.state)
+            state = make_state(&wanted, <ViewState *>view.state)
         finally:
             unpin(view)
         op[0] = <kvit_op *>publish(HANDLE_OP, state, drop)
@@ -52,9 +57,9 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
     if options.kind == KVIT_OP_ATTENTION:
         operation = make_attention(options, <object>view.view)
     elif options.kind == KVIT_OP_APPEND:
-        operation = kvit.Append(<object>view.view)
+        operation = kvit.Append(<object>view.view, launch=to_launch(options.launch))
     elif options.kind == KVIT_OP_GATHER:
-        operation = kvit.Gather(<object>view.view)
+        operation = kvit.Gather(<object>view.view, launch=to_launch(options.launch))
     else:
         raise ArgumentError(
             f"kind is {options.kind}; give KVIT_OP_ATTENTION (0), KVIT_OP_APPEND (1) or KVIT_OP_GATHER (2)"
@@ -80,6 +85,7 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
     state.operation = <void *>operation
     Py_INCREF(operation)
     Py_INCREF(<object>state.kernel)
+    Py_INCREF(<object>state.graph)
     return state
 
 
@@ -93,6 +99,8 @@ cdef object make_attention(const kvit_op_options *options, object view):
         tokens_per_sequence=max(1, options.tokens_per_sequence),
         workspace=to_tensor(options.workspace, "workspace", True),
         split_tokens=options.split_tokens or None,
+        reads_ahead=is_set(options.reads_ahead, "reads_ahead"),
+        launch=to_launch(options.launch),
     )
 
 
@@ -102,6 +110,7 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     state.grid = launch.grid
     state.boxes = launch.boxes
     state.kernel = <void *>launch.kernel
+    state.graph = <void *>launch.graph
     state.fault = launch.params.fault
     state.dtype = (<AttentionCall>operation).code
     state.query_heads = launch.params.num_query_heads
@@ -115,6 +124,7 @@ cdef int keep_transfer(OpState *state, object operation) except -1:
     cdef Buffer fault = operation._faults.buffer
     cdef Kernel kernel = load_kernel(operation.entry, device_of(operation.device))  # kept by its module
     state.kernel = <void *>kernel
+    state.graph = <void *>(<TransferCall>operation)._graph
     state.shares = shares_of(operation.entry)
     state.fault = <KvitFault *>fault.data
     add_memory(state, fault)
@@ -173,7 +183,8 @@ cdef str describe(const OpState *state):
         return operation.explain()
     return (
         f"{operation.entry.symbol} on {operation.device}\n"
-        f"  grid       CTAs of {state.shares.warps} warps, one for {state.shares.heads_per_warp} KV heads of a token"
+        f"  grid       CTAs of {state.shares.warps} warps, one for {state.shares.heads_per_warp} KV heads of a token\n"
+        f"{operation._explain_launch()}"
     )
 
 
@@ -215,5 +226,6 @@ cdef int32_t op_destroy(kvit_op *op) noexcept nogil:
 cdef int32_t drop(void *state) noexcept:
     Py_DECREF(<object>(<OpState *>state).operation)
     Py_DECREF(<object>(<OpState *>state).kernel)
+    Py_DECREF(<object>(<OpState *>state).graph)
     free(state)
     return KVIT_OK

@@ -1,10 +1,10 @@
 """Options and answers of the C API: structs that begin with their size, and the constants in them."""
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 from kvit._native.capi_error cimport has_python, tell
 from kvit.capi cimport (
-    KVIT_ERROR_NO_INTERPRETER, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND, KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE,
-    KVIT_OK,
+    KVIT_ERROR_NO_INTERPRETER, KVIT_LAUNCH_DIRECT, KVIT_LAUNCH_GRAPH, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND,
+    KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK,
 )
 
 from kvit._native.capi_error import ArgumentError
@@ -35,9 +35,30 @@ cdef bint is_causal(int32_t mask) except -1:
     return mask == KVIT_MASK_CAUSAL
 
 
+cdef bint is_set(int32_t option, str name) except -1:
+    if option not in (0, 1):
+        raise ArgumentError(f"{name} is {option}; give 0 or 1")
+    return option
+
+
+cdef str to_launch(int32_t launch):
+    found = {KVIT_LAUNCH_DIRECT: "direct", KVIT_LAUNCH_GRAPH: "graph"}.get(launch)
+    if found is None:
+        raise ArgumentError(f"launch is {launch}; give KVIT_LAUNCH_DIRECT (0) or KVIT_LAUNCH_GRAPH (1)")
+    return found
+
+
 cdef int check_target(const void *target, str name, str kind) except -1:
     if target == NULL:
         raise ArgumentError(f"{name} is NULL; give the address of a {kind} *")
+    return 0
+
+
+cdef int read_options(void *read, const void *options, uint32_t first, uint32_t known, str name) except -1:
+    if options == NULL or (<const uint32_t *>options)[0] != first:
+        check_size(options, known, name)
+    memset(read, 0, known)
+    memcpy(read, options, (<const uint32_t *>options)[0])
     return 0
 
 
@@ -46,7 +67,7 @@ cdef int check_size(const void *options, uint32_t known, str name) except -1:
     if options == NULL:
         raise ArgumentError(f"the {name} is NULL; give the address of one")
     size = (<const uint32_t *>options)[0]  # the first member of every struct that grows
-    if size != known:  # no struct has grown since version 1
+    if size != known:
         raise ArgumentError(f"{name}.size is {size}; set it to sizeof({name}), which is {known} in this kvit")
     return 0
 

@@ -1,8 +1,9 @@
 """The CUDA driver's functions, as a DriverTable has them: each forwards to cydriver, which finds libcuda by then."""
 from cuda.bindings cimport cydriver
+from libc.stdint cimport uint64_t
 from libc.string cimport memcpy, memset
 
-from kvit._native.driver_table cimport CAPTURE_UNSUPPORTED, SUCCESS
+from kvit._native.driver_table cimport CAPTURE_UNSUPPORTED, SUCCESS, KernelNode
 
 
 # cydriver raises where libcuda, or a function in it, is missing; `except? -1` lets that through everywhere below.
@@ -114,6 +115,10 @@ cdef int context_push(void *context) except? -1 nogil:
 cdef int context_pop() except? -1 nogil:
     cdef cydriver.CUcontext popped
     return cydriver.cuCtxPopCurrent(&popped)
+
+
+cdef int context_id(void *context, uint64_t *id) except? -1 nogil:
+    return cydriver.cuCtxGetId(<cydriver.CUcontext>context, <unsigned long long *>id)
 
 
 cdef int device_count(int *count) except? -1 nogil:
@@ -234,6 +239,40 @@ cdef int executable_destroy(void *executable) except? -1 nogil:
     return cydriver.cuGraphExecDestroy(<cydriver.CUgraphExec>executable)
 
 
+cdef int graph_create(void **graph) except? -1 nogil:
+    return cydriver.cuGraphCreate(<cydriver.CUgraph *>graph, 0)
+
+
+cdef int graph_add_kernel(void **made, void *graph, const KernelNode *node) except? -1 nogil:
+    cdef void *arguments = <void *>node.params
+    cdef cydriver.CUDA_KERNEL_NODE_PARAMS params
+    set_node(&params, node, &arguments)
+    return cydriver.cuGraphAddKernelNode(<cydriver.CUgraphNode *>made, <cydriver.CUgraph>graph, NULL, 0, &params)
+
+
+cdef int graph_make_executable(void **executable, void *graph) except? -1 nogil:
+    return cydriver.cuGraphInstantiate(<cydriver.CUgraphExec *>executable, <cydriver.CUgraph>graph, 0)
+
+
+cdef int executable_set_kernel(void *executable, void *made, const KernelNode *node) except? -1 nogil:
+    cdef void *arguments = <void *>node.params
+    cdef cydriver.CUDA_KERNEL_NODE_PARAMS params
+    set_node(&params, node, &arguments)
+    return cydriver.cuGraphExecKernelNodeSetParams(<cydriver.CUgraphExec>executable, <cydriver.CUgraphNode>made,
+                                                   &params)
+
+
+cdef void set_node(cydriver.CUDA_KERNEL_NODE_PARAMS *params, const KernelNode *node, void **arguments) noexcept nogil:
+    memset(params, 0, sizeof(params[0]))
+    params.kern = <cydriver.CUkernel>node.kernel
+    params.ctx = <cydriver.CUcontext>node.context
+    params.gridDimX = node.grid
+    params.blockDimX = node.block
+    params.gridDimY = params.gridDimZ = params.blockDimY = params.blockDimZ = 1
+    params.sharedMemBytes = node.shared_bytes
+    params.kernelParams = arguments
+
+
 cdef const char *name_of(int status) noexcept nogil:
     cdef const char *name = NULL
     with gil:
@@ -268,6 +307,7 @@ cdef void fill_table(DriverTable *table) noexcept:
     table.primary_retain = primary_retain
     table.context_push = context_push
     table.context_pop = context_pop
+    table.context_id = context_id
     table.device_count = device_count
     table.device_name = device_name
     table.device_attribute = device_attribute
@@ -284,3 +324,7 @@ cdef void fill_table(DriverTable *table) noexcept:
     table.graph_destroy = graph_destroy
     table.graph_launch = graph_launch
     table.executable_destroy = executable_destroy
+    table.graph_create = graph_create
+    table.graph_add_kernel = graph_add_kernel
+    table.graph_make_executable = graph_make_executable
+    table.executable_set_kernel = executable_set_kernel

@@ -5,6 +5,7 @@ from libc.stdlib cimport calloc, free
 from kvit._native.driver_table cimport DriverTable
 from kvit._native.errors cimport fail
 from kvit._native.host cimport KvitSpan, host_failed, host_run
+from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
@@ -33,20 +34,21 @@ cdef int add_bytes(Spans *spans, const void *data, int64_t num_bytes, bint is_wr
     return 0
 
 
-cdef int launch(Kernel kernel, const void *params, unsigned int grid, Stream stream, const Spans *spans) except -1:
+cdef int launch(Kernel kernel, const void *params, unsigned int grid, Stream stream, const Spans *spans,
+                KernelGraph graph=None) except -1:
     if stream.home is not kernel.home:
         raise DeviceError(f"{kernel.entry.symbol} is loaded on {kernel.home}, the stream is on {stream.home}")
     if kernel.host != NULL:
-        return launch_with(kernel, params, grid, stream.handle, spans.items, spans.count)
-    return launch_with(kernel, params, grid, stream.handle, NULL, 0)
+        return launch_with(kernel, graph, params, grid, stream.handle, spans.items, spans.count)
+    return launch_with(kernel, graph, params, grid, stream.handle, NULL, 0)
 
 
-cdef int launch_with(Kernel kernel, const void *params, unsigned int grid, void *stream, const KvitSpan *spans,
-                     int num_spans) except -1:
+cdef int launch_with(Kernel kernel, KernelGraph graph, const void *params, unsigned int grid, void *stream,
+                     const KvitSpan *spans, int num_spans) except -1:
     cdef const char *call = NULL
     cdef int status
     with nogil:
-        status = launch_raw(kernel, params, grid, stream, spans, num_spans, &call)
+        status = launch_raw(kernel, graph, params, grid, stream, spans, num_spans, &call)
     return 0 if status == 0 else launch_failed(kernel, grid, status, call)
 
 
@@ -58,17 +60,18 @@ ctypedef int (*PushContext)(void *context) noexcept nogil
 ctypedef int (*PopContext)() noexcept nogil
 ctypedef int (*LaunchKernel)(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes,
                              void *stream, const void *params) noexcept nogil
+ctypedef int (*StreamIsCapturing)(void *stream, int *is_capturing) noexcept nogil
 
 
-cdef int launch_raw(Kernel kernel, const void *params, unsigned int grid, void *stream, const KvitSpan *spans,
-                    int num_spans, const char **call) noexcept nogil:
+cdef int launch_raw(Kernel kernel, KernelGraph graph, const void *params, unsigned int grid, void *stream,
+                    const KvitSpan *spans, int num_spans, const char **call) noexcept nogil:
     cdef const DriverTable *driver = kernel.home.driver
     cdef void *context = NULL
     cdef int ordinal = -1
     cdef int status
     cdef bint is_pushed = False
     if kernel.host != NULL:
-        return host_run(kernel.host, params, grid, stream, spans, num_spans)
+        return run_on_host(kernel, graph, params, grid, stream, spans, num_spans)
     # As Device.enter does it: the caller's context if it belongs to the device, else the primary one.
     call[0] = b"cuCtxGetCurrent"
     status = (<CurrentContext>driver.context_current)(&context, &ordinal)
@@ -80,14 +83,43 @@ cdef int launch_raw(Kernel kernel, const void *params, unsigned int grid, void *
             call[0] = b"cuCtxPushCurrent"
             status = (<PushContext>driver.context_push)(kernel.home.primary)
             is_pushed = status == 0
+            context = kernel.home.primary
     if status != 0:
         return status
-    call[0] = b"cuLaunchKernelEx" if kernel.overlaps else b"cuLaunchKernel"
-    status = (<LaunchKernel>(driver.launch_overlapping if kernel.overlaps else driver.launch))(
-        kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream, params
-    )
+    status = launch_here(kernel, graph, context, params, grid, stream, call)
     if is_pushed:
         (<PopContext>driver.context_pop)()
+    return status
+
+
+cdef int launch_here(Kernel kernel, KernelGraph graph, void *context, const void *params, unsigned int grid,
+                     void *stream, const char **call) noexcept nogil:
+    cdef const DriverTable *driver = kernel.home.driver
+    cdef int is_capturing = 0
+    cdef int status
+    if graph is not None:
+        call[0] = b"cuStreamIsCapturing"
+        status = (<StreamIsCapturing>driver.stream_is_capturing)(stream, &is_capturing)
+        if status == 0 and not is_capturing:
+            graph.lock()
+            status = graph.launch(context, params, grid, stream, call)
+            graph.unlock()
+        if status != 0 or not is_capturing:
+            return status
+    call[0] = b"cuLaunchKernelEx" if kernel.overlaps else b"cuLaunchKernel"
+    return (<LaunchKernel>(driver.launch_overlapping if kernel.overlaps else driver.launch))(
+        kernel.handle, grid, kernel.threads, kernel.shared_bytes, stream, params
+    )
+
+
+cdef int run_on_host(Kernel kernel, KernelGraph graph, const void *params, unsigned int grid, void *stream,
+                     const KvitSpan *spans, int num_spans) noexcept nogil:
+    cdef int status
+    if graph is not None:
+        graph.lock()
+    status = host_run(kernel.host, params, grid, stream, spans, num_spans)
+    if graph is not None:
+        graph.unlock()
     return status
 
 
@@ -98,7 +130,8 @@ cdef int launch_failed(Kernel kernel, unsigned int grid, int status, const char 
                 f"{kernel.entry.symbol}, grid {grid}, {kernel.threads} threads, {kernel.shared_bytes} shared bytes")
 
 
-def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int grid, stream=None, spans=()):
+def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int grid, stream=None, spans=(),
+                 KernelGraph graph=None):
     """Launch a kernel on a struct that the caller packed, byte for byte as abi/params.h lays it out.
 
     kernel  Kernel.load(entry, device)
@@ -106,6 +139,7 @@ def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int gri
     grid    CTAs, at least 1
     stream  Stream, handle or foreign stream on the kernel's device; its default stream if absent
     spans   [(address, bytes, writable)] that a launch on the host may touch; a GPU ignores them
+    graph   KernelGraph.of(kernel) to launch it by; the kernel itself is launched if absent
 
     On a GPU returns before the work is done. Raises DtypeError (params of another size), ShapeError (an empty grid),
     HostBackendError (the kernel touched something else), DriverError.
@@ -122,7 +156,7 @@ def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int gri
     if grid == 0:
         raise ShapeError(f"{kernel.entry.symbol}: the grid is 0; a launch has at least 1 CTA")
     if kernel.host == NULL:
-        launch(kernel, raw, grid, queue, NULL)
+        launch(kernel, raw, grid, queue, NULL, graph)
         return
     items = <KvitSpan *>calloc(max(count, 1), sizeof(KvitSpan))
     if items == NULL:
@@ -132,6 +166,6 @@ def launch_bytes(Kernel kernel not None, bytes params not None, unsigned int gri
             items[i].base = <const void *><uintptr_t>address
             items[i].bytes = num_bytes
             items[i].writable = bool(is_writable)
-        launch_with(kernel, raw, grid, queue.handle, items, count)
+        launch_with(kernel, graph, raw, grid, queue.handle, items, count)
     finally:
         free(items)

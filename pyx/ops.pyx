@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.context cimport Device
+from kvit._native.kernel_graph cimport graph_of
 from kvit._native.launcher cimport Spans, add_span, launch
 from kvit._native.module cimport load_kernel
 from kvit._native.stream cimport Stream, stream_of
@@ -109,13 +110,15 @@ cdef class AttentionLaunch:
     fault        int32 [4]
     split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
     reads_ahead  what is old may be read before the launch in front has ended
+    by_graph     launch the kernel by a graph of it
     """
 
     def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor partials not None,
                   Tensor fault not None, int num_query_heads, int group, float scale, bint is_causal,
-                  int split_tiles=0, bint reads_ahead=False):
+                  int split_tiles=0, bint reads_ahead=False, bint by_graph=False):
         memset(&self.params, 0, sizeof(KvitDecodeParams))
         self.kernel = load_kernel(entry, device)
+        self.graph = graph_of(self.kernel) if by_graph else None
         self.grid = grid
         self.partials = partials
         self.fault = fault
@@ -155,7 +158,7 @@ cdef class AttentionLaunch:
         use(&spans, queue, lse, True)
         use(&spans, queue, self.partials, True)
         use(&spans, queue, self.fault, True)
-        return launch(self.kernel, &params, self.grid, queue, &spans)
+        return launch(self.kernel, &params, self.grid, queue, &spans, self.graph)
 
 
 def merge(object entry, Device device not None, Tensor a not None, Tensor lse_a not None, Tensor b not None,

@@ -5,6 +5,7 @@ from libc.string cimport memset
 cimport cython
 
 from kvit._native.context cimport Device
+from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.launcher cimport Spans, launch
 from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.ops cimport (
@@ -36,13 +37,14 @@ cdef class PackedRope:
 def append(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
            Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
            object stream, *, Tensor k_bias=None, Tensor v_bias=None, Tensor prefix_lengths=None, PackedRope rope=None,
-           Tensor positions=None, Tensor q=None, Tensor q_out=None, Tensor q_bias=None):
+           Tensor positions=None, Tensor q=None, Tensor q_out=None, Tensor q_bias=None, KernelGraph graph=None):
     """Write k and v [tokens, kv_heads, head_dim] to their places. The table's lengths are those after the append.
 
     k_bias, v_bias, q_bias  [heads, head_dim] in the rows' dtype, dense
     prefix_lengths          int32 [sequences]
     positions               int32 [tokens]
     q, q_out                [tokens, query_heads, head_dim], both or neither, with a rope
+    graph                   of the kernel, to launch it by
     """
     cdef KvitAppendParams params
     cdef Spans spans
@@ -71,20 +73,20 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
         use(&spans, queue, tensor, False)
     cdef WarpShares shares = shares_of(entry)
     cdef unsigned int grid = transfer_grid(&shares, k, params.num_query_heads)
-    launch(load_kernel(entry, device), &params, grid, queue, &spans)
+    launch(load_kernel(entry, device), &params, grid, queue, &spans, graph)
 
 
 def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
            Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
-           object stream):
+           object stream, *, KernelGraph graph=None):
     """Fill k and v [tokens, kv_heads, head_dim] with the last tokens of the table's sequences."""
     move_rows(load_kernel(entry, device), shares_of(entry), cache, table, k, v, token_indptr, tokens_each, fault,
-              stream_of(stream, device), False, None)
+              stream_of(stream, device), False, None, graph)
 
 
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
                    Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
-                   PackedRope rope) except -1:
+                   PackedRope rope, KernelGraph graph) except -1:
     cdef KvitAppendParams params  # begins with what gather takes
     cdef Spans spans
     if k.dims[0] == 0:
@@ -95,7 +97,7 @@ cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTa
     if rope is not None:
         params.rope = rope.value
         use(&spans, queue, rope.steps, False)
-    return launch(kernel, &params, transfer_grid(&shares, k, 0), queue, &spans)
+    return launch(kernel, &params, transfer_grid(&shares, k, 0), queue, &spans, graph)
 
 
 cdef int set_transfer(KvitTransferParams *params, Spans *spans, Stream queue, PackedCache cache, PackedTable table,

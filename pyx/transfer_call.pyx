@@ -1,6 +1,7 @@
 """A call of kvit.Append or kvit.Gather: what fits as it is goes straight to the kernel, all else through Python."""
 from kvit._native.borrow cimport as_tensor
 from kvit._native.context cimport device_of
+from kvit._native.kernel_graph cimport graph_of
 from kvit._native.module cimport load_kernel
 from kvit._native.ops cimport HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
 from kvit._native.row_ops cimport MOST_WARPS, PackedRope, ctas_for, move_rows, shares_of
@@ -11,18 +12,22 @@ from kvit._native.tensor cimport Tensor
 cdef class TransferCall:
     """What kvit.Append and kvit.Gather derive from: the launch of a call that needs none of Python's checks.
 
-    entry       of the kernel, which is loaded by the first call
+    entry       of the kernel, which is loaded by the first call, or at once for a graph
     faults      where kernels report; keeps the stream of the last call
     cache       a cache of the shape and types that the operation is for; not kept
     into_pages  append; else gather
+    by_graph    launch the kernel by a graph of it
     """
 
     def __init__(self, object entry, str device not None, HoldsFaults faults not None, PackedCache cache not None,
-                 bint into_pages):
+                 bint into_pages, bint by_graph=False):
         self.made_for(device_of(device), faults, cache)
         self.entry = entry
         self.shares = shares_of(entry)
         self.into_pages = into_pages
+        if by_graph:
+            self.kernel = load_kernel(entry, self.home)
+            self._graph = graph_of(self.kernel)
 
     def _launched(self, k, v, view, table, tokens=None, stream=None, PackedRope rope=None) -> bool:
         """Launch the call if it fits as it is. False: nothing was launched, and Python's checks know why.
@@ -49,7 +54,7 @@ cdef class TransferCall:
         if self.kernel is None:
             self.kernel = load_kernel(self.entry, self.home)
         move_rows(self.kernel, self.shares, cache, packed, k_rows, v_rows, indptr, each, self.faults.buffer, queue,
-                  self.into_pages, rope)
+                  self.into_pages, rope, self._graph)
         self.faults.last_queue = queue
         return True
 

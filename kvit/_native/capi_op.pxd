@@ -27,7 +27,8 @@ cdef struct OpState:
     KvitFault *fault
     KvitSpan[2] spans                  # memory of its own: partials, fault
     int num_spans
-    void *kernel                       # Kernel, a counted reference, as the next is
+    void *kernel                       # Kernel, a counted reference, as the next two are
+    void *graph                        # KernelGraph that launches it; None: it is launched itself
     void *operation                    # kvit.Attention, kvit.Append or kvit.Gather
 
 # The functions of kvit_api.

@@ -10,8 +10,18 @@ cdef str to_layout(int32_t layout, str default)
 # Whether an enum kvit_mask is the causal one. Raises ArgumentError.
 cdef bint is_causal(int32_t mask) except -1
 
+# Whether an option that is 0 or 1 is 1. Raises ArgumentError.
+cdef bint is_set(int32_t option, str name) except -1
+
+# "direct" or "graph". Raises ArgumentError.
+cdef str to_launch(int32_t launch)
+
 # Raises ArgumentError unless there is a place for a new handle.
 cdef int check_target(const void *target, str name, str kind) except -1
+
+# Copies options that may have grown since they had `first` bytes to `read`, which has the `known` bytes of today: what
+# the caller's header did not have yet is 0. Raises ArgumentError.
+cdef int read_options(void *read, const void *options, uint32_t first, uint32_t known, str name) except -1
 
 # Raises ArgumentError unless a struct that begins with its size is there and has `known` bytes.
 cdef int check_size(const void *options, uint32_t known, str name) except -1

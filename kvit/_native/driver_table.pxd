@@ -1,4 +1,5 @@
 # The driver as a table of C functions, so that a GPU and the host backend look alike to everything above.
+from libc.stdint cimport uint64_t
 
 # CUresult values that the runtime tells apart.
 cdef enum:
@@ -14,6 +15,15 @@ cdef enum:
     NOT_SUPPORTED = 801
     CAPTURE_UNSUPPORTED = 900
     CAPTURE_INVALIDATED = 901
+
+# A kernel of a graph: where it runs, and what on.
+cdef struct KernelNode:
+    void *kernel
+    void *context
+    const void *params                 # its one argument, copied by whoever is given the node
+    unsigned int grid
+    unsigned int block
+    unsigned int shared_bytes
 
 # Every function returns a CUresult, 0 for success. All are called with the device's context current (Device.enter).
 # Handles (context, stream, event, library, kernel) are opaque pointers; stream NULL is the legacy default stream.
@@ -51,6 +61,7 @@ cdef struct DriverTable:
     int (*primary_retain)(void **context, int ordinal) except? -1 nogil
     int (*context_push)(void *context) except? -1 nogil
     int (*context_pop)() except? -1 nogil
+    int (*context_id)(void *context, uint64_t *id) except? -1 nogil        # no two of a process have the same
 
     # devices
     int (*device_count)(int *count) except? -1 nogil
@@ -76,6 +87,13 @@ cdef struct DriverTable:
     int (*graph_destroy)(void *graph) except? -1 nogil
     int (*graph_launch)(void *executable, void *stream) except? -1 nogil
     int (*executable_destroy)(void *executable) except? -1 nogil
+
+    # graphs of one kernel; a host has none
+    int (*graph_create)(void **graph) except? -1 nogil
+    int (*graph_add_kernel)(void **made, void *graph, const KernelNode *node) except? -1 nogil
+    int (*graph_make_executable)(void **executable, void *graph) except? -1 nogil  # the graph stays the caller's
+    # Of launches to come. `made` is of the graph that the executable was made from.
+    int (*executable_set_kernel)(void *executable, void *made, const KernelNode *node) except? -1 nogil
 
 # Values of CUdevice_attribute that device_attribute is asked for.
 cdef enum:

@@ -2,8 +2,14 @@
 from collections.abc import Sequence
 from typing import Any
 
+from kvit._native.kernel_graph import KernelGraph
 from kvit._native.module import Kernel
 
 def launch_bytes(
-    kernel: Kernel, params: bytes, grid: int, stream: Any = None, spans: Sequence[tuple[int, int, bool]] = ()
+    kernel: Kernel,
+    params: bytes,
+    grid: int,
+    stream: Any = None,
+    spans: Sequence[tuple[int, int, bool]] = (),
+    graph: KernelGraph | None = None,
 ) -> None: ...

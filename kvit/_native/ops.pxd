@@ -3,6 +3,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 
 from kvit._native.buffer cimport Buffer
 from kvit._native.context cimport Device
+from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.launcher cimport Spans
 from kvit._native.module cimport Kernel
 from kvit._native.stream cimport Stream
@@ -176,6 +177,7 @@ cdef class HoldsFaults:
 cdef class AttentionLaunch:
     cdef KvitDecodeParams params
     cdef readonly Kernel kernel
+    cdef KernelGraph graph             # that launches it; None: it is launched itself
     cdef readonly Tensor partials
     cdef readonly Tensor fault
     cdef unsigned int grid

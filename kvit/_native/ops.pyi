@@ -84,6 +84,7 @@ class AttentionLaunch:
         is_causal: bool,
         split_tiles: int = 0,
         reads_ahead: bool = False,
+        by_graph: bool = False,
     ) -> None: ...
 
 def merge(

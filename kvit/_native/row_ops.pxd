@@ -1,6 +1,7 @@
 # Packs and launches what moves rows: append and gather.
 from libc.stdint cimport int64_t
 
+from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
 from kvit._native.ops cimport KvitRope, PackedCache, PackedTable
 from kvit._native.stream cimport Stream
@@ -29,7 +30,7 @@ cdef class PackedRope:
 
 
 # Launches an append (into_pages), which turns the rows of k if there is a rope, or a gather. k, v [tokens, kv_heads,
-# head_dim]; all checked before.
+# head_dim]; all checked before. `graph` launches the kernel; None: it is launched itself.
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
                    Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
-                   PackedRope rope) except -1
+                   PackedRope rope, KernelGraph graph) except -1

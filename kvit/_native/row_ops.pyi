@@ -1,6 +1,7 @@
 """Packs the launch structs of what moves rows, append and gather, and launches. All was checked by the caller."""
 
 from kvit._native.context import Device
+from kvit._native.kernel_graph import KernelGraph
 from kvit._native.ops import PackedCache, PackedTable
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
@@ -32,6 +33,7 @@ def append(
     q: Tensor | None = None,
     q_out: Tensor | None = None,
     q_bias: Tensor | None = None,
+    graph: KernelGraph | None = None,
 ) -> None: ...
 def gather(
     entry: Entry,
@@ -44,4 +46,6 @@ def gather(
     tokens_each: int,
     fault: Tensor,
     stream: Stream | None,
+    *,
+    graph: KernelGraph | None = None,
 ) -> None: ...

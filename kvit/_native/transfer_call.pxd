@@ -1,5 +1,6 @@
 # A call of kvit.Append or kvit.Gather: what fits as it is goes straight to the kernel, all else through Python.
 from kvit._native.cache_call cimport CacheCall
+from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
 from kvit._native.ops cimport PackedCache
 from kvit._native.row_ops cimport WarpShares
@@ -8,7 +9,8 @@ from kvit._native.tensor cimport Tensor
 
 cdef class TransferCall(CacheCall):
     cdef object entry                  # kvit.registry.Entry
-    cdef Kernel kernel                 # None until the first call
+    cdef Kernel kernel                 # None until the first call, or until there is a graph of it
+    cdef readonly KernelGraph _graph   # that launches it; None: it is launched itself
     cdef WarpShares shares             # of its warps
     cdef bint into_pages               # append; else gather
 

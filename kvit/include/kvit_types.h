@@ -66,6 +66,12 @@ enum kvit_mask {
   KVIT_MASK_NONE = 1,    // every query sees all keys of its sequence
 };
 
+// How an operation gives its kernel to the driver.
+enum kvit_launch {
+  KVIT_LAUNCH_DIRECT = 0,  // the kernel itself, which may begin before the kernel before it has ended
+  KVIT_LAUNCH_GRAPH = 1,   // a graph of it: least time on the host; calls of the operation take turns on the device
+};
+
 // Somebody's memory: where its elements lie. Read during the call that takes it, then never again.
 typedef struct kvit_tensor {
   void* data;                      // element [0, 0, ...]
@@ -139,6 +145,11 @@ typedef struct kvit_op_options {
   int32_t split_tokens;
   // attention: uint8 [workspace_bytes] of the caller, all zero, there as long as the operation is; kvit's own if NULL
   const kvit_tensor* workspace;
+  // Since version 3:
+  int32_t launch;  // enum kvit_launch
+  // attention: 1 lets a launch read lengths, page tables, and K and V of all but the new tokens before the launch in
+  // front of it in the stream has ended, and promises that that one writes none of these; 0 waits for it with all
+  int32_t reads_ahead;
 } kvit_op_options;
 
 typedef struct kvit_op_info {

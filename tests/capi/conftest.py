@@ -50,20 +50,23 @@ def c_host(c_host_file):
     return load("c_host", c_host_file)
 
 
-@pytest.fixture(scope="session")
-def c_host_of_version_1(tmp_path_factory):
-    """The same host, compiled against kvit.h as it was when it had version 1."""
-    folder = tmp_path_factory.mktemp("c_host_of_version_1")
+@pytest.fixture(scope="session", params=[1, 2])
+def older_c_host(request, tmp_path_factory):
+    """The same host, compiled against kvit.h as it was when it had an older version."""
+    version = request.param
+    folder = tmp_path_factory.mktemp("older_c_host")
     for header in Path(kvit.get_include()).iterdir():
         text = header.read_text(encoding="utf-8")
-        text = re.sub(r"(#define KVIT_API_VERSION) \d+", r"\1 1", text)
+        text = re.sub(r"(#define KVIT_API_VERSION) \d+", rf"\1 {version}", text)
         text = re.sub(
             r"(  // attention, since version 3:.*\n)(  //.*\n)*  int32_t split_tokens;", "  int32_t reserved;", text
         )
-        text = re.sub(r"\n  // Since version 2:.*?(?=\n\} kvit_api;)", "", text, flags=re.S)
+        for later in range(version + 1, 4):  # from there to the end of the struct, or to what a later version added
+            text = re.sub(rf"\n  // Since version {later}:.*?(?=\n\}}|\n  // Since version)", "", text, flags=re.S)
         (folder / header.name).write_text(text, encoding="utf-8")
-    assert "cache_gather" not in (folder / "kvit.h").read_text(encoding="utf-8")
-    assert "split_tokens" not in (folder / "kvit_types.h").read_text(encoding="utf-8")
+    assert ("cache_gather" in (folder / "kvit.h").read_text(encoding="utf-8")) == (version == 2)
+    for field in ("split_tokens", "int32_t launch;", "reads_ahead"):
+        assert field not in (folder / "kvit_types.h").read_text(encoding="utf-8")
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 
 

@@ -309,6 +309,8 @@ def test_a_null_place_for_the_handle_is_refused(api, scene):
             "SHAPE",
             "split_tokens is -1; the tiles of .*; the nearest that would do",
         ),
+        ({"query_heads": 8, "reads_ahead": 2}, "ARGUMENT", "reads_ahead is 2; give 0 or 1"),
+        ({"query_heads": 8, "reads_ahead": -1}, "ARGUMENT", "reads_ahead is -1; give 0 or 1"),
         ({"query_heads": 8, "dtype": 99}, "DTYPE", "has dtype 99; the codes are"),
         ({"query_heads": 8, "dtype": 12}, "KERNEL_MISSING", "float64|f64"),
     ],

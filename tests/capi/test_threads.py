@@ -6,6 +6,7 @@ import threading
 from ctypes import byref, pointer
 
 import numpy as np
+import pytest
 
 import kvit
 from support import capi, tolerances
@@ -106,11 +107,13 @@ def memory_in_use(device):
     return sys.getallocatedblocks(), 0 if device == "host" else used_memory(device)
 
 
-def test_thousands_of_calls_from_eight_threads_leak_nothing(api, rng, device):
+@pytest.mark.parametrize("launch", [capi.DIRECT, capi.GRAPH])
+def test_thousands_of_calls_from_eight_threads_leak_nothing(api, rng, device, launch):
     calls = 40 if device == "host" else 1250  # the host computes, a GPU only gets launches
     case = make_case(rng, [20, 3], device=device)
     view, table = api.view(case.view), capi.table_of(case.page_table)
-    ops = [[api.op(view, kind, query_heads=8) for kind in (capi.APPEND, capi.ATTENTION)] for _ in range(THREADS)]
+    kinds = (capi.APPEND, capi.ATTENTION)
+    ops = [[api.op(view, kind, query_heads=8, launch=launch) for kind in kinds] for _ in range(THREADS)]
     q, out, k, v = (
         capi.tensor(to_device(poisoned((2, heads, 64), case.cache.k.dtype), device)) for heads in (8, 8, 2, 2)
     )

@@ -40,6 +40,7 @@ CYTHON = [
     {"page_ops", "row_ops"},
     {"ops"},
     {"launcher", "tensor_map"},
+    {"kernel_graph"},
     {"module"},
     {"buffer", "event", "graph"},
     {"borrow", "copies"},

@@ -135,6 +135,29 @@ def test_a_graph_is_captured_and_launched_in_the_callers_context(rng, driver):
         del graph, op, stream, rows, out, case
 
 
+@pytest.mark.parametrize("kind", [own_context, green_context, primary_context])
+def test_an_operation_launches_by_a_graph_in_whichever_context_is_current(rng, driver, kind):
+    # A node of a graph belongs to one context, and the operation to none.
+    op = kvit.Attention(new_cache("cuda:0").view, 4, launch="graph")
+
+    def step(op):
+        case = make_case(rng, [20, 300], device="cuda:0")
+        q, stream = case.queries(rng, 2, 4), kvit.Stream("cuda:0")
+        rows, out = to_device(q, "cuda:0"), to_device(poisoned(q.shape, q.dtype), "cuda:0")
+        rows.stream.synchronize()
+        op(rows, case.view, case.page_table, out=out, stream=stream)
+        op.check(stream)
+        state, bound = case.expect(q)
+        assert_within(out.numpy(), state.out, bound)
+
+    step(op)
+    with kind(driver) as context:
+        step(op)
+        step(op)
+        assert current(driver) == context
+        del op  # before the context that a graph of it belongs to
+
+
 def test_c_runs_in_the_callers_context_too(rng, driver):
     api = capi.Api()
     with own_context(driver) as context:

@@ -1,19 +1,14 @@
 """kvit.Attention's quick way: which calls take it, that it computes and refuses the same; what a quick call costs."""
 
-import json
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 import kvit
-from support import ROOT
 from support.caches import BFLOAT16, make_case, new_cache, poisoned, to_device
+from support.processes import CALLS, run_idle
 from support.tolerances import LSE, assert_within
-
-sys.path.append(str(ROOT / "benchmarks"))
-import idle_driver  # noqa: E402
 
 
 @pytest.fixture
@@ -123,37 +118,10 @@ def test_check_waits_for_the_stream_of_the_last_call(rng, device):
     assert op._faults.last_queue is stream and stream.is_done()
 
 
-PROGRAM = f"""
-import ctypes, json, sys
-from pathlib import Path
-sys.path.append({str(ROOT / "benchmarks")!r})
-import idle_driver
-idle_driver.pretend_kernels(Path(sys.argv[1]))
-import host_calls
-case = host_calls.Case("cuda:0")
-call = getattr(case, sys.argv[2])
-call()
-library = ctypes.CDLL("libcuda.so.1")
-def so_far():
-    counts = [ctypes.c_int.in_dll(library, f"idle_{{name}}").value for name in ("launches", "allocations")]
-    return [*counts, sys.getallocatedblocks()]
-before = so_far()
-for _ in range(1000):
-    call()
-after = so_far()
-us = min(host_calls.us_of(call, case.stream.synchronize) for _ in range(5))
-print(json.dumps([*(b - a for a, b in zip(before, after)), us]))
-"""
-
-
 @pytest.mark.parametrize("call", ["attend", "write"])
 def test_a_call_is_one_launch_without_allocation_within_its_budget(tmp_path, call):
     # On a driver that returns at once, so no GPU is needed and what is timed is kvit's own part.
-    environment = idle_driver.build(tmp_path)
-    command = [sys.executable, "-c", PROGRAM, str(tmp_path), call]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-    assert done.returncode == 0, done.stderr
-    launches, allocations, blocks, us = json.loads(done.stdout)
-    assert (launches, allocations) == (1000, 0)
+    launches, graph_launches, graphs, allocations, blocks, us = run_idle(tmp_path, CALLS, call)
+    assert (launches, graph_launches, graphs, allocations) == (1000, 0, 0, 0)
     assert blocks < 10  # the counts themselves
     assert us < 3.5

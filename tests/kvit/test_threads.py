@@ -2,10 +2,7 @@
 
 import gc
 import os
-import subprocess
 import sys
-import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,21 +10,11 @@ import pytest
 import kvit
 from support.caches import make_case, to_device
 from support.memory import used_memory
+from support.processes import run_python
+from support.threads import run_side_by_side
 from support.tolerances import assert_within
 
 NUM_THREADS, STREAMS_OF_A_THREAD = 8, 4
-
-
-def run_side_by_side(work, count=NUM_THREADS):
-    """work(0), work(1), ... each in a thread, all at once. Returns what they return; raises what one did."""
-    barrier = threading.Barrier(count)
-
-    def begin(i):
-        barrier.wait()
-        return work(i)
-
-    with ThreadPoolExecutor(count) as pool:
-        return list(pool.map(begin, range(count)))
 
 
 class Call:
@@ -164,13 +151,6 @@ def test_ten_thousand_calls_from_eight_threads_leave_nothing(device):
     assert after_blocks - blocks < 500  # what threads and pytest keep; one block a call would be 10,000
     # A pool counts exactly; malloc keeps some of what it got back, but no 5,000 outputs of 8 KiB.
     assert used_memory(device) - used <= (16 << 20 if device == "host" else 0)
-
-
-def run_python(program, device="host"):
-    environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy's own threads: Python warns of them at a fork
-    command = [sys.executable, "-c", program, device]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment)
-    return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
 STEP = """

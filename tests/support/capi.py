@@ -14,6 +14,7 @@ STATUSES = [
     "DRIVER", "NO_GPU", "HOST_BACKEND", "ARGUMENT", "HANDLE", "BUSY", "OUT_OF_MEMORY", "NO_INTERPRETER", "INTERNAL",
 ]  # fmt: skip
 ATTENTION, APPEND, GATHER = range(3)
+DIRECT, GRAPH = range(2)
 NHD, HND = 1, 2
 
 
@@ -68,6 +69,7 @@ class OpOptions(ctypes.Structure):
         ("scale", c_float),
         *[(name, c_int32) for name in ("mask", "tokens_per_sequence", "split_tokens")],
         ("workspace", _TENSOR),
+        *[(name, c_int32) for name in ("launch", "reads_ahead")],
     ]
 
 
