@@ -68,9 +68,11 @@ def test_attention_has_the_bits_of_direct_launches(device, steps):
     direct, graph = kvit.Attention(steps[0].case.view, QUERY_HEADS), by_graph(steps[0].case)
     for step in steps:
         step.run(direct)
+        step.stream.synchronize()
         expected = bits(step.out)
         step.out.fill_bytes(0xFF, step.stream)
         step.run(graph)
+        step.stream.synchronize()
         np.testing.assert_array_equal(bits(step.out), expected)
 
 
