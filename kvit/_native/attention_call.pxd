@@ -7,7 +7,7 @@ from kvit._native.tensor cimport Tensor
 
 
 cdef class AttentionCall(CacheCall):
-    cdef AttentionLaunch launch
+    cdef AttentionLaunch launch        # C's alone: Python's attribute of the name is the word that the caller chose
     cdef int query_heads
     cdef int code                      # enum KvitDtype of queries and outputs
 
