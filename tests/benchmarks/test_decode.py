@@ -104,18 +104,19 @@ def test_the_reference_reads_what_the_device_holds():
 
 
 def test_a_run_measures_every_cell_and_says_how_far_it_is(monkeypatch, capfd):
-    clock = iter([50.0, 60.0])
+    clock = iter([50.0, 45.0, 60.0, 55.0])
     monkeypatch.setattr(measure, "graph_us", lambda stream, calls, replays: calls[0]() or next(clock))
     monkeypatch.setattr(measure, "read_ceiling", lambda *_: Ceiling(3000.0, 2 << 30, "kvit_read__x8", 264))
     cells = select(["2x40:2/1,d64", "2x40:2/1,int8,d64"], ["HND"])
     ceiling, results = decode.run(cells, kvit.Stream("host"), replays=1)
-    assert ([result.cell for result in results], [result.us for result in results]) == (cells, [50.0, 60.0])
+    assert [result.cell for result in results] == cells
+    assert [(result.us, result.ahead_us) for result in results] == [(50.0, 45.0), (60.0, 55.0)]
     assert [result.kernel for result in results] == [
         "kvit_decode__bf16_b16_d64_h8_async",
         "kvit_decode__bf16_i8_d64_h8_async",
     ]
     said = capfd.readouterr().err.splitlines()
-    assert said[-1].startswith("[2/2] 2x40:2/1,int8,d64,HND: 60.0 us") and len(said) == 5
+    assert said[-1].startswith("[2/2] 2x40:2/1,int8,d64,HND: 60.0 us, 55.0 reading ahead") and len(said) == 5
 
 
 def test_results_are_drawn(tmp_path):

@@ -88,7 +88,7 @@ def test_a_small_cell_is_measured_and_written(tmp_path):
     options = ("--cells", "2x64", "--stored", "int8", "--layouts", "NHD")
     done = run(*options, "--json", str(tmp_path / "found.json"))
     assert done.returncode == 0, done.stderr
-    assert "2 x 64" in done.stdout and "of the copy" in done.stdout
+    assert "2 x 64" in done.stdout and "of a copy of as much" in done.stdout
     found = json.loads((tmp_path / "found.json").read_text())
     operations = [result["operation"] for result in found["results"]]
     assert operations == ["append + rope", "append + rope + q", "append", "gather"]
