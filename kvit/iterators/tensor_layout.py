@@ -22,6 +22,7 @@ class TensorLayout:
 
     row_bytes  of a token's channels, one head
     tokens     of the tile
+    has_lines  the map's rows are lines of 128 bytes, with several tokens where a token has fewer
 
     All sizes and offsets are in bytes. Raises LayoutError where the C++ layout would not compile: rows that no swizzle
     of the hardware serves, tiles that break its pattern off.
@@ -29,15 +30,17 @@ class TensorLayout:
 
     row_bytes: int
     tokens: int
+    has_lines: bool = False
 
     def __post_init__(self) -> None:
         if self.row_bytes not in (32, 64) and (self.row_bytes < 1 or self.row_bytes % _LINE):
             raise LayoutError(
                 f"{self}: rows of {self.row_bytes} bytes; a row must be 32 or 64 bytes, or whole lines of {_LINE}"
             )
-        if self.tokens < 1 or self.tokens % 8:
+        period = 8 * self.line_tokens
+        if self.tokens < 1 or self.tokens % period:
             raise LayoutError(
-                f"{self}: {self.tokens} tokens; the pattern repeats after 8, and tiles must be multiples of it"
+                f"{self}: {self.tokens} tokens; the pattern repeats after {period}, and tiles must be multiples of it"
             )
 
     # Names and formulas of the C++ layout, kSpan as span and so on.
@@ -45,6 +48,11 @@ class TensorLayout:
     def span(self) -> int:
         """Of a row, in one chunk: what a line of a box holds, and the number in the swizzle's name (SWIZZLE_128B)."""
         return min(_LINE, self.row_bytes)
+
+    @property
+    def line_tokens(self) -> int:
+        """Of a row of the map."""
+        return _LINE // self.span if self.has_lines else 1
 
     @property
     def chunks(self) -> int:
@@ -62,13 +70,13 @@ class TensorLayout:
     @property
     def alignment(self) -> int:
         """Of a tile in shared memory: the hardware swizzles addresses."""
-        return 8 * self.span
+        return 8 * self.span * self.line_tokens
 
     def offset(self, s: Offsets, byte: Offsets) -> Offsets:
         """Where byte `byte` of the row of token s lies, ints or arrays of them."""
-        line = s * self.span // _LINE
-        swizzle = line % (self.span // VECTOR) * VECTOR
-        return byte // self.span * self.chunk_bytes + s * self.span + (byte % self.span ^ swizzle)
+        dense = s * self.span + byte % self.span
+        swizzle = s * self.span // _LINE % (self.span * self.line_tokens // VECTOR) * VECTOR
+        return byte // self.span * self.chunk_bytes + (dense ^ swizzle)
 
     def draw(self, rows: int = 16) -> str:
         """The bank groups (16 bytes each, 0 to 7) of the first `rows` rows, one digit per 16-byte vector. A bar stands
@@ -84,4 +92,4 @@ class TensorLayout:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        return f"TensorLayout<{self.row_bytes} bytes, {self.tokens}>"
+        return f"TensorLayout<{self.row_bytes} bytes, {self.tokens}{', lines' * self.has_lines}>"
