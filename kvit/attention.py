@@ -42,17 +42,18 @@ class Attention(Operation, AttentionCall):
     split_tokens         cuts every head of every sequence at multiples of so many tokens, a multiple of the kernel's
                          tile (`entry.facts["tile_tokens"]`); where the work is cut evenly over the GPU if absent
     reads_ahead          lets a launch read what is old before the launch in front of it in the stream has ended:
-                         lengths, page tables, and K and V of all but the new tokens. Whoever says True promises that
-                         the launch in front writes none of these. The new tokens' K and V, and q, are read after it.
+                         lengths, `tokens`, page tables, float8's scales, and K and V with their parameters of all but
+                         the new tokens. Whoever says True promises that the launch in front writes none of these. The
+                         new tokens' K and V, and q, are read after it.
                          On GPUs of compute capability 9.0 and more that hides what a launch must do before its first
                          bytes arrive; elsewhere, and in calls by graph, it changes nothing. Launches of kvit let the
                          next one start only when the one before them has ended; if the one in front lets it start
                          earlier, the promise is also about those before
     launch               "direct": every call launches the kernel; on GPUs from compute capability 9.0 on it may begin
                          before the kernel before it in the stream has ended. "graph": every call sets the parameters
-                         of a graph of the kernel, and launches that: about half of the time on the host, but it begins
-                         when all before it has ended, and calls take turns, on whatever streams they are. In a
-                         capture both are the same
+                         of a graph of the kernel, and launches that: less time on the host, but it begins when all
+                         before it has ended, and calls take turns, on whatever streams they are. In a capture both are
+                         the same
 
     What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
     split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any
@@ -274,9 +275,7 @@ def _call(view: CacheView, rows: int) -> tuning.Call:
     multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
     kv = codecs.key_of(*view.codecs)
     by_pointer = view._packed.blocks is not None
-    row_bytes = (codec.dtype.bytes_for(view.head_dim) for codec in view.codecs)
-    pools = zip(row_bytes, view._packed.pools[:2], strict=True)
-    has_lines = all(num_bytes >= 128 or num_bytes == token_stride for num_bytes, (_, _, token_stride, _) in pools)
+    has_lines = view._packed.may_have_lines
     return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple, by_pointer, has_lines)
 
 

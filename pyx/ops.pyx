@@ -66,6 +66,11 @@ cdef class PackedCache:
         return tuple([(<uintptr_t>pool.base, pool.page_stride, pool.token_stride, pool.head_stride)
                       for pool in self.value.pool])
 
+    @property
+    def may_have_lines(self) -> bool:
+        """Whether rows of fewer than 128 bytes, if there are any, lie one after the other in a page."""
+        return self.maps.may_have_lines
+
     cdef int make_maps(self, Boxes boxes, Device home) except -1:
         cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.head_dim)
         cdef MappedPool v = mapped(&self.value.pool[1], self.v, self.value.head_dim)
