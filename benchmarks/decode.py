@@ -101,20 +101,19 @@ def run(
         for i, cell in enumerate(cells):
             step(i, f"{cell} ({said})")
             inputs = Inputs.make(cell, arena, stream, rng)
-            us, ahead_us, kernel = time_kvit(inputs, replays)
-            result = Result(cell, us, ahead_us, kernel, time_peers(inputs, replays) if with_peers else {})
+            result = time_cell(inputs, replays, with_peers)
             results.append(result)
-            said = f"{cell}: {us:.1f} us, {ahead_us:.1f} reading ahead, {result.gbps / ceiling.gbps:.1%}"
+            said = f"{cell}: {result.us:.1f} us, {result.ahead_us:.1f} reading ahead, {result.gbps / ceiling.gbps:.1%}"
         step(len(cells), said)
     return ceiling, results
 
 
-def time_kvit(inputs: Inputs, replays: int = measure.REPLAYS) -> tuple[float, float, str]:
-    """Microseconds of a decode call, of one that reads ahead, and its kernel. Raises Mismatch.
+def time_cell(inputs: Inputs, replays: int = measure.REPLAYS, with_peers: bool = False) -> Result:
+    """A decode call, one that reads ahead, and peers, all of them in turns. Raises Mismatch.
 
-    Both are proven right before and faultless after.
+    kvit's are proven right before and faultless after.
     """
-    views, times = inputs.views(), []
+    views, ops, contenders = inputs.views(), [], []
     for reads_ahead in (False, True):
         op = kvit.Attention(views[0], inputs.cell.query_heads, reads_ahead=reads_ahead)
         prove(inputs, op, views)
@@ -122,9 +121,16 @@ def time_kvit(inputs: Inputs, replays: int = measure.REPLAYS) -> tuple[float, fl
         def decode(view: kvit.CacheView, op: kvit.Attention = op) -> None:
             op(inputs.q, view, inputs.table, out=inputs.out, stream=inputs.stream)
 
-        times.append(measure.graph_us(inputs.stream, [lambda view=view: decode(view) for view in views], replays))
+        ops.append(op)
+        contenders.append(measure.Replay(inputs.stream, [lambda view=view: decode(view) for view in views]))
+    peers = ready_peers(inputs) if with_peers else {}
+    ready = {name: peer for name, peer in peers.items() if not isinstance(peer, str)}
+    us, ahead_us, *peer_us = measure.take_turns([*contenders, *ready.values()], replays)
+    for op in ops:
         op.check(inputs.stream)
-    return *times, op.entry.symbol
+    times = dict(zip(ready, (round(it, 3) for it in peer_us), strict=True))
+    found = {name: times.get(name, peer) for name, peer in peers.items()}
+    return Result(inputs.cell, us, ahead_us, ops[-1].entry.symbol, found)
 
 
 def prove(inputs: Inputs, op: kvit.Attention, views: Sequence[kvit.CacheView]) -> None:
@@ -136,15 +142,15 @@ def prove(inputs: Inputs, op: kvit.Attention, views: Sequence[kvit.CacheView]) -
         inputs.check(copy, inputs.out.numpy(), inputs.lse.numpy())
 
 
-def time_peers(inputs: Inputs, replays: int) -> dict[str, float | str]:
-    """Microseconds of every peer, or why there are none."""
+def ready_peers(inputs: Inputs) -> dict[str, measure.Contender | str]:
+    """Every peer, ready to be timed, or why it is not."""
     from peers import PEERS
 
     inputs.stream.synchronize()
-    found: dict[str, float | str] = {}
+    found: dict[str, measure.Contender | str] = {}
     for name, peer in PEERS.items():
         try:
-            found[name] = peer(inputs, replays)
+            found[name] = peer(inputs)
         except Exception as error:  # a peer that is missing or fails must not end the run; the report says why
             words = " ".join(str(error).split())
             found[name] = f"{type(error).__name__}: {words[:200]}"

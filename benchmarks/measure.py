@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from cells import Ceiling
@@ -62,29 +62,61 @@ class Graph:
         call(driver.cuGraphExecDestroy, self._executable)
 
 
+class Contender(Protocol):
+    """Work whose calls are in a graph, ready to be timed."""
+
+    def us(self) -> float:
+        """Microseconds of one call, by one replay of the graph."""
+        ...
+
+    def close(self) -> None:
+        """Free the graph, whose work must be done."""
+        ...
+
+
+class Replay:
+    """A contender on kvit's runtime: calls that take turns."""
+
+    def __init__(self, stream: kvit.Stream, calls: Sequence[Callable[[], object]]):
+        for one in calls:
+            one()  # kernels are loaded when first launched, which a capture does not allow
+        stream.synchronize()
+        rounds = max(1, CALLS_PER_GRAPH // len(calls))
+
+        def record() -> None:
+            for _ in range(rounds):
+                for one in calls:
+                    one()
+
+        self._stream, self._calls, self._graph = stream, rounds * len(calls), Graph(stream, record)
+
+    def us(self) -> float:
+        start, end = kvit.Event(self._stream.device), kvit.Event(self._stream.device)
+        start.record(self._stream)
+        self._graph.launch()
+        end.record(self._stream)
+        end.synchronize()
+        return start.elapsed_ms(end) * 1e3 / self._calls
+
+    def close(self) -> None:
+        self._graph.close()
+
+
+def take_turns(contenders: Sequence[Contender], replays: int = REPLAYS) -> list[float]:
+    """Median microseconds of a call of each. They take turns at replays: clocks and heat are the same for all."""
+    times: list[list[float]] = [[] for _ in contenders]
+    for turn in range(2 + replays):  # the first two warm clocks and caches
+        for i in range(len(contenders)):
+            which = (i + turn) % len(contenders)
+            times[which].append(contenders[which].us())
+    for contender in contenders:
+        contender.close()
+    return [statistics.median(found[2:]) for found in times]
+
+
 def graph_us(stream: kvit.Stream, calls: Sequence[Callable[[], object]], replays: int = REPLAYS) -> float:
     """Median microseconds of one call, the calls taking turns in a graph that is replayed so many times."""
-    for one in calls:
-        one()  # kernels are loaded when first launched, which a capture does not allow
-    stream.synchronize()
-    rounds = max(1, CALLS_PER_GRAPH // len(calls))
-
-    def record() -> None:
-        for _ in range(rounds):
-            for one in calls:
-                one()
-
-    graph = Graph(stream, record)
-    times = []
-    for _ in range(2 + replays):  # the first two warm clocks and caches
-        start, end = kvit.Event(stream.device), kvit.Event(stream.device)
-        start.record(stream)
-        graph.launch()
-        end.record(stream)
-        end.synchronize()
-        times.append(start.elapsed_ms(end) * 1e3 / (rounds * len(calls)))
-    graph.close()
-    return statistics.median(times[2:])
+    return take_turns([Replay(stream, calls)], replays)[0]
 
 
 class RandomMemory:

@@ -1,11 +1,10 @@
 """Peers that do the same work on the same bytes, where they are installed: FlashInfer, its XQA, FlashAttention-3.
 
-PyTorch lends them kvit's memory through DLPack, and captures and times their graphs as measure.py does kvit's.
+PyTorch lends them kvit's memory through DLPack, and captures and times their graphs as measure.Replay does kvit's.
 """
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +15,7 @@ from inputs import FLOAT8_SCALES, Inputs, dense
 _WORKSPACE_BYTES = 256 << 20
 
 
-def flashinfer(inputs: Inputs, replays: int) -> float:
+def flashinfer(inputs: Inputs) -> measure.Contender:
     """FlashInfer's paged decode on tensor cores, planned beforehand."""
     import torch
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
@@ -32,10 +31,10 @@ def flashinfer(inputs: Inputs, replays: int) -> float:
     wrapper.plan(*(table.to(q.device) for table in tables), *heads, q_data_type=q.dtype, kv_data_type=pools[0][0].dtype)
     # A scale of 1 is left out: to multiply by it would be a kernel more.
     options = {"out": out, **{name: x for name, x in zip(("k_scale", "v_scale"), scales, strict=True) if x != 1}}
-    return _graph_us(inputs, out, [lambda pair=pair: wrapper.run(q, pair, **options) for pair in pools], replays)
+    return _Replay(inputs, out, [lambda pair=pair: wrapper.run(q, pair, **options) for pair in pools])
 
 
-def xqa(inputs: Inputs, replays: int) -> float:
+def xqa(inputs: Inputs) -> measure.Contender:
     """TensorRT-LLM's XQA, as FlashInfer ships it."""
     import torch
     from flashinfer.decode import xqa_batch_decode_with_kv_cache
@@ -52,10 +51,10 @@ def xqa(inputs: Inputs, replays: int) -> float:
     def run(pair: tuple[Any, Any]) -> None:
         xqa_batch_decode_with_kv_cache(q, pair, workspace, table, lengths, longest, **options)
 
-    return _graph_us(inputs, out, [lambda pair=pair: run(pair) for pair in pools], replays)
+    return _Replay(inputs, out, [lambda pair=pair: run(pair) for pair in pools])
 
 
-def fa3(inputs: Inputs, replays: int) -> float:
+def fa3(inputs: Inputs) -> measure.Contender:
     """FlashAttention-3 over the same bytes as if they were contiguous: without the cost of a page table."""
     import torch
     from fa3_fwd_interface import flash_attn_with_kvcache
@@ -73,11 +72,11 @@ def fa3(inputs: Inputs, replays: int) -> float:
         flash_attn_with_kvcache(q, *pair, cache_seqlens=lengths, causal=True)
 
     # Its tokens are other tokens than the page table's, so there is no result to compare.
-    return _graph_us(inputs, None, [lambda pair=pair: run(pair) for pair in pairs], replays)
+    return _Replay(inputs, None, [lambda pair=pair: run(pair) for pair in pairs])
 
 
-PEERS: dict[str, Callable[[Inputs, int], float]] = {"flashinfer": flashinfer, "xqa": xqa, "fa3": fa3}
-"""Name -> microseconds of one call. Each raises whatever says that the peer cannot do it here, ImportError foremost."""
+PEERS: dict[str, Callable[[Inputs], measure.Contender]] = {"flashinfer": flashinfer, "xqa": xqa, "fa3": fa3}
+"""Name -> a peer, ready to be timed. Each raises whatever says that it cannot do it here, ImportError foremost."""
 
 
 def _torch(buffer: Any) -> Any:
@@ -105,35 +104,41 @@ def _scales(inputs: Inputs) -> tuple[float, float]:
     return FLOAT8_SCALES if inputs.cell.kv.startswith("float8") else (1.0, 1.0)
 
 
-def _graph_us(inputs: Inputs, out: Any, calls: Sequence[Callable[[], object]], replays: int) -> float:
-    """measure.graph_us for calls that work on PyTorch's current stream. The first call's result is checked before."""
-    import torch
+class _Replay:
+    """A contender whose calls work on PyTorch's current stream. The first call's result is checked, if it has one."""
 
-    stream = torch.cuda.Stream()
-    if out is not None:
-        out.fill_(float("nan"))
-    with torch.cuda.stream(stream):
-        stream.wait_stream(torch.cuda.default_stream())
-        calls[0]()
-        torch.cuda.synchronize()
+    def __init__(self, inputs: Inputs, out: Any, calls: Sequence[Callable[[], object]]):
+        import torch
+
+        self._stream = torch.cuda.Stream()
         if out is not None:
-            inputs.check(0, np.asarray(out.float().cpu().numpy()), None)
-        for one in calls:
-            one()
-    torch.cuda.synchronize()
-    rounds = max(1, measure.CALLS_PER_GRAPH // len(calls))
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        for _ in range(rounds):
+            out.fill_(float("nan"))
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_stream(torch.cuda.default_stream())
+            calls[0]()
+            torch.cuda.synchronize()
+            if out is not None:
+                inputs.check(0, np.asarray(out.float().cpu().numpy()), None)
             for one in calls:
                 one()
-    times = []
-    for _ in range(2 + replays):
+        torch.cuda.synchronize()
+        rounds = max(1, measure.CALLS_PER_GRAPH // len(calls))
+        self._calls, self._graph = rounds * len(calls), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, stream=self._stream):
+            for _ in range(rounds):
+                for one in calls:
+                    one()
+
+    def us(self) -> float:
+        import torch
+
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        with torch.cuda.stream(stream):
+        with torch.cuda.stream(self._stream):
             start.record()
-            graph.replay()
+            self._graph.replay()
             end.record()
         end.synchronize()
-        times.append(start.elapsed_time(end) * 1e3 / (rounds * len(calls)))
-    return round(statistics.median(times[2:]), 3)
+        return start.elapsed_time(end) * 1e3 / self._calls
+
+    def close(self) -> None:
+        self._graph.reset()

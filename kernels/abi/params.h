@@ -135,7 +135,7 @@ typedef struct KvitTransferParams {
 
 // Rotary position embedding. Pair i of a row turns by positions * steps[i] / 2^64 turns.
 typedef struct KvitRope {
-  const uint64_t* steps;     // [rotary_dim / 2], at a multiple of 16 bytes
+  const uint64_t* steps;     // [rotary_dim / 2], at a multiple of 16 bytes; no launch writes them
   const int32_t* positions;  // [tokens], NULL: a token's place in its sequence
   float attention_factor;    // of cosines and sines
   int32_t rotary_dim;        // leading channels that turn, a multiple of 16; 0: none do

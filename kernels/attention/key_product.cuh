@@ -38,7 +38,7 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
         KVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int channel = step * 16 + half * 8 + LaneIndex() % 4 * 2;
-          q_[n][step][half] = row != nullptr ? LoadGlobalReadOnly<uint32_t>(row + channel * sizeof(T)) : 0u;
+          q_[n][step][half] = row != nullptr ? LoadGlobal<uint32_t>(row + channel * sizeof(T)) : 0u;
         }
       }
     }
@@ -98,8 +98,7 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
       for (int load = 0; load < kLoads; ++load) {
         KVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
-          raw[load][half] =
-              row != nullptr ? LoadGlobalReadOnly<Word>(row + WordChannel(load, half) * int(sizeof(T))) : Word{};
+          raw[load][half] = row != nullptr ? LoadGlobal<Word>(row + WordChannel(load, half) * int(sizeof(T))) : Word{};
           KVIT_UNROLL
           for (int c = 0; c < kWord; ++c) top = fmaxf(top, fabsf(ToFloat(raw[load][half][c])));
         }

@@ -6,6 +6,7 @@
 #include <stdint.h>
 
 #include "abi/params.h"
+#include "core/array.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
 #include "quant/row_codec.cuh"
@@ -46,24 +47,32 @@ class Rotation {
  public:
   static constexpr int kBytes = HeadDim / 2 * int(sizeof(Turn));
 
-  /// Begins to load the steps.
-  KVIT_DEVICE Rotation(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {
+  static constexpr int kChunks = CeilDiv(HeadDim / 4, 32);  // of a lane: two pairs, and 16 bytes, each
+
+  /// How far a lane's pairs turn from one position to the next.
+  using Steps = Array<Words<16>, kChunks>;
+
+  KVIT_DEVICE Rotation(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {}
+
+  KVIT_DEVICE Steps LoadSteps() const {
+    Steps steps = {};
     KVIT_UNROLL
-    for (int i = 0; i < kChunks; ++i) {
-      if (Has(i)) steps_[i] = LoadGlobalReadOnly<Words<16>>(rope.steps + 2 * Chunk(i));
+    for (int c = 0; c < kChunks; ++c) {
+      if (Has(c)) steps[c] = LoadGlobalReadOnly<Words<16>>(rope_.steps + 2 * Chunk(c));
     }
+    return steps;
   }
 
-  /// All lanes of the warp together. A chunk is two pairs, and 16 bytes.
-  KVIT_DEVICE void MoveTo(int32_t position) const {
+  /// All lanes of the warp together, with the same position.
+  KVIT_DEVICE void MoveTo(int32_t position, const Steps& steps) {
+    position_ = position;
     KVIT_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       if (!Has(c)) continue;
-      const Words<16>& steps = steps_[c];
       Words<16> turns;
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const uint64_t step = steps.word[2 * i] | uint64_t(steps.word[2 * i + 1]) << 32;
+        const uint64_t step = steps[c].word[2 * i] | uint64_t(steps[c].word[2 * i + 1]) << 32;
         const Turn turn = TurnOf(uint32_t(uint64_t(int64_t(position)) * step >> 32));
         turns.word[2 * i] = BitCast<uint32_t>(RoundedProduct(turn.cosine, rope_.attention_factor));
         turns.word[2 * i + 1] = BitCast<uint32_t>(RoundedProduct(turn.sine, rope_.attention_factor));
@@ -72,6 +81,9 @@ class Rotation {
     }
     SyncWarp();
   }
+
+  /// Whether the turns are those of a position.
+  KVIT_DEVICE bool IsAt(int32_t position) const { return position == position_; }
 
   /// Turns the octets `lane` and rotary_dim / 16 + lane of a row, as RowLanes deals them out.
   KVIT_DEVICE void Apply(int lane, Octet& first, Octet& second) const {
@@ -89,8 +101,6 @@ class Rotation {
   }
 
  private:
-  static constexpr int kChunks = CeilDiv(HeadDim / 4, 32);  // of a lane
-
   static KVIT_DEVICE int Chunk(int i) { return i * 32 + LaneIndex(); }
   KVIT_DEVICE bool Has(int i) const { return Chunk(i) < rope_.rotary_dim / 4; }
 
@@ -113,7 +123,7 @@ class Rotation {
 
   const KvitRope& rope_;
   char* shared_;
-  Words<16> steps_[kChunks] = {};  // of this lane's chunks
+  int32_t position_ = 0;
 };
 
 }  // namespace kvit

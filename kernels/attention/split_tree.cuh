@@ -57,7 +57,7 @@ struct SplitRun {
 template <int HeadDim, int Rows>
 class SplitTree {
   static constexpr int kLeft = 2 * kSplitLevels;
-  static constexpr int kBatch = 8;  // parts that are read together
+  static constexpr int kBatch = 4;  // parts that are read together
 
  public:
   static constexpr int kParts = kLeft + kSplitLevels;  // of each CTA, held ones included
@@ -89,9 +89,10 @@ class SplitTree {
   }
 
   /// The whole head, of which this CTA has computed the last splits, and the CTAs from `first_cta` on those before. All
-  /// threads call together; those of them that are not `mine` for nothing. Waits for what is not there yet.
+  /// threads call together; those of them that are not `mine` for nothing. Waits for what is not there yet. Holds nodes
+  /// as Add does, which is over.
   KVIT_DEVICE Partial Join(const SplitRun& run, int first_cta, int row, int vector, bool mine) const {
-    Partial part, pending[kSplitLevels];  // of each level, the even node whose sibling is still to come
+    Partial part;
     for (Walk walk(*this, run, first_cta); !walk.Done();) {
       PartialWords words[kBatch];
       for (bool all = !mine; !all;) {
@@ -116,17 +117,15 @@ class SplitTree {
         for (int j = 0; j + 1 < kBatch; ++j) words[j] = words[j + 1];
         const int level = walk.level(), begin = walk.begin();
         walk.Next();
-        bool is_pending = false;
-        KVIT_UNROLL
-        for (int l = 0; l < kSplitLevels; ++l) {
-          if (l < level || is_pending) continue;
+        for (int l = level; mine && l < kSplitLevels; ++l) {
           if (begin >> l & 1) {
-            part = JoinPair(pending[l], part);
+            part = JoinPair(Held(l, row, vector), part);
           } else if (!walk.Done()) {
-            pending[l] = part;
-            is_pending = true;
+            Hold(l, row, vector, part);
+            break;
           }
         }
+        SyncThreads();  // the stats of a row are read by all of its vectors
       }
     }
     return part;

@@ -121,7 +121,7 @@ class TensorLoader {
   KVIT_DEVICE void ReadPages() {
     KVIT_UNROLL
     for (int r = 0; r < kRounds; ++r) {
-      if (Holds(tile_, r)) page_[r] = LoadGlobalReadOnly<int32_t>(pages_ + page_of_(Token(tile_, r)));
+      if (Holds(tile_, r)) page_[r] = LoadGlobal<int32_t>(pages_ + page_of_(Token(tile_, r)));
     }
   }
 

@@ -99,8 +99,8 @@ class WorkLine {
     KvitFault fault = view.fault;
     int first_token = sequence * tokens.each, new_tokens = tokens.each;
     if (tokens.indptr != nullptr) {
-      const int begin = LoadGlobalReadOnly<int32_t>(tokens.indptr + sequence);
-      const int end = LoadGlobalReadOnly<int32_t>(tokens.indptr + sequence + 1);
+      const int begin = LoadGlobal<int32_t>(tokens.indptr + sequence);
+      const int end = LoadGlobal<int32_t>(tokens.indptr + sequence + 1);
       const bool good = begin >= 0 && begin <= end && end <= tokens.total;
       if (!good) fault = {KVIT_FAULT_INDPTR, sequence, sequence, begin};
       first_token = begin;
@@ -155,29 +155,37 @@ class WorkLine {
     return share;
   }
 
-  // Each thread looks at a run of consecutive sequences.
+  // Each thread looks at a run of consecutive sequences, twice: at first for its units alone.
   KVIT_DEVICE Share FindInCta(Shared& shared) const {
     const int num_sequences = params_.table.num_sequences;
     const int run = (num_sequences + Threads - 1) / Threads;
     const int from = Min(ThreadIndex() * run, num_sequences), to = Min(from + run, num_sequences);
-    int64_t units = 0;
-    for (int sequence = from; sequence < to; ++sequence) units += UnitsOf(sequence);
-    int64_t before = SumUpToLane(units);
-    if (LaneIndex() == 31) StoreShared(&shared.warp_units[WarpIndex()], before);
-    SyncThreads();
-    int64_t total = 0;
-    before -= units;
-    KVIT_UNROLL
-    for (int warp = 0; warp < kWarps; ++warp) {
-      const auto warp_units = LoadShared<int64_t>(&shared.warp_units[warp]);
-      if (warp < WarpIndex()) before += warp_units;
-      total += warp_units;
+    Share share = {};
+    int64_t before = 0;  // units before `sequence`
+    int sequence = from;
+    for (bool is_cut = false;; is_cut = true) {
+      for (sequence = from; sequence < to; ++sequence) {
+        const int64_t units = UnitsOf(sequence);
+        if (is_cut && share.begin < before + units) break;
+        before += units;
+      }
+      if (is_cut) break;
+      const int64_t units = before;
+      before = SumUpToLane(units);
+      if (LaneIndex() == 31) StoreShared(&shared.warp_units[WarpIndex()], before);
+      SyncThreads();
+      int64_t total = 0;
+      before -= units;
+      KVIT_UNROLL
+      for (int warp = 0; warp < kWarps; ++warp) {
+        const auto warp_units = LoadShared<int64_t>(&shared.warp_units[warp]);
+        if (warp < WarpIndex()) before += warp_units;
+        total += warp_units;
+      }
+      share = Cut(total);
+      if (BlockIndex() >= share.ctas) return share;  // the whole CTA leaves together
     }
-    Share share = Cut(total);
-    if (BlockIndex() >= share.ctas) return share;                 // the whole CTA leaves together
-    if (before <= share.begin && share.begin < before + units) {  // exactly one thread
-      int sequence = from;
-      for (int64_t next; (next = before + UnitsOf(sequence)) <= share.begin; ++sequence) before = next;
+    if (sequence < to && before <= share.begin) {  // exactly one thread
       StoreShared(&shared.sequence, sequence);
       StoreShared(&shared.sequence_begin, before);
     }

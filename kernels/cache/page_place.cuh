@@ -25,13 +25,13 @@ struct FoundPage {
 KVIT_DEVICE FoundPage FindPage(const KvitCache& cache, int32_t page) {
   if (uint32_t(page) >= uint32_t(cache.num_pages)) return {{}, KVIT_FAULT_PAGE};
   if (cache.blocks == nullptr) return {{page, 0}, KVIT_FAULT_NONE};
-  const auto block = LoadGlobalReadOnly<int64_t>(cache.blocks + page);
+  const auto block = LoadGlobal<int64_t>(cache.blocks + page);
   return {{page, block}, IsBlock(block) ? KVIT_FAULT_NONE : KVIT_FAULT_BLOCK};
 }
 
 /// The same for entry `index` of a list of page ids, or for page `index` where there is no list.
 KVIT_DEVICE FoundPage FindListedPage(const KvitCache& cache, const int32_t* pages, int index) {
-  return FindPage(cache, pages == nullptr ? index : LoadGlobalReadOnly<int32_t>(pages + index));
+  return FindPage(cache, pages == nullptr ? index : LoadGlobal<int32_t>(pages + index));
 }
 
 /// Entry `pair` of a launch's lists of pages.
@@ -48,7 +48,7 @@ KVIT_DEVICE PagePair FindPagePair(const Params& params, int pair) {
   const int32_t fault = source.fault != KVIT_FAULT_NONE ? source.fault : target.fault;
   if (fault != KVIT_FAULT_NONE && ThreadIndex() == 0) {
     const int32_t* pages = source.fault != KVIT_FAULT_NONE ? params.source_pages : params.target_pages;
-    const int32_t page = pages == nullptr ? pair : LoadGlobalReadOnly<int32_t>(pages + pair);
+    const int32_t page = pages == nullptr ? pair : LoadGlobal<int32_t>(pages + pair);
     ReportFault(params.fault, {fault, -1, pair, page});
   }
   return {source.place, target.place, fault == KVIT_FAULT_NONE};

@@ -143,7 +143,7 @@ class PagedIterator {
   KVIT_DEVICE void ReadPages(int tile) {
     KVIT_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      if (Holds(tile, r)) page_[r] = LoadGlobalReadOnly<int32_t>(pages_ + page_of_(Token(tile, r)));
+      if (Holds(tile, r)) page_[r] = LoadGlobal<int32_t>(pages_ + page_of_(Token(tile, r)));
     }
   }
 
@@ -155,7 +155,7 @@ class PagedIterator {
       int64_t block = 0;
       int32_t what = KVIT_FAULT_PAGE;
       if (cache_.blocks != nullptr && found) {  // the first is the same for all threads of a launch
-        block = LoadGlobalReadOnly<int64_t>(cache_.blocks + page_[r]);
+        block = LoadGlobal<int64_t>(cache_.blocks + page_[r]);
         found = IsBlock(block);
         what = KVIT_FAULT_BLOCK;
       }

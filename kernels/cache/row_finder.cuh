@@ -34,7 +34,16 @@ struct FoundRow {
   KVIT_DEVICE bool Exists() const { return fault.kind == KVIT_FAULT_NONE; }
 };
 
-/// A warp looks for one token at a time: its lanes call together, with the same arguments.
+/// All of it, step by step. The row has the fault of any step.
+struct FoundPlace {
+  FoundToken token;
+  TokenSlot slot;
+  FoundRow row;
+};
+
+/// A warp looks for one token at a time: its lanes call together, with the same arguments. One that guesses looks
+/// before its launch's turn; where it finds a row, that is a row of the cache, right or wrong.
+template <bool IsGuess>
 class RowFinder {
  public:
   KVIT_DEVICE RowFinder(const KvitCache& cache, const KvitPageTable& table, const KvitTokens& tokens)
@@ -42,21 +51,13 @@ class RowFinder {
 
   /// Row `row` (0 <= row < tokens.total) of the call's tokens: token j of the last n of its sequence.
   KVIT_DEVICE FoundToken FindToken(int row) const {
-    int sequence, begin, end;
-    if (tokens_.indptr == nullptr) {
-      sequence = int(uint32_t(row) / uint32_t(tokens_.each));
-      begin = sequence * tokens_.each;
-      end = begin + tokens_.each;
-    } else {
-      sequence = SequenceOf(row);
-      begin = LoadGlobalReadOnly<int32_t>(tokens_.indptr + sequence);
-      end = LoadGlobalReadOnly<int32_t>(tokens_.indptr + sequence + 1);
-    }
-    const SequenceView view = ViewSequence(table_, cache_.page_size, sequence);
-    FoundToken found = {view.begin, sequence, view.length - (end - row), view.fault};
+    const int sequence = tokens_.indptr == nullptr ? int(uint32_t(row) / uint32_t(tokens_.each)) : SequenceOf(row);
+    const RowRange rows = RowsOf(sequence);
+    const SequenceView view = ViewSequence<IsGuess>(table_, cache_.page_size, sequence);
+    FoundToken found = {view.begin, sequence, view.length - (rows.end - row), view.fault};
     // Offsets that do not rise lead the search astray: then the row is not between what it found.
-    if (begin < 0 || row < begin || row >= end || end > tokens_.total) {
-      found.fault = {KVIT_FAULT_INDPTR, sequence, sequence, begin};
+    if (!rows.Has(row) || rows.end > tokens_.total) {
+      found.fault = {KVIT_FAULT_INDPTR, sequence, sequence, rows.begin};
     } else if (found.Exists() && found.position < 0) {
       found.fault = {KVIT_FAULT_LENGTH, sequence, 0, view.length};
     }
@@ -68,25 +69,61 @@ class RowFinder {
     const auto position = uint32_t(token.position), page_size = uint32_t(cache_.page_size);
     // Most pages hold a power of two, and a shift takes a tenth of the time of a division.
     const uint32_t slot = (page_size & (page_size - 1)) == 0 ? position >> HighestBit(page_size) : position / page_size;
-    return {int32_t(slot), LoadGlobalReadOnly<int32_t>(table_.pages + token.begin + slot)};
+    return {int32_t(slot), LoadNumber<IsGuess>(table_.pages + token.begin + slot)};
   }
 
   /// The place of a token that exists.
   KVIT_DEVICE FoundRow FindRow(const FoundToken& token, const TokenSlot& at) const {
-    const FoundPage found = FindPage(cache_, at.page);
+    // An address that may be old is no address.
+    const bool is_unknown = IsGuess && cache_.blocks != nullptr;
+    const FoundPage found = is_unknown ? FoundPage{{}, KVIT_FAULT_BLOCK} : FindPage(cache_, at.page);
     if (found.fault != KVIT_FAULT_NONE) return {{}, 0, {found.fault, token.sequence, at.slot, at.page}};
     return {found.place, token.position - at.slot * cache_.page_size, {}};
   }
-  KVIT_DEVICE FoundRow FindRow(const FoundToken& token) const { return FindRow(token, FindSlot(token)); }
+
+  KVIT_DEVICE FoundPlace Find(int row) const {
+    FoundPlace found = {FindToken(row), {}, {}};
+    found.row.fault = found.token.fault;
+    if (found.token.Exists()) {
+      found.slot = FindSlot(found.token);
+      found.row = FindRow(found.token, found.slot);
+    }
+    return found;
+  }
+
+  /// Whether a guess that has found a row for `row` was right. No load waits for another.
+  KVIT_DEVICE bool Confirms(const FoundPlace& guess, int row) const {
+    const FoundToken& token = guess.token;
+    const int page = LoadNumber<IsGuess>(table_.pages + token.begin + guess.slot.slot);
+    const int length = LoadNumber<IsGuess>(table_.lengths + token.sequence);
+    const RowRange rows = RowsOf(token.sequence);
+    int64_t begin = token.begin, slots = table_.max_pages;
+    if (table_.indptr != nullptr) {
+      begin = LoadNumber<IsGuess>(table_.indptr + token.sequence);
+      slots = LoadNumber<IsGuess>(table_.indptr + token.sequence + 1) - begin;
+    }
+    return page == guess.slot.page && length - (rows.end - row) == token.position && rows.Has(row) &&
+           rows.end <= tokens_.total && begin == token.begin && guess.slot.slot < slots;
+  }
 
  private:
+  // Of the call's tokens, those of a sequence.
+  struct RowRange {
+    int begin, end;
+    KVIT_DEVICE bool Has(int row) const { return 0 <= begin && begin <= row && row < end; }
+  };
+  KVIT_DEVICE RowRange RowsOf(int sequence) const {
+    if (tokens_.indptr == nullptr) return {sequence * tokens_.each, (sequence + 1) * tokens_.each};
+    return {LoadNumber<IsGuess>(tokens_.indptr + sequence), LoadNumber<IsGuess>(tokens_.indptr + sequence + 1)};
+  }
+
   // The last sequence that begins at or before `row`: every lane asks one of 32, as often as there are powers of 32.
   KVIT_DEVICE int SequenceOf(int row) const {
     int low = 0, high = table_.num_sequences;
     while (high - low > 1) {
       const int step = CeilDiv(high - low, 32);
       const uint32_t asked = uint32_t(low) + uint32_t(LaneIndex()) * uint32_t(step);  // at most 31 beyond `high`
-      const bool begun = asked < uint32_t(high) && LoadGlobalReadOnly<int32_t>(tokens_.indptr + asked) <= row;
+      const bool begun = asked < uint32_t(high) && LoadNumber<IsGuess>(tokens_.indptr + asked) <= row;
       const uint32_t lanes = Ballot(begun);
       low += (lanes == 0 ? 0 : HighestBit(lanes)) * step;
       high = Min(high, low + step);

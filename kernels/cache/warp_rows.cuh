@@ -53,6 +53,12 @@ class WarpRows {
   KVIT_DEVICE bool Has(int pass) const { return head_ + pass * Lanes::kRowsPerWarp < heads_; }
   KVIT_DEVICE int Head(int pass) const { return Min(head_ + pass * Lanes::kRowsPerWarp, heads_ - 1); }
 
+  /// Whether a lane's octets begin sectors of 32 bytes, which are fetched at once.
+  template <class Octet>
+  static KVIT_DEVICE bool BeginsSectors() {
+    return LaneIndex() % (32 / int(sizeof(Octet))) == 0;
+  }
+
   /// Octet 0 or 1 of this lane, in rows of all tokens.
   template <class Octet>
   KVIT_DEVICE char* In(const KvitRows& rows, int pass, int octet) const {

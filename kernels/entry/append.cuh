@@ -11,8 +11,9 @@
 
 namespace kvit {
 
-/// A warp per token and share of its heads, K and V; more warps for the queries. All rows are loaded before the token's
-/// place is looked for, and so before any is encoded: both latencies overlap.
+/// A warp per token and share of its heads, K and V; more warps for the queries. Before this launch's turn rows are
+/// fetched to L2, and turns made for the position that the tables have then. After it rows are loaded before the
+/// token's place is looked for, and so before any is encoded: both latencies overlap.
 template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 1, 8>>
 struct AppendKernel {
   using Params = KvitAppendParams;
@@ -32,11 +33,10 @@ struct AppendKernel {
                                         {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {
-    TakeTurn();
     const int tokens = params.transfer.tokens.total, heads = params.transfer.cache.num_kv_heads;
     const uint32_t index = uint32_t(BlockIndex()) * kWarps + WarpIndex();
     const uint32_t shares = uint32_t(tokens) * CeilDiv(heads, kHeadsPerWarp);
-    const Turns rotation(params.rope, shared + WarpIndex() * kTurnBytes);
+    Turns rotation(params.rope, shared + WarpIndex() * kTurnBytes);
     if (index < shares) {
       Append(params, rotation, ShareAt(index, heads, kHeadsPerWarp));
     } else if (params.num_query_heads > 0) {
@@ -47,22 +47,27 @@ struct AppendKernel {
 
  private:
   using Part = RowPart<2>;
+  using Finder = RowFinder<false>;
 
-  KVIT_DEVICE static void Append(const Params& params, const Turns& rotation, const HeadShare& share) {
+  KVIT_DEVICE static void Append(const Params& params, Turns& rotation, const HeadShare& share) {
     const KvitTransferParams& transfer = params.transfer;
     const Rows rows(share, transfer.cache.num_kv_heads, params.rope.rotary_dim / 16);
+    Fetch<kPasses>(rows, transfer.k);
+    Fetch<kPasses>(rows, transfer.v);
+    GuessTurns(params, rotation, share.token);
+    TakeTurn();
     Part k[kPasses], v[kPasses];
     Load(rows, transfer.k, k);
     Load(rows, transfer.v, v);
-    const RowFinder finder(transfer.cache, transfer.table, transfer.tokens);
+    const Finder finder(transfer.cache, transfer.table, transfer.tokens);
     const FoundToken token = finder.FindToken(share.token);
     if (!Good(token, transfer.fault)) return;
     if (params.prefix_lengths != nullptr &&
-        token.position < LoadGlobalReadOnly<int32_t>(params.prefix_lengths + token.sequence)) {
+        token.position < LoadGlobal<int32_t>(params.prefix_lengths + token.sequence)) {
       return;
     }
     const TokenSlot slot = finder.FindSlot(token);  // its page id is still on its way
-    if (params.rope.rotary_dim > 0) rotation.MoveTo(Position(params, share.token, token.position));
+    CorrectTurns(params, rotation, Position<false>(params, share.token, token.position));
     const FoundRow found = finder.FindRow(token, slot);
     if (!Good(found, transfer.fault)) return;
     uint32_t k_parameters[kPasses], v_parameters[kPasses];
@@ -74,19 +79,22 @@ struct AppendKernel {
     Store<1, ValueCodec>(transfer.cache, rows, found, v, v_parameters);
   }
 
-  KVIT_DEVICE static void TurnQueries(const Params& params, const Turns& rotation, const HeadShare& share) {
+  KVIT_DEVICE static void TurnQueries(const Params& params, Turns& rotation, const HeadShare& share) {
     const KvitTransferParams& transfer = params.transfer;
     const Rows rows(share, params.num_query_heads, params.rope.rotary_dim / 16);
+    Fetch<2 * kPasses>(rows, params.q);
+    GuessTurns(params, rotation, share.token);
+    TakeTurn();
     Part q[2 * kPasses];
     Load(rows, params.q, q);
     int position = 0;
     bool has_position = true;
     if (params.rope.positions == nullptr) {
-      const FoundToken token = RowFinder(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token);
+      const FoundToken token = Finder(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token);
       has_position = Good(token, transfer.fault);
       position = token.position;
     }
-    rotation.MoveTo(Position(params, share.token, position));
+    CorrectTurns(params, rotation, Position<false>(params, share.token, position));
     Change(params, rotation, rows, params.q_bias, true, q);
     const auto nan = PackedOctet{{~0u, ~0u, ~0u, ~0u}};
     KVIT_UNROLL
@@ -99,9 +107,36 @@ struct AppendKernel {
     }
   }
 
+  template <bool IsGuess>
   KVIT_DEVICE static int Position(const Params& params, int token, int in_sequence) {
     const int32_t* given = params.rope.positions;
-    return given == nullptr ? in_sequence : LoadGlobalReadOnly<int32_t>(given + token);
+    return given == nullptr ? in_sequence : LoadNumber<IsGuess>(given + token);
+  }
+
+  KVIT_DEVICE static void GuessTurns(const Params& params, Turns& rotation, int token) {
+    if (params.rope.rotary_dim == 0) return;
+    const auto steps = rotation.LoadSteps();
+    const KvitTransferParams& transfer = params.transfer;
+    int in_sequence = 0;
+    if (params.rope.positions == nullptr) {
+      in_sequence = RowFinder<true>(transfer.cache, transfer.table, transfer.tokens).FindToken(token).position;
+    }
+    rotation.MoveTo(Position<true>(params, token, in_sequence), steps);
+  }
+  KVIT_DEVICE static void CorrectTurns(const Params& params, Turns& rotation, int position) {
+    if (params.rope.rotary_dim == 0 || rotation.IsAt(position)) return;
+    SyncWarp();  // all lanes have seen that what they made is wrong
+    rotation.MoveTo(position, rotation.LoadSteps());
+  }
+
+  template <int N>
+  KVIT_DEVICE static void Fetch(const Rows& rows, const KvitRows& source) {
+    if (!Rows::template BeginsSectors<PackedOctet>()) return;
+    KVIT_UNROLL
+    for (int pass = 0; pass < N; ++pass) {
+      KVIT_UNROLL
+      for (int octet = 0; octet < 2; ++octet) FetchToL2(rows.template In<PackedOctet>(source, pass, octet));
+    }
   }
 
   template <int N>

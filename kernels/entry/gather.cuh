@@ -9,8 +9,9 @@
 
 namespace kvit {
 
-/// A warp per token and share of its heads; one search for its place, then all loads, then all stores.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 2, 8>>
+/// A warp per token and share of its heads. Before this launch's turn its place is guessed, and fetched to L2; after it
+/// everything is loaded from there, while the guess is confirmed, and then stored.
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<16, 2, 2>>
 struct GatherKernel {
   using Params = KvitTransferParams;
   using Rows = WarpRows<HeadDim>;
@@ -20,24 +21,39 @@ struct GatherKernel {
   static constexpr int kSharedBytes = 0;
   static constexpr int kMinCtas = Tuning::kMinCtas;
   static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
-  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}};
+  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char*) {
     const int heads = params.cache.num_kv_heads;
     const HeadShare share = ShareAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), heads, kHeadsPerWarp);
     if (share.token >= params.tokens.total) return;
     const Rows rows(share, heads, 0);
-    const RowFinder finder(params.cache, params.table, params.tokens);
-    const FoundToken token = finder.FindToken(share.token);
-    FoundRow found = {{}, 0, token.fault};
-    if (token.Exists()) found = finder.FindRow(token);
-    if (!Good(found, params.fault)) {
-      StoreNan(rows, params.k);
-      StoreNan(rows, params.v);
-      return;
+    const FoundPlace guess = RowFinder<true>(params.cache, params.table, params.tokens).Find(share.token);
+    if (guess.row.Exists()) {
+      Fetch<0, KeyCodec>(params, rows, guess.row);
+      Fetch<1, ValueCodec>(params, rows, guess.row);
     }
-    const Stored<KeyCodec> k = Load<0, KeyCodec>(params, rows, found);
-    const Stored<ValueCodec> v = Load<1, ValueCodec>(params, rows, found);
+    TakeTurn();
+    const RowFinder<false> finder(params.cache, params.table, params.tokens);
+    Stored<KeyCodec> k;
+    Stored<ValueCodec> v;
+    bool is_right = false;
+    if (guess.row.Exists()) {
+      k = Load<0, KeyCodec>(params, rows, guess.row);
+      v = Load<1, ValueCodec>(params, rows, guess.row);
+      KeepLoadsAbove();
+      is_right = finder.Confirms(guess, share.token);
+    }
+    if (!is_right) {
+      const FoundPlace found = finder.Find(share.token);
+      if (!Good(found.row, params.fault)) {
+        StoreNan(rows, params.k);
+        StoreNan(rows, params.v);
+        return;
+      }
+      k = Load<0, KeyCodec>(params, rows, found.row);
+      v = Load<1, ValueCodec>(params, rows, found.row);
+    }
     Store<KeyCodec>(rows, params.k, k);
     Store<ValueCodec>(rows, params.v, v);
   }
@@ -48,6 +64,20 @@ struct GatherKernel {
     typename RowCodec<T, Codec>::Data data[kPasses][2];
     uint32_t parameters[kPasses];
   };
+
+  template <int Pool, class Codec>
+  KVIT_DEVICE static void Fetch(const Params& params, const Rows& rows, const FoundRow& found) {
+    using Data = typename RowCodec<T, Codec>::Data;
+    if (!Rows::template BeginsSectors<Data>()) return;
+    KVIT_UNROLL
+    for (int pass = 0; pass < kPasses; ++pass) {
+      KVIT_UNROLL
+      for (int octet = 0; octet < 2; ++octet) {
+        FetchToL2(rows.template InPool<Data>(params.cache.pool[Pool], found, pass, octet));
+      }
+      if constexpr (Codec::kScaled) FetchToL2(rows.Parameters(params.cache.pool[Pool + 2], found, pass));
+    }
+  }
 
   template <int Pool, class Codec>
   KVIT_DEVICE static Stored<Codec> Load(const Params& params, const Rows& rows, const FoundRow& found) {

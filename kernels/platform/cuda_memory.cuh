@@ -43,6 +43,9 @@ template <class V>
 KVIT_DEVICE V LoadGlobalReadOnly(const void* p) {
   return BitCast<V>(__ldg(static_cast<const detail::BitsOf<V>*>(p)));
 }
+KVIT_DEVICE int32_t LoadGuess(const int32_t* p) { return LoadGlobal<int32_t>(p); }
+KVIT_DEVICE void FetchToL2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
+KVIT_DEVICE void KeepLoadsAbove() { asm volatile("" ::: "memory"); }  // else they may be moved to where they are used
 // Other CTAs see these stores, and these loads see theirs, during this launch; each word for itself.
 KVIT_DEVICE Words<16> LoadStrong(const void* p) {
   Words<16> w;

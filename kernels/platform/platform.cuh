@@ -11,7 +11,9 @@
 //                  float Exp2(float), Log2(float)
 //                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3(uint32_t), two f16 from the two codes of the low half
 //                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits
-//   global         V LoadGlobal<V>(const void*), LoadGlobalReadOnly<V>(...)
+//   global         V LoadGlobal<V>(const void*); LoadGlobalReadOnly<V>(...): of what no launch writes, since it may move above TakeTurn
+//                  int32_t LoadGuess(const int32_t*): before TakeTurn; it may be old, and is wrong now and then on the host
+//                  void FetchToL2(const void*): the 32 bytes around, to be loaded soon; KeepLoadsAbove(): loads before it come first
 //                  void StoreGlobal<V>(void*, V)
 //                  Words<16> LoadStrong(const void*), StoreStrong(void*, Words<16>): seen by CTAs that run side by side, each word for itself
 //   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned

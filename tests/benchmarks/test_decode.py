@@ -105,7 +105,8 @@ def test_the_reference_reads_what_the_device_holds():
 
 def test_a_run_measures_every_cell_and_says_how_far_it_is(monkeypatch, capfd):
     clock = iter([50.0, 45.0, 60.0, 55.0])
-    monkeypatch.setattr(measure, "graph_us", lambda stream, calls, replays: calls[0]() or next(clock))
+    monkeypatch.setattr(measure, "Replay", lambda stream, calls: calls[0]())
+    monkeypatch.setattr(measure, "take_turns", lambda contenders, replays: [next(clock) for _ in contenders])
     monkeypatch.setattr(measure, "read_ceiling", lambda *_: Ceiling(3000.0, 2 << 30, "kvit_read__x8", 264))
     cells = select(["2x40:2/1,d64", "2x40:2/1,int8,d64"], ["HND"])
     ceiling, results = decode.run(cells, kvit.Stream("host"), replays=1)

@@ -58,6 +58,25 @@ def test_a_status_that_is_no_success_is_raised_with_its_call():
         measure.call(cuFails)
 
 
+def test_contenders_take_turns_and_nobody_is_always_first():
+    class Contender:
+        def __init__(self, name, times):
+            self.name, self.times, self.is_open = name, iter(times), True
+
+        def us(self):
+            order.append(self.name)
+            return next(self.times)
+
+        def close(self):
+            self.is_open = False
+
+    order = []
+    contenders = [Contender("a", [900, 800, 10, 30, 20]), Contender("b", [900, 800, 5, 1, 3])]
+    assert measure.take_turns(contenders, replays=3) == [20, 3]  # medians, the first two left out
+    assert order == list("abbaabbaab")
+    assert not any(contender.is_open for contender in contenders)
+
+
 @pytest.mark.gpu
 def test_a_graph_takes_as_long_as_the_memory_that_its_work_reads():
     # 1 GiB takes several times as long as 64 MiB on any GPU; a clock that missed the work would say the same of both.
