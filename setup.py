@@ -79,6 +79,7 @@ def native_modules():
             [path.relative_to(ROOT).as_posix()],
             depends=[str(header) for header in headers],
             extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
+            extra_link_args=["-s"],
         )
         for path in sorted((ROOT / "pyx").glob("*.pyx"))
     ]

@@ -89,6 +89,7 @@ class Replay:
                     one()
 
         self._stream, self._calls, self._graph = stream, rounds * len(calls), Graph(stream, record)
+        self._held = calls  # and with them the memory that the graph works on
 
     def us(self) -> float:
         start, end = kvit.Event(self._stream.device), kvit.Event(self._stream.device)

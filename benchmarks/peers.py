@@ -123,6 +123,7 @@ class _Replay:
                 one()
         torch.cuda.synchronize()
         rounds = max(1, measure.CALLS_PER_GRAPH // len(calls))
+        self._held = calls  # and with them the memory that the graph works on
         self._calls, self._graph = rounds * len(calls), torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph, stream=self._stream):
             for _ in range(rounds):

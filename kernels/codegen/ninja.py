@@ -55,7 +55,7 @@ rule gxx
   description = g++ $stem
 
 rule link
-  command = {gxx} -shared -pthread -Wl,-z,defs -o $out $in
+  command = {gxx} -shared -s -pthread -Wl,-z,defs -o $out $in
   description = link $out
 
 """

@@ -14,7 +14,7 @@ namespace kvit {
 /// A warp per token and share of its heads, K and V; more warps for the queries. Before this launch's turn rows are
 /// fetched to L2, and turns made for the position that the tables have then. After it rows are loaded before the
 /// token's place is looked for, and so before any is encoded: both latencies overlap.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<4, 1, 8>>
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<8, 1, 4>>
 struct AppendKernel {
   using Params = KvitAppendParams;
   using Rows = WarpRows<HeadDim>;

@@ -25,7 +25,7 @@ struct DecodeTuning {
 /// Copies by cp.async: two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the
 /// smallest GPUs, and keeps enough bytes under way. Tokens of more than 768 bytes (K and V together) leave room for two
 /// warps only.
-template <class Copies, int HeadDim, int TokenBytes>
+template <class Copies, int HeadDim, int TokenBytes, int Rows>
 struct DefaultTuning {
   static constexpr int kWarps = TokenBytes > 768 ? 2 : 4;
   static constexpr int kWarpTokens = TokenBytes <= 256 ? 32 : 16;
@@ -34,16 +34,19 @@ struct DefaultTuning {
 };
 
 /// Tensor copies: long steps, since a step costs much besides its products, and one CTA per SM with rings of 128 KB:
-/// the fewer CTAs, the fewer parts of a head. Small tokens are bound by instructions, and gain by the second CTA.
-template <int HeadDim, int TokenBytes>
-struct DefaultTuning<Sm90Copies, HeadDim, TokenBytes> {
+/// the fewer CTAs, the fewer parts of a head. Small tokens are bound by instructions, and gain by the second CTA; so
+/// are 16 rows, and gain by twice the warps.
+template <int HeadDim, int TokenBytes, int Rows>
+struct DefaultTuning<Sm90Copies, HeadDim, TokenBytes, Rows> {
   static constexpr int kWarpTokens = TokenBytes <= 256 ? 64 : TokenBytes <= 512 ? 32 : 16;
-  using Type = DecodeTuning<4, kWarpTokens, 2, TokenBytes <= 128 ? 2 : 1>;
+  static constexpr int kCtas = TokenBytes <= 128 ? 2 : 1;
+  static constexpr int kWarps = Rows > 8 && kCtas == 1 ? 8 : 4;
+  using Type = DecodeTuning<kWarps, kWarpTokens, 8 / kWarps, kCtas>;
 };
 
 /// By lines: the smallest tokens of all, so more of them at a step, and eight warps per SM.
-template <int HeadDim, int TokenBytes>
-struct DefaultTuning<Sm90LineCopies, HeadDim, TokenBytes> {
+template <int HeadDim, int TokenBytes, int Rows>
+struct DefaultTuning<Sm90LineCopies, HeadDim, TokenBytes, Rows> {
   static constexpr int kWarpTokens = HeadDim <= 64 && TokenBytes <= 128 ? 128 : 64;
   static constexpr int kCtas = TokenBytes <= 64 ? 2 : 1;
   static constexpr int kWarps = TokenBytes <= 128 ? 8 / kCtas : 4;
@@ -54,10 +57,10 @@ struct DefaultTuning<Sm90LineCopies, HeadDim, TokenBytes> {
 ///
 ///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished piece | work line
 template <class T, class KeyCodec, class ValueCodec, int HeadDim, int RowsPerTile, class Copies,
-          class Tuning =
-              typename DefaultTuning<Copies, HeadDim,
-                                     int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
-                                         BytesOf<typename ValueCodec::template Element<Half>>(HeadDim))>::Type>
+          class Tuning = typename DefaultTuning<Copies, HeadDim,
+                                                int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
+                                                    BytesOf<typename ValueCodec::template Element<Half>>(HeadDim)),
+                                                RowsPerTile>::Type>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
   static constexpr int kWarps = Tuning::kWarps;
