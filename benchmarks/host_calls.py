@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import importlib.util
 import json
 import statistics
@@ -15,8 +14,9 @@ import struct
 import subprocess
 import sysconfig
 import tempfile
-import time
+import timeit
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,116 +76,131 @@ class Case:
         self.append_by_graph(self.k, self.v, self.view, self.table, stream=self.stream)
 
 
-def us_of(call: Callable[[], object], wait: Callable[[], object]) -> float:
-    """Microseconds that one call keeps its caller: the median of bursts that a driver queues without waiting."""
-    call()
-    times = []
-    gc.disable()
-    try:
-        for _ in range(_BURSTS):
-            wait()
-            start = time.perf_counter()
-            for _ in range(_CALLS):
-                call()
-            times.append((time.perf_counter() - start) / _CALLS * 1e6)
-    finally:
-        gc.enable()
-    wait()
-    return round(statistics.median(times), 3)
+Burst = Callable[[], float]
+"""Microseconds that one call keeps its caller: the mean of calls that a driver queues without waiting."""
 
 
-def kvit_attention(case: Case) -> float:
+def burst_of(statement: str, wait: Callable[[], object], **names: Any) -> Burst:
+    """Of a statement that makes the call, in terms of `names`. It is made once before, and everything waited for."""
+    timer = timeit.Timer(statement, globals=names)
+    timer.timeit(1)
+
+    def burst() -> float:
+        wait()
+        us = timer.timeit(_CALLS) / _CALLS * 1e6
+        wait()
+        return us
+
+    return burst
+
+
+def kvit_attention(case: Case) -> Burst:
     """op(q, view, table, out=out, lse=lse, stream=stream), as a program writes it."""
     return _attention(case, case.attention)
 
 
-def kvit_attention_by_graph(case: Case) -> float:
+def kvit_attention_by_graph(case: Case) -> Burst:
     """The same of an operation with launch="graph"."""
     return _attention(case, case.attention_by_graph)
 
 
-def kvit_attention_of_fewest_words(case: Case) -> float:
-    """op(q, view, table, out=out) with launch="graph": on the default stream."""
-    op, q, view, table, out = case.attention_by_graph, case.q, case.view, case.table, case.out
-    return us_of(lambda: op(q, view, table, out=out), kvit.Stream.default(case.stream.device).synchronize)
+def _attention(case: Case, op: kvit.Attention) -> Burst:
+    names = {"q": case.q, "view": case.view, "table": case.table, "out": case.out, "lse": case.lse}
+    call = "op(q, view, table, out=out, lse=lse, stream=stream)"
+    return burst_of(call, case.stream.synchronize, op=op, stream=case.stream, **names)
 
 
-def _attention(case: Case, op: kvit.Attention) -> float:
-    q, view, table, out, lse, stream = case.q, case.view, case.table, case.out, case.lse, case.stream
-    return us_of(lambda: op(q, view, table, out=out, lse=lse, stream=stream), stream.synchronize)
+def kvit_attention_of_fewest_words(case: Case) -> Burst:
+    """op(q, view, table, out=out): on the default stream."""
+    return _attention_of_fewest_words(case, case.attention)
 
 
-def kvit_append(case: Case) -> float:
+def kvit_attention_of_fewest_words_by_graph(case: Case) -> Burst:
+    """The same of an operation with launch="graph"."""
+    return _attention_of_fewest_words(case, case.attention_by_graph)
+
+
+def _attention_of_fewest_words(case: Case, op: kvit.Attention) -> Burst:
+    names = {"q": case.q, "view": case.view, "table": case.table, "out": case.out}
+    return burst_of("op(q, view, table, out=out)", kvit.Stream.default(case.stream.device).synchronize, op=op, **names)
+
+
+def kvit_append(case: Case) -> Burst:
     """append(k, v, view, table, stream=stream)."""
     return _append(case, case.append)
 
 
-def kvit_append_by_graph(case: Case) -> float:
+def kvit_append_by_graph(case: Case) -> Burst:
     """The same of an operation with launch="graph"."""
     return _append(case, case.append_by_graph)
 
 
-def _append(case: Case, append: kvit.Append) -> float:
-    k, v, view, table, stream = case.k, case.v, case.view, case.table, case.stream
-    return us_of(lambda: append(k, v, view, table, stream=stream), stream.synchronize)
+def _append(case: Case, append: kvit.Append) -> Burst:
+    names = {"k": case.k, "v": case.v, "view": case.view, "table": case.table, "stream": case.stream}
+    return burst_of("append(k, v, view, table, stream=stream)", case.stream.synchronize, append=append, **names)
 
 
-def kvit_graph(case: Case) -> float:
+def kvit_graph(case: Case) -> Burst:
     """graph.launch() of a graph of one such attention."""
     with kvit.Graph.capture(case.stream) as graph:
         case.attend()
-    return us_of(graph.launch, case.stream.synchronize)
+    return burst_of("graph.launch()", case.stream.synchronize, graph=graph)
 
 
-def kvit_c(case: Case) -> float:
+def kvit_c(case: Case) -> Burst:
     """The same attention through the table of kvit.h, by host_call.c."""
     return _attention_from_c(case, by_graph=False)
 
 
-def kvit_c_by_graph(case: Case) -> float:
+def kvit_c_by_graph(case: Case) -> Burst:
     """The same of an operation with KVIT_LAUNCH_GRAPH."""
     return _attention_from_c(case, by_graph=True)
 
 
-def _attention_from_c(case: Case, by_graph: bool) -> float:
+def _attention_from_c(case: Case, by_graph: bool) -> Burst:
     with tempfile.TemporaryDirectory() as folder:
         call_us = _compile(Path(folder)).call_us
     ordinal = kvit.Device.of(case.stream.device).ordinal
     buffers = (case.pool[0], case.pool[1], case.pages, case.lengths, case.q, case.out, case.lse)
     memory = (*(buffer.pointer for buffer in buffers), case.stream.cuda_handle)
     shapes = case.pool.shape[1:], (_BATCH, _QUERY_HEADS, _SLOTS)
-    times = [call_us(ordinal, memory, *shapes, by_graph, _CALLS) for _ in range(1 + _BURSTS)]
-    return round(statistics.median(times[1:]), 3)
+    return partial(call_us, ordinal, memory, *shapes, by_graph, _CALLS)
 
 
-def cuda_bindings(case: Case) -> float:
+def cuda_bindings(case: Case) -> Burst:
     """cuda.bindings.driver.cuLaunchKernel of kvit's `read` on 16 bytes, its arguments packed beforehand."""
     entry = registry.candidates("read")[0]
     path = entry.file(entry.target(kvit.Device.of(case.stream.device).compute_capability))
     library = measure.call(driver.cuLibraryLoadFromFile, str(path).encode(), [], [], 0, [], [], 0)
     kernel = measure.call(driver.cuLibraryGetKernel, library, entry.symbol.encode())
     params = ctypes.create_string_buffer(struct.pack("<QqQ", case.pool.pointer, 16, case.lse.pointer))  # KvitReadParams
-    arguments = (ctypes.c_void_p * 1)(ctypes.addressof(params))
-    stream, function, address = driver.CUstream(case.stream.cuda_handle), driver.CUfunction(int(kernel)), arguments
-    at = ctypes.addressof(address)
+    address = (ctypes.c_void_p * 1)(ctypes.addressof(params))
+    return burst_of(
+        f"launch(kernel, 1, 1, 1, {entry.threads}, 1, 1, {entry.shared_bytes}, stream, at, 0)",
+        case.stream.synchronize,
+        launch=driver.cuLaunchKernel,
+        kernel=driver.CUfunction(int(kernel)),
+        stream=driver.CUstream(case.stream.cuda_handle),
+        at=ctypes.addressof(address),
+        held=(params, address),
+    )
 
-    def launch() -> None:
-        driver.cuLaunchKernel(function, 1, 1, 1, entry.threads, 1, 1, entry.shared_bytes, stream, at, 0)
 
-    return us_of(launch, case.stream.synchronize)
-
-
-def cupy(case: Case) -> float:
+def cupy(case: Case) -> Burst:
     """cupy.RawKernel that does nothing, with one array as its argument."""
     import cupy as cp
 
     kernel = cp.RawKernel('extern "C" __global__ void nothing(float* x) {}', "nothing")
-    array = cp.zeros(1, cp.float32)
-    with cp.cuda.ExternalStream(case.stream.cuda_handle):
-        return us_of(lambda: kernel((1,), (128,), (array,)), case.stream.synchronize)
+    burst = burst_of("kernel((1,), (128,), (array,))", case.stream.synchronize, kernel=kernel, array=cp.zeros(1, "f4"))
+
+    def on_stream() -> float:
+        with cp.cuda.ExternalStream(case.stream.cuda_handle):
+            return burst()
+
+    return on_stream
 
 
-def flashinfer(case: Case) -> float:
+def flashinfer(case: Case) -> Burst:
     """FlashInfer's paged decode of the same step: wrapper.run(q, (k, v), out=out), planned beforehand."""
     import torch
     from flashinfer import BatchDecodeWithPagedKVCacheWrapper
@@ -197,13 +212,14 @@ def flashinfer(case: Case) -> float:
     last = torch.ones(_BATCH, dtype=torch.int32, device=q.device)
     heads = (_QUERY_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE)
     wrapper.plan(indptr, indices[::_SLOTS].contiguous(), last, *heads, q_data_type=q.dtype, kv_data_type=q.dtype)
-    return us_of(lambda: wrapper.run(q, (k, v), out=out), torch.cuda.synchronize)
+    return burst_of("run(q, pair, out=out)", torch.cuda.synchronize, run=wrapper.run, q=q, pair=(k, v), out=out)
 
 
-CALLS: dict[str, Callable[[Case], float]] = {
+CALLS: dict[str, Callable[[Case], Burst]] = {
     "kvit.Attention": kvit_attention,
     "kvit.Attention, by graph": kvit_attention_by_graph,
-    "kvit.Attention, by graph, out alone": kvit_attention_of_fewest_words,
+    "kvit.Attention, out alone": kvit_attention_of_fewest_words,
+    "kvit.Attention, out alone, by graph": kvit_attention_of_fewest_words_by_graph,
     "kvit.Append": kvit_append,
     "kvit.Append, by graph": kvit_append_by_graph,
     "kvit.Graph of one attention": kvit_graph,
@@ -213,25 +229,33 @@ CALLS: dict[str, Callable[[Case], float]] = {
     "cupy.RawKernel": cupy,
     "FlashInfer decode": flashinfer,
 }
-"""Name -> microseconds of one call. Each raises whatever says that it cannot be had here, ImportError foremost."""
+"""Name -> what times a burst of it. Each raises whatever says that it cannot be had here, ImportError foremost."""
 
 # What compiles or reads kernels finds nothing behind the idle driver.
 _NEEDS_GPU = {"cupy.RawKernel", "FlashInfer decode"}
 
 
 def measure_all(device: str, is_idle: bool) -> dict[str, float | str]:
-    """Each of CALLS, or why it has no time."""
+    """Each of CALLS: the median of its bursts, which take turns with those of the others, or why it has no time."""
     measure.make_current(kvit.Device.of(device))
     case = Case(device)
+    bursts: dict[str, Burst] = {}
     found: dict[str, float | str] = {}
     for name, call in CALLS.items():
         if is_idle and name in _NEEDS_GPU:
             continue
         try:
-            found[name] = call(case)
+            bursts[name] = call(case)
+            bursts[name]()
+            found[name] = 0.0  # keeps its place
         except Exception as error:  # one that is missing or fails must not end the run; the table says why
+            bursts.pop(name, None)
             found[name] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return found
+    times: dict[str, list[float]] = {name: [] for name in bursts}
+    for _ in range(_BURSTS):
+        for name, burst in bursts.items():
+            times[name].append(burst())
+    return found | {name: round(statistics.median(bursts), 3) for name, bursts in times.items()}
 
 
 def _compile(folder: Path) -> Any:

@@ -65,8 +65,10 @@ def test_tables_written_by_the_launch_in_front_are_read_as_they_are_then(rng, de
     ops = (append, gather, attend, tables.gather)
     full = np.arange(num_pages, dtype=np.int32).reshape(SEQUENCES, SLOTS), np.full(SEQUENCES, SLOTS * PAGE, np.int32)
     old = [to_device(rng.standard_normal((num_pages * PAGE, HEADS, HEAD_DIM)).astype(BFLOAT16), device) for _ in "kv"]
+    everything = settled(*full, device)
     for cache in caches:
-        append(*old, cache.view, settled(*full, device), stream=stream)
+        append(*old, cache.view, everything, stream=stream)
+    stream.synchronize()
     total = SEQUENCES * EACH
     shape = (total, HEADS, HEAD_DIM)
     k, v, q = (to_device(np.zeros(shape, BFLOAT16), device) for _ in range(3))
@@ -92,7 +94,8 @@ def test_tables_written_by_the_launch_in_front_are_read_as_they_are_then(rng, de
             out.fill_bytes(0xFF, stream)
         graph.launch()
         stream.synchronize()
-        run(caches[1], settled(pages, lengths, device), wanted)
+        long_there = settled(pages, lengths, device)
+        run(caches[1], long_there, wanted)
         stream.synchronize()
         for op in ops:
             op.check(stream)

@@ -74,6 +74,19 @@ def test_a_masked_copy_writes_zeros_and_reads_nothing(programs):
     assert programs.run(code, output_bytes=512).output == bytes(512)
 
 
+def test_guesses_are_wrong_for_some_places_and_right_for_others(programs):
+    # Each thread asks twice for its own number: what it gets is one and the same, right or wrong.
+    code = """
+    const auto p = reinterpret_cast<const int32_t*>(params.input) + ThreadIndex();
+    StoreGlobal(params.output + 8 * ThreadIndex(), LoadGuess(p));
+    StoreGlobal(params.output + 8 * ThreadIndex() + 4, LoadGuess(p));
+"""
+    guesses = np.frombuffer(programs.run(code, threads=64, output_bytes=512).output, np.int32).reshape(64, 2)
+    numbers = np.frombuffer(bytes(range(256)), np.int32)
+    assert 16 <= np.count_nonzero(guesses[:, 0] == numbers) <= 48
+    assert np.array_equal(guesses[:, 0], guesses[:, 1])
+
+
 def test_shared_memory_starts_as_nan(programs):
     code = "StoreGlobal(params.output + 4 * ThreadIndex(), LoadShared<float>(shared + 4 * ThreadIndex()));"
     assert np.isnan(np.frombuffer(programs.run(code, output_bytes=128).output, np.float32)).all()
@@ -126,8 +139,9 @@ def test_a_misaligned_vector_is_an_error_with_the_threads_place(programs, access
         ("StoreGlobal(params.input, 1.0f)", "store of 4 bytes at"),
         ("AtomicAdd(reinterpret_cast<uint32_t*>(params.input), 1)", "atomic add of 4 bytes at"),
         ("CopyAsync<16>(shared, params.output - 16, true)", "asynchronous copy from global memory of 16 bytes at"),
+        ("FetchToL2(params.output - 1)", "fetch of 1 bytes at"),
     ],
-    ids=["past the end", "read-only", "atomic on read-only", "before the beginning"],
+    ids=["past the end", "read-only", "atomic on read-only", "before the beginning", "a fetch"],
 )
 def test_memory_outside_the_launch_is_an_error(programs, access, what):
     error = programs.run(f"constexpr int kBytes = 65536; (void)kBytes; {access};").error
