@@ -24,9 +24,10 @@ def test_without_a_gpu_everything_but_the_driver_is_measured(tmp_path):
     assert 0 < start["import kvit"] < start["the first result (host), all in all"]
     # Without a GPU nothing else can be there; each of these has a time, and not a reason for having none.
     names = [
-        "kvit.Attention", "kvit.Attention, by graph", "kvit.Attention, out alone", "kvit.Attention, out alone, by graph", "kvit.Append",
-        "kvit.Append, by graph", "kvit.Graph of one attention", "kvit.h attention, from C",
-        "kvit.h attention, from C, by graph", "cuda.bindings cuLaunchKernel",
+        "kvit.Attention", "kvit.Attention, by graph", "kvit.Attention, out alone",
+        "kvit.Attention, out alone, by graph", "kvit.Append", "kvit.Append, by graph",
+        "kvit.Graph of one attention", "kvit.h attention, from C", "kvit.h attention, from C, by graph",
+        "cuda.bindings cuLaunchKernel",
     ]  # fmt: skip
     assert list(calls) == names
     assert all(isinstance(us, float) and 0 < us < 10_000 for us in calls.values()), calls
