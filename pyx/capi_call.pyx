@@ -105,7 +105,7 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
                     kvit_stream stream) noexcept nogil:
     cdef KvitDecodeParams params
     cdef KvitSpan[MOST_SPANS] spans
-    cdef int count
+    cdef int count, i
     if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or not can_copy(view.maps, op.boxes)
             or (op.boxes.tokens and view.maps.made == 0)
             or not are_rows(q, op.place, op.dtype, -1, op.query_heads, op.head_dim, False)
@@ -132,8 +132,10 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
     count = 0
     if op.place.device_type == KVIT_DEVICE_HOST:
         count = add_cache(spans, 3, view, False)
-        count = add_own(spans, count, op)
         count = add_tensor(spans, count, tokens, False)
+        for i in range(count):
+            spans[i].any_time = params.reads_ahead
+        count = add_own(spans, count, op)
         count = add_tensor(spans, count, q, False)
         count = add_tensor(spans, count, out, True)
         count = add_tensor(spans, count, lse, True)

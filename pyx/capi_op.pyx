@@ -115,8 +115,8 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     state.dtype = (<AttentionCall>operation).code
     state.query_heads = launch.params.num_query_heads
     state.workspace_bytes = operation.workspace_bytes
-    add_memory(state, launch.partials)
-    add_memory(state, launch.fault)
+    add_memory(state, launch.partials, False)
+    add_memory(state, launch.fault, True)
     return 0
 
 
@@ -127,12 +127,13 @@ cdef int keep_transfer(OpState *state, object operation) except -1:
     state.graph = <void *>(<TransferCall>operation)._graph
     state.shares = shares_of(operation.entry)
     state.fault = <KvitFault *>fault.data
-    add_memory(state, fault)
+    add_memory(state, fault, True)
     return 0
 
 
-cdef void add_memory(OpState *state, Tensor tensor) noexcept:
+cdef void add_memory(OpState *state, Tensor tensor, bint at_any_time) noexcept:
     state.spans[state.num_spans] = extent_of(tensor, True)
+    state.spans[state.num_spans].any_time = at_any_time
     state.num_spans += 1
 
 

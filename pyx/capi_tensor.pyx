@@ -114,7 +114,7 @@ cdef KvitSpan span_of(const kvit_tensor *tensor, bint is_written) noexcept nogil
     span.base = <const void *>low
     span.bytes = 0 if is_empty else <int64_t>(high - low)
     span.writable = is_written
-    span.reserved = 0
+    span.any_time = 0
     return span
 
 
@@ -125,7 +125,7 @@ cdef KvitSpan extent_of(Tensor tensor, bint is_written) noexcept:
     span.base = <const void *>low
     span.bytes = <int64_t>(high - low)
     span.writable = is_written
-    span.reserved = 0
+    span.any_time = 0
     return span
 
 

@@ -29,7 +29,7 @@ cdef int add_bytes(Spans *spans, const void *data, int64_t num_bytes, bint is_wr
     spans.items[spans.count].base = data
     spans.items[spans.count].bytes = num_bytes
     spans.items[spans.count].writable = is_writable
-    spans.items[spans.count].reserved = 0
+    spans.items[spans.count].any_time = 0
     spans.count += 1
     return 0
 

@@ -143,6 +143,7 @@ cdef class AttentionLaunch:
             return 0
         cdef KvitDecodeParams params = self.params  # a copy: calls from several threads must not share one struct
         cdef Spans spans
+        cdef int i
         spans.count = 0
         params.cache = cache.value
         params.page_size = divisor_of(cache.value.page_size)
@@ -158,11 +159,13 @@ cdef class AttentionLaunch:
         use_cache(&spans, queue, cache, False)
         use_table(&spans, queue, table)
         use(&spans, queue, token_indptr, False)
+        for i in range(spans.count):
+            spans.items[i].any_time = params.reads_ahead
         use(&spans, queue, q, False)
         use(&spans, queue, out, True)
         use(&spans, queue, lse, True)
         use(&spans, queue, self.partials, True)
-        use(&spans, queue, self.fault, True)
+        use_any_time(&spans, queue, self.fault, True)
         return launch(self.kernel, &params, self.grid, queue, &spans, self.graph)
 
 
@@ -249,6 +252,16 @@ cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) excep
     stream.order_after(tensor)
     stream.keep(tensor)
     return add_span(spans, tensor, is_writable) if stream.home.is_host else 0
+
+
+cdef int use_any_time(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1:
+    """Let it be touched before the kernel's turn too: what the launch in front does not write."""
+    cdef int i
+    cdef int first = spans.count
+    use(spans, stream, tensor, is_writable)
+    for i in range(first, spans.count):
+        spans.items[i].any_time = 1
+    return 0
 
 
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:

@@ -10,7 +10,7 @@ from kvit._native.launcher cimport Spans, launch
 from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.ops cimport (
     KvitAppendParams, KvitFault, KvitRope, KvitTransferParams, PackedCache, PackedTable, address_of, set_rows,
-    set_tokens, use, use_cache, use_table,
+    set_tokens, use, use_any_time, use_cache, use_table,
 )
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
@@ -62,7 +62,7 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
     if rope is not None:
         params.rope = rope.value
         params.rope.positions = <const int32_t *>address_of(positions)
-        use(&spans, queue, rope.steps, False)
+        use_any_time(&spans, queue, rope.steps, False)
     if q is not None:
         set_rows(&params.q, q)
         set_rows(&params.q_out, q_out)
@@ -96,7 +96,7 @@ cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTa
     set_transfer(&params.transfer, &spans, queue, cache, table, k, v, token_indptr, tokens_each, fault, into_pages)
     if rope is not None:
         params.rope = rope.value
-        use(&spans, queue, rope.steps, False)
+        use_any_time(&spans, queue, rope.steps, False)
     return launch(kernel, &params, transfer_grid(&shares, k, 0), queue, &spans, graph)
 
 

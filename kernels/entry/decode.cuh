@@ -118,11 +118,17 @@ struct DecodeKernel {
       for (int tile = piece.first;; ++tile) {
         SyncWarp();  // all lanes have left the slot that is filled next
         for (; under_way < kStages; ++under_way) {
-          if (!has_turn && pipe.NextIsNew()) TakeTurn(), has_turn = true;
+          if (!has_turn && pipe.NextIsNew()) {
+            TakeTurn();
+            has_turn = true;
+          }
           pipe.Prefetch(filled.read());
           ++filled;
         }
-        if (!has_turn) TakeTurn(), has_turn = true;
+        if (!has_turn) {
+          TakeTurn();
+          has_turn = true;
+        }
         if (tile == piece.first) Begin(params, line, piece, attention);
         if (tile >= end) break;
         const int slot = used.read();

@@ -45,17 +45,31 @@ void Thread::Fail(const std::string& what) const {
   throw Error(std::string(cta->launch->kernel->symbol) + ": " + what + "; " + Where());
 }
 
-void CheckGlobal(const void* p, int bytes, bool write, const char* operation) {
+namespace {
+
+void Check(const void* p, int bytes, bool write, const char* operation, bool has_turn) {
   if (reinterpret_cast<uintptr_t>(p) % unsigned(bytes) != 0) {
     self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at " + Hex(p) + " is misaligned");
   }
   const KvitHostLaunch& launch = *self->cta->launch;
+  bool is_inside = false;
   for (int i = 0; i < launch.num_spans; ++i) {
-    if (Inside(launch.spans[i], p, bytes) && (!write || launch.spans[i].writable)) return;
+    const KvitSpan& span = launch.spans[i];
+    if (!Inside(span, p, bytes) || (write && !span.writable)) continue;
+    if (has_turn || span.any_time) return;
+    is_inside = true;
   }
   self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at " + Hex(p) +
-             " is outside the memory of this launch");
+             (is_inside ? " comes before this launch's turn" : " is outside the memory of this launch"));
 }
+
+}  // namespace
+
+void CheckGlobal(const void* p, int bytes, bool write, const char* operation) {
+  Check(p, bytes, write, operation, self->has_turn || !self->cta->overlaps);
+}
+
+void CheckAnyTime(const void* p, int bytes, const char* operation) { Check(p, bytes, false, operation, true); }
 
 void CheckShared(const void* p, int bytes, const char* operation) {
   const Cta& cta = *self->cta;
@@ -142,6 +156,11 @@ void Cta::Prepare(const KvitHostLaunch& new_launch) {
   const int num_threads = launch->kernel->threads;
   const int num_warps = num_threads / kWarpSize;
   shared_bytes = launch->kernel->shared_bytes;
+  overlaps = false;
+  for (int i = 0; i < launch->kernel->num_facts; ++i) {
+    const KvitFact& fact = launch->kernel->facts[i];
+    overlaps = overlaps || (std::strcmp(fact.name, "overlaps") == 0 && fact.value != 0);
+  }
   threads = std::vector<Thread>(size_t(num_threads));
   warps = std::make_unique<Warp[]>(size_t(num_warps));
   storage = std::make_unique<char[]>(size_t(shared_bytes) + 1024);
@@ -166,6 +185,7 @@ void Cta::Start(int new_block) {
   }
   for (Thread& thread : threads) {
     thread.collectives = thread.votes = 0;
+    thread.has_turn = false;
     thread.copies.clear();
     thread.group = 0;
     thread.pauses = 0;

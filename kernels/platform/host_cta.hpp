@@ -73,6 +73,7 @@ struct Thread {
   int index = 0, lane = 0;
   unsigned collectives = 0;  // warp collectives so far: which mailbox is next
   unsigned votes = 0;        // CTA votes so far
+  bool has_turn = false;     // TakeTurn has been called
   std::vector<PendingCopy> copies;
   int group = 0;  // of the copies being issued now
 
@@ -108,6 +109,7 @@ struct Cta {
   Barrier barrier;
   int votes[2] = {0, 0};
   bool verdict = false;
+  bool overlaps = false;  // its kernel may begin before the launch in front has ended: fact `overlaps`
   std::mutex boxes_mutex;
   std::vector<PendingBox> boxes;
   std::unique_ptr<char[]> storage;
@@ -134,7 +136,10 @@ void Become(Thread* thread);
 /// `complete` (may be null) sees all lanes' `in` and fills `out`; it runs once.
 Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, void (*complete)(Warp::Mailbox&));
 
+/// Of a kernel that overlaps with the launch in front, memory is for after TakeTurn, unless its span says any time.
 void CheckGlobal(const void* p, int bytes, bool write, const char* operation);
+/// The same for what may be done at any time: guesses, and fetches to L2.
+void CheckAnyTime(const void* p, int bytes, const char* operation);
 void CheckShared(const void* p, int bytes, const char* operation);
 void IssueCopy(void* shared, const void* global, int bytes, bool valid);
 void CommitCopies();

@@ -190,6 +190,7 @@ cdef class AttentionLaunch:
 
 # Lets the launch touch a tensor, or all of a cache, once its producer is done. None is skipped; a GPU needs no spans.
 cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1
+cdef int use_any_time(Spans *spans, Stream stream, Tensor tensor, bint is_writable) except -1
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1
 
 # What launches have in common. Memory of a tensor, NULL for None.

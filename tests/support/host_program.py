@@ -23,7 +23,7 @@ struct CaseParams {{ char *input, *output; }};
 struct Case {{
   using Params = CaseParams;
   static constexpr int kThreads = {threads}, kSharedBytes = {shared_bytes}, kMinCtas = 1;
-  static constexpr KvitFact kFacts[] = {{{{"none", 0}}}};
+  static constexpr KvitFact kFacts[] = {{{{"overlaps", {overlaps}}}}};
   static void Run([[maybe_unused]] const Params& params, [[maybe_unused]] char* shared) {{
 {body}
   }}
@@ -85,6 +85,7 @@ class HostPrograms:
         output_bytes: int = 0,
         spans: str = ALL_MEMORY,
         includes: str = "",
+        overlaps: int = 0,
     ) -> Outcome:
         """Run `body` (the inside of a kernel's Run, in namespace kvit) on every thread of the grid."""
         source = MAIN.format(**{k: v for k, v in locals().items() if k not in ("self", "scheduler", "sanitize")})

@@ -148,6 +148,31 @@ def test_memory_outside_the_launch_is_an_error(programs, access, what):
     assert what in error and "is outside the memory of this launch; CTA 0 of 1, thread 0" in error
 
 
+# Whatever a kernel may begin with while the launch in front still writes is named; all else is caught.
+@pytest.mark.parametrize(
+    ("access", "what"),
+    [
+        ("LoadGlobal<float>(params.input)", "load of 4 bytes"),
+        ("LoadGlobalReadOnly<float>(params.input)", "load of 4 bytes"),
+        ("StoreGlobal(params.output, 1.0f)", "store of 4 bytes"),
+        ("CopyAsync<16>(shared, params.input, true)", "asynchronous copy from global memory of 16 bytes"),
+        ("LoadStrong(params.input)", "strong load of 16 bytes"),
+        ("LoadGuess(reinterpret_cast<const int32_t*>(params.input))", None),
+        ("FetchToL2(params.input)", None),
+    ],
+)
+def test_memory_touched_before_the_turn_is_an_error_unless_it_may_be(programs, access, what):
+    end = "CopyAsyncCommit(); CopyAsyncWait<0>();"
+    early, late = f"{access}; TakeTurn(); {end}", f"TakeTurn(); {access}; {end}"
+    error = programs.run(early, overlaps=1).error
+    assert (error == "") == (what is None)
+    if what is not None:
+        assert what in error and "comes before this launch's turn; CTA 0 of 1, thread 0" in error
+    assert programs.run(late, overlaps=1).error == programs.run(early, overlaps=0).error == ""
+    any_time = "{input, kBytes, 0, 1}, {output, kBytes, 1, 1}"
+    assert programs.run(early, overlaps=1, spans=any_time).error == ""
+
+
 def test_shared_memory_past_its_end_is_an_error(programs):
     error = programs.run("LoadShared<Words<16>>(shared + 4096);").error
     assert "load of 16 bytes at shared offset 4096 is outside the CTA's 4096 bytes" in error
