@@ -85,7 +85,8 @@ class Append(_Transfer):
         view            CacheView of the operation's shape; its pages are written
         table           PageTable whose lengths include the new tokens: token j of n goes to position length - n + j
         tokens          int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
-        k_bias, v_bias  [kv_heads, head_dim] in the view's dtype: added in float32, before anything else
+        k_bias, v_bias  [kv_heads, head_dim] in the view's dtype: added in float32, before anything else. Weights: a
+                        launch right in front must not write them
         prefix_lengths  int32 [sequences] on the device: tokens of lower positions lie in pages that sequences share and
                         that nobody writes any more. They are skipped: neither they nor their pages are looked at
         positions       int32 [tokens] on the device: what rows of k and q are turned to; the tokens' places in their

@@ -148,7 +148,7 @@ typedef struct KvitRope {
 typedef struct KvitAppendParams {
   KvitTransferParams transfer;           // k and v are read
   KvitRows q, q_out;                     // [tokens, num_query_heads, head_dim], q_out may be q
-  const void *k_bias, *v_bias, *q_bias;  // [heads, head_dim] in the rows' dtype, NULL: none
+  const void *k_bias, *v_bias, *q_bias;  // [heads, head_dim] in the rows' dtype, no launch writes them; NULL: none
   const int32_t* prefix_lengths;         // [sequences] positions below are read-only and skipped; NULL: none
   KvitRope rope;
   int32_t num_query_heads;  // 0: no queries
