@@ -255,7 +255,7 @@ def measure_all(device: str, is_idle: bool) -> dict[str, float | str]:
     for _ in range(_BURSTS):
         for name, burst in bursts.items():
             times[name].append(burst())
-    return found | {name: round(statistics.median(bursts), 3) for name, bursts in times.items()}
+    return found | {name: round(statistics.median(taken), 3) for name, taken in times.items()}
 
 
 def _compile(folder: Path) -> Any:
