@@ -20,7 +20,7 @@ from kvit._native.module cimport Kernel
 from kvit._native.ops cimport (
     KvitAppendParams, KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, divisor_of,
 )
-from kvit._native.row_ops cimport MOST_WARPS, ctas_for
+from kvit._native.row_ops cimport MOST_WARPS, RowGrid, grid_for
 from kvit._native.tensor_map cimport can_copy, copy_tensor_maps
 from kvit.capi cimport (
     KVIT_DEVICE_HOST, KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER,
@@ -147,7 +147,7 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
     cdef KvitAppendParams append
     cdef KvitTransferParams *params = &append.transfer
     cdef KvitSpan[MOST_SPANS] spans
-    cdef int64_t ctas
+    cdef RowGrid grid
     cdef int count
     cdef bint is_append = kind == KVIT_OP_APPEND
     memset(&append, 0, sizeof(append))  # no bias, no rotation, no queries; gather takes the first part alone
@@ -159,8 +159,9 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
         return UNFIT
     if k.shape[0] == 0:
         return KVIT_OK
-    ctas = ctas_for(&op.shares, k.shape[0], k.shape[1], 0)
-    if ctas * op.shares.warps > MOST_WARPS:
+    grid = grid_for(&op.shares, k.shape[0], k.shape[1], 0)
+    append.passes = <int32_t>grid.passes
+    if grid.ctas * op.shares.warps > MOST_WARPS:
         return UNFIT
     params.cache = view.cache
     params.fault = op.fault
@@ -173,7 +174,7 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
         count = add_tensor(spans, count, tokens, False)
         count = add_tensor(spans, count, k, not is_append)
         count = add_tensor(spans, count, v, not is_append)
-    return launch(op, params, <unsigned int>ctas, stream, spans, count)
+    return launch(op, params, <unsigned int>grid.ctas, stream, spans, count)
 
 
 cdef bint is_for(const OpState *op, const ViewState *view, kvit_stream stream) noexcept nogil:

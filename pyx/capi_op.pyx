@@ -125,7 +125,7 @@ cdef int keep_transfer(OpState *state, object operation) except -1:
     cdef Kernel kernel = load_kernel(operation.entry, device_of(operation.device))  # kept by its module
     state.kernel = <void *>kernel
     state.graph = <void *>(<TransferCall>operation)._graph
-    state.shares = shares_of(operation.entry)
+    state.shares = shares_of(operation.entry, device_of(operation.device))
     state.fault = <KvitFault *>fault.data
     add_memory(state, fault, True)
     return 0
@@ -184,7 +184,8 @@ cdef str describe(const OpState *state):
         return operation.explain()
     return (
         f"{operation.entry.symbol} on {operation.device}\n"
-        f"  grid       CTAs of {state.shares.warps} warps, one for {state.shares.heads_per_warp} KV heads of a token\n"
+        f"  grid       CTAs of {state.shares.warps} warps, each for "
+        f"{state.shares.heads_per_pass} KV heads of a token{' at a time' if state.shares.resident else ''}\n"
         f"{operation._explain_launch()}"
     )
 

@@ -71,17 +71,18 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
         use(&spans, queue, q_out, True)
     for tensor in (k_bias, v_bias, q_bias, prefix_lengths, positions):
         use(&spans, queue, tensor, False)
-    cdef WarpShares shares = shares_of(entry)
-    cdef unsigned int grid = transfer_grid(&shares, k, params.num_query_heads)
-    launch(load_kernel(entry, device), &params, grid, queue, &spans, graph)
+    cdef WarpShares shares = shares_of(entry, device)
+    cdef RowGrid grid = checked_grid(&shares, k, params.num_query_heads)
+    params.passes = <int32_t>grid.passes
+    launch(load_kernel(entry, device), &params, <unsigned int>grid.ctas, queue, &spans, graph)
 
 
 def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
            Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
            object stream, *, KernelGraph graph=None):
     """Fill k and v [tokens, kv_heads, head_dim] with the last tokens of the table's sequences."""
-    move_rows(load_kernel(entry, device), shares_of(entry), cache, table, k, v, token_indptr, tokens_each, fault,
-              stream_of(stream, device), False, None, graph)
+    move_rows(load_kernel(entry, device), shares_of(entry, device), cache, table, k, v, token_indptr, tokens_each,
+              fault, stream_of(stream, device), False, None, graph)
 
 
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
@@ -97,7 +98,9 @@ cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTa
     if rope is not None:
         params.rope = rope.value
         use_any_time(&spans, queue, rope.steps, False)
-    return launch(kernel, &params, transfer_grid(&shares, k, 0), queue, &spans, graph)
+    cdef RowGrid grid = checked_grid(&shares, k, 0)
+    params.passes = <int32_t>grid.passes
+    return launch(kernel, &params, <unsigned int>grid.ctas, queue, &spans, graph)
 
 
 cdef int set_transfer(KvitTransferParams *params, Spans *spans, Stream queue, PackedCache cache, PackedTable table,
@@ -117,26 +120,38 @@ cdef int set_transfer(KvitTransferParams *params, Spans *spans, Stream queue, Pa
     return use(spans, queue, fault, True)
 
 
-cdef WarpShares shares_of(object entry) except *:
+cdef WarpShares shares_of(object entry, Device device) except *:
     cdef WarpShares shares
     shares.warps = entry.facts["warps"]
-    shares.heads_per_warp = entry.facts["heads_per_warp"]
-    shares.query_heads_per_warp = entry.facts.get("query_heads_per_warp", 1)
+    shares.resident = 0
+    if "heads_per_warp" in entry.facts:
+        shares.heads_per_pass = entry.facts["heads_per_warp"]
+    else:
+        shares.heads_per_pass = entry.facts["heads_per_pass"]
+        shares.resident = device.num_sms * entry.min_ctas * shares.warps
     return shares
 
 
 @cython.cdivision(True)
-cdef int64_t ctas_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil:
-    cdef int64_t of_token = (heads + shares.heads_per_warp - 1) // shares.heads_per_warp
-    of_token += (query_heads + shares.query_heads_per_warp - 1) // shares.query_heads_per_warp
-    return (tokens * of_token + shares.warps - 1) // shares.warps
+cdef RowGrid grid_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil:
+    cdef int64_t of_heads = (heads + shares.heads_per_pass - 1) // shares.heads_per_pass
+    cdef int64_t of_queries = (query_heads + 2 * shares.heads_per_pass - 1) // (2 * shares.heads_per_pass)
+    cdef RowGrid grid
+    grid.passes = 1
+    if shares.resident != 0:
+        grid.passes = (tokens * (of_heads + of_queries) + shares.resident - 1) // shares.resident
+        grid.passes = max(1, min(grid.passes, max(of_heads, of_queries)))
+    of_heads = (of_heads + grid.passes - 1) // grid.passes
+    of_queries = (of_queries + grid.passes - 1) // grid.passes
+    grid.ctas = (tokens * (of_heads + of_queries) + shares.warps - 1) // shares.warps
+    return grid
 
 
-cdef unsigned int transfer_grid(const WarpShares *shares, Tensor k, int64_t query_heads) except 0:
-    cdef int64_t ctas = ctas_for(shares, k.dims[0], k.dims[1], query_heads)
-    if ctas * shares.warps > MOST_WARPS:
+cdef RowGrid checked_grid(const WarpShares *shares, Tensor k, int64_t query_heads) except *:
+    cdef RowGrid grid = grid_for(shares, k.dims[0], k.dims[1], query_heads)
+    if grid.ctas * shares.warps > MOST_WARPS:
         raise ShapeError(
             f"k has {k.dims[0]} tokens of {k.dims[1]} heads, and one call moves at most {MOST_WARPS} times "
-            f"{shares.heads_per_warp} heads; move them in several calls"
+            f"{grid.passes * shares.heads_per_pass} heads; move them in several calls"
         )
-    return <unsigned int>ctas
+    return grid

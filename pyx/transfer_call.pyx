@@ -4,7 +4,7 @@ from kvit._native.context cimport device_of
 from kvit._native.kernel_graph cimport graph_of
 from kvit._native.module cimport load_kernel
 from kvit._native.ops cimport HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
-from kvit._native.row_ops cimport MOST_WARPS, PackedRope, ctas_for, move_rows, shares_of
+from kvit._native.row_ops cimport MOST_WARPS, PackedRope, grid_for, move_rows, shares_of
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
@@ -23,7 +23,7 @@ cdef class TransferCall:
                  bint into_pages, bint by_graph=False):
         self.made_for(device_of(device), faults, cache)
         self.entry = entry
-        self.shares = shares_of(entry)
+        self.shares = shares_of(entry, self.home)
         self.into_pages = into_pages
         if by_graph:
             self.kernel = load_kernel(entry, self.home)
@@ -49,7 +49,7 @@ cdef class TransferCall:
         if cache is None or packed is None or not self.fits(k_rows, v_rows, cache):
             return False
         each = self.rows_of_each(k_rows.dims[0], packed, indptr)
-        if each < 0 or ctas_for(&self.shares, k_rows.dims[0], self.kv_heads, 0) * self.shares.warps > MOST_WARPS:
+        if each < 0 or grid_for(&self.shares, k_rows.dims[0], self.kv_heads, 0).ctas * self.shares.warps > MOST_WARPS:
             return False
         if self.kernel is None:
             self.kernel = load_kernel(self.entry, self.home)

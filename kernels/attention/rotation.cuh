@@ -65,6 +65,7 @@ class Rotation {
 
   /// All lanes of the warp together, with the same position.
   KVIT_DEVICE void MoveTo(int32_t position, const Steps& steps) {
+    if (rope_.rotary_dim == 0) return;
     position_ = position;
     KVIT_UNROLL
     for (int c = 0; c < kChunks; ++c) {
@@ -82,8 +83,12 @@ class Rotation {
     SyncWarp();
   }
 
-  /// Whether the turns are those of a position.
-  KVIT_DEVICE bool IsAt(int32_t position) const { return position == position_; }
+  /// The same from one position, which most likely is this one.
+  KVIT_DEVICE void MoveTo(int32_t position) {
+    if (rope_.rotary_dim == 0 || position == position_) return;
+    SyncWarp();  // all lanes have seen that what they made is wrong
+    MoveTo(position, LoadSteps());
+  }
 
   /// Turns the octets `lane` and rotary_dim / 16 + lane of a row, as RowLanes deals them out.
   KVIT_DEVICE void Apply(int lane, Octet& first, Octet& second) const {

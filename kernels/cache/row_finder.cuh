@@ -91,6 +91,11 @@ class RowFinder {
     return found;
   }
 
+  /// The same where it has been guessed.
+  KVIT_DEVICE FoundPlace Find(int row, const FoundPlace& guess) const {
+    return guess.row.Exists() && Confirms(guess, row) ? guess : Find(row);
+  }
+
   /// Whether a guess that has found a row for `row` was right. No load waits for another.
   KVIT_DEVICE bool Confirms(const FoundPlace& guess, int row) const {
     const FoundToken& token = guess.token;

@@ -13,45 +13,46 @@
 
 namespace kvit {
 
-/// How a transfer kernel uses an SM. A warp moves Passes * 32 / (HeadDim / 16) heads of one token, K and V: all of them
-/// are loaded before any is stored.
-template <int Warps, int Passes, int MinCtas>
-struct TransferTuning {
-  static constexpr int kWarps = Warps;
-  static constexpr int kPasses = Passes;
-  static constexpr int kMinCtas = MinCtas;
-};
-
-/// Part of a token's heads.
+/// Part of a token's heads, [first_head, end_head).
 struct HeadShare {
-  int token, first_head;
+  int token, first_head, end_head;
 };
 
 /// Share `index` of all tokens, `heads_per_share` heads each.
 KVIT_DEVICE HeadShare ShareAt(uint32_t index, int heads, int heads_per_share) {
-  if (heads <= heads_per_share) return {int(index), 0};
+  if (heads <= heads_per_share) return {int(index), 0, heads};
   const auto shares = uint32_t(CeilDiv(heads, heads_per_share));
   const uint32_t token = index / shares;
-  return {int(token), int(index - token * shares) * heads_per_share};
+  const int first_head = int(index - token * shares) * heads_per_share;
+  return {int(token), first_head, Min(first_head + heads_per_share, heads)};
 }
 
-/// The rows of one token that the lanes of a warp move, `heads` of them from `first_head` on.
+/// The rows of one token that the lanes of a warp move at a time: of as many heads as lanes have room for.
 template <int HeadDim>
 class WarpRows {
  public:
   using Lanes = RowLanes<HeadDim>;
 
-  /// `rotary_octets`: rotary_dim / 16 of the rows
-  KVIT_DEVICE WarpRows(const HeadShare& share, int heads, int rotary_octets)
+  /// The first heads of a share. `rotary_octets`: rotary_dim / 16 of the rows
+  KVIT_DEVICE WarpRows(const HeadShare& share, int rotary_octets)
       : token_(share.token),
-        head_(share.first_head + Lanes::Row(LaneIndex())),
-        heads_(heads),
+        first_head_(share.first_head),
+        end_head_(share.end_head),
         octets_(Lanes::Octets(Lanes::LaneOfRow(LaneIndex()), rotary_octets)) {}
+
+  /// Whether the share has any of these heads.
+  KVIT_DEVICE bool Any() const { return first_head_ < end_head_; }
+
+  /// The heads that are moved so many times later.
+  KVIT_DEVICE WarpRows After(int passes) const {
+    WarpRows later = *this;
+    later.first_head_ += passes * Lanes::kRowsPerWarp;
+    return later;
+  }
 
   /// Whether this lane has a row of its own. Lanes without one go along with the last head's, and store nothing: rows
   /// are encoded by whole warps.
-  KVIT_DEVICE bool Has(int pass) const { return head_ + pass * Lanes::kRowsPerWarp < heads_; }
-  KVIT_DEVICE int Head(int pass) const { return Min(head_ + pass * Lanes::kRowsPerWarp, heads_ - 1); }
+  KVIT_DEVICE bool Has() const { return LanesHead() < end_head_; }
 
   /// Whether a lane's octets begin sectors of 32 bytes, which are fetched at once.
   template <class Octet>
@@ -61,32 +62,34 @@ class WarpRows {
 
   /// Octet 0 or 1 of this lane, in rows of all tokens.
   template <class Octet>
-  KVIT_DEVICE char* In(const KvitRows& rows, int pass, int octet) const {
-    return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head(pass) * rows.head_stride +
+  KVIT_DEVICE char* In(const KvitRows& rows, int octet) const {
+    return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head() * rows.head_stride +
            Offset<Octet>(octet);
   }
   /// The same in a dense row of each head.
   template <class Octet>
-  KVIT_DEVICE const char* InHeads(const void* heads, int pass, int octet) const {
-    return static_cast<const char*>(heads) + Head(pass) * int64_t(HeadDim / 8 * sizeof(Octet)) + Offset<Octet>(octet);
+  KVIT_DEVICE const char* InHeads(const void* heads, int octet) const {
+    return static_cast<const char*>(heads) + Head() * int64_t(HeadDim / 8 * sizeof(Octet)) + Offset<Octet>(octet);
   }
   /// The same in the cache.
   template <class Octet>
-  KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int pass, int octet) const {
-    return Parameters(pool, found, pass) + Offset<Octet>(octet);
+  KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int octet) const {
+    return Parameters(pool, found) + Offset<Octet>(octet);
   }
   /// What all lanes of a row share.
-  KVIT_DEVICE char* Parameters(const KvitPool& pool, const FoundRow& found, int pass) const {
-    return reinterpret_cast<char*>(RowAddress(pool, found.page, found.token_in_page, Head(pass)));
+  KVIT_DEVICE char* Parameters(const KvitPool& pool, const FoundRow& found) const {
+    return reinterpret_cast<char*>(RowAddress(pool, found.page, found.token_in_page, Head()));
   }
 
  private:
+  KVIT_DEVICE int LanesHead() const { return first_head_ + Lanes::Row(LaneIndex()); }
+  KVIT_DEVICE int Head() const { return Min(LanesHead(), end_head_ - 1); }
   template <class Octet>
   KVIT_DEVICE int Offset(int octet) const {
     return (octet == 0 ? octets_.first : octets_.second) * int(sizeof(Octet));
   }
 
-  int token_, head_, heads_;
+  int token_, first_head_, end_head_;
   OctetPair octets_;
 };
 

@@ -9,9 +9,18 @@
 
 namespace kvit {
 
+/// How gather uses an SM. A warp moves Passes * 32 / (HeadDim / 16) heads of one token, K and V: all of them are loaded
+/// before any is stored.
+template <int Warps, int Passes, int MinCtas>
+struct GatherTuning {
+  static constexpr int kWarps = Warps;
+  static constexpr int kPasses = Passes;
+  static constexpr int kMinCtas = MinCtas;
+};
+
 /// A warp per token and share of its heads. Before this launch's turn its place is guessed, and fetched to L2; after it
 /// everything is loaded from there, while the guess is confirmed, and then stored.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = TransferTuning<16, 2, 2>>
+template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = GatherTuning<16, 2, 2>>
 struct GatherKernel {
   using Params = KvitTransferParams;
   using Rows = WarpRows<HeadDim>;
@@ -24,10 +33,10 @@ struct GatherKernel {
   static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char*) {
-    const int heads = params.cache.num_kv_heads;
-    const HeadShare share = ShareAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), heads, kHeadsPerWarp);
+    const HeadShare share =
+        ShareAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), params.cache.num_kv_heads, kHeadsPerWarp);
     if (share.token >= params.tokens.total) return;
-    const Rows rows(share, heads, 0);
+    const Rows rows(share, 0);
     const FoundPlace guess = RowFinder<true>(params.cache, params.table, params.tokens).Find(share.token);
     if (guess.row.Exists()) {
       Fetch<0, KeyCodec>(params, rows, guess.row);
@@ -73,9 +82,9 @@ struct GatherKernel {
     for (int pass = 0; pass < kPasses; ++pass) {
       KVIT_UNROLL
       for (int octet = 0; octet < 2; ++octet) {
-        FetchToL2(rows.template InPool<Data>(params.cache.pool[Pool], found, pass, octet));
+        FetchToL2(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, octet));
       }
-      if constexpr (Codec::kScaled) FetchToL2(rows.Parameters(params.cache.pool[Pool + 2], found, pass));
+      if constexpr (Codec::kScaled) FetchToL2(rows.After(pass).Parameters(params.cache.pool[Pool + 2], found));
     }
   }
 
@@ -89,10 +98,10 @@ struct GatherKernel {
       KVIT_UNROLL
       for (int octet = 0; octet < 2; ++octet) {
         stored.data[pass][octet] =
-            LoadGlobal<Data>(rows.template InPool<Data>(params.cache.pool[Pool], found, pass, octet));
+            LoadGlobal<Data>(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, octet));
       }
       if constexpr (Codec::kScaled) {
-        stored.parameters[pass] = LoadGlobal<uint32_t>(rows.Parameters(params.cache.pool[Pool + 2], found, pass));
+        stored.parameters[pass] = LoadGlobal<uint32_t>(rows.After(pass).Parameters(params.cache.pool[Pool + 2], found));
       }
     }
     return stored;
@@ -102,11 +111,11 @@ struct GatherKernel {
   KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored) {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
-      if (!rows.Has(pass)) continue;
+      if (!rows.After(pass).Has()) continue;
       KVIT_UNROLL
       for (int octet = 0; octet < 2; ++octet) {
         const PackedOctet elements = RowCodec<T, Codec>::Decode(stored.data[pass][octet], stored.parameters[pass]);
-        StoreGlobal(rows.template In<PackedOctet>(target, pass, octet), elements);
+        StoreGlobal(rows.After(pass).template In<PackedOctet>(target, octet), elements);
       }
     }
   }
@@ -115,8 +124,9 @@ struct GatherKernel {
   KVIT_DEVICE static void StoreNan(const Rows& rows, const KvitRows& target) {
     const auto nan = PackedOctet{{~0u, ~0u, ~0u, ~0u}};
     for (int pass = 0; pass < kPasses; ++pass) {
-      if (!rows.Has(pass)) continue;
-      for (int octet = 0; octet < 2; ++octet) StoreGlobal(rows.template In<PackedOctet>(target, pass, octet), nan);
+      if (!rows.After(pass).Has()) continue;
+      for (int octet = 0; octet < 2; ++octet)
+        StoreGlobal(rows.After(pass).template In<PackedOctet>(target, octet), nan);
     }
   }
 };

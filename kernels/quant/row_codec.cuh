@@ -167,17 +167,28 @@ struct IntegerRow {
     const Float2 found = Unpack2<T>(ends);
     const float lo = found.lo, hi = -found.hi;
     const float zero = lo + 0.0f;  // -0 and 0 compare alike, so lanes may disagree on which of them is the least
-    T scale = FromFloat<T>((hi - lo) / float(Top));
+    T scale = FromFloat<T>(OverTop(hi - lo));
     if (ToFloat(scale) < 0x1p-126f) scale = kLeastNormal<T>;
     parameters = uint32_t(scale.bits) | uint32_t(FromFloat<T>(zero).bits) << 16;
     // The greatest is finite where the scale is; a NaN is less than nothing.
     return {zero, 1.0f / ToFloat(scale), ToFloat(scale) < INFINITY ? ~0u : 0u};
   }
 
+  /// x / Top, rounded as a division is: tried with every x.
+  static KVIT_DEVICE float OverTop(float x) {
+    const float nearly = RoundedProduct(x, 1.0f / Top);
+    return x < INFINITY ? fmaf(fmaf(-float(Top), nearly, x), 1.0f / Top, nearly) : nearly;
+  }
+
+  // Whether the greatest channel may lie half a step above Top. A scale in bf16 is at most 2^-8 too small; one in f16
+  // may be a subnormal, and far off.
+  static constexpr bool kMayPass = !std::same_as<T, Bfloat16> || Top / (1 - 0x1p-8) >= Top + 0.5;
+
   /// The code of a channel, + kRoundBase.
   static KVIT_DEVICE uint32_t Code(float x, const Scaling& scaling) {
-    const float nearest = RoundedProduct(x - scaling.zero, scaling.inverse);  // not below 0: zero is the least channel
-    return BitCast<uint32_t>(RoundedSum(fminf(nearest, float(Top)), 0x1.8p23f));
+    float nearest = RoundedProduct(x - scaling.zero, scaling.inverse);  // not below 0: zero is the least channel
+    if constexpr (kMayPass) nearest = fminf(nearest, float(Top));
+    return BitCast<uint32_t>(RoundedSum(nearest, 0x1.8p23f));
   }
 };
 

@@ -1,6 +1,7 @@
 # Packs and launches what moves rows: append and gather.
 from libc.stdint cimport int64_t
 
+from kvit._native.context cimport Device
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
 from kvit._native.ops cimport KvitRope, PackedCache, PackedTable
@@ -8,19 +9,23 @@ from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
 
 
-# How the rows of a call are dealt out to the warps of append and gather: facts of the kernel, and the grid they give.
+# How the rows of a call are dealt out to the warps of append and gather.
 cdef enum:
     MOST_WARPS = 0x7fffffff            # of a call: kernels count them in 32 bits
 
 cdef struct WarpShares:
     int64_t warps                      # of a CTA
-    int64_t heads_per_warp             # of one token, K and V
-    int64_t query_heads_per_warp       # of one token; append alone
+    int64_t heads_per_pass             # of one token, K and V; or twice as many heads of queries
+    int64_t resident                   # warps that the device runs side by side; 0: each has one pass, whatever comes
 
-cdef WarpShares shares_of(object entry) except *
+cdef struct RowGrid:
+    int64_t passes                     # of a warp, over heads of one token
+    int64_t ctas                       # more than a launch can have where a call has too many rows
 
-# CTAs for so many tokens; more than a launch can have where a call has too many rows.
-cdef int64_t ctas_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil
+cdef WarpShares shares_of(object entry, Device device) except *
+
+# As many passes as let all warps run side by side: what a warp finds out about its token serves all of them.
+cdef RowGrid grid_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil
 
 
 # Rotary position embedding as kernels take it, made once.

@@ -45,7 +45,7 @@ class Setup:
         order = rng.permutation(sum(slots) + 2).astype(np.int32)
         self.table = reference.Table(np.split(order[: sum(slots)], np.cumsum(slots)[:-1]), lengths)
         names = [dtype.name if name is None else name for name in pair]
-        scales = [np.float32([0.5, 1.25, 3][:heads] if "float8" in name else 1) for name in names]
+        scales = [np.resize(np.float32([0.5, 1.25, 3]), heads) if "float8" in name else np.float32(1) for name in names]
         self.cache = reference.Cache.poisoned(
             len(order), page_size, heads, head_dim, dtype=dtype, k=names[0], v=names[1], layout=layout,
             k_scale=scales[0] if "float8" in names[0] else None, v_scale=scales[1] if "float8" in names[1] else None,
@@ -202,6 +202,27 @@ def test_tokens_below_the_prefix_are_not_written_nor_their_pages_looked_at(rng, 
     if with_rope:  # queries of skipped tokens turn all the same
         turned = reference.rotate(q, reference.token_positions(case.table, COUNTS), rotation)
         np.testing.assert_array_equal(options["q"].numpy().view(np.uint16), turned.view(np.uint16))
+
+
+@pytest.mark.parametrize("passes", [1, 2, 3])
+@pytest.mark.parametrize("pair", [(None, None), ("int8", "int4"), ("float8_e4m3", "float8_e4m3")], ids=str)
+def test_warps_that_move_their_heads_in_several_passes_miss_none(rng, device, pair, passes):
+    # Nine heads of 128 are three passes: so many tokens that warps have one each, two and one, or all three.
+    probe = kvit.Append(Setup(rng, pair, heads=9, head_dim=128, device=device).view)
+    home = kvit.Device.of(device)
+    tokens = home.num_sms * probe.entry.min_ctas * probe.entry.facts["warps"] * passes // 3 - 1
+    case = Setup(rng, pair, heads=9, head_dim=128, lengths=[tokens], device=device)
+    rope = kvit.Rope(128)
+    k, v = case.rows([tokens])
+    q = case.random(tokens, 18, 128)  # three passes too, of twice as many heads: then warps have more of everything
+    reference.append(case.cache, case.table, k, v, [tokens], rotation=rotation_of(rope))
+    case.append(k, v, [tokens], rope=rope)
+    case.assert_same()
+    queries = case.up(q)
+    case.append(k, v, [tokens], rope=rope, q=queries)
+    case.assert_same()
+    turned = reference.rotate(q, reference.token_positions(case.table, [tokens]), rotation_of(rope))
+    np.testing.assert_array_equal(queries.numpy().view(np.uint16), turned.view(np.uint16))
 
 
 @pytest.mark.parametrize("sequences", [1, 2, 33, 1100])
