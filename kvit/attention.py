@@ -98,11 +98,13 @@ class Attention(Operation, AttentionCall):
         self.split_tokens = None if split_tokens is None else _whole_tiles(split_tokens, self.entry)
 
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
+        self._strands = math.gcd(self.grid, view.kv_heads)
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
         kernel_launch = ops.AttentionLaunch(
             self.entry,
             device,
             self.grid,
+            self._strands,
             Tensor.from_pointer(
                 self.workspace.pointer, (self.workspace_bytes // 4,), "float32", self.device, owner=self.workspace
             ),

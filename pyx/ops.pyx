@@ -111,6 +111,7 @@ cdef class HoldsFaults:
 cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
+    strands      lines that the work is dealt out on: divides the grid and the KV heads
     partials     float32 [grid, parts, rows, head_dim + 4], all zero
     fault        int32 [4]
     split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
@@ -118,9 +119,9 @@ cdef class AttentionLaunch:
     by_graph     launch the kernel by a graph of it
     """
 
-    def __cinit__(self, object entry, Device device not None, unsigned int grid, Tensor partials not None,
-                  Tensor fault not None, int num_query_heads, int group, float scale, bint is_causal,
-                  int split_tiles=0, bint reads_ahead=False, bint by_graph=False):
+    def __cinit__(self, object entry, Device device not None, unsigned int grid, int strands,
+                  Tensor partials not None, Tensor fault not None, int num_query_heads, int group, float scale,
+                  bint is_causal, int split_tiles=0, bint reads_ahead=False, bint by_graph=False):
         memset(&self.params, 0, sizeof(KvitDecodeParams))
         self.kernel = load_kernel(entry, device)
         self.graph = graph_of(self.kernel) if by_graph else None
@@ -134,6 +135,7 @@ cdef class AttentionLaunch:
         self.params.num_query_heads = num_query_heads
         self.params.scale = scale
         self.params.causal = is_causal
+        self.params.strands = strands
         self.params.split_tiles = split_tiles
         self.params.reads_ahead = reads_ahead
 

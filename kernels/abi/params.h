@@ -119,7 +119,8 @@ typedef struct KvitDecodeParams {
   // 1: the launch in front writes no lengths, no table and no token before a sequence's new ones, so that all these may
   // be read before it has ended.
   int32_t reads_ahead;
-  int32_t reserved[12];
+  int32_t strands;  // lines of work, each of some heads and some CTAs: divides the grid and the KV heads
+  int32_t reserved[11];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitDecodeParams;
 
@@ -152,7 +153,7 @@ typedef struct KvitAppendParams {
   const int32_t* prefix_lengths;         // [sequences] positions below are read-only and skipped; NULL: none
   KvitRope rope;
   int32_t num_query_heads;  // 0: no queries
-  int32_t reserved;
+  int32_t passes;           // over its heads, of each warp: it moves so many times as many as its lanes have room for
 } KvitAppendParams;
 
 // Whole pages within one cache, pool by pool: for fork, copy-on-write and defragmentation. Grid: num_chains *

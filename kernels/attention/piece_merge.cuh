@@ -102,7 +102,7 @@ class PieceMerge {
     KVIT_UNROLL
     for (int i = 0; i < kTargetWords; ++i) words[i] = LoadShared<int>(&shared_.joined[i]);
     const auto target = BitCast<Target>(words);
-    const int first = target.first_cta, last = BlockIndex(), items = target.rows * kVectors;
+    const int first = target.first_cta, last = share_.cta, items = target.rows * kVectors;
     for (int begin = 0; begin < items; begin += kThreads) {
       const int item = begin + ThreadIndex(), row = item / kVectors, vector = item % kVectors;
       const bool is_mine = item < items;
@@ -167,7 +167,9 @@ class PieceMerge {
   }
 
   KVIT_DEVICE void TakeBack(int first, int cta, int last, int row, int vector) const {
-    for (int part = cta; part <= Min(last, cta + kBatch - 1); ++part) parts_.Clear(part, part == first, row, vector);
+    for (int part = cta; part <= Min(last, cta + kBatch - 1); ++part) {
+      parts_.Clear(share_.BlockOf(part), part == first, row, vector);
+    }
   }
 
   // Adds parts [cta, cta + kBatch) to `whole`, once they are all there. All their loads are under way together: one
@@ -178,7 +180,7 @@ class PieceMerge {
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
         words[i] = PartialWords{};
-        if (cta + i <= last) words[i] = parts_.Load(cta + i, cta + i == first, row, vector);
+        if (cta + i <= last) words[i] = parts_.Load(share_.BlockOf(cta + i), cta + i == first, row, vector);
       }
       all = true;
       KVIT_UNROLL

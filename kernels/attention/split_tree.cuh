@@ -101,7 +101,7 @@ class SplitTree {
         for (int i = 0; i < kBatch; ++i) {
           words[i] = PartialWords{};
           if (next.Done()) continue;
-          words[i] = left_.Load(next.cta(), PartOf(next.level(), next.index()), row, vector);
+          words[i] = left_.Load(share_.BlockOf(next.cta()), PartOf(next.level(), next.index()), row, vector);
           next.Next();
         }
         all = true;
@@ -111,7 +111,7 @@ class SplitTree {
       }
       SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
       for (int i = 0; i < kBatch && !walk.Done(); ++i) {
-        if (mine) left_.Clear(walk.cta(), PartOf(walk.level(), walk.index()), row, vector);
+        if (mine) left_.Clear(share_.BlockOf(walk.cta()), PartOf(walk.level(), walk.index()), row, vector);
         part = words[0].Get();
         KVIT_UNROLL
         for (int j = 0; j + 1 < kBatch; ++j) words[j] = words[j + 1];
@@ -157,7 +157,7 @@ class SplitTree {
    private:
     // Of the splits of a CTA that takes part; the last one is the one that asks.
     KVIT_DEVICE int EndOf(int cta) const {
-      return cta >= BlockIndex() ? SplitRun::kNoEnd : run_.begin - int(share_.begin - share_.BeginOf(cta + 1));
+      return cta >= share_.cta ? SplitRun::kNoEnd : run_.begin - int(share_.begin - share_.BeginOf(cta + 1));
     }
     // The largest node that begins at begin_ and ends in the run.
     KVIT_DEVICE void Find() {

@@ -1,5 +1,11 @@
-// The line of work: every unit of every head of every sequence, one after the other, cut evenly over the grid. A unit
+// The lines of work: every unit of every head of every sequence, one after the other, cut evenly over the grid. A unit
 // is a tile (stream-K), or a split: tiles that are computed together whatever the batch.
+//
+// There are params.strands such lines, each with every so manieth head and every so manieth CTA: neighbours among CTAs
+// then read neighbouring heads of the same tokens, at much the same time.
+//
+//   2 strands, 4 heads   line 0   sequence 0 head 0, head 2, sequence 1 head 0, ...   cut over CTAs 0, 2, 4, ...
+//                        line 1   sequence 0 head 1, head 3, sequence 1 head 1, ...   cut over CTAs 1, 3, 5, ...
 #ifndef KVIT_ATTENTION_WORK_LINE_CUH
 #define KVIT_ATTENTION_WORK_LINE_CUH
 
@@ -42,8 +48,10 @@ struct Piece {
 /// a / b for b >= 1, by a short division wherever a allows it: nearly always.
 KVIT_DEVICE int64_t Divide(int64_t a, int b) { return a >> 32 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b; }
 
-/// A CTA's share of the line: the first total % ctas CTAs have a unit more than the others.
+/// A CTA's share of its line, whose CTAs are counted from 0: the first total % ctas have a unit more than the others.
 struct Share {
+  int cta;             // this one
+  int strands;         // of the launch
   int64_t total;       // units on the line
   int64_t begin, end;  // [begin, end) are this CTA's
   int64_t least;       // units of every CTA
@@ -52,6 +60,8 @@ struct Share {
   int sequence;        // in which `begin` lies
   int64_t sequence_begin;
 
+  /// Its number in the grid.
+  KVIT_DEVICE int BlockOf(int other) const { return BlockIndex() + (other - cta) * strands; }
   KVIT_DEVICE int64_t BeginOf(int cta) const { return least * cta + Min(cta, longer); }
   /// The CTA whose share holds `unit`.
   KVIT_DEVICE int Owner(int64_t unit) const {
@@ -72,7 +82,12 @@ class WorkLine {
   };
 
   KVIT_DEVICE explicit WorkLine(const KvitDecodeParams& params)
-      : params_(params), by_group_(params.group), group_(params.num_query_heads / params.cache.num_kv_heads) {}
+      : params_(params),
+        by_group_(params.group),
+        group_(params.num_query_heads / params.cache.num_kv_heads),
+        heads_(params.cache.num_kv_heads / params.strands) {}
+
+  KVIT_DEVICE int strands() const { return params_.strands; }
 
   /// Query heads of a KV head, and where a query row lies: row r of a sequence is token r / group, head r % group.
   KVIT_DEVICE int group() const { return group_; }
@@ -183,7 +198,7 @@ class WorkLine {
         total += warp_units;
       }
       share = Cut(total);
-      if (BlockIndex() >= share.ctas) return share;  // the whole CTA leaves together
+      if (share.cta >= share.ctas) return share;  // the whole CTA leaves together
     }
     if (sequence < to && before <= share.begin) {  // exactly one thread
       StoreShared(&shared.sequence, sequence);
@@ -198,7 +213,7 @@ class WorkLine {
   KVIT_DEVICE int64_t UnitsOf(int sequence) const {
     if (sequence >= params_.table.num_sequences) return 0;
     const SequenceWork work = View(sequence, BlockIndex() == 0);
-    return int64_t(work.row_tiles) * params_.cache.num_kv_heads * HeadUnits(work.tiles);
+    return int64_t(work.row_tiles) * heads_ * HeadUnits(work.tiles);
   }
 
   static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {
@@ -210,39 +225,48 @@ class WorkLine {
     return x;
   }
 
-  static KVIT_DEVICE Share Cut(int64_t total) {
+  KVIT_DEVICE Share Cut(int64_t total) const {
     Share share = {};
+    const int ctas = GridSize() / strands();
+    share.cta = BlockIndex() / strands();
+    share.strands = strands();
     share.total = total;
-    share.ctas = int64_t(GridSize()) < total ? GridSize() : int(total);
+    share.ctas = int64_t(ctas) < total ? ctas : int(total);
     if (share.ctas == 0) return share;
     share.least = Divide(total, share.ctas);
     share.longer = int(total - share.least * share.ctas);
-    share.begin = share.BeginOf(BlockIndex());
-    share.end = share.BeginOf(BlockIndex() + 1);
+    share.begin = share.BeginOf(share.cta);
+    share.end = share.BeginOf(share.cta + 1);
     return share;
   }
 
   const KvitDecodeParams& params_;
   FastDivide by_group_;
-  int group_;
+  int group_, heads_;  // heads_: KV heads of a line
 };
 
 /// Walks a CTA's share, piece by piece.
 ///
-///   unit = ((head * row_tiles) + row_tile) * units + unit of the head     within a sequence: row tiles of a head share
-///   its keys in L2
+///   unit = ((head of the line * row_tiles) + row_tile) * units + unit of the head
+///
+/// within a sequence: row tiles of a head share its keys in L2.
 template <class Line>
 class WorkCursor {
  public:
   KVIT_DEVICE WorkCursor(const Line& line, int num_heads, const Share& share)
-      : line_(line), num_heads_(num_heads), position_(share.begin), end_(share.end) {
+      : line_(line),
+        num_heads_(num_heads),
+        strand_(BlockIndex() - share.cta * line.strands()),
+        position_(share.begin),
+        end_(share.end) {
     piece_.sequence = share.sequence;
     piece_.work = line_.View(share.sequence);
     const int units = line_.HeadUnits(piece_.work.tiles), row_tiles = piece_.work.row_tiles;
     const int64_t within = share.begin - share.sequence_begin;
     const int head_and_rows = int(Divide(within, units));
-    piece_.head = row_tiles == 1 ? head_and_rows : head_and_rows / row_tiles;
-    piece_.row_tile = head_and_rows - piece_.head * row_tiles;
+    const int head = row_tiles == 1 ? head_and_rows : head_and_rows / row_tiles;
+    piece_.head = head * line_.strands() + strand_;
+    piece_.row_tile = head_and_rows - head * row_tiles;
     Begin(int(within - int64_t(head_and_rows) * units));
   }
 
@@ -258,8 +282,9 @@ class WorkCursor {
     }
     if (++piece_.row_tile == piece_.work.row_tiles) {
       piece_.row_tile = 0;
-      if (++piece_.head == num_heads_) {
-        piece_.head = 0;
+      piece_.head += line_.strands();
+      if (piece_.head >= num_heads_) {
+        piece_.head = strand_;
         do {
           piece_.work = line_.View(++piece_.sequence);
         } while (piece_.work.row_tiles == 0);
@@ -284,7 +309,7 @@ class WorkCursor {
   }
 
   const Line& line_;
-  int num_heads_;
+  int num_heads_, strand_;
   int64_t position_, end_;
   Piece piece_;
 };

@@ -101,7 +101,7 @@ struct DecodeKernel {
     if (has_turn) TakeTurn();
     const Line line(params);
     const Share share = line.Find(shared.line);
-    if (BlockIndex() >= share.ctas) {
+    if (share.cta >= share.ctas) {
       if (!has_turn) TakeTurn();
       return;
     }

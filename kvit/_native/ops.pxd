@@ -86,7 +86,8 @@ cdef extern from "abi/params.h":
         KvitDivisor group
         int32_t split_tiles
         int32_t reads_ahead
-        int32_t[12] reserved
+        int32_t strands
+        int32_t[11] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map
 
@@ -116,7 +117,7 @@ cdef extern from "abi/params.h":
         const int32_t *prefix_lengths
         KvitRope rope
         int32_t num_query_heads
-        int32_t reserved
+        int32_t passes
 
     ctypedef struct KvitMergeParams:
         KvitRows a

@@ -78,6 +78,7 @@ class AttentionLaunch:
         entry: Entry,
         device: Device,
         grid: int,
+        strands: int,
         partials: Tensor,
         fault: Tensor,
         num_query_heads: int,

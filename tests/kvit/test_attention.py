@@ -1,5 +1,7 @@
 """kvit.Attention on raw buffers, and merge_states: against the reference, and what they refuse."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -65,6 +67,20 @@ def test_any_page_size_layout_and_table_give_the_same(rng, device, layout, stora
 def test_several_new_tokens_see_each_other_only_if_they_may(rng, device, causal):
     case = make_case(rng, [70, 5, 64], device=device)
     assert_attention(case, case.queries(rng, 3 * 5, 8), causal=causal)  # the second sequence is all new
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 3, 4, 6, 8, 12])
+def test_heads_are_dealt_out_to_lines_of_their_own(rng, device, kv_heads):
+    # More heads than lines, as many, and one line where grid and heads have no common divisor; fewer tiles on a line
+    # than it has CTAs (the last batch), and heads that several CTAs share (the first).
+    for lengths in ([700, 0, 130], [1]):
+        case = make_case(rng, lengths, kv_heads=kv_heads, device=device)
+        q = case.queries(rng, len(lengths), 2 * kv_heads)
+        assert_attention(case, q)
+        op = kvit.Attention(case.view, 2 * kv_heads)
+        lines = math.gcd(op.grid, kv_heads)
+        shares = f"{kv_heads // lines} of {kv_heads} KV heads on {op.grid // lines} of the CTAs"
+        assert f"lines      {lines}, each of {shares}" in op.explain()
 
 
 def test_sequences_may_have_different_numbers_of_new_tokens(rng, device):

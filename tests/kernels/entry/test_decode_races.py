@@ -46,6 +46,7 @@ DECODE = """
     p.num_query_heads = 4;
     p.causal = 1;
     p.split_tiles = SPLIT;
+    p.strands = 1;
     p.box_tokens = 32;
     p.page_size = KvitDivisorOf(64);
     p.group = KvitDivisorOf(4);
