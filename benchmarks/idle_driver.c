@@ -16,6 +16,7 @@ static _Thread_local int capturing = 0;
 
 __attribute__((visibility("default"))) int idle_launches = 0, idle_graph_launches = 0, idle_allocations = 0;
 __attribute__((visibility("default"))) int idle_graphs = 0;  // and executables, made and not destroyed
+__attribute__((visibility("default"))) int idle_settings = 0;  // of the parameters of executables
 
 // CUDA_KERNEL_NODE_PARAMS of cuda.h.
 typedef struct KernelNode {
@@ -120,6 +121,7 @@ static int destroy_graph(void) {
 
 static int set_kernel_node(void* executable, void* node, const KernelNode* wanted) {
   (void)executable, (void)node;
+  ++idle_settings;
   idle_node = *wanted;
   memcpy(idle_argument, wanted->arguments[0], sizeof idle_argument);
   return SUCCESS;

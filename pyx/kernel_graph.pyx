@@ -2,6 +2,7 @@
 cimport cython
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
+from libc.string cimport memcmp, memcpy
 
 from kvit._native.driver_table cimport OUT_OF_MEMORY, SUCCESS, DriverTable
 from kvit._native.errors cimport check, fail
@@ -55,6 +56,7 @@ cdef class KernelGraph:
                 self.kernel.home.leave(entered)
             except Exception:  # the driver is going away with the process
                 pass
+            free(old.params)
             free(old)
         pthread_mutex_destroy(&self.mutex)
 
@@ -70,9 +72,13 @@ cdef class KernelGraph:
         cdef KernelNode node = node_of(self.kernel, context, params, grid)
         cdef ContextGraph *found = NULL
         cdef int status = self.find(&node, &found, call)
-        if status == SUCCESS:
+        if status == SUCCESS and (found.grid != grid or memcmp(found.params, params, self.kernel.params_bytes) != 0):
             call[0] = b"cuGraphExecKernelNodeSetParams"
+            found.grid = 0
             status = (<ExecutableSetKernel>driver.executable_set_kernel)(found.executable, found.node, &node)
+            if status == SUCCESS:
+                found.grid = grid
+                memcpy(found.params, params, self.kernel.params_bytes)
         if status == SUCCESS:
             call[0] = b"cuGraphLaunch"
             status = (<GraphLaunch>driver.graph_launch)(found.executable, stream)
@@ -99,7 +105,8 @@ cdef class KernelGraph:
         call[0] = b"cuGraphCreate"
         if new == NULL:
             return OUT_OF_MEMORY
-        status = (<GraphCreate>driver.graph_create)(&new.graph)
+        new.params = calloc(1, self.kernel.params_bytes)
+        status = OUT_OF_MEMORY if new.params == NULL else (<GraphCreate>driver.graph_create)(&new.graph)
         if status == SUCCESS:
             call[0] = b"cuGraphAddKernelNode"
             status = (<GraphAddKernel>driver.graph_add_kernel)(&new.node, new.graph, node)
@@ -109,6 +116,7 @@ cdef class KernelGraph:
         if status != SUCCESS:
             if new.graph != NULL:
                 (<GraphDestroy>driver.graph_destroy)(new.graph)
+            free(new.params)
             free(new)
             return status
         new.context = context

@@ -67,6 +67,7 @@ class Rotation {
   KVIT_DEVICE void MoveTo(int32_t position, const Steps& steps) {
     if (rope_.rotary_dim == 0) return;
     position_ = position;
+    has_turns_ = true;
     KVIT_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       if (!Has(c)) continue;
@@ -83,9 +84,9 @@ class Rotation {
     SyncWarp();
   }
 
-  /// The same from one position, which most likely is this one.
+  /// The same if the turns, where there are any, are not those of that position yet.
   KVIT_DEVICE void MoveTo(int32_t position) {
-    if (rope_.rotary_dim == 0 || position == position_) return;
+    if (rope_.rotary_dim == 0 || (has_turns_ && position == position_)) return;
     SyncWarp();  // all lanes have seen that what they made is wrong
     MoveTo(position, LoadSteps());
   }
@@ -129,6 +130,7 @@ class Rotation {
   const KvitRope& rope_;
   char* shared_;
   int32_t position_ = 0;
+  bool has_turns_ = false;
 };
 
 }  // namespace kvit

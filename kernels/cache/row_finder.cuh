@@ -82,6 +82,7 @@ class RowFinder {
   }
 
   KVIT_DEVICE FoundPlace Find(int row) const {
+    if (IsGuess && !kLaunchesOverlap) return {{}, {}, {{}, 0, {KVIT_FAULT_PAGE, 0, 0, 0}}};  // it would gain nothing
     FoundPlace found = {FindToken(row), {}, {}};
     found.row.fault = found.token.fault;
     if (found.token.Exists()) {

@@ -62,7 +62,7 @@ struct AppendKernel {
     Fetch(rows, transfer.v);
     const auto steps = rotation.LoadSteps();
     const FoundPlace guess = Guesser(transfer.cache, transfer.table, transfer.tokens).Find(share.token);
-    rotation.MoveTo(Position<true>(params, share.token, guess.token.position), steps);
+    if (kLaunchesOverlap) rotation.MoveTo(Position<true>(params, share.token, guess.token.position), steps);
     TakeTurn();
     Part k = Load(rows, transfer.k), v = Load(rows, transfer.v);
     KeepLoadsAbove();
@@ -100,10 +100,12 @@ struct AppendKernel {
     const auto steps = rotation.LoadSteps();
     int position = 0;
     bool has_position = true;
-    if (params.rope.positions == nullptr) {
-      position = Guesser(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token).position;
+    if (kLaunchesOverlap) {
+      if (params.rope.positions == nullptr) {
+        position = Guesser(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token).position;
+      }
+      rotation.MoveTo(Position<true>(params, share.token, position), steps);
     }
-    rotation.MoveTo(Position<true>(params, share.token, position), steps);
     TakeTurn();
     Part q = Load(rows, params.q);
     if (params.rope.positions == nullptr) {

@@ -178,6 +178,11 @@ KVIT_DEVICE int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) { r
 
 KVIT_DEVICE void Pause() { __nanosleep(20); }
 
+#if __CUDA_ARCH__ >= 900
+inline constexpr bool kLaunchesOverlap = true;
+#else
+inline constexpr bool kLaunchesOverlap = false;
+#endif
 KVIT_DEVICE void TakeTurn() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");

@@ -25,6 +25,7 @@
 //   tensor copies  CopyTensor(void* shared, const KvitTensorMap&, TensorCoordinates, barrier): a box, zeros where the map has nothing;
 //                  PrefetchTensorMap(map); FenceAsyncCopies(): this thread's stores to shared memory precede later copies
 //   launches       TakeTurn(): waits until the launch in front has ended, then lets the next one start: never more than two overlap
+//                  kLaunchesOverlap: whether there ever is a launch to wait for
 //   CTA            SyncThreads(); bool SyncThreadsOr(bool)
 //   warp           SyncWarp(); T Shuffle(T, int lane), ShuffleXor(T, int mask), ShuffleUp(T, int delta); uint32_t Ballot(bool)
 //                  int LowestBit(uint32_t): of what is not 0; Pause(): before looking again at what another CTA has yet to write

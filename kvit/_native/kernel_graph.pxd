@@ -12,6 +12,8 @@ cdef struct ContextGraph:
     void *graph                        # CUgraph; the node is a part of it
     void *node                         # CUgraphNode
     void *executable                   # CUgraphExec
+    void *params                       # what the node was set to last, a copy
+    unsigned int grid                  # and its CTAs; 0: nobody knows
     ContextGraph *next
 
 

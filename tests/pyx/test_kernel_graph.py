@@ -186,6 +186,20 @@ for context, grid in ((0x1000, 7), (0x2000, 264)):
     assert run_idle(tmp_path, IDLE + program) == expected
 
 
+def test_parameters_are_set_when_they_are_not_those_of_the_launch_before(tmp_path):
+    # Of the second context none are known yet; back in the first they are what they were there.
+    program = """
+graph = KernelGraph.of(kernel)
+first, other = bytes(24), bytes(23) + bytes([1])
+calls = [(0, first, 1), (0, first, 1), (0, other, 1), (0, other, 2), (0, first, 1), (0x1000, first, 1), (0, first, 1)]
+for context, params, grid in calls:
+    driver.cuCtxSetCurrent(driver.CUcontext(context))
+    launch_bytes(kernel, params, grid, stream, (), graph)
+    found.append(count("settings"))
+"""
+    assert run_idle(tmp_path, IDLE + program) == [1, 1, 2, 3, 4, 5, 5]
+
+
 def test_every_context_has_a_graph_of_its_own(tmp_path):
     # The node of one context cannot run in another. Addresses serve the idle driver as contexts.
     program = """
