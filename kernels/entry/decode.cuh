@@ -23,25 +23,27 @@ struct DecodeTuning {
 };
 
 /// Copies by cp.async: two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the
-/// smallest GPUs, and keeps enough bytes under way. Tokens of more than 768 bytes (K and V together) leave room for two
-/// warps only.
+/// smallest GPUs, and keeps enough bytes under way; steps as long as they leave one stage. Tokens of more than 768
+/// bytes (K and V together) leave room for two warps only.
 template <class Copies, int HeadDim, int TokenBytes, int Rows>
 struct DefaultTuning {
   static constexpr int kWarps = TokenBytes > 768 ? 2 : 4;
-  static constexpr int kWarpTokens = TokenBytes <= 256 ? 32 : 16;
+  static constexpr int kWarpTokens = TokenBytes <= (Rows > 8 ? 256 : 512) ? 32 : 16;
   static constexpr int kStages = Min(8, 65536 / (kWarps * kWarpTokens * TokenBytes));
   using Type = DecodeTuning<kWarps, kWarpTokens, kStages, 2>;
 };
 
 /// Tensor copies: long steps, since a step costs much besides its products, and one CTA per SM with rings of 128 KB:
-/// the fewer CTAs, the fewer parts of a head. Small tokens are bound by instructions, and gain by the second CTA; so
-/// are 16 rows, and gain by twice the warps.
+/// the fewer CTAs, the fewer parts of a head. Large tokens have one stage: what a warp asks for lies together, and the
+/// other warps compute meanwhile. Small tokens are bound by instructions, and gain by the second CTA; so are 16 rows,
+/// and gain by twice the warps.
 template <int HeadDim, int TokenBytes, int Rows>
 struct DefaultTuning<Sm90Copies, HeadDim, TokenBytes, Rows> {
-  static constexpr int kWarpTokens = TokenBytes <= 256 ? 64 : TokenBytes <= 512 ? 32 : 16;
   static constexpr int kCtas = TokenBytes <= 128 ? 2 : 1;
   static constexpr int kWarps = Rows > 8 && kCtas == 1 ? 8 : 4;
-  using Type = DecodeTuning<kWarps, kWarpTokens, 8 / kWarps, kCtas>;
+  static constexpr int kWarpTokens = kWarps * TokenBytes <= 2048 ? 64 : 32;
+  static constexpr int kStages = kWarps * TokenBytes <= 1024 ? 2 : 1;
+  using Type = DecodeTuning<kWarps, kWarpTokens, kStages, kCtas>;
 };
 
 /// By lines: the smallest tokens of all, so more of them at a step, and eight warps per SM.
