@@ -39,7 +39,7 @@ def explain(op: Attention, lengths: Sequence[int] | None, gbps: float | None) ->
         f"{entry.shared_bytes} shared bytes",
         f"  grid       {op.grid} CTAs of {entry.threads} threads ({entry.threads // 32} warps), "
         f"{facts['ctas_per_sm']} on each multiprocessor",
-        f"  lines      {op._strands}, each of {op.kv_heads // op._strands} of {op.kv_heads} KV heads on "
+        f"  strands    {op._strands}, each of {op.kv_heads // op._strands} of {op.kv_heads} KV heads on "
         f"{op.grid // op._strands} of the CTAs",
         f"  cut        {_cut(op)}",
         f"  workspace  {op.workspace_bytes} bytes, whatever the batch",

@@ -50,10 +50,10 @@ class Attention(Operation, AttentionCall):
                          next one start only when the one before them has ended; if the one in front lets it start
                          earlier, the promise is also about those before
     launch               "direct": every call launches the kernel; on GPUs from compute capability 9.0 on it may begin
-                         before the kernel before it in the stream has ended. "graph": every call sets the parameters
-                         of a graph of the kernel, and launches that: less time on the host, but it begins when all
-                         before it has ended, and calls take turns, on whatever streams they are. In a capture both are
-                         the same
+                         before the kernel before it in the stream has ended. "graph": every call launches a
+                         graph of the kernel, whose parameters it sets before: less time on the host, but it begins
+                         when all before it has ended, and calls take turns, on whatever streams they are. In a capture
+                         both are the same
 
     What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
     split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any

@@ -6,7 +6,7 @@
 #include <stdint.h>
 
 #include "abi/params.h"
-#include "attention/work_line.cuh"
+#include "attention/work_cursor.cuh"
 #include "cache/fast_divide.cuh"
 #include "cache/fault.cuh"
 #include "cache/pool_set.cuh"

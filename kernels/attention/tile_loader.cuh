@@ -2,7 +2,7 @@
 #ifndef KVIT_ATTENTION_TILE_LOADER_CUH
 #define KVIT_ATTENTION_TILE_LOADER_CUH
 
-#include "attention/work_line.cuh"
+#include "attention/work_cursor.cuh"
 #include "cache/fast_divide.cuh"
 #include "cache/fault.cuh"
 #include "platform/platform.cuh"

@@ -1,11 +1,11 @@
 // The lines of work: every unit of every head of every sequence, one after the other, cut evenly over the grid. A unit
 // is a tile (stream-K), or a split: tiles that are computed together whatever the batch.
 //
-// There are params.strands such lines, each with every so manieth head and every so manieth CTA: neighbours among CTAs
-// then read neighbouring heads of the same tokens, at much the same time.
+// There are params.strands such lines, the strands: strand l has the heads and the CTAs whose numbers leave l when
+// divided by that. Neighbouring CTAs then read neighbouring heads of the same tokens, at much the same time.
 //
-//   2 strands, 4 heads   line 0   sequence 0 head 0, head 2, sequence 1 head 0, ...   cut over CTAs 0, 2, 4, ...
-//                        line 1   sequence 0 head 1, head 3, sequence 1 head 1, ...   cut over CTAs 1, 3, 5, ...
+//   2 strands, 4 heads   0   sequence 0 head 0, head 2, sequence 1 head 0, ...   cut over CTAs 0, 2, 4, ...
+//                        1   sequence 0 head 1, head 3, sequence 1 head 1, ...   cut over CTAs 1, 3, 5, ...
 #ifndef KVIT_ATTENTION_WORK_LINE_CUH
 #define KVIT_ATTENTION_WORK_LINE_CUH
 
@@ -243,75 +243,6 @@ class WorkLine {
   const KvitDecodeParams& params_;
   FastDivide by_group_;
   int group_, heads_;  // heads_: KV heads of a line
-};
-
-/// Walks a CTA's share, piece by piece.
-///
-///   unit = ((head of the line * row_tiles) + row_tile) * units + unit of the head
-///
-/// within a sequence: row tiles of a head share its keys in L2.
-template <class Line>
-class WorkCursor {
- public:
-  KVIT_DEVICE WorkCursor(const Line& line, int num_heads, const Share& share)
-      : line_(line),
-        num_heads_(num_heads),
-        strand_(BlockIndex() - share.cta * line.strands()),
-        position_(share.begin),
-        end_(share.end) {
-    piece_.sequence = share.sequence;
-    piece_.work = line_.View(share.sequence);
-    const int units = line_.HeadUnits(piece_.work.tiles), row_tiles = piece_.work.row_tiles;
-    const int64_t within = share.begin - share.sequence_begin;
-    const int head_and_rows = int(Divide(within, units));
-    const int head = row_tiles == 1 ? head_and_rows : head_and_rows / row_tiles;
-    piece_.head = head * line_.strands() + strand_;
-    piece_.row_tile = head_and_rows - head * row_tiles;
-    Begin(int(within - int64_t(head_and_rows) * units));
-  }
-
-  KVIT_DEVICE bool Done() const { return position_ >= end_; }
-  KVIT_DEVICE const Piece& piece() const { return piece_; }
-
-  KVIT_DEVICE void Next() {
-    position_ += line_.IsSplit() ? 1 : piece_.last - piece_.first;
-    if (Done()) return;
-    if (!piece_.Ends()) {  // there is another split of the head
-      Begin(int(position_ - piece_.head_begin));
-      return;
-    }
-    if (++piece_.row_tile == piece_.work.row_tiles) {
-      piece_.row_tile = 0;
-      piece_.head += line_.strands();
-      if (piece_.head >= num_heads_) {
-        piece_.head = strand_;
-        do {
-          piece_.work = line_.View(++piece_.sequence);
-        } while (piece_.work.row_tiles == 0);
-      }
-    }
-    Begin(0);
-  }
-
- private:
-  KVIT_DEVICE void Begin(int unit) {
-    const int tiles = piece_.work.tiles;
-    piece_.head_begin = position_ - unit;
-    if (line_.IsSplit()) {
-      const int split = line_.SplitOf(tiles);
-      piece_.first = unit * split;
-      piece_.last = Min(piece_.first + split, tiles);
-    } else {
-      const int64_t left = end_ - position_;
-      piece_.first = unit;
-      piece_.last = left < tiles - unit ? unit + int(left) : tiles;
-    }
-  }
-
-  const Line& line_;
-  int num_heads_, strand_;
-  int64_t position_, end_;
-  Piece piece_;
 };
 
 }  // namespace kvit

@@ -7,6 +7,7 @@
 #include "attention/kv_pipe.cuh"
 #include "attention/piece_merge.cuh"
 #include "attention/warp_attention.cuh"
+#include "attention/work_cursor.cuh"
 #include "attention/work_line.cuh"
 #include "core/pipe_iter.cuh"
 #include "quant/codec.cuh"

@@ -70,17 +70,17 @@ def test_several_new_tokens_see_each_other_only_if_they_may(rng, device, causal)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 3, 4, 6, 8, 12])
-def test_heads_are_dealt_out_to_lines_of_their_own(rng, device, kv_heads):
-    # More heads than lines, as many, and one line where grid and heads have no common divisor; fewer tiles on a line
-    # than it has CTAs (the last batch), and heads that several CTAs share (the first).
+def test_heads_are_dealt_out_to_strands_of_the_grid(rng, device, kv_heads):
+    # More heads than strands, as many, and one strand where grid and heads have no common divisor; fewer tiles on a
+    # strand than it has CTAs (the last batch), and heads that several CTAs share (the first).
     for lengths in ([700, 0, 130], [1]):
         case = make_case(rng, lengths, kv_heads=kv_heads, device=device)
         q = case.queries(rng, len(lengths), 2 * kv_heads)
         assert_attention(case, q)
         op = kvit.Attention(case.view, 2 * kv_heads)
-        lines = math.gcd(op.grid, kv_heads)
-        shares = f"{kv_heads // lines} of {kv_heads} KV heads on {op.grid // lines} of the CTAs"
-        assert f"lines      {lines}, each of {shares}" in op.explain()
+        strands = math.gcd(op.grid, kv_heads)
+        shares = f"{kv_heads // strands} of {kv_heads} KV heads on {op.grid // strands} of the CTAs"
+        assert f"strands    {strands}, each of {shares}" in op.explain()
 
 
 def test_sequences_may_have_different_numbers_of_new_tokens(rng, device):
@@ -284,38 +284,3 @@ def test_strides_that_nobody_takes_do_not_limit_the_choice():
     assert multiple((4, 8, 2, 64), (2304, 288, 144, 2)) == 144  # rows of 72 channels, of which 64 are read
     assert multiple((1, 8, 2, 64), (7, 256, 128, 2)) == 128  # there is one page, and no way to the next
     assert multiple((1, 1, 1, 64), (7, 5, 3, 2)) % 16 == 0
-
-
-def test_explain_names_the_kernel_and_what_it_takes(rng):
-    op = kvit.Attention(make_case(rng, [4]).view, 8)
-    for words in (
-        op.entry.symbol,
-        "4 query heads share one",
-        f"{op.grid} CTAs of {op.entry.threads} threads (4 warps)",
-        f"{op.entry.facts['tile_tokens']} tokens x 8 rows",
-        f"{op.entry.shared_bytes} shared bytes",
-        f"{op.workspace_bytes} bytes",
-        f"(1, 4)  {op.entry.symbol}",
-        f"(1, 12)  {op.entry.symbol.replace('_h8_', '_h16_')}",
-    ):
-        assert words in op.explain()
-    forced = kvit.Attention(make_case(rng, [4]).view, 8, kernel={"rows": 16})
-    assert "cheapest with kernel={'rows': 16}" in forced.explain()
-
-
-def test_explain_counts_what_a_batch_reads_and_how_long_that_takes_at_least(rng):
-    op = kvit.Attention(make_case(rng, [4]).view, 8)  # 2 KV heads of 64 channels: 512 bytes a token
-    tile = op.entry.facts["tile_tokens"]
-    said = op.explain([3 * tile, 0, 1], gbps=100)
-    assert f"reads      {512 * (3 * tile + 1)} bytes of K and V, for {3 * tile + 1} tokens of 3 sequences" in said
-    assert f"work       10 tiles on {min(op.grid, 10)} CTAs" in said  # an empty sequence has a tile for its zeros
-    assert "floor      41.0 us at 100 GB/s, as asked" in op.explain(batch=8, context=1000, gbps=100)
-    assert "floor      unknown: the host backend" in op.explain(batch=8, context=1000)
-    assert "0 tiles on 0 CTAs, 0 at most" in op.explain([])
-    for wrong in ({"batch": 2}, {"context": 2}, {"batch": -1, "context": 2}, {"batch": 1, "context": -2}):
-        with pytest.raises(kvit.ShapeError):
-            op.explain(**wrong)
-    with pytest.raises(kvit.ShapeError, match="a length is -4"):
-        op.explain([5, -4])
-    with pytest.raises(kvit.ShapeError, match="give lengths, or batch and context"):
-        op.explain([5], batch=1, context=1)
