@@ -119,8 +119,7 @@ typedef struct KvitDecodeParams {
   // 1: the launch in front writes no lengths, no table and no token before a sequence's new ones, so that all these may
   // be read before it has ended.
   int32_t reads_ahead;
-  int32_t
-      strands;  // that the work is dealt out on, each with its own heads and CTAs: divides the grid and the KV heads
+  int32_t strands;  // lines of work, each with heads and CTAs of its own: divides the grid and the KV heads
   int32_t reserved[11];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitDecodeParams;

@@ -116,6 +116,13 @@ struct NibblesOfOctet {
   static constexpr KVIT_HD int Shift(int i) { return 4 * (i / 2 + i % 2 * 4); }
 };
 
+/// x / Divisor for x >= 0, of 15 and 255 the float that a division gives.
+template <int Divisor>
+KVIT_DEVICE float Quotient(float x) {
+  const float nearly = RoundedProduct(x, 1.0f / Divisor);
+  return x < INFINITY ? fmaf(fmaf(-float(Divisor), nearly, x), 1.0f / Divisor, nearly) : nearly;
+}
+
 /// Asymmetric codes 0..Top between a row's least and greatest channel. All in f32; the parameters in T. Codes says how
 /// eight of them lie in its Data: Pack(code), where code(i) is channel i's code + kRoundBase, and Bits(data, i), which
 /// is channel i's code + kCodeBase.
@@ -167,17 +174,11 @@ struct IntegerRow {
     const Float2 found = Unpack2<T>(ends);
     const float lo = found.lo, hi = -found.hi;
     const float zero = lo + 0.0f;  // -0 and 0 compare alike, so lanes may disagree on which of them is the least
-    T scale = FromFloat<T>(OverTop(hi - lo));
+    T scale = FromFloat<T>(Quotient<Top>(hi - lo));
     if (ToFloat(scale) < 0x1p-126f) scale = kLeastNormal<T>;
     parameters = uint32_t(scale.bits) | uint32_t(FromFloat<T>(zero).bits) << 16;
     // The greatest is finite where the scale is; a NaN is less than nothing.
     return {zero, 1.0f / ToFloat(scale), ToFloat(scale) < INFINITY ? ~0u : 0u};
-  }
-
-  /// x / Top, rounded as a division is: tried with every x.
-  static KVIT_DEVICE float OverTop(float x) {
-    const float nearly = RoundedProduct(x, 1.0f / Top);
-    return x < INFINITY ? fmaf(fmaf(-float(Top), nearly, x), 1.0f / Top, nearly) : nearly;
   }
 
   // Whether the greatest channel may lie half a step above Top. A scale in bf16 is at most 2^-8 too small; one in f16
