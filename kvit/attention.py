@@ -124,7 +124,7 @@ class Attention(Operation, AttentionCall):
         """Bytes that calls use besides their arguments: fixed by the GPU and the shape, whatever the batch."""
         # What a CTA leaves for others to join: of each row its outputs, and 16 bytes of their maximum and sum.
         parts = self.entry.facts["parts" if self.split_tokens is None else "split_parts"]
-        return self.grid * parts * self.entry.axes["rows"] * (self.head_dim + 4) * 4
+        return self.grid * parts * self.entry.axes["rows"] * (self.head_dim + 2) * 4
 
     def _make_workspace(self) -> Buffer:
         workspace = Buffer.empty(self.workspace_bytes, "uint8", self.device)

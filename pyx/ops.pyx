@@ -112,7 +112,7 @@ cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
     strands      lines that the work is dealt out on: divides the grid and the KV heads
-    partials     float32 [grid, parts, rows, head_dim + 4], all zero
+    partials     float32 [grid, parts, rows, head_dim + 2], all zero
     fault        int32 [4]
     split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
     reads_ahead  what is old may be read before the launch in front has ended

@@ -106,7 +106,7 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  // [grid, parts, rows, head_dim + 4] f32: (O, max, sum, -, -) of what a CTA leaves for others to join. parts: the
+  // [grid, parts, rows, head_dim + 2] f32: (O, max, sum) of what a CTA leaves for others to join. parts: the
   // kernel's fact `parts`, or `split_parts` where split_tiles is set. Zero before the first launch, and every launch
   // leaves them so, but for the last third of split parts: any bytes.
   float* partials;

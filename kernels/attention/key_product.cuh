@@ -16,6 +16,9 @@ KVIT_DEVICE int FragmentRow(int n, int j) { return n * 8 + LaneIndex() % 4 * 2 +
 /// Token (of a step's 16) of value i of a fragment of S.
 KVIT_DEVICE int FragmentToken(int i) { return LaneIndex() / 4 + i / 2 * 8; }
 
+/// A scale as small as can be for one that is 0, so that whatever is hidden, an infinite score, stays hidden.
+KVIT_DEVICE float NotZero(float scale) { return scale == 0.0f ? 0x1p-126f : scale; }
+
 template <class T, class Codec, int HeadDim, int Rows>
 class KeyProduct;
 
@@ -26,10 +29,10 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
   static constexpr int kRowTiles = Rows / 8;
   static constexpr int kSteps = HeadDim / 16;
 
-  /// Loads the queries; `address(row)` is null for rows that do not exist. Scores come out times `scale`.
+  /// Loads the queries; `address(row)` is null for rows that do not exist. A score is `scale` times the product.
   template <class Address>
   KVIT_DEVICE void LoadQueries(Address&& address, float scale) {
-    scale_ = scale;
+    scale_ = NotZero(scale);
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       const char* row = address(n * 8 + LaneIndex() / 4);
@@ -44,10 +47,12 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
     }
   }
 
-  /// `key(s, c)` is the shared-memory address of token s of the step from channel c on. `shift` is added to the scores
-  /// of this lane's two tokens.
+  /// What scores come out divided by, of FragmentRow(n, j). Never 0.
+  KVIT_DEVICE float Scale(int, int) const { return scale_; }
+
+  /// `key(s, c)` is the shared-memory address of token s of the step from channel c on.
   template <class Key, class Parameters>
-  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&&, const float (&shift)[2]) const {
+  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&&) const {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
     KVIT_UNROLL
@@ -56,11 +61,6 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
       LoadMatrixX4(k, key(LaneIndex() % 16, step * 16 + LaneIndex() / 16 * 8));
       KVIT_UNROLL
       for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<T>(s[n], k, q_[n][step]);
-    }
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int i = 0; i < 4; ++i) s[n][i] = fmaf(s[n][i], scale_, shift[i / 2]);
     }
   }
 
@@ -114,8 +114,8 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
         for (int half = 0; half < 2; ++half) {
           KVIT_UNROLL
           for (int i = 0; i < kPairs; ++i) {
-            const float lo = ToFloat(raw[load][half][Codec::Channel(i, 0)]) * up;
-            const float hi = ToFloat(raw[load][half][Codec::Channel(i, 1)]) * up;
+            const float lo = ToFloat(raw[load][half][KeyChannel<Codec>(i, 0)]) * up;
+            const float hi = ToFloat(raw[load][half][KeyChannel<Codec>(i, 1)]) * up;
             const float ratio = Codec::Unit(i) / kUnit;
             q_[n][load][half][i] = Pack2<Half>(lo * ratio, hi * ratio);
             const Float2 rounded = Unpack2<Half>(q_[n][load][half][i]);
@@ -128,16 +128,17 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {  // from the lanes that hold a row of Q to those that hold it in S
         const int from = (LaneIndex() % 4 * 2 + j) * 4;
-        const float down = scale / Shuffle(up, from);
-        scale_[n][j] = down * kUnit;
-        sum_[n][j] = Shuffle(sum, from) * down;
+        scale_[n][j] = NotZero(scale / Shuffle(up, from) * kUnit);
+        sum_[n][j] = Shuffle(sum, from) / kUnit;
       }
     }
   }
 
+  KVIT_DEVICE float Scale(int n, int j) const { return scale_[n][j]; }
+
   /// `parameters(s)` is the shared-memory address of the 4 bytes of token s of the step.
   template <class Key, class Parameters>
-  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&& parameters, const float (&shift)[2]) const {
+  KVIT_DEVICE void Scores(float (&s)[kRowTiles][4], Key&& key, Parameters&& parameters) const {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) s[n][0] = s[n][1] = s[n][2] = s[n][3] = 0.0f;
     KVIT_UNROLL
@@ -158,8 +159,8 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
       for (int n = 0; n < kRowTiles; ++n) {
         KVIT_UNROLL
         for (int j = 0; j < 2; ++j) {
-          const float rest = Codec::kHasZero ? fmaf(p.zero, sum_[n][j], shift[i / 2]) : shift[i / 2];
-          s[n][i + j] = fmaf(s[n][i + j], p.scale * scale_[n][j], rest);
+          s[n][i + j] *= p.scale;
+          if constexpr (Codec::kHasZero) s[n][i + j] = fmaf(p.zero, sum_[n][j], s[n][i + j]);
         }
       }
     }
@@ -179,8 +180,8 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
 
   template <int Half, int I>
   KVIT_DEVICE void Multiply(float (&s)[kRowTiles][4], const uint32_t (&k)[4], int load) const {
-    const uint32_t a[4] = {Codec::template Expand<I>(k[2 * Half]), Codec::template Expand<I>(k[2 * Half + 1]),
-                           Codec::template Expand<I + 1>(k[2 * Half]), Codec::template Expand<I + 1>(k[2 * Half + 1])};
+    const uint32_t a[4] = {ExpandKey<Codec, I>(k[2 * Half]), ExpandKey<Codec, I>(k[2 * Half + 1]),
+                           ExpandKey<Codec, I + 1>(k[2 * Half]), ExpandKey<Codec, I + 1>(k[2 * Half + 1])};
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       const uint32_t b[2] = {q_[n][load][Half][I], q_[n][load][Half][I + 1]};
@@ -188,9 +189,9 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
     }
   }
 
-  uint32_t q_[kRowTiles][kLoads][2][kPairs];  // B fragments of Q^T, in the order in which Expand deals channels
-  float scale_[kRowTiles][2];                 // of the rows' products
-  float sum_[kRowTiles][2];                   // of the rows of Q, in units of the score
+  uint32_t q_[kRowTiles][kLoads][2][kPairs];  // B fragments of Q^T, in the order in which ExpandKey deals channels
+  float scale_[kRowTiles][2];                 // of the rows' scores
+  float sum_[kRowTiles][2];                   // of the rows of Q, in the units of the products
 };
 
 }  // namespace kvit

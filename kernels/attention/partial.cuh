@@ -25,12 +25,12 @@ struct Partial {
 /// no order, and whoever joins them waits for the words themselves. Numbers are stored with their bits inverted, so
 /// that none is zero but one NaN, which is stored as another.
 struct PartialWords {
-  Words<16> stats = {{Word(-INFINITY), ~0u, ~0u, ~0u}};  // (max, sum, -, -), by default of what saw no key
+  Words<8> stats = {{Word(-INFINITY), ~0u}};  // (max, sum), by default of what saw no key
   Words<16> output = {{~0u, ~0u, ~0u, ~0u}};
 
   KVIT_DEVICE bool AreThere() const {
-    return (stats.word[0] != 0u) & (stats.word[1] != 0u) & (stats.word[2] != 0u) & (stats.word[3] != 0u) &
-           (output.word[0] != 0u) & (output.word[1] != 0u) & (output.word[2] != 0u) & (output.word[3] != 0u);
+    return (stats.word[0] != 0u) & (stats.word[1] != 0u) & (output.word[0] != 0u) & (output.word[1] != 0u) &
+           (output.word[2] != 0u) & (output.word[3] != 0u);
   }
   KVIT_DEVICE Partial Get() const {
     return {Number(stats.word[0]),
@@ -45,16 +45,19 @@ struct PartialWords {
 /// Parts that CTAs leave for each other in the workspace, `Parts` of each; all zero before a launch and after it.
 ///
 ///   outputs   [cta, part, row, channel] f32
-///   stats     [cta, part, row, (max, sum, -, -)] f32
+///   stats     [cta, part, row, (max, sum)] f32
 template <int HeadDim, int Rows, int Parts>
 class Partials {
  public:
+  static constexpr int kStats = 2;
+  static constexpr int kFloats = HeadDim + kStats;  // of a row
+
   KVIT_DEVICE explicit Partials(float* base) : outputs_(base), stats_(base + Index(GridSize(), 0, 0) * HeadDim) {}
 
   KVIT_DEVICE PartialWords Load(int cta, int part, int row, int vector) const {
     PartialWords words;
-    words.stats = LoadStrong(Stats(cta, part, row));
-    words.output = LoadStrong(Output(cta, part, row, vector));
+    words.stats = LoadStrong<8>(Stats(cta, part, row));
+    words.output = LoadStrong<16>(Output(cta, part, row, vector));
     return words;
   }
 
@@ -63,7 +66,7 @@ class Partials {
     Put(cta, part, row, vector,
         {{PartialWords::Word(partial.output[0]), PartialWords::Word(partial.output[1]),
           PartialWords::Word(partial.output[2]), PartialWords::Word(partial.output[3])}},
-        {{PartialWords::Word(partial.max), PartialWords::Word(partial.sum), ~0u, ~0u}});
+        {{PartialWords::Word(partial.max), PartialWords::Word(partial.sum)}});
   }
 
   /// Takes a part back that nobody will read again. The threads of all vectors of a row call.
@@ -74,9 +77,9 @@ class Partials {
   KVIT_DEVICE float* Output(int cta, int part, int row, int vector) const {
     return outputs_ + Index(cta, part, row) * HeadDim + vector * Partial::kVector;
   }
-  KVIT_DEVICE float* Stats(int cta, int part, int row) const { return stats_ + Index(cta, part, row) * 4; }
+  KVIT_DEVICE float* Stats(int cta, int part, int row) const { return stats_ + Index(cta, part, row) * kStats; }
 
-  KVIT_DEVICE void Put(int cta, int part, int row, int vector, const Words<16>& output, const Words<16>& stats) const {
+  KVIT_DEVICE void Put(int cta, int part, int row, int vector, const Words<16>& output, const Words<8>& stats) const {
     StoreStrong(Output(cta, part, row, vector), output);
     if (vector == 0) StoreStrong(Stats(cta, part, row), stats);
   }

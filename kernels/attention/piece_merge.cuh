@@ -128,7 +128,7 @@ class PieceMerge {
     for (int n = 0; n < Rows / 8; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        StoreShared(&shared_.stats[WarpIndex()][FragmentRow(n, j)], Float2{attention.Max(n, j), attention.Sum(n, j)});
+        StoreShared(&shared_.stats[WarpIndex()][FragmentRow(n, j)], Float2{attention.Base(n, j), attention.Sum(n, j)});
       }
     }
   }
@@ -145,7 +145,7 @@ class PieceMerge {
     KVIT_UNROLL
     for (int n = 0; n < Rows / 8; ++n) {
       KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) weight[n][j] = MergeWeight(attention.Max(n, j), CtaMax(FragmentRow(n, j)));
+      for (int j = 0; j < 2; ++j) weight[n][j] = MergeWeight(attention.Base(n, j), CtaMax(FragmentRow(n, j)));
     }
     attention.ForEachOutput([&](int n, int j, int channel, float value) {
       StoreShared(&shared_.outputs[WarpIndex()][FragmentRow(n, j)][channel], value * weight[n][j]);
@@ -176,16 +176,15 @@ class PieceMerge {
   // round trip, not kBatch.
   KVIT_DEVICE void AddParts(int first, int cta, int last, int row, int vector, Partial& whole) const {
     PartialWords words[kBatch];
-    for (bool all = false; !all;) {
+    for (uint32_t missing = (1u << Min(last - cta + 1, kBatch)) - 1u;;) {
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        words[i] = PartialWords{};
-        if (cta + i <= last) words[i] = parts_.Load(share_.BlockOf(cta + i), cta + i == first, row, vector);
+        if (missing >> i & 1u) words[i] = parts_.Load(share_.BlockOf(cta + i), cta + i == first, row, vector);
       }
-      all = true;
       KVIT_UNROLL
-      for (int i = 0; i < kBatch; ++i) all = all & words[i].AreThere();
-      if (!all) Pause();
+      for (int i = 0; i < kBatch; ++i) missing &= ~(uint32_t(words[i].AreThere()) << i);
+      if (missing == 0u) break;
+      Pause();
     }
     Partial part[kBatch];
     float max = whole.max;

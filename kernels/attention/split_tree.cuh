@@ -53,11 +53,12 @@ struct SplitRun {
 ///
 ///   workspace    parts of Partials: [level] the even node, [kSplitLevels + level] the odd one
 ///                behind all CTAs' parts, what each holds for itself until its sibling is there, of any bytes before:
-///                outputs [cta, level, row, channel] f32, stats [cta, level, row, (max, sum, -, -)] f32
+///                outputs [cta, level, row, channel] f32, stats [cta, level, row, (max, sum)] f32
 template <int HeadDim, int Rows>
 class SplitTree {
   static constexpr int kLeft = 2 * kSplitLevels;
   static constexpr int kBatch = 4;  // parts that are read together
+  using Left = Partials<HeadDim, Rows, kLeft>;
 
  public:
   static constexpr int kParts = kLeft + kSplitLevels;  // of each CTA, held ones included
@@ -65,7 +66,7 @@ class SplitTree {
   KVIT_DEVICE SplitTree(const Share& share, float* base)
       : share_(share),
         left_(base),
-        held_outputs_(base + int64_t(GridSize()) * kLeft * Rows * (HeadDim + 4)),
+        held_outputs_(base + int64_t(GridSize()) * kLeft * Rows * Left::kFloats),
         held_stats_(held_outputs_ + int64_t(GridSize()) * kSplitLevels * Rows * HeadDim) {}
 
   /// Adds a split of this CTA's run of a head. Splits come in order, with a barrier of the CTA between them. True where
@@ -176,18 +177,18 @@ class SplitTree {
   }
   KVIT_DEVICE Partial Held(int level, int row, int vector) const {
     const int64_t at = HeldRow(level, row);
-    const auto stats = LoadGlobal<Float2>(held_stats_ + at * 4);
+    const auto stats = LoadGlobal<Float2>(held_stats_ + at * Left::kStats);
     return {stats.lo, stats.hi,
             LoadGlobal<Array<float, Partial::kVector>>(held_outputs_ + at * HeadDim + vector * Partial::kVector)};
   }
   KVIT_DEVICE void Hold(int level, int row, int vector, const Partial& part) const {
     const int64_t at = HeldRow(level, row);
     StoreGlobal(held_outputs_ + at * HeadDim + vector * Partial::kVector, part.output);
-    if (vector == 0) StoreGlobal(held_stats_ + at * 4, Float2{part.max, part.sum});
+    if (vector == 0) StoreGlobal(held_stats_ + at * Left::kStats, Float2{part.max, part.sum});
   }
 
   const Share& share_;
-  Partials<HeadDim, Rows, kLeft> left_;
+  Left left_;
   float *held_outputs_, *held_stats_;
 };
 

@@ -60,18 +60,18 @@ class TensorLoader {
       KVIT_UNROLL
       for (int r = 0; r < kRounds; ++r) {
         const int row = r * 32 + LaneIndex();
-        const uint32_t token = Token(tile_, r);
         const bool holds = Holds(tile_, r), found = holds && uint32_t(page_[r]) < uint32_t(cache_.num_pages);
-        const uint32_t slot = page_of_(token), token_in_page = token - slot * uint32_t(cache_.page_size);
-        if (row < Tokens && (row & (params_.box_tokens - 1)) == 0) {
-          const Box box = {found ? page_[r] : -1, int(token_in_page), cursor_.piece().head};
+        const bool has_boxes = (r * 32 & (params_.box_tokens - 1)) == 0;  // this round, for any lane
+        if (has_boxes && row < Tokens && (LaneIndex() & (params_.box_tokens - 1)) == 0) {
+          const Box box = {found ? page_[r] : -1, int(token_in_page_[r]), cursor_.piece().head};
           KeyRing::Iterator::Prefetch(params_.k_map, box, keys_.Tile(stage), row, full_ + stage);
           ValueRing::Iterator::Prefetch(params_.v_map, box, values_.Tile(stage), row, full_ + stage);
         }
-        CopyParameters<2>(keys_, stage, row, page_[r], token_in_page, found);
-        CopyParameters<3>(values_, stage, row, page_[r], token_in_page, found);
+        CopyParameters<2>(keys_, stage, row, r, found);
+        CopyParameters<3>(values_, stage, row, r, found);
         if (holds && !found) {
-          ReportFault(params_.fault, {KVIT_FAULT_PAGE, cursor_.piece().sequence, int32_t(slot), page_[r]});
+          const auto slot = int32_t(page_of_(Token(tile_, r)));
+          ReportFault(params_.fault, {KVIT_FAULT_PAGE, cursor_.piece().sequence, slot, page_[r]});
           is_bad = true;
         }
       }
@@ -121,18 +121,20 @@ class TensorLoader {
   KVIT_DEVICE void ReadPages() {
     KVIT_UNROLL
     for (int r = 0; r < kRounds; ++r) {
-      if (Holds(tile_, r)) page_[r] = LoadGlobal<int32_t>(pages_ + page_of_(Token(tile_, r)));
+      const uint32_t token = Token(tile_, r), slot = page_of_(token);
+      token_in_page_[r] = token - slot * uint32_t(cache_.page_size);
+      if (Holds(tile_, r)) page_[r] = LoadGlobal<int32_t>(pages_ + slot);
     }
   }
 
+  // Where a page was not found, the address is of nothing, and not read.
   template <int Pool, class Ring>
-  KVIT_DEVICE void CopyParameters(Ring& ring, int stage, int row, int page, uint32_t token_in_page, bool found) const {
+  KVIT_DEVICE void CopyParameters(Ring& ring, int stage, int row, int r, bool found) const {
     if constexpr (Ring::kHasParameters) {
-      const int64_t address =
-          RowAddress(cache_.pool[Pool], uint32_t(page), token_in_page, uint32_t(cursor_.piece().head));
-      if (row < Tokens) {
-        CopyAsync<4>(ring.Parameters(stage, row), reinterpret_cast<const char*>(found ? address : 0), found);
-      }
+      const KvitPool& pool = cache_.pool[Pool];
+      const int64_t address = parameters_[Pool - 2] + int64_t(uint32_t(page_[r])) * pool.page_stride +
+                              int64_t(token_in_page_[r]) * pool.token_stride;
+      if (row < Tokens) CopyAsync<4>(ring.Parameters(stage, row), reinterpret_cast<const char*>(address), found);
     }
   }
 
@@ -145,6 +147,8 @@ class TensorLoader {
       if (tile_ >= end_) continue;
       pages_ = params_.table.pages + piece.work.pages;
       length_ = piece.work.length;
+      KVIT_UNROLL
+      for (int i = 0; i < 2; ++i) parameters_[i] = RowAddress(cache_.pool[2 + i], 0, 0, piece.head);
       ReadPages();
       return;
     }
@@ -160,7 +164,10 @@ class TensorLoader {
   FastDivide page_of_;
   const int32_t* pages_ = nullptr;
   int length_ = 0, tile_ = 0, end_ = 0;
-  int32_t page_[kRounds] = {};  // of this lane's tokens of the next tile
+  int64_t parameters_[2] = {};  // where those of K and of V of the piece's head begin, in page 0
+  // Of this lane's tokens of the next tile.
+  int32_t page_[kRounds] = {};
+  uint32_t token_in_page_[kRounds] = {};
   uint32_t phases_ = 0, faulted_stages_ = 0;
 };
 

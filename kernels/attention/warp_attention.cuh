@@ -20,8 +20,8 @@ namespace kvit {
 /// a row sit beside the values that they scale.
 ///
 /// With values v = s c + z, a token's weight in the product is w = p s, its weight in the softmax p, and p z is added
-/// once per row: all three relative to the largest w so far, so that the f16 that carry w never overflow, whatever the
-/// scales.
+/// once per row. All three are relative to a base of the row, which follows the largest w: not at every step, since
+/// weights may grow for a while before f16 cannot hold them, but before they do, whatever the scales.
 template <class T, class KeyCodec, class ValueCodec, int HeadDim, int Rows, int Tokens>
 class WarpAttention {
  public:
@@ -39,7 +39,7 @@ class WarpAttention {
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        max_[n][j] = -INFINITY;
+        base_[n][j] = kNoBase;
         sum_[n][j] = zero_[n][j] = 0.0f;
       }
     }
@@ -57,28 +57,12 @@ class WarpAttention {
   template <class Key, class Value, class KeyParameters, class ValueParameters, class Visible>
   KVIT_DEVICE void Step(Key&& key, KeyParameters&& key_parameters, Value&& value, ValueParameters&& value_parameters,
                         bool masked, Visible&& visible) {
-    // Of the values of this lane's two tokens of a block.
-    float log2_scale[kBlocks][2] = {}, scale_inverse[kBlocks][2] = {}, zero[kBlocks][2] = {};
-    if constexpr (ValueCodec::kScaled) {
-      KVIT_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        KVIT_UNROLL
-        for (int t = 0; t < 2; ++t) {
-          const ScaleZero v =
-              ValueCodec::template Parameters<T>(LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t))));
-          log2_scale[b][t] = Log2(fmaxf(v.scale, kLeastScale));
-          scale_inverse[b][t] = Exp2(-log2_scale[b][t]);
-          zero[b][t] = v.zero;
-        }
-      }
-    }
-
-    float s[kBlocks][kRowTiles][4];  // log2 of a token's weight in the product: its score, and its value's scale
+    float score[kBlocks][kRowTiles][4];  // not yet times their row's scale
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       keys_.Scores(
-          s[b], [&](int token, int c) { return key(b * 16 + token, c); },
-          [&](int token) { return key_parameters(b * 16 + token); }, log2_scale[b]);
+          score[b], [&](int token, int c) { return key(b * 16 + token, c); },
+          [&](int token) { return key_parameters(b * 16 + token); });
     }
     if (masked) {  // selects, so that whatever stands in a hidden score is gone
       KVIT_UNROLL
@@ -86,68 +70,46 @@ class WarpAttention {
         KVIT_UNROLL
         for (int j = 0; j < 2; ++j) {
           const int end = visible(FragmentRow(n, j));
+          const float hidden = keys_.Scale(n, j) < 0.0f ? INFINITY : -INFINITY;
           KVIT_UNROLL
           for (int b = 0; b < kBlocks; ++b) {
-            if (b * 16 + FragmentToken(0) >= end) s[b][n][j] = -INFINITY;
-            if (b * 16 + FragmentToken(2) >= end) s[b][n][j + 2] = -INFINITY;
+            if (b * 16 + FragmentToken(0) >= end) score[b][n][j] = hidden;
+            if (b * 16 + FragmentToken(2) >= end) score[b][n][j + 2] = hidden;
           }
         }
       }
     }
-    float rescale[kRowTiles][2];
-    bool is_new_max = false;
+    ScaleZero of_value[kBlocks][2] = {};  // of this lane's two tokens of a block
+    if constexpr (ValueCodec::kScaled) {
+      KVIT_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        KVIT_UNROLL
+        for (int t = 0; t < 2; ++t) {
+          const auto word = LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t)));
+          of_value[b][t] = ValueCodec::template Parameters<T>(word);
+          of_value[b][t].scale = fmaxf(of_value[b][t].scale, kLeastScale);
+        }
+      }
+    }
+
+    // Rows settle early in a sequence: most steps weigh once.
+    Weights weights;
+    for (bool is_rebased = false;; is_rebased = true) {
+      const float top = Weigh(score, of_value, weights);
+      if (is_rebased || Ballot(top > kMostWeight) == 0) break;
+      Rebase(score, of_value);
+    }
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        float top = max_[n][j];
-        KVIT_UNROLL
-        for (int b = 0; b < kBlocks; ++b) {
-          top = fmaxf(top, fmaxf(s[b][n][j], s[b][n][j + 2]));
-        }
-        KVIT_UNROLL
-        for (int mask = 4; mask < 32; mask *= 2) top = fmaxf(top, ShuffleXor(top, mask));
-        is_new_max = is_new_max || top != max_[n][j];
-        rescale[n][j] = Exp2(max_[n][j] - (top == -INFINITY ? 0.0f : top));
-        max_[n][j] = top;
-      }
-    }
-    // Maxima settle early in a sequence: most steps have nothing to rescale.
-    if (Ballot(is_new_max) != 0) {
-      KVIT_UNROLL
-      for (int n = 0; n < kRowTiles; ++n) {
-        KVIT_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          sum_[n][j] *= rescale[n][j];
-          zero_[n][j] *= rescale[n][j];
-          values_.Rescale(n, j, rescale[n][j]);
-        }
+        sum_[n][j] += weights.sum[n][j];
+        if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
       }
     }
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      uint32_t p[kRowTiles][2];
-      KVIT_UNROLL
-      for (int n = 0; n < kRowTiles; ++n) {
-        float w[4];
-        KVIT_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          // Of a row that has seen nothing yet: exp2(-inf), not exp2(-inf + inf).
-          const float base = max_[n][j] == -INFINITY ? 0.0f : max_[n][j];
-          w[j] = Exp2(s[b][n][j] - base);
-          w[j + 2] = Exp2(s[b][n][j + 2] - base);
-          if constexpr (ValueCodec::kScaled) {
-            const float p_low = w[j] * scale_inverse[b][0], p_high = w[j + 2] * scale_inverse[b][1];
-            sum_[n][j] += p_low + p_high;
-            if (ValueCodec::kHasZero) zero_[n][j] += p_low * zero[b][0] + p_high * zero[b][1];
-          } else {
-            sum_[n][j] += w[j] + w[j + 2];
-          }
-        }
-        p[n][0] = TransposeMatrix(Pack2<typename Values::Weight>(w[0], w[1]));
-        p[n][1] = TransposeMatrix(Pack2<typename Values::Weight>(w[2], w[3]));
-      }
-      values_.Add(p, [&](int token, int c) { return value(b * 16 + token, c); });
+      values_.Add(weights.of_product[b], [&](int token, int c) { return value(b * 16 + token, c); });
     }
   }
 
@@ -160,13 +122,14 @@ class WarpAttention {
         KVIT_UNROLL
         for (int mask = 4; mask < 32; mask *= 2) {
           sum_[n][j] += ShuffleXor(sum_[n][j], mask);
-          if constexpr (ValueCodec::kHasZero) zero_[n][j] += ShuffleXor(zero_[n][j], mask);
+          if constexpr (kHasZero) zero_[n][j] += ShuffleXor(zero_[n][j], mask);
         }
       }
     }
   }
 
-  KVIT_DEVICE float Max(int n, int j) const { return max_[n][j]; }
+  /// What the row's sum and outputs are relative to, in log2 units; -inf where it saw no key.
+  KVIT_DEVICE float Base(int n, int j) const { return base_[n][j] == kNoBase ? -INFINITY : base_[n][j]; }
   KVIT_DEVICE float Sum(int n, int j) const { return sum_[n][j]; }
 
   /// After Finish: calls store(n, j, channel, value) for each of this lane's outputs, not yet divided by the sum.
@@ -178,13 +141,77 @@ class WarpAttention {
  private:
   using Keys = KeyProduct<T, KeyCodec, HeadDim, Rows>;
   using Values = ValueProduct<T, ValueCodec, HeadDim, Rows>;
-  static constexpr float kLeastScale = 0x1p-100f;  // keeps log2 of the scale of a constant row finite
+  static constexpr bool kHasZero = ValueCodec::kScaled && ValueCodec::kHasZero;
+  static constexpr float kLeastScale = 0x1p-100f;  // keeps the base finite where all values are constant rows
+  static constexpr float kMostWeight = 256.0f;     // far below what an f16 holds
+  static constexpr float kNoBase = -0x1p120f;      // any weight relative to it is infinite, or 0 where hidden
+
+  // What a step makes of its scores.
+  struct Weights {
+    uint32_t of_product[kBlocks][kRowTiles][2];   // w: B fragments of P^T
+    float sum[kRowTiles][2], zero[kRowTiles][2];  // of p and of p z, over this lane's tokens
+  };
+  using Scores = float[kBlocks][kRowTiles][4];
+  using ScaleZeros = ScaleZero[kBlocks][2];
+
+  // The largest w of this lane.
+  KVIT_DEVICE float Weigh(const Scores& score, const ScaleZeros& of_value, Weights& weights) const {
+    float top = 0.0f;
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
+      KVIT_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        float w[4];
+        KVIT_UNROLL
+        for (int i = 0; i < 4; ++i) {
+          const int j = i % 2;
+          const ScaleZero& v = of_value[b][i / 2];
+          w[i] = Exp2(fmaf(score[b][n][i], keys_.Scale(n, j), -base_[n][j]));
+          weights.sum[n][j] += w[i];
+          if constexpr (kHasZero) weights.zero[n][j] = fmaf(w[i], v.zero, weights.zero[n][j]);
+          if constexpr (ValueCodec::kScaled) w[i] *= v.scale;
+          top = fmaxf(top, w[i]);
+        }
+        weights.of_product[b][n][0] = TransposeMatrix(Pack2<typename Values::Weight>(w[0], w[1]));
+        weights.of_product[b][n][1] = TransposeMatrix(Pack2<typename Values::Weight>(w[2], w[3]));
+      }
+    }
+    return top;
+  }
+
+  // Brings the rows' bases up to the largest w of a step.
+  KVIT_DEVICE void Rebase(const Scores& score, const ScaleZeros& of_value) {
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        float base = base_[n][j];
+        KVIT_UNROLL
+        for (int b = 0; b < kBlocks; ++b) {
+          KVIT_UNROLL
+          for (int t = 0; t < 2; ++t) {
+            const float of_scale = ValueCodec::kScaled ? Log2(of_value[b][t].scale) : 0.0f;
+            base = fmaxf(base, fmaf(score[b][n][j + 2 * t], keys_.Scale(n, j), of_scale));
+          }
+        }
+        KVIT_UNROLL
+        for (int mask = 4; mask < 32; mask *= 2) base = fmaxf(base, ShuffleXor(base, mask));
+        const float rescale = Exp2(base_[n][j] - base);
+        sum_[n][j] *= rescale;
+        zero_[n][j] *= rescale;
+        values_.Rescale(n, j, rescale);
+        base_[n][j] = base;
+      }
+    }
+  }
 
   Keys keys_;
   Values values_;
-  float max_[kRowTiles][2];   // largest log2(w) of the rows; the same in the eight lanes of a row
-  float sum_[kRowTiles][2];   // sum of p over this lane's tokens
-  float zero_[kRowTiles][2];  // sum of p z over this lane's tokens
+  float base_[kRowTiles][2];  // log2 of the w that counts as 1; the same in the eight lanes of a row
+  float sum_[kRowTiles][2];   // of p over this lane's tokens
+  float zero_[kRowTiles][2];  // of p z over this lane's tokens
 };
 
 }  // namespace kvit

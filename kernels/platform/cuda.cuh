@@ -117,17 +117,25 @@ KVIT_DEVICE float Log2(float x) {
   return y;
 }
 
-// fp8 (e4m3) to f16 in hardware: two codes in the low half of x, exactly.
+// fp8 (e4m3) to f16 in hardware: the two codes in the low (0) or high (1) half of x, exactly.
 #if __CUDA_ARCH__ >= 890
 inline constexpr bool kConvertsFloat8 = true;
+template <int Unit>
 KVIT_DEVICE uint32_t HalvesFromE4M3(uint32_t x) {
   uint32_t y;
-  asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %1;\ncvt.rn.f16x2.e4m3x2 %0, lo;\n}" : "=r"(y) : "r"(x));
+  if constexpr (Unit == 0) {
+    asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %1;\ncvt.rn.f16x2.e4m3x2 %0, lo;\n}" : "=r"(y) : "r"(x));
+  } else {
+    asm("{\n.reg .b16 lo, hi;\nmov.b32 {lo, hi}, %1;\ncvt.rn.f16x2.e4m3x2 %0, hi;\n}" : "=r"(y) : "r"(x));
+  }
   return y;
 }
 #else
 inline constexpr bool kConvertsFloat8 = false;
-KVIT_DEVICE uint32_t HalvesFromE4M3(uint32_t) { return 0u; }
+template <int>
+KVIT_DEVICE uint32_t HalvesFromE4M3(uint32_t) {
+  return 0u;
+}
 #endif
 
 // Byte i of the result is the byte that nibble i of `selector` picks: 0..3 of a, 4..7 of b.

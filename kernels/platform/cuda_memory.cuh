@@ -47,13 +47,22 @@ KVIT_DEVICE int32_t LoadGuess(const int32_t* p) { return LoadGlobal<int32_t>(p);
 KVIT_DEVICE void FetchToL2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 KVIT_DEVICE void KeepLoadsAbove() { asm volatile("" ::: "memory"); }  // else they may be moved to where they are used
 // Other CTAs see these stores, and these loads see theirs, during this launch; each word for itself.
-KVIT_DEVICE Words<16> LoadStrong(const void* p) {
-  Words<16> w;
-  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
-               : "l"(p)
-               : "memory");
+template <int Bytes>
+KVIT_DEVICE Words<Bytes> LoadStrong(const void* p) {
+  static_assert(Bytes == 8 || Bytes == 16, "two words or four");
+  Words<Bytes> w;
+  if constexpr (Bytes == 8) {
+    asm volatile("ld.relaxed.gpu.global.v2.u32 {%0, %1}, [%2];" : "=r"(w.word[0]), "=r"(w.word[1]) : "l"(p) : "memory");
+  } else {
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(w.word[0]), "=r"(w.word[1]), "=r"(w.word[2]), "=r"(w.word[3])
+                 : "l"(p)
+                 : "memory");
+  }
   return w;
+}
+KVIT_DEVICE void StoreStrong(void* p, const Words<8>& w) {
+  asm volatile("st.relaxed.gpu.global.v2.u32 [%0], {%1, %2};" ::"l"(p), "r"(w.word[0]), "r"(w.word[1]) : "memory");
 }
 KVIT_DEVICE void StoreStrong(void* p, const Words<16>& w) {
   asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(p), "r"(w.word[0]), "r"(w.word[1]),

@@ -60,15 +60,20 @@ void StoreShared(void* p, V value) {
   std::memcpy(p, &value, sizeof(V));
 }
 
-inline Words<16> LoadStrong(const void* p) {
-  host::CheckGlobal(p, 16, false, "strong load");
-  Words<16> w;
-  for (int i = 0; i < 4; ++i) w.word[i] = __atomic_load_n(static_cast<const uint32_t*>(p) + i, __ATOMIC_ACQUIRE);
+template <int Bytes>
+Words<Bytes> LoadStrong(const void* p) {
+  host::CheckGlobal(p, Bytes, false, "strong load");
+  Words<Bytes> w;
+  for (int i = 0; i < Bytes / 4; ++i)
+    w.word[i] = __atomic_load_n(static_cast<const uint32_t*>(p) + i, __ATOMIC_ACQUIRE);
   return w;
 }
-inline void StoreStrong(void* p, const Words<16>& w) {
-  host::CheckGlobal(p, 16, true, "strong store");
-  for (int i = 0; i < 4; ++i) __atomic_store_n(static_cast<uint32_t*>(p) + i, w.word[i], __ATOMIC_RELEASE);
+template <int Bytes>
+void StoreStrong(void* p, const Words<Bytes>& w) {
+  host::CheckGlobal(p, Bytes, true, "strong store");
+  for (int i = 0; i < Bytes / 4; ++i) {
+    __atomic_store_n(static_cast<uint32_t*>(p) + i, w.word[i], __ATOMIC_RELEASE);
+  }
 }
 
 template <int Bytes, int /*Line*/ = 0>

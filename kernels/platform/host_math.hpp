@@ -88,7 +88,10 @@ inline float Exp2(float x) { return std::exp2(x); }
 inline float Log2(float x) { return std::log2(x); }
 
 inline constexpr bool kConvertsFloat8 = false;
-inline uint32_t HalvesFromE4M3(uint32_t) { return 0; }
+template <int>
+uint32_t HalvesFromE4M3(uint32_t) {
+  return 0;
+}
 
 }  // namespace kvit
 

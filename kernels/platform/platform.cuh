@@ -9,13 +9,13 @@
 //                  uint32_t PackE4M3(float lo, float hi), PackE5M2(lo, hi): two float8, as core/float8.h rounds them
 //                  float RoundedProduct(a, b), RoundedSum(a, b): float32 operations that the compiler does not fuse
 //                  float Exp2(float), Log2(float)
-//                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3(uint32_t), two f16 from the two codes of the low half
+//                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3<0 or 1>(uint32_t), two f16 from the two codes of the low or high half
 //                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits
 //   global         V LoadGlobal<V>(const void*); LoadGlobalReadOnly<V>(...): of what no launch writes, since it may move above TakeTurn
 //                  int32_t LoadGuess(const int32_t*): before TakeTurn; it may be old, and is wrong now and then on the host
 //                  void FetchToL2(const void*): the 32 bytes around, to be loaded soon; KeepLoadsAbove(): loads before it come first
 //                  void StoreGlobal<V>(void*, V)
-//                  Words<16> LoadStrong(const void*), StoreStrong(void*, Words<16>): seen by CTAs that run side by side, each word for itself
+//                  Words<N> LoadStrong<N>(const void*), StoreStrong(void*, Words<N>): seen by CTAs that run side by side, each word for itself
 //   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned
 //   asynchronous   CopyAsync<Bytes, Line = 0>(void* shared, const void* global, bool valid)   4, 8 or 16 bytes; zeros where not
 //                  valid; a hint that the 64 or 128 bytes of the Line around the source will be wanted too

@@ -118,14 +118,38 @@ struct Float8E4M3 : detail::ByteCodes, detail::ScaleParameters {
   static constexpr KVIT_HD float Unit(int) { return kConvertsFloat8 ? 1.0f : 256.0f; }
   template <int I>
   static KVIT_DEVICE uint32_t Expand(uint32_t word) {
-    if constexpr (kConvertsFloat8) return HalvesFromE4M3(PermuteBytes(word, 0u, I == 0 ? 0x4420u : 0x4431u));
+    if constexpr (kConvertsFloat8) return HalvesFromE4M3<0>(PermuteBytes(word, 0u, I == 0 ? 0x4420u : 0x4431u));
     const uint32_t high = detail::UpperBytes<I>(word);
     const uint32_t magnitude = (high & 0x7f007f00u) >> 1;
     // 0x7f << 7 is 0x3f80; adding 0x80 carries into bit 14 for it alone. Bits 14..10 all set, mantissa not zero: NaN.
     const uint32_t nan = (magnitude + 0x00800080u) & 0x40004000u;
     return (high & 0x80008000u) | magnitude | nan;
   }
+  // A conversion takes neighbours: for keys, whose channels may be dealt in any order, they are a pair as they are.
+  template <int I>
+  static KVIT_DEVICE uint32_t ExpandKey(uint32_t word) {
+    if constexpr (kConvertsFloat8) return HalvesFromE4M3<I>(word);
+    return Expand<I>(PermuteBytes(word, 0u, 0x3120u));
+  }
+  static constexpr KVIT_HD int KeyChannel(int i, int k) { return 2 * i + k; }
 };
+
+/// Operand i of a word of keys, and the channels of its two codes: as Expand and Channel say, unless the codec says
+/// otherwise.
+template <class Codec, int I>
+KVIT_DEVICE uint32_t ExpandKey(uint32_t word) {
+  if constexpr (requires { Codec::template ExpandKey<I>(word); })
+    return Codec::template ExpandKey<I>(word);
+  else
+    return Codec::template Expand<I>(word);
+}
+template <class Codec>
+constexpr KVIT_HD int KeyChannel(int i, int k) {
+  if constexpr (requires { Codec::KeyChannel(i, k); })
+    return Codec::KeyChannel(i, k);
+  else
+    return Codec::Channel(i, k);
+}
 
 static_assert(ScaledCodec<Int8> && ScaledCodec<Int4> && ScaledCodec<Float8E4M3> && ScaledCodec<Float8E5M2>);
 

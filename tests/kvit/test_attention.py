@@ -240,7 +240,7 @@ def test_the_workspace_is_exactly_what_it_says_and_does_not_grow_with_the_batch(
     case = make_case(rng, [20], device=device)
     op = kvit.Attention(case.view, 8)
     rows = op.entry.axes["rows"]
-    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 2 * rows * (64 + 4) * 4
+    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 2 * rows * (64 + 2) * 4
 
 
 def test_a_workspace_may_be_shared_by_operations_of_the_same_kernel(rng, device):

@@ -288,7 +288,7 @@ def test_what_a_cta_holds_for_itself_may_begin_with_any_bytes(rng, device):
 def test_the_workspace_is_exactly_what_it_says_and_none_other_is_taken(rng, device):
     sequences = Sequences(rng, [300], device=device)
     op, plain = sequences.op(), kvit.Attention(sequences.case.view, sequences.heads, kernel={"copies": "async"})
-    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 30 * op.entry.axes["rows"] * (64 + 4) * 4
+    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 30 * op.entry.axes["rows"] * (64 + 2) * 4
     with pytest.raises(kvit.ShapeError, match=f"{plain.workspace_bytes} bytes .*needs {op.workspace_bytes}; .*split_t"):
         sequences.op(workspace=plain.workspace)
     shared = sequences.op(workspace=op.workspace, tiles=2)

@@ -156,7 +156,7 @@ def test_memory_outside_the_launch_is_an_error(programs, access, what):
         ("LoadGlobalReadOnly<float>(params.input)", "load of 4 bytes"),
         ("StoreGlobal(params.output, 1.0f)", "store of 4 bytes"),
         ("CopyAsync<16>(shared, params.input, true)", "asynchronous copy from global memory of 16 bytes"),
-        ("LoadStrong(params.input)", "strong load of 16 bytes"),
+        ("LoadStrong<16>(params.input)", "strong load of 16 bytes"),
         ("LoadGuess(reinterpret_cast<const int32_t*>(params.input))", None),
         ("FetchToL2(params.input)", None),
     ],
