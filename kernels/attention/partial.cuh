@@ -19,27 +19,31 @@ struct Partial {
   static constexpr int kVector = 4;
   float max = -INFINITY, sum = 0.0f;
   Array<float, kVector> output = {};
+
+  /// Adds a part whose weight is MergeWeight(part.max, max).
+  KVIT_DEVICE void Add(const Partial& part, float weight) {
+    sum += part.sum * weight;  // NaN stays NaN, whatever its weight
+    KVIT_UNROLL
+    for (int i = 0; i < kVector; ++i) output[i] += part.output[i] * weight;
+  }
 };
 
 /// A Partial as it stands in the workspace. A word of zero has not been written yet: parts need no flags, no fences and
-/// no order, and whoever joins them waits for the words themselves. Numbers are stored with their bits inverted, so
-/// that none is zero but one NaN, which is stored as another.
+/// no order, and whoever joins them waits for the words themselves. A number that is 0 is stored as -0.
 struct PartialWords {
-  Words<8> stats = {{Word(-INFINITY), ~0u}};  // (max, sum), by default of what saw no key
-  Words<16> output = {{~0u, ~0u, ~0u, ~0u}};
+  Words<8> stats = {};  // (max, sum)
+  Words<16> output = {};
 
   KVIT_DEVICE bool AreThere() const {
     return (stats.word[0] != 0u) & (stats.word[1] != 0u) & (output.word[0] != 0u) & (output.word[1] != 0u) &
            (output.word[2] != 0u) & (output.word[3] != 0u);
   }
   KVIT_DEVICE Partial Get() const {
-    return {Number(stats.word[0]),
-            Number(stats.word[1]),
-            {Number(output.word[0]), Number(output.word[1]), Number(output.word[2]), Number(output.word[3])}};
+    return {BitCast<float>(stats.word[0]), BitCast<float>(stats.word[1]),
+            BitCast<Array<float, Partial::kVector>>(output)};
   }
 
-  static KVIT_DEVICE uint32_t Word(float x) { return ~BitCast<uint32_t>(x == x ? x : NAN); }
-  static KVIT_DEVICE float Number(uint32_t word) { return BitCast<float>(~word); }
+  static KVIT_DEVICE uint32_t Word(float x) { return BitCast<uint32_t>(x == 0.0f ? -0.0f : x); }
 };
 
 /// Parts that CTAs leave for each other in the workspace, `Parts` of each; all zero before a launch and after it.
@@ -52,40 +56,43 @@ class Partials {
   static constexpr int kStats = 2;
   static constexpr int kFloats = HeadDim + kStats;  // of a row
 
-  KVIT_DEVICE explicit Partials(float* base) : outputs_(base), stats_(base + Index(GridSize(), 0, 0) * HeadDim) {}
+  /// Where a vector of a row lies. The threads of all vectors of a row store and clear together: the first of them
+  /// looks after what they share.
+  struct Place {
+    float *output, *stats;
+    bool is_first;
 
-  KVIT_DEVICE PartialWords Load(int cta, int part, int row, int vector) const {
-    PartialWords words;
-    words.stats = LoadStrong<8>(Stats(cta, part, row));
-    words.output = LoadStrong<16>(Output(cta, part, row, vector));
-    return words;
+    /// The same vector, so many rows behind. Rows are counted over parts and CTAs, as they lie.
+    KVIT_DEVICE Place Behind(int rows) const {
+      return {output + int64_t(rows) * HeadDim, stats + int64_t(rows) * kStats, is_first};
+    }
+    KVIT_DEVICE PartialWords Load() const { return {LoadStrong<8>(stats), LoadStrong<16>(output)}; }
+    KVIT_DEVICE void Store(const Partial& partial) const {
+      Put({{PartialWords::Word(partial.output[0]), PartialWords::Word(partial.output[1]),
+            PartialWords::Word(partial.output[2]), PartialWords::Word(partial.output[3])}},
+          {{PartialWords::Word(partial.max), PartialWords::Word(partial.sum)}});
+    }
+    /// Takes a part back that nobody will read again.
+    KVIT_DEVICE void Clear() const { Put({}, {}); }
+
+   private:
+    KVIT_DEVICE void Put(const Words<16>& output_words, const Words<8>& stats_words) const {
+      StoreStrong(output, output_words);
+      if (is_first) StoreStrong(stats, stats_words);
+    }
+  };
+
+  KVIT_DEVICE explicit Partials(float* base) : outputs_(base), stats_(base + int64_t(GridSize()) * kRows * HeadDim) {}
+
+  static constexpr int kRows = Parts * Rows;  // of a CTA
+
+  KVIT_DEVICE Place At(int cta, int part, int row, int vector) const {
+    const int64_t index = int64_t(cta) * kRows + part * Rows + row;
+    return {outputs_ + index * HeadDim + vector * Partial::kVector, stats_ + index * kStats, vector == 0};
   }
-
-  /// The threads of all vectors of a row call; the first writes what they share.
-  KVIT_DEVICE void Store(int cta, int part, int row, int vector, const Partial& partial) const {
-    Put(cta, part, row, vector,
-        {{PartialWords::Word(partial.output[0]), PartialWords::Word(partial.output[1]),
-          PartialWords::Word(partial.output[2]), PartialWords::Word(partial.output[3])}},
-        {{PartialWords::Word(partial.max), PartialWords::Word(partial.sum)}});
-  }
-
-  /// Takes a part back that nobody will read again. The threads of all vectors of a row call.
-  KVIT_DEVICE void Clear(int cta, int part, int row, int vector) const { Put(cta, part, row, vector, {}, {}); }
 
  private:
-  static KVIT_DEVICE int64_t Index(int cta, int part, int row) { return (int64_t(cta) * Parts + part) * Rows + row; }
-  KVIT_DEVICE float* Output(int cta, int part, int row, int vector) const {
-    return outputs_ + Index(cta, part, row) * HeadDim + vector * Partial::kVector;
-  }
-  KVIT_DEVICE float* Stats(int cta, int part, int row) const { return stats_ + Index(cta, part, row) * kStats; }
-
-  KVIT_DEVICE void Put(int cta, int part, int row, int vector, const Words<16>& output, const Words<8>& stats) const {
-    StoreStrong(Output(cta, part, row, vector), output);
-    if (vector == 0) StoreStrong(Stats(cta, part, row), stats);
-  }
-
-  float* outputs_;
-  float* stats_;
+  float *outputs_, *stats_;
 };
 
 }  // namespace kvit

@@ -23,6 +23,9 @@ namespace kvit {
 ///   parts of a CTA    stream-K: [0] of the head that it continues, [1] of the head that it begins and leaves
 ///   unfinished
 ///                     where heads are split: of nodes of SplitTree
+///
+/// At the end of a launch one warp on each scheduler does this and nothing else, so it costs what its instructions
+/// take one after the other: what others wait for comes first.
 template <class T, int HeadDim, int Rows, int Warps, class Attention, class Line>
 class PieceMerge {
  public:
@@ -39,16 +42,19 @@ class PieceMerge {
   /// Whose outputs are written: the rows of a row tile of a head.
   struct Target {
     int first_token, row_tile, rows, head;
-    int first_cta;   // that has a part of it
-    SplitRun joins;  // where heads are split: the run of the CTA that joins them
   };
-
-  static constexpr int kTargetWords = sizeof(Target) / sizeof(int);
+  /// The head that this CTA joins.
+  struct Joined {
+    Target target;
+    int first_cta;  // that has a part of it
+    SplitRun run;   // where heads are split: this CTA's
+  };
+  static constexpr int kJoinedWords = sizeof(Joined) / sizeof(int);
 
   struct Shared {
     alignas(16) float outputs[Warps][Rows][HeadDim + kPad];
-    Float2 stats[Warps][Rows];  // (max, sum)
-    int joined[kTargetWords];
+    Float2 stats[Warps][Rows];  // (base, sum)
+    int joined[Warps][kJoinedWords];
   };
 
   KVIT_DEVICE PieceMerge(const KvitDecodeParams& params, const Line& line, const Share& share, Shared& shared)
@@ -61,68 +67,86 @@ class PieceMerge {
 
   /// All threads call, once per piece. Ends in the output if the piece is a whole head, else in the workspace.
   KVIT_DEVICE void Finish(Attention& attention, const Piece& piece) {
-    ShareStats(attention);
-    SyncThreads();
+    if (has_finished_) SyncThreads();  // all have read what the piece before left in shared memory
+    has_finished_ = true;
+    attention.Finish();
     ShareOutputs(attention);
     SyncThreads();
-    Target target = {
-        piece.work.first_token, piece.row_tile, line_.NumRows(piece), piece.head, share_.Owner(piece.head_begin), {}};
+    const Target target = TargetOf(piece);
     const bool is_split = line_.IsSplit(), is_whole = piece.Begins() && piece.Ends();
     int split = 0;
+    SplitRun run = {};
     if (is_split) {
       split = piece.first / line_.SplitOf(piece.work.tiles);
-      target.joins = SplitRun::Of(share_, piece.head_begin, line_.HeadUnits(piece.work.tiles));
+      run = RunOf(piece);
     }
     for (int item = ThreadIndex(); item < target.rows * kVectors; item += kThreads) {
       const int row = item / kVectors, vector = item % kVectors;
       Partial part = AddWarps(row, vector);
-      if (is_split ? tree_.Add(target.joins, split, row, vector, part) : is_whole) {
-        Write(target, row, vector, part);
+      if (is_split ? tree_.Add(run, split, row, vector, part) : is_whole) {
+        Write(OutputOf(target, row, vector), part);
       } else if (!is_split) {
-        parts_.Store(BlockIndex(), piece.Begins() ? 1 : 0, row, vector, part);
+        parts_.At(BlockIndex(), piece.Begins() ? 1 : 0, row, vector).Store(part);
       }
     }
     // At most one of a CTA's heads, its first.
-    if (piece.Ends() && (is_split ? target.joins.begin > 0 : !piece.Begins())) {
-      is_joiner_ = true;
-      const auto words = BitCast<Array<int, kTargetWords>>(target);
-      KVIT_UNROLL
-      for (int i = 0; i < kTargetWords; ++i) {
-        if (ThreadIndex() == i) StoreShared(&shared_.joined[i], words[i]);
-      }
-    }
-    SyncThreads();  // the next piece writes the same shared memory
+    if (piece.Ends() && (is_split ? run.begin > 0 : !piece.Begins()))
+      Note({target, share_.Owner(piece.head_begin), run});
   }
 
   /// All threads call, after the last piece: joins the head that this CTA has ended and not begun, if there is one.
   /// First part to last, whatever was ready first.
   KVIT_DEVICE void Join() {
     if (!is_joiner_) return;
-    Array<int, kTargetWords> words;
+    SyncWarp();
+    Array<int, kJoinedWords> words;
     KVIT_UNROLL
-    for (int i = 0; i < kTargetWords; ++i) words[i] = LoadShared<int>(&shared_.joined[i]);
-    const auto target = BitCast<Target>(words);
-    const int first = target.first_cta, last = share_.cta, items = target.rows * kVectors;
+    for (int i = 0; i < kJoinedWords; ++i) words[i] = LoadShared<int>(&shared_.joined[WarpIndex()][i]);
+    const auto joined = BitCast<Joined>(words);
+    const int first = joined.first_cta, last = share_.cta, items = joined.target.rows * kVectors;
     for (int begin = 0; begin < items; begin += kThreads) {
       const int item = begin + ThreadIndex(), row = item / kVectors, vector = item % kVectors;
       const bool is_mine = item < items;
+      const Output output = OutputOf(joined.target, row, vector);
       Partial whole;
       if (line_.IsSplit()) {
-        whole = tree_.Join(target.joins, first, row, vector, is_mine);
+        whole = tree_.Join(joined.run, first, row, vector, is_mine);
       } else {
         for (int cta = first; cta <= last; cta += kBatch) {
-          if (is_mine) AddParts(first, cta, last, row, vector, whole);
-          SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
-          if (is_mine) TakeBack(first, cta, last, row, vector);
+          AddParts(cta, cta == first, Min(last - cta + 1, kBatch), row, vector, is_mine, whole);
         }
       }
-      if (is_mine) Write(target, row, vector, whole);
+      if (is_mine) Write(output, whole);
     }
   }
 
  private:
-  KVIT_DEVICE void ShareStats(Attention& attention) {
-    attention.Finish();
+  struct Output {
+    char* rows;  // of four channels
+    char* lse;   // null where another thread writes it, or nobody
+  };
+
+  KVIT_DEVICE Target TargetOf(const Piece& piece) const {
+    return {piece.work.first_token, piece.row_tile, line_.NumRows(piece), piece.head};
+  }
+  KVIT_DEVICE SplitRun RunOf(const Piece& piece) const {
+    return SplitRun::Of(share_, piece.head_begin, line_.HeadUnits(piece.work.tiles));
+  }
+
+  // For Join: in shared memory, each warp for itself, since registers are scarce until then.
+  KVIT_DEVICE void Note(const Joined& joined) {
+    is_joiner_ = true;
+    const auto words = BitCast<Array<int, kJoinedWords>>(joined);
+    KVIT_UNROLL
+    for (int i = 0; i < kJoinedWords; ++i) {
+      if (LaneIndex() == i) StoreShared(&shared_.joined[WarpIndex()][i], words[i]);
+    }
+  }
+
+  KVIT_DEVICE void ShareOutputs(const Attention& attention) {
+    attention.ForEachOutput([&](int n, int j, int channel, float value) {
+      StoreShared(&shared_.outputs[WarpIndex()][FragmentRow(n, j)][channel], value);
+    });
     if (LaneIndex() >= 4) return;  // lanes 0..3 hold all rows between them
     KVIT_UNROLL
     for (int n = 0; n < Rows / 8; ++n) {
@@ -133,96 +157,89 @@ class PieceMerge {
     }
   }
 
-  KVIT_DEVICE float CtaMax(int row) const {
-    float max = -INFINITY;
-    KVIT_UNROLL
-    for (int warp = 0; warp < Warps; ++warp) max = fmaxf(max, LoadShared<Float2>(&shared_.stats[warp][row]).lo);
-    return max;
-  }
-
-  KVIT_DEVICE void ShareOutputs(const Attention& attention) {
-    float weight[Rows / 8][2];
-    KVIT_UNROLL
-    for (int n = 0; n < Rows / 8; ++n) {
-      KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) weight[n][j] = MergeWeight(attention.Base(n, j), CtaMax(FragmentRow(n, j)));
-    }
-    attention.ForEachOutput([&](int n, int j, int channel, float value) {
-      StoreShared(&shared_.outputs[WarpIndex()][FragmentRow(n, j)][channel], value * weight[n][j]);
-    });
-  }
-
   KVIT_DEVICE Partial AddWarps(int row, int vector) const {
+    Float2 stats[Warps];
     Partial total;
-    total.max = CtaMax(row);
     KVIT_UNROLL
     for (int warp = 0; warp < Warps; ++warp) {
-      const auto part = LoadShared<Float2>(&shared_.stats[warp][row]);
-      total.sum += part.hi * MergeWeight(part.lo, total.max);
+      stats[warp] = LoadShared<Float2>(&shared_.stats[warp][row]);
+      total.max = fmaxf(total.max, stats[warp].lo);
+    }
+    KVIT_UNROLL
+    for (int warp = 0; warp < Warps; ++warp) {
       const auto output = LoadShared<Vector>(&shared_.outputs[warp][row][vector * kVector]);
-      KVIT_UNROLL
-      for (int i = 0; i < kVector; ++i) total.output[i] += output[i];
+      total.Add({stats[warp].lo, stats[warp].hi, output}, MergeWeight(stats[warp].lo, total.max));
     }
     return total;
   }
 
-  KVIT_DEVICE void TakeBack(int first, int cta, int last, int row, int vector) const {
-    for (int part = cta; part <= Min(last, cta + kBatch - 1); ++part) {
-      parts_.Clear(share_.BlockOf(part), part == first, row, vector);
-    }
-  }
-
-  // Adds parts [cta, cta + kBatch) to `whole`, once they are all there. All their loads are under way together: one
-  // round trip, not kBatch.
-  KVIT_DEVICE void AddParts(int first, int cta, int last, int row, int vector, Partial& whole) const {
+  // Adds `count` parts from that of `cta` on to `whole`, once they are all there, and takes them back. All their loads
+  // are under way together: one round trip, not one each. All threads call, those that are not `is_mine` for nothing.
+  KVIT_DEVICE void AddParts(int cta, bool is_first, int count, int row, int vector, bool is_mine,
+                            Partial& whole) const {
+    using Parts = Partials<HeadDim, Rows, kParts>;
+    const auto begin = parts_.At(share_.BlockOf(cta), 0, row, vector);
+    const int rows_of_cta = share_.strands * Parts::kRows;
+    const auto place = [&](int i) { return begin.Behind(i * rows_of_cta + (i == 0 && is_first ? Rows : 0)); };
     PartialWords words[kBatch];
-    for (uint32_t missing = (1u << Min(last - cta + 1, kBatch)) - 1u;;) {
+    for (uint32_t missing = is_mine ? (1u << count) - 1u : 0u; missing != 0u;) {
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        if (missing >> i & 1u) words[i] = parts_.Load(share_.BlockOf(cta + i), cta + i == first, row, vector);
+        if (i >= count) break;
+        if (missing >> i & 1u) words[i] = place(i).Load();
       }
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) missing &= ~(uint32_t(words[i].AreThere()) << i);
-      if (missing == 0u) break;
-      Pause();
+      if (missing != 0u) Pause();
     }
-    Partial part[kBatch];
-    float max = whole.max;
+    // The stats of a row are read by all of its vectors before they are taken back.
+    if constexpr (kVectors > 32) SyncThreads();
+    SyncWarp();
+    if (!is_mine) return;
     KVIT_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      part[i] = words[i].Get();
-      max = fmaxf(max, part[i].max);
+      if (i >= count) break;
+      place(i).Clear();
     }
-    const float rescale = MergeWeight(whole.max, max);
-    whole.max = max;
-    whole.sum *= rescale;
-    KVIT_UNROLL
-    for (int j = 0; j < kVector; ++j) whole.output[j] *= rescale;
+    Partial all;
+    all.max = whole.max;
     KVIT_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      const float weight = MergeWeight(part[i].max, max);
-      whole.sum += part[i].sum * weight;  // NaN stays NaN, whatever its weight
-      KVIT_UNROLL
-      for (int j = 0; j < kVector; ++j) whole.output[j] += part[i].output[j] * weight;
+      if (i >= count) break;
+      all.max = fmaxf(all.max, words[i].Get().max);
     }
+    all.Add(whole, MergeWeight(whole.max, all.max));
+    KVIT_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      if (i >= count) break;
+      const Partial part = words[i].Get();
+      all.Add(part, MergeWeight(part.max, all.max));
+    }
+    whole = all;
   }
 
-  KVIT_DEVICE void Write(const Target& target, int row, int vector, const Partial& part) const {
+  KVIT_DEVICE Output OutputOf(const Target& target, int row, int vector) const {
     const int index = target.row_tile * Rows + row, group = line_.group();
     const int token_of_sequence = line_.TokenOf(index);
     const int64_t token = target.first_token + token_of_sequence;
     const int64_t head = int64_t(target.head) * group + (index - token_of_sequence * group);
-    const float scale = part.sum == 0.0f ? 0.0f : 1.0f / part.sum;  // no key seen: zeros
     const KvitRows& out = params_.out;
-    StoreGlobal(static_cast<char*>(out.base) + token * out.token_stride + head * out.head_stride +
-                    vector * kVector * int64_t(sizeof(T)),
-                Array<uint32_t, 2>{Pack2<T>(part.output[0] * scale, part.output[1] * scale),
-                                   Pack2<T>(part.output[2] * scale, part.output[3] * scale)});
-    if (vector != 0 || params_.lse.base == nullptr) return;
+    const KvitLse& lse = params_.lse;
+    char* const of_lse = reinterpret_cast<char*>(lse.base) + token * lse.token_stride + head * lse.head_stride;
+    return {static_cast<char*>(out.base) + token * out.token_stride + head * out.head_stride +
+                vector * kVector * int64_t(sizeof(T)),
+            vector != 0 || lse.base == nullptr ? nullptr : of_lse};
+  }
+
+  KVIT_DEVICE void Write(const Output& output, const Partial& part) const {
+    const float scale = part.sum == 0.0f ? 0.0f : 1.0f / part.sum;  // no key seen: zeros
+    float x[kVector];
+    KVIT_UNROLL
+    for (int i = 0; i < kVector; ++i) x[i] = fmaf(part.output[i], scale, 0.0f);  // 0, where a part held -0
+    StoreGlobal(output.rows, Array<uint32_t, 2>{Pack2<T>(x[0], x[1]), Pack2<T>(x[2], x[3])});
+    if (output.lse == nullptr) return;
     constexpr float kLn2 = 0.69314718055994531f;
-    const float lse = part.sum == 0.0f ? -INFINITY : (part.max + Log2(part.sum)) * kLn2;
-    const KvitLse& to = params_.lse;
-    StoreGlobal(reinterpret_cast<char*>(to.base) + token * to.token_stride + head * to.head_stride, lse);
+    StoreGlobal(output.lse, part.sum == 0.0f ? -INFINITY : (part.max + Log2(part.sum)) * kLn2);
   }
 
   const KvitDecodeParams& params_;
@@ -231,7 +248,7 @@ class PieceMerge {
   Shared& shared_;
   Partials<HeadDim, Rows, kParts> parts_;
   Tree tree_;
-  bool is_joiner_ = false;
+  bool is_joiner_ = false, has_finished_ = false;
 };
 
 }  // namespace kvit

@@ -77,7 +77,7 @@ class SplitTree {
       if (index == 0 && 1 << level >= run.splits) return true;
       const int parent = index >> 1 << (level + 1);
       if (parent < run.begin || parent + (2 << level) > run.end) {
-        left_.Store(BlockIndex(), PartOf(level, index), row, vector, part);
+        left_.At(BlockIndex(), PartOf(level, index), row, vector).Store(part);
         return false;
       }
       if (index & 1) {
@@ -98,21 +98,22 @@ class SplitTree {
       PartialWords words[kBatch];
       for (bool all = !mine; !all;) {
         Walk next = walk;
+        int asked = 0;
         KVIT_UNROLL
         for (int i = 0; i < kBatch; ++i) {
-          words[i] = PartialWords{};
-          if (next.Done()) continue;
-          words[i] = left_.Load(share_.BlockOf(next.cta()), PartOf(next.level(), next.index()), row, vector);
+          if (next.Done()) break;
+          words[i] = PlaceOf(next, row, vector).Load();
           next.Next();
+          asked = i + 1;
         }
         all = true;
         KVIT_UNROLL
-        for (int i = 0; i < kBatch; ++i) all = all & words[i].AreThere();
+        for (int i = 0; i < kBatch; ++i) all = all & (i >= asked || words[i].AreThere());
         if (!all) Pause();
       }
       SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
       for (int i = 0; i < kBatch && !walk.Done(); ++i) {
-        if (mine) left_.Clear(share_.BlockOf(walk.cta()), PartOf(walk.level(), walk.index()), row, vector);
+        if (mine) PlaceOf(walk, row, vector).Clear();
         part = words[0].Get();
         KVIT_UNROLL
         for (int j = 0; j + 1 < kBatch; ++j) words[j] = words[j + 1];
@@ -172,6 +173,9 @@ class SplitTree {
     int cta_, end_, begin_ = 0, level_ = 0;
   };
 
+  KVIT_DEVICE typename Left::Place PlaceOf(const Walk& walk, int row, int vector) const {
+    return left_.At(share_.BlockOf(walk.cta()), PartOf(walk.level(), walk.index()), row, vector);
+  }
   KVIT_DEVICE int64_t HeldRow(int level, int row) const {
     return (int64_t(BlockIndex()) * kSplitLevels + level) * Rows + row;
   }

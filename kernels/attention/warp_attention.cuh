@@ -79,18 +79,14 @@ class WarpAttention {
         }
       }
     }
-    ScaleZero of_value[kBlocks][2] = {};  // of this lane's two tokens of a block
-    if constexpr (ValueCodec::kScaled) {
-      KVIT_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        KVIT_UNROLL
-        for (int t = 0; t < 2; ++t) {
-          const auto word = LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t)));
-          of_value[b][t] = ValueCodec::template Parameters<T>(word);
-          of_value[b][t].scale = fmaxf(of_value[b][t].scale, kLeastScale);
-        }
+    const auto of_value = [&](int b, int t) {  // of this lane's two tokens of a block
+      ScaleZero v = {};
+      if constexpr (ValueCodec::kScaled) {
+        v = ValueCodec::template Parameters<T>(LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t))));
+        v.scale = fmaxf(v.scale, kLeastScale);
       }
-    }
+      return v;
+    };
 
     // Rows settle early in a sequence: most steps weigh once.
     Weights weights;
@@ -152,26 +148,29 @@ class WarpAttention {
     float sum[kRowTiles][2], zero[kRowTiles][2];  // of p and of p z, over this lane's tokens
   };
   using Scores = float[kBlocks][kRowTiles][4];
-  using ScaleZeros = ScaleZero[kBlocks][2];
 
   // The largest w of this lane.
-  KVIT_DEVICE float Weigh(const Scores& score, const ScaleZeros& of_value, Weights& weights) const {
+  template <class OfValue>
+  KVIT_DEVICE float Weigh(const Scores& score, OfValue&& of_value, Weights& weights) const {
     float top = 0.0f;
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
+    }
+    KVIT_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      const ScaleZero v[2] = {of_value(b, 0), of_value(b, 1)};
       KVIT_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
+      for (int n = 0; n < kRowTiles; ++n) {
         float w[4];
         KVIT_UNROLL
         for (int i = 0; i < 4; ++i) {
           const int j = i % 2;
-          const ScaleZero& v = of_value[b][i / 2];
           w[i] = Exp2(fmaf(score[b][n][i], keys_.Scale(n, j), -base_[n][j]));
           weights.sum[n][j] += w[i];
-          if constexpr (kHasZero) weights.zero[n][j] = fmaf(w[i], v.zero, weights.zero[n][j]);
-          if constexpr (ValueCodec::kScaled) w[i] *= v.scale;
+          if constexpr (kHasZero) weights.zero[n][j] = fmaf(w[i], v[i / 2].zero, weights.zero[n][j]);
+          if constexpr (ValueCodec::kScaled) w[i] *= v[i / 2].scale;
           top = fmaxf(top, w[i]);
         }
         weights.of_product[b][n][0] = TransposeMatrix(Pack2<typename Values::Weight>(w[0], w[1]));
@@ -182,27 +181,39 @@ class WarpAttention {
   }
 
   // Brings the rows' bases up to the largest w of a step.
-  KVIT_DEVICE void Rebase(const Scores& score, const ScaleZeros& of_value) {
+  template <class OfValue>
+  KVIT_DEVICE void Rebase(const Scores& score, OfValue&& of_value) {
+    float base[kRowTiles][2];
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) base[n][j] = base_[n][j];
+    }
+    KVIT_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      KVIT_UNROLL
+      for (int t = 0; t < 2; ++t) {
+        const float of_scale = ValueCodec::kScaled ? Log2(of_value(b, t).scale) : 0.0f;
+        KVIT_UNROLL
+        for (int n = 0; n < kRowTiles; ++n) {
+          KVIT_UNROLL
+          for (int j = 0; j < 2; ++j) {
+            base[n][j] = fmaxf(base[n][j], fmaf(score[b][n][j + 2 * t], keys_.Scale(n, j), of_scale));
+          }
+        }
+      }
+    }
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        float base = base_[n][j];
         KVIT_UNROLL
-        for (int b = 0; b < kBlocks; ++b) {
-          KVIT_UNROLL
-          for (int t = 0; t < 2; ++t) {
-            const float of_scale = ValueCodec::kScaled ? Log2(of_value[b][t].scale) : 0.0f;
-            base = fmaxf(base, fmaf(score[b][n][j + 2 * t], keys_.Scale(n, j), of_scale));
-          }
-        }
-        KVIT_UNROLL
-        for (int mask = 4; mask < 32; mask *= 2) base = fmaxf(base, ShuffleXor(base, mask));
-        const float rescale = Exp2(base_[n][j] - base);
+        for (int mask = 4; mask < 32; mask *= 2) base[n][j] = fmaxf(base[n][j], ShuffleXor(base[n][j], mask));
+        const float rescale = Exp2(base_[n][j] - base[n][j]);
         sum_[n][j] *= rescale;
         zero_[n][j] *= rescale;
         values_.Rescale(n, j, rescale);
-        base_[n][j] = base;
+        base_[n][j] = base[n][j];
       }
     }
   }
