@@ -28,23 +28,17 @@ struct Partial {
   }
 };
 
-/// A Partial as it stands in the workspace. A word of zero has not been written yet: parts need no flags, no fences and
-/// no order, and whoever joins them waits for the words themselves. A number that is 0 is stored as -0.
-struct PartialWords {
-  Words<8> stats = {};  // (max, sum)
-  Words<16> output = {};
+/// A number as it stands in the workspace. A word of zero has not been written yet: parts need no flags, no fences and
+/// no order, and whoever joins them waits for the words themselves. So 0 is stored as -0.
+KVIT_DEVICE uint32_t PartWord(float x) { return BitCast<uint32_t>(x == 0.0f ? -0.0f : x); }
 
-  KVIT_DEVICE bool AreThere() const {
-    return (stats.word[0] != 0u) & (stats.word[1] != 0u) & (output.word[0] != 0u) & (output.word[1] != 0u) &
-           (output.word[2] != 0u) & (output.word[3] != 0u);
-  }
-  KVIT_DEVICE Partial Get() const {
-    return {BitCast<float>(stats.word[0]), BitCast<float>(stats.word[1]),
-            BitCast<Array<float, Partial::kVector>>(output)};
-  }
-
-  static KVIT_DEVICE uint32_t Word(float x) { return BitCast<uint32_t>(x == 0.0f ? -0.0f : x); }
-};
+template <int Bytes>
+KVIT_DEVICE bool AreThere(const Words<Bytes>& words) {
+  bool all = true;
+  KVIT_UNROLL
+  for (int i = 0; i < Bytes / 4; ++i) all = all & (words.word[i] != 0u);
+  return all;
+}
 
 /// Parts that CTAs leave for each other in the workspace, `Parts` of each; all zero before a launch and after it.
 ///
@@ -56,29 +50,25 @@ class Partials {
   static constexpr int kStats = 2;
   static constexpr int kFloats = HeadDim + kStats;  // of a row
 
-  /// Where a vector of a row lies. The threads of all vectors of a row store and clear together: the first of them
-  /// looks after what they share.
+  /// Where a vector of a row lies, and what all vectors of the row share.
   struct Place {
     float *output, *stats;
-    bool is_first;
 
     /// The same vector, so many rows behind. Rows are counted over parts and CTAs, as they lie.
     KVIT_DEVICE Place Behind(int rows) const {
-      return {output + int64_t(rows) * HeadDim, stats + int64_t(rows) * kStats, is_first};
+      return {output + int64_t(rows) * HeadDim, stats + int64_t(rows) * kStats};
     }
-    KVIT_DEVICE PartialWords Load() const { return {LoadStrong<8>(stats), LoadStrong<16>(output)}; }
-    KVIT_DEVICE void Store(const Partial& partial) const {
-      Put({{PartialWords::Word(partial.output[0]), PartialWords::Word(partial.output[1]),
-            PartialWords::Word(partial.output[2]), PartialWords::Word(partial.output[3])}},
-          {{PartialWords::Word(partial.max), PartialWords::Word(partial.sum)}});
-    }
-    /// Takes a part back that nobody will read again.
-    KVIT_DEVICE void Clear() const { Put({}, {}); }
+    KVIT_DEVICE Words<16> LoadOutput() const { return LoadStrong<16>(output); }
+    KVIT_DEVICE Words<8> LoadStats() const { return LoadStrong<8>(stats); }
+    /// Takes back what nobody will read again.
+    KVIT_DEVICE void ClearOutput() const { StoreStrong(output, Words<16>{}); }
+    KVIT_DEVICE void ClearStats() const { StoreStrong(stats, Words<8>{}); }
 
-   private:
-    KVIT_DEVICE void Put(const Words<16>& output_words, const Words<8>& stats_words) const {
-      StoreStrong(output, output_words);
-      if (is_first) StoreStrong(stats, stats_words);
+    /// The threads of all vectors of a row call; one of them stores what they share.
+    KVIT_DEVICE void Store(const Partial& partial, bool stores_stats) const {
+      StoreStrong(output, Words<16>{{PartWord(partial.output[0]), PartWord(partial.output[1]),
+                                     PartWord(partial.output[2]), PartWord(partial.output[3])}});
+      if (stores_stats) StoreStrong(stats, Words<8>{{PartWord(partial.max), PartWord(partial.sum)}});
     }
   };
 
@@ -88,7 +78,7 @@ class Partials {
 
   KVIT_DEVICE Place At(int cta, int part, int row, int vector) const {
     const int64_t index = int64_t(cta) * kRows + part * Rows + row;
-    return {outputs_ + index * HeadDim + vector * Partial::kVector, stats_ + index * kStats, vector == 0};
+    return {outputs_ + index * HeadDim + vector * Partial::kVector, stats_ + index * kStats};
   }
 
  private:

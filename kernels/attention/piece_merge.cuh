@@ -33,7 +33,8 @@ class PieceMerge {
   static constexpr int kPad = 4;  // keeps the rows that lanes write together in different banks
   static constexpr int kVector = Partial::kVector;
   static constexpr int kVectors = HeadDim / kVector;
-  static constexpr int kBatch = 20;  // parts of a head that are read together
+  static constexpr int kRowLanes = Min(32, kVectors);  // of a warp, that join the same row
+  static constexpr int kBatch = Min(20, kRowLanes);    // parts of a head that are read together
   using Vector = Array<float, kVector>;
   using Tree = SplitTree<HeadDim, Rows>;
   static constexpr int kParts = 2, kSplitParts = Tree::kParts;  // of a CTA, in the workspace
@@ -58,12 +59,7 @@ class PieceMerge {
   };
 
   KVIT_DEVICE PieceMerge(const KvitDecodeParams& params, const Line& line, const Share& share, Shared& shared)
-      : params_(params),
-        line_(line),
-        share_(share),
-        shared_(shared),
-        parts_(params.partials),
-        tree_(share, params.partials) {}
+      : params_(params), line_(line), share_(share), shared_(shared), parts_(params.partials) {}
 
   /// All threads call, once per piece. Ends in the output if the piece is a whole head, else in the workspace.
   KVIT_DEVICE void Finish(Attention& attention, const Piece& piece) {
@@ -83,11 +79,15 @@ class PieceMerge {
     for (int item = ThreadIndex(); item < target.rows * kVectors; item += kThreads) {
       const int row = item / kVectors, vector = item % kVectors;
       Partial part = AddWarps(row, vector);
-      if (is_split ? tree_.Add(run, split, row, vector, part) : is_whole) {
-        Write(OutputOf(target, row, vector), part);
-      } else if (!is_split) {
-        parts_.At(BlockIndex(), piece.Begins() ? 1 : 0, row, vector).Store(part);
+      bool writes = is_whole;
+      if (is_split) {
+        const auto added = Tree::Add(share_, params_.partials, run, split, row, vector, part);
+        part = added.part;
+        writes = added.is_whole;
+      } else if (!is_whole) {
+        parts_.At(BlockIndex(), piece.Begins() ? 1 : 0, row, vector).Store(part, vector == 0);
       }
+      if (writes) Write(OutputOf(target, row, vector), part);
     }
     // At most one of a CTA's heads, its first.
     if (piece.Ends() && (is_split ? run.begin > 0 : !piece.Begins()))
@@ -110,7 +110,7 @@ class PieceMerge {
       const Output output = OutputOf(joined.target, row, vector);
       Partial whole;
       if (line_.IsSplit()) {
-        whole = tree_.Join(joined.run, first, row, vector, is_mine);
+        whole = Tree::Join(share_, params_.partials, joined.run, first, row, vector, is_mine);
       } else {
         for (int cta = first; cta <= last; cta += kBatch) {
           AddParts(cta, cta == first, Min(last - cta + 1, kBatch), row, vector, is_mine, whole);
@@ -175,45 +175,56 @@ class PieceMerge {
 
   // Adds `count` parts from that of `cta` on to `whole`, once they are all there, and takes them back. All their loads
   // are under way together: one round trip, not one each. All threads call, those that are not `is_mine` for nothing.
+  //
+  //   lanes of a row    each has its vector of all parts; lane i has the stats of part i besides
   KVIT_DEVICE void AddParts(int cta, bool is_first, int count, int row, int vector, bool is_mine,
                             Partial& whole) const {
     using Parts = Partials<HeadDim, Rows, kParts>;
+    const int lane = LaneIndex() % kRowLanes, first_lane = LaneIndex() - lane;
     const auto begin = parts_.At(share_.BlockOf(cta), 0, row, vector);
-    const int rows_of_cta = share_.strands * Parts::kRows;
-    const auto place = [&](int i) { return begin.Behind(i * rows_of_cta + (i == 0 && is_first ? Rows : 0)); };
-    PartialWords words[kBatch];
-    for (uint32_t missing = is_mine ? (1u << count) - 1u : 0u; missing != 0u;) {
+    const auto place = [&](int i) {
+      return begin.Behind(i * share_.strands * Parts::kRows + (i == 0 && is_first ? Rows : 0));
+    };
+    const bool has_stats = is_mine && lane < count;
+    Words<8> stats = {};
+    Words<16> outputs[kBatch] = {};
+    for (uint32_t missing = is_mine ? (1u << count) - 1u : 0u;;) {
+      if (has_stats && !AreThere(stats)) stats = place(lane).LoadStats();
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
         if (i >= count) break;
-        if (missing >> i & 1u) words[i] = place(i).Load();
+        if (missing >> i & 1u) outputs[i] = place(i).LoadOutput();
       }
       KVIT_UNROLL
-      for (int i = 0; i < kBatch; ++i) missing &= ~(uint32_t(words[i].AreThere()) << i);
-      if (missing != 0u) Pause();
+      for (int i = 0; i < kBatch; ++i) missing &= ~(uint32_t(AreThere(outputs[i])) << i);
+      if (missing == 0u && (!has_stats || AreThere(stats))) break;
+      Pause();
     }
-    // The stats of a row are read by all of its vectors before they are taken back.
-    if constexpr (kVectors > 32) SyncThreads();
+    if constexpr (kVectors > 32) SyncThreads();  // two warps read the stats of a row before one takes them back
     SyncWarp();
-    if (!is_mine) return;
-    KVIT_UNROLL
-    for (int i = 0; i < kBatch; ++i) {
-      if (i >= count) break;
-      place(i).Clear();
+    if (has_stats && vector < 32) place(lane).ClearStats();
+    if (is_mine) {
+      KVIT_UNROLL
+      for (int i = 0; i < kBatch; ++i) {
+        if (i >= count) break;
+        place(i).ClearOutput();
+      }
     }
+
+    const auto mine = has_stats ? BitCast<Float2>(stats) : Float2{-INFINITY, 0.0f};
     Partial all;
-    all.max = whole.max;
-    KVIT_UNROLL
-    for (int i = 0; i < kBatch; ++i) {
-      if (i >= count) break;
-      all.max = fmaxf(all.max, words[i].Get().max);
-    }
+    all.max = mine.lo;
+    for (int mask = 1; mask < count; mask *= 2) all.max = fmaxf(all.max, ShuffleXor(all.max, mask));
+    all.max = fmaxf(whole.max, Shuffle(all.max, first_lane));
+    const float weight = MergeWeight(mine.lo, all.max);
+    all.sum = mine.hi * weight;  // NaN stays NaN, whatever its weight
+    for (int mask = 1; mask < count; mask *= 2) all.sum += ShuffleXor(all.sum, mask);
+    all.sum = Shuffle(all.sum, first_lane);
     all.Add(whole, MergeWeight(whole.max, all.max));
     KVIT_UNROLL
     for (int i = 0; i < kBatch; ++i) {
       if (i >= count) break;
-      const Partial part = words[i].Get();
-      all.Add(part, MergeWeight(part.max, all.max));
+      all.Add({0.0f, 0.0f, BitCast<Vector>(outputs[i])}, Shuffle(weight, first_lane + i));
     }
     whole = all;
   }
@@ -247,7 +258,6 @@ class PieceMerge {
   const Share& share_;
   Shared& shared_;
   Partials<HeadDim, Rows, kParts> parts_;
-  Tree tree_;
   bool is_joiner_ = false, has_finished_ = false;
 };
 

@@ -63,21 +63,41 @@ class SplitTree {
  public:
   static constexpr int kParts = kLeft + kSplitLevels;  // of each CTA, held ones included
 
+  struct Added {
+    Partial part;
+    bool is_whole;  // it has become the whole head
+  };
+
+  /// Adds a split of this CTA's run of a head. Splits come in order, with a barrier of the CTA between them. `base`:
+  /// the workspace.
+  KVIT_CALLED static Added Add(Share share, float* base, SplitRun run, int split, int row, int vector, Partial part) {
+    const bool is_whole = SplitTree(share, base).Add(run, split, row, vector, part);
+    return {part, is_whole};
+  }
+
+  /// The whole head, of which this CTA has computed the last splits, and the CTAs from `first_cta` on those before. All
+  /// threads call together; those of them that are not `mine` for nothing. Waits for what is not there yet. Holds nodes
+  /// as Add does, which is over.
+  KVIT_CALLED static Partial Join(Share share, float* base, SplitRun run, int first_cta, int row, int vector,
+                                  bool mine) {
+    return SplitTree(share, base).Join(run, first_cta, row, vector, mine);
+  }
+
+ private:
   KVIT_DEVICE SplitTree(const Share& share, float* base)
       : share_(share),
         left_(base),
         held_outputs_(base + int64_t(GridSize()) * kLeft * Rows * Left::kFloats),
         held_stats_(held_outputs_ + int64_t(GridSize()) * kSplitLevels * Rows * HeadDim) {}
 
-  /// Adds a split of this CTA's run of a head. Splits come in order, with a barrier of the CTA between them. True where
-  /// `part` has become the whole head.
+  // True where `part` has become the whole head.
   KVIT_DEVICE bool Add(const SplitRun& run, int split, int row, int vector, Partial& part) const {
     int index = split;
     for (int level = 0;; ++level, index >>= 1) {
       if (index == 0 && 1 << level >= run.splits) return true;
       const int parent = index >> 1 << (level + 1);
       if (parent < run.begin || parent + (2 << level) > run.end) {
-        left_.At(BlockIndex(), PartOf(level, index), row, vector).Store(part);
+        left_.At(BlockIndex(), PartOf(level, index), row, vector).Store(part, vector == 0);
         return false;
       }
       if (index & 1) {
@@ -89,34 +109,39 @@ class SplitTree {
     }
   }
 
-  /// The whole head, of which this CTA has computed the last splits, and the CTAs from `first_cta` on those before. All
-  /// threads call together; those of them that are not `mine` for nothing. Waits for what is not there yet. Holds nodes
-  /// as Add does, which is over.
   KVIT_DEVICE Partial Join(const SplitRun& run, int first_cta, int row, int vector, bool mine) const {
     Partial part;
     for (Walk walk(*this, run, first_cta); !walk.Done();) {
-      PartialWords words[kBatch];
+      Words<8> stats[kBatch] = {};
+      Words<16> outputs[kBatch] = {};
       for (bool all = !mine; !all;) {
         Walk next = walk;
         int asked = 0;
         KVIT_UNROLL
         for (int i = 0; i < kBatch; ++i) {
           if (next.Done()) break;
-          words[i] = PlaceOf(next, row, vector).Load();
+          const auto place = PlaceOf(next, row, vector);
+          stats[i] = place.LoadStats();
+          outputs[i] = place.LoadOutput();
           next.Next();
           asked = i + 1;
         }
         all = true;
         KVIT_UNROLL
-        for (int i = 0; i < kBatch; ++i) all = all & (i >= asked || words[i].AreThere());
+        for (int i = 0; i < kBatch; ++i) all = all & (i >= asked || (AreThere(stats[i]) && AreThere(outputs[i])));
         if (!all) Pause();
       }
       SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
       for (int i = 0; i < kBatch && !walk.Done(); ++i) {
-        if (mine) PlaceOf(walk, row, vector).Clear();
-        part = words[0].Get();
+        if (mine) PlaceOf(walk, row, vector).ClearOutput();
+        if (mine && vector == 0) PlaceOf(walk, row, vector).ClearStats();
+        const auto first = BitCast<Float2>(stats[0]);
+        part = {first.lo, first.hi, BitCast<Array<float, Partial::kVector>>(outputs[0])};
         KVIT_UNROLL
-        for (int j = 0; j + 1 < kBatch; ++j) words[j] = words[j + 1];
+        for (int j = 0; j + 1 < kBatch; ++j) {
+          stats[j] = stats[j + 1];
+          outputs[j] = outputs[j + 1];
+        }
         const int level = walk.level(), begin = walk.begin();
         walk.Next();
         for (int l = level; mine && l < kSplitLevels; ++l) {
@@ -133,7 +158,6 @@ class SplitTree {
     return part;
   }
 
- private:
   static KVIT_DEVICE int PartOf(int level, int index) { return (index & 1) * kSplitLevels + level; }
 
   /// The nodes that CTAs have left of a head, first to last.

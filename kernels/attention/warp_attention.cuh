@@ -51,12 +51,12 @@ class WarpAttention {
     for (int n = 0; n < kRowTiles; ++n) sum_[n][0] = sum_[n][1] = NAN;
   }
 
-  /// One step. `key(s, c)` and `value(s, c)` give shared-memory addresses of token s from channel c on,
-  /// `key_parameters(s)` and `value_parameters(s)` those of its parameters. Where `masked`, row r sees only the first
-  /// visible(r) tokens.
+  /// One step; is_first: of a row tile. `key(s, c)` and `value(s, c)` give shared-memory addresses of token s from
+  /// channel c on, `key_parameters(s)` and `value_parameters(s)` those of its parameters. Where `masked`, row r sees
+  /// only the first visible(r) tokens.
   template <class Key, class Value, class KeyParameters, class ValueParameters, class Visible>
   KVIT_DEVICE void Step(Key&& key, KeyParameters&& key_parameters, Value&& value, ValueParameters&& value_parameters,
-                        bool masked, Visible&& visible) {
+                        bool masked, Visible&& visible, bool is_first) {
     float score[kBlocks][kRowTiles][4];  // not yet times their row's scale
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
@@ -90,10 +90,11 @@ class WarpAttention {
 
     // Rows settle early in a sequence: most steps weigh once.
     Weights weights;
-    for (bool is_rebased = false;; is_rebased = true) {
+    for (bool is_high = is_first;;) {
+      if (is_high) Rebase(score, of_value);
       const float top = Weigh(score, of_value, weights);
-      if (is_rebased || Ballot(top > kMostWeight) == 0) break;
-      Rebase(score, of_value);
+      if (is_high || Ballot(top > kMostWeight) == 0) break;
+      is_high = true;
     }
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {

@@ -25,7 +25,7 @@ class WorkCursor {
         position_(share.begin),
         end_(share.end) {
     piece_.sequence = share.sequence;
-    piece_.work = line_.View(share.sequence);
+    piece_.work = share.work;
     const int units = line_.HeadUnits(piece_.work.tiles), row_tiles = piece_.work.row_tiles;
     const int64_t within = share.begin - share.sequence_begin;
     const int head_and_rows = int(Divide(within, units));

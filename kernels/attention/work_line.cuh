@@ -59,6 +59,7 @@ struct Share {
   int ctas;            // that have a share: never more than there are units
   int sequence;        // in which `begin` lies
   int64_t sequence_begin;
+  SequenceWork work;  // of that sequence
 
   /// Its number in the grid.
   KVIT_DEVICE int BlockOf(int other) const { return BlockIndex() + (other - cta) * strands; }
@@ -158,15 +159,23 @@ class WorkLine {
   }
 
  private:
-  // Each warp for itself, a lane for each sequence.
+  // Each warp for itself, a lane for each sequence. Of one sequence, all lanes know all there is to know.
   KVIT_DEVICE Share FindInWarp() const {
-    const int64_t units = UnitsOf(LaneIndex());
-    const int64_t through = SumUpToLane(units);
+    const int sequences = params_.table.num_sequences, sequence = sequences == 1 ? 0 : LaneIndex();
+    SequenceWork work = {};
+    if (sequence < sequences) work = View(sequence, BlockIndex() == 0);
+    const int64_t units = UnitsOf(work);
+    const int64_t through = sequences == 1 ? units : SumUpToLane(units);
     Share share = Cut(Shuffle(through, 31));
     const int64_t before = through - units;
-    const uint32_t holders = Ballot(before <= share.begin && share.begin < through);  // one, or none without a share
-    share.sequence = holders == 0 ? 0 : LowestBit(holders);
-    share.sequence_begin = Shuffle(before, share.sequence);
+    const uint32_t holders = Ballot(before <= share.begin && share.begin < through);  // none without a share
+    const int holder = holders == 0 ? 0 : LowestBit(holders);
+    share.sequence = Shuffle(sequence, holder);
+    share.sequence_begin = Shuffle(before, holder);
+    share.work = {Shuffle(work.length, holder),          Shuffle(work.new_tokens, holder),
+                  Shuffle(work.first_token, holder),     Shuffle(work.row_tiles, holder),
+                  Shuffle(work.tiles, holder),           Shuffle(work.pages, holder),
+                  Shuffle(int(work.is_bad), holder) != 0};
     return share;
   }
 
@@ -180,7 +189,7 @@ class WorkLine {
     int sequence = from;
     for (bool is_cut = false;; is_cut = true) {
       for (sequence = from; sequence < to; ++sequence) {
-        const int64_t units = UnitsOf(sequence);
+        const int64_t units = UnitsOf(View(sequence, BlockIndex() == 0 && !is_cut));
         if (is_cut && share.begin < before + units) break;
         before += units;
       }
@@ -207,13 +216,12 @@ class WorkLine {
     SyncThreads();
     share.sequence = LoadShared<int>(&shared.sequence);
     share.sequence_begin = LoadShared<int64_t>(&shared.sequence_begin);
+    share.work = View(share.sequence);
     return share;
   }
 
-  KVIT_DEVICE int64_t UnitsOf(int sequence) const {
-    if (sequence >= params_.table.num_sequences) return 0;
-    const SequenceWork work = View(sequence, BlockIndex() == 0);
-    return int64_t(work.row_tiles) * heads_ * HeadUnits(work.tiles);
+  KVIT_DEVICE int64_t UnitsOf(const SequenceWork& work) const {
+    return work.row_tiles == 0 ? 0 : int64_t(work.row_tiles) * heads_ * HeadUnits(work.tiles);
   }
 
   static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {

@@ -144,7 +144,8 @@ struct DecodeKernel {
         attention.Step(
             [&](int s, int c) { return pipe.Key(slot, s, c); }, [&](int s) { return pipe.KeyParameters(slot, s); },
             [&](int s, int c) { return pipe.Value(slot, s, c); }, [&](int s) { return pipe.ValueParameters(slot, s); },
-            masked, [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; });
+            masked, [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; },
+            tile == piece.first);
         if (pipe.Faulted(slot)) attention.Poison();
         ++used;
         --under_way;
