@@ -30,9 +30,9 @@ using Sm90Copies = TensorCopies<false>;
 using Sm90LineCopies = TensorCopies<true>;
 
 /// Every pipe has Shared, and for the calling warp: NextIsNew(), whether some of the next tile's tokens are the call's
-/// own; Prefetch(stage), which begins that tile's copies; Wait(stage); Key, Value (stage, token of the warp's band,
-/// channel) and their parameters (stage, token) in shared memory; Faulted(stage); ClearValues(stage, token), which
-/// makes values from that token on harmless.
+/// own; Prefetch(stage), which begins that tile's copies; WaitForKeys(stage), for all parameters too, and after it
+/// WaitForValues(stage); Key, Value (stage, token of the warp's band, channel) and their parameters (stage, token) in
+/// shared memory; Faulted(stage); ClearValues(stage, token), which makes values from that token on harmless.
 template <class Copies, class T, class KeyCodec, class ValueCodec, int HeadDim, class Line, class Tuning>
 class KvPipe;
 
@@ -57,10 +57,11 @@ class KvPipe<Sm80Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning> {
 
   KVIT_DEVICE bool NextIsNew() const { return loader_.NextIsNew(); }
   KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
-  KVIT_DEVICE void Wait(int) {
+  KVIT_DEVICE void WaitForKeys(int) {
     CopyAsyncWait<Tuning::kStages - 1>();
     SyncWarp();
   }
+  KVIT_DEVICE void WaitForValues(int) {}  // they were copied together
   KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }
   KVIT_DEVICE void ClearValues(int, int) {}  // rows that no sequence has were copied as zeros
 
@@ -87,18 +88,19 @@ class KvPipe<TensorCopies<HasLines>, T, KeyCodec, ValueCodec, HeadDim, Line, Tun
   struct Shared {
     KeyRing keys;
     ValueRing values;
-    uint64_t full[kWarps][kStages];  // a warp's copies of a stage have landed
+    typename Loader::Landed landed[kWarps][kStages];
   };
 
   static KVIT_DEVICE void Init(const KvitDecodeParams& params, Shared& shared) {
-    Loader::Init(params, shared.full[WarpIndex()]);
+    Loader::Init(params, shared.landed[WarpIndex()]);
   }
   KVIT_DEVICE KvPipe(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor, Shared& shared)
-      : shared_(shared), loader_(params, line, cursor, shared.keys, shared.values, shared.full[WarpIndex()]) {}
+      : shared_(shared), loader_(params, line, cursor, shared.keys, shared.values, shared.landed[WarpIndex()]) {}
 
   KVIT_DEVICE bool NextIsNew() const { return loader_.NextIsNew(); }
   KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
-  KVIT_DEVICE void Wait(int stage) { loader_.Wait(stage); }
+  KVIT_DEVICE void WaitForKeys(int stage) { loader_.WaitForKeys(stage); }
+  KVIT_DEVICE void WaitForValues(int stage) { loader_.WaitForValues(stage); }
   KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }
   KVIT_DEVICE void ClearValues(int stage, int s) { loader_.ClearValues(stage, s); }
 
@@ -110,6 +112,22 @@ class KvPipe<TensorCopies<HasLines>, T, KeyCodec, ValueCodec, HeadDim, Line, Tun
  private:
   Shared& shared_;
   Loader loader_;
+};
+
+/// What a warp has of a tile, in ring slot `stage`, as WarpAttention takes it. Values from token `end` on are nobody's.
+template <class Pipe, int Tokens>
+struct PipeTile {
+  Pipe& pipe;
+  int stage, end;
+
+  KVIT_DEVICE const char* Key(int s, int c) const { return pipe.Key(stage, s, c); }
+  KVIT_DEVICE const char* Value(int s, int c) const { return pipe.Value(stage, s, c); }
+  KVIT_DEVICE auto KeyParameters(int s) const { return pipe.KeyParameters(stage, s); }
+  KVIT_DEVICE auto ValueParameters(int s) const { return pipe.ValueParameters(stage, s); }
+  KVIT_DEVICE void WaitForValues() const {
+    pipe.WaitForValues(stage);
+    if (end < Tokens) pipe.ClearValues(stage, Max(0, end));
+  }
 };
 
 }  // namespace kvit

@@ -173,6 +173,9 @@ class PieceMerge {
     return total;
   }
 
+  // Whether the parts from i on are behind the last: asked of every fourth alone, since a branch costs as much as they.
+  static KVIT_DEVICE bool IsBehind(int i, int count) { return i % 4 == 0 && i >= count; }
+
   // Adds `count` parts from that of `cta` on to `whole`, once they are all there, and takes them back. All their loads
   // are under way together: one round trip, not one each. All threads call, those that are not `is_mine` for nothing.
   //
@@ -192,7 +195,7 @@ class PieceMerge {
       if (has_stats && !AreThere(stats)) stats = place(lane).LoadStats();
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
-        if (i >= count) break;
+        if (IsBehind(i, count)) break;
         if (missing >> i & 1u) outputs[i] = place(i).LoadOutput();
       }
       KVIT_UNROLL
@@ -203,12 +206,10 @@ class PieceMerge {
     if constexpr (kVectors > 32) SyncThreads();  // two warps read the stats of a row before one takes them back
     SyncWarp();
     if (has_stats && vector < 32) place(lane).ClearStats();
-    if (is_mine) {
-      KVIT_UNROLL
-      for (int i = 0; i < kBatch; ++i) {
-        if (i >= count) break;
-        place(i).ClearOutput();
-      }
+    KVIT_UNROLL
+    for (int i = 0; i < kBatch; ++i) {
+      if (IsBehind(i, count)) break;
+      if (is_mine && i < count) place(i).ClearOutput();
     }
 
     const auto mine = has_stats ? BitCast<Float2>(stats) : Float2{-INFINITY, 0.0f};
@@ -223,7 +224,7 @@ class PieceMerge {
     all.Add(whole, MergeWeight(whole.max, all.max));
     KVIT_UNROLL
     for (int i = 0; i < kBatch; ++i) {
-      if (i >= count) break;
+      if (IsBehind(i, count)) break;
       all.Add({0.0f, 0.0f, BitCast<Vector>(outputs[i])}, Shuffle(weight, first_lane + i));
     }
     whole = all;

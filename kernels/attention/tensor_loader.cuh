@@ -23,30 +23,38 @@ namespace kvit {
 template <class Line, class KeyRing, class ValueRing, int Tokens, int Stages>
 class TensorLoader {
  public:
+  /// Barriers that count the bytes of a tile. Keys are asked for first: there is work to do with them while values are
+  /// on their way.
+  struct Landed {
+    uint64_t keys, values;
+  };
   static constexpr bool kHasParameters = KeyRing::kHasParameters || ValueRing::kHasParameters;
 
   KVIT_DEVICE TensorLoader(const KvitDecodeParams& params, const Line& line, const WorkCursor<Line>& cursor,
-                           KeyRing& keys, ValueRing& values, uint64_t* full)
+                           KeyRing& keys, ValueRing& values, Landed* landed)
       : params_(params),
         cache_(params.cache),
         line_(line),
         keys_(keys),
         values_(values),
-        full_(full),
+        landed_(landed),
         cursor_(cursor),
         page_of_(params.page_size) {
     Enter();
   }
 
   /// Makes this warp's barriers. All lanes call, before anything else.
-  static KVIT_DEVICE void Init(const KvitDecodeParams& params, uint64_t* full) {
+  static KVIT_DEVICE void Init(const KvitDecodeParams& params, Landed* landed) {
     if (ThreadIndex() == 0) {
       PrefetchTensorMap(params.k_map);
       PrefetchTensorMap(params.v_map);
     }
     if (LaneIndex() == 0) {
       KVIT_UNROLL
-      for (int stage = 0; stage < Stages; ++stage) InitBarrier(full + stage, 1);
+      for (int stage = 0; stage < Stages; ++stage) {
+        InitBarrier(&landed[stage].keys, 1);
+        InitBarrier(&landed[stage].values, 1);
+      }
       FenceBarrierInit();
     }
     SyncWarp();
@@ -55,7 +63,10 @@ class TensorLoader {
   /// Begins to copy the next tile, if there is one, into ring slot `stage`, which all lanes have left.
   KVIT_DEVICE void Prefetch(int stage) {
     if (!cursor_.Done()) {
-      if (LaneIndex() == 0) ArriveExpecting(full_ + stage, KeyRing::Layout::kBytes + ValueRing::Layout::kBytes);
+      if (LaneIndex() == 0) {
+        ArriveExpecting(&landed_[stage].keys, KeyRing::Layout::kBytes);
+        ArriveExpecting(&landed_[stage].values, ValueRing::Layout::kBytes);
+      }
       bool is_bad = false;
       KVIT_UNROLL
       for (int r = 0; r < kRounds; ++r) {
@@ -64,8 +75,8 @@ class TensorLoader {
         const bool has_boxes = (r * 32 & (params_.box_tokens - 1)) == 0;  // this round, for any lane
         if (has_boxes && row < Tokens && (LaneIndex() & (params_.box_tokens - 1)) == 0) {
           const Box box = {found ? page_[r] : -1, int(token_in_page_[r]), cursor_.piece().head};
-          KeyRing::Iterator::Prefetch(params_.k_map, box, keys_.Tile(stage), row, full_ + stage);
-          ValueRing::Iterator::Prefetch(params_.v_map, box, values_.Tile(stage), row, full_ + stage);
+          KeyRing::Iterator::Prefetch(params_.k_map, box, keys_.Tile(stage), row, &landed_[stage].keys);
+          ValueRing::Iterator::Prefetch(params_.v_map, box, values_.Tile(stage), row, &landed_[stage].values);
         }
         CopyParameters<2>(keys_, stage, row, r, found);
         CopyParameters<3>(values_, stage, row, r, found);
@@ -91,14 +102,18 @@ class TensorLoader {
     return !cursor_.Done() && tile_ * Line::kTileTokens + (WarpIndex() + 1) * Tokens > Line::OldTokens(cursor_.piece());
   }
 
-  /// Waits until the tile in ring slot `stage` is there for all lanes.
-  KVIT_DEVICE void Wait(int stage) {
-    WaitBarrier(full_ + stage, phases_ >> stage & 1u);
-    phases_ ^= 1u << stage;
+  /// Waits until the keys in ring slot `stage`, and all parameters, are there for all lanes.
+  KVIT_DEVICE void WaitForKeys(int stage) {
+    WaitBarrier(&landed_[stage].keys, phases_ >> stage & 1u);
     if (kHasParameters) {
       CopyAsyncWait<Stages - 1>();
       SyncWarp();
     }
+  }
+  /// After WaitForKeys: waits for the values.
+  KVIT_DEVICE void WaitForValues(int stage) {
+    WaitBarrier(&landed_[stage].values, phases_ >> stage & 1u);
+    phases_ ^= 1u << stage;
   }
 
   /// Whether the tile in ring slot `stage` has rows that could not be found. The same in all lanes.
@@ -159,7 +174,7 @@ class TensorLoader {
   const Line& line_;
   KeyRing& keys_;
   ValueRing& values_;
-  uint64_t* full_;  // [stage], this warp's
+  Landed* landed_;  // [stage], this warp's
   WorkCursor<Line> cursor_;
   FastDivide page_of_;
   const int32_t* pages_ = nullptr;

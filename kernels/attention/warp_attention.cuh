@@ -51,18 +51,17 @@ class WarpAttention {
     for (int n = 0; n < kRowTiles; ++n) sum_[n][0] = sum_[n][1] = NAN;
   }
 
-  /// One step; is_first: of a row tile. `key(s, c)` and `value(s, c)` give shared-memory addresses of token s from
-  /// channel c on, `key_parameters(s)` and `value_parameters(s)` those of its parameters. Where `masked`, row r sees
-  /// only the first visible(r) tokens.
-  template <class Key, class Value, class KeyParameters, class ValueParameters, class Visible>
-  KVIT_DEVICE void Step(Key&& key, KeyParameters&& key_parameters, Value&& value, ValueParameters&& value_parameters,
-                        bool masked, Visible&& visible, bool is_first) {
+  /// One step, the first of a row tile or another. The tile's keys are there, and its values once WaitForValues has
+  /// returned; Key(s, c) and Value(s, c) give shared-memory addresses of token s from channel c on, KeyParameters(s)
+  /// and ValueParameters(s) those of its parameters. Where `masked`, row r sees only the first visible(r) tokens.
+  template <class Tile, class Visible>
+  KVIT_DEVICE void Step(const Tile& tile, bool is_first, bool masked, Visible&& visible) {
     float score[kBlocks][kRowTiles][4];  // not yet times their row's scale
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       keys_.Scores(
-          score[b], [&](int token, int c) { return key(b * 16 + token, c); },
-          [&](int token) { return key_parameters(b * 16 + token); });
+          score[b], [&](int token, int c) { return tile.Key(b * 16 + token, c); },
+          [&](int token) { return tile.KeyParameters(b * 16 + token); });
     }
     if (masked) {  // selects, so that whatever stands in a hidden score is gone
       KVIT_UNROLL
@@ -82,7 +81,8 @@ class WarpAttention {
     const auto of_value = [&](int b, int t) {  // of this lane's two tokens of a block
       ScaleZero v = {};
       if constexpr (ValueCodec::kScaled) {
-        v = ValueCodec::template Parameters<T>(LoadShared<uint32_t>(value_parameters(b * 16 + FragmentToken(2 * t))));
+        v = ValueCodec::template Parameters<T>(
+            LoadShared<uint32_t>(tile.ValueParameters(b * 16 + FragmentToken(2 * t))));
         v.scale = fmaxf(v.scale, kLeastScale);
       }
       return v;
@@ -104,9 +104,10 @@ class WarpAttention {
         if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
       }
     }
+    tile.WaitForValues();
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      values_.Add(weights.of_product[b], [&](int token, int c) { return value(b * 16 + token, c); });
+      values_.Add(weights.of_product[b], [&](int token, int c) { return tile.Value(b * 16 + token, c); });
     }
   }
 
@@ -132,7 +133,8 @@ class WarpAttention {
   /// After Finish: calls store(n, j, channel, value) for each of this lane's outputs, not yet divided by the sum.
   template <class Store>
   KVIT_DEVICE void ForEachOutput(Store&& store) const {
-    values_.ForEach([&](int n, int j, int channel, float value) { store(n, j, channel, value + zero_[n][j]); });
+    values_.ForEach(
+        [&](int n, int j, int channel, float value) { store(n, j, channel, kHasZero ? value + zero_[n][j] : value); });
   }
 
  private:
@@ -212,7 +214,7 @@ class WarpAttention {
         for (int mask = 4; mask < 32; mask *= 2) base[n][j] = fmaxf(base[n][j], ShuffleXor(base[n][j], mask));
         const float rescale = Exp2(base_[n][j] - base[n][j]);
         sum_[n][j] *= rescale;
-        zero_[n][j] *= rescale;
+        if constexpr (kHasZero) zero_[n][j] *= rescale;
         values_.Rescale(n, j, rescale);
         base_[n][j] = base[n][j];
       }

@@ -35,13 +35,13 @@ struct DefaultTuning {
 };
 
 /// Tensor copies: long steps, since a step costs much besides its products, and one CTA per SM with rings of 128 KB:
-/// the fewer CTAs, the fewer parts of a head. Large tokens have one stage: what a warp asks for lies together, and the
-/// other warps compute meanwhile. Small tokens are bound by instructions, and gain by the second CTA; so are 16 rows,
-/// and gain by twice the warps.
+/// the fewer CTAs, the fewer parts of a head. One stage, where that fills the rings: what a warp asks for lies
+/// together, and the other warps compute meanwhile. Small tokens are bound by instructions, and gain by the second CTA;
+/// larger codes and 16 rows by twice the warps.
 template <int HeadDim, int TokenBytes, int Rows>
 struct DefaultTuning<Sm90Copies, HeadDim, TokenBytes, Rows> {
   static constexpr int kCtas = TokenBytes <= 128 ? 2 : 1;
-  static constexpr int kWarps = Rows > 8 && kCtas == 1 ? 8 : 4;
+  static constexpr int kWarps = kCtas == 1 && (Rows > 8 || TokenBytes <= 256) ? 8 : 4;
   static constexpr int kWarpTokens = kWarps * TokenBytes <= 2048 ? 64 : 32;
   static constexpr int kStages = kWarps * TokenBytes <= 1024 ? 2 : 1;
   using Type = DecodeTuning<kWarps, kWarpTokens, kStages, kCtas>;
@@ -50,7 +50,7 @@ struct DefaultTuning<Sm90Copies, HeadDim, TokenBytes, Rows> {
 /// By lines: the smallest tokens of all, so more of them at a step, and eight warps per SM.
 template <int HeadDim, int TokenBytes, int Rows>
 struct DefaultTuning<Sm90LineCopies, HeadDim, TokenBytes, Rows> {
-  static constexpr int kWarpTokens = HeadDim <= 64 && TokenBytes <= 128 ? 128 : 64;
+  static constexpr int kWarpTokens = HeadDim <= 64 && TokenBytes <= 128 && Rows <= 8 ? 128 : 64;
   static constexpr int kCtas = TokenBytes <= 64 ? 2 : 1;
   static constexpr int kWarps = TokenBytes <= 128 ? 8 / kCtas : 4;
   using Type = DecodeTuning<kWarps, kWarpTokens, Min(2, 131072 / (kWarps * kWarpTokens * TokenBytes)), kCtas>;
@@ -135,17 +135,11 @@ struct DecodeKernel {
         if (tile == piece.first) Begin(params, line, piece, attention);
         if (tile >= end) break;
         const int slot = used.read();
-        pipe.Wait(slot);
+        pipe.WaitForKeys(slot);
         const int token = tile * kTileTokens + WarpIndex() * Tuning::kWarpTokens;
-        const bool masked = token + Attention::kTokens > fully_visible;
-        if (masked && token + Attention::kTokens > piece.work.length) {
-          pipe.ClearValues(slot, Max(0, piece.work.length - token));
-        }
-        attention.Step(
-            [&](int s, int c) { return pipe.Key(slot, s, c); }, [&](int s) { return pipe.KeyParameters(slot, s); },
-            [&](int s, int c) { return pipe.Value(slot, s, c); }, [&](int s) { return pipe.ValueParameters(slot, s); },
-            masked, [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; },
-            tile == piece.first);
+        const PipeTile<Pipe, Tuning::kWarpTokens> keys_and_values = {pipe, slot, piece.work.length - token};
+        attention.Step(keys_and_values, tile == piece.first, token + Attention::kTokens > fully_visible,
+                       [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; });
         if (pipe.Faulted(slot)) attention.Poison();
         ++used;
         --under_way;
