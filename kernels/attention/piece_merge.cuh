@@ -59,7 +59,12 @@ class PieceMerge {
   };
 
   KVIT_DEVICE PieceMerge(const KvitDecodeParams& params, const Line& line, const Share& share, Shared& shared)
-      : params_(params), line_(line), share_(share), shared_(shared), parts_(params.partials) {}
+      : params_(params),
+        line_(line),
+        share_(share),
+        shared_(shared),
+        parts_(params.partials),
+        tree_(share, params.partials) {}
 
   /// All threads call, once per piece. Ends in the output if the piece is a whole head, else in the workspace.
   KVIT_DEVICE void Finish(Attention& attention, const Piece& piece) {
@@ -81,9 +86,7 @@ class PieceMerge {
       Partial part = AddWarps(row, vector);
       bool writes = is_whole;
       if (is_split) {
-        const auto added = Tree::Add(share_, params_.partials, run, split, row, vector, part);
-        part = added.part;
-        writes = added.is_whole;
+        writes = tree_.Add(run, split, row, vector, part);
       } else if (!is_whole) {
         parts_.At(BlockIndex(), piece.Begins() ? 1 : 0, row, vector).Store(part, vector == 0);
       }
@@ -110,7 +113,7 @@ class PieceMerge {
       const Output output = OutputOf(joined.target, row, vector);
       Partial whole;
       if (line_.IsSplit()) {
-        whole = Tree::Join(share_, params_.partials, joined.run, first, row, vector, is_mine);
+        whole = tree_.Join(joined.run, first, row, vector, is_mine);
       } else {
         for (int cta = first; cta <= last; cta += kBatch) {
           AddParts(cta, cta == first, Min(last - cta + 1, kBatch), row, vector, is_mine, whole);
@@ -259,6 +262,7 @@ class PieceMerge {
   const Share& share_;
   Shared& shared_;
   Partials<HeadDim, Rows, kParts> parts_;
+  Tree tree_;
   bool is_joiner_ = false, has_finished_ = false;
 };
 

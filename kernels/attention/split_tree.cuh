@@ -63,34 +63,14 @@ class SplitTree {
  public:
   static constexpr int kParts = kLeft + kSplitLevels;  // of each CTA, held ones included
 
-  struct Added {
-    Partial part;
-    bool is_whole;  // it has become the whole head
-  };
-
-  /// Adds a split of this CTA's run of a head. Splits come in order, with a barrier of the CTA between them. `base`:
-  /// the workspace.
-  KVIT_CALLED static Added Add(Share share, float* base, SplitRun run, int split, int row, int vector, Partial part) {
-    const bool is_whole = SplitTree(share, base).Add(run, split, row, vector, part);
-    return {part, is_whole};
-  }
-
-  /// The whole head, of which this CTA has computed the last splits, and the CTAs from `first_cta` on those before. All
-  /// threads call together; those of them that are not `mine` for nothing. Waits for what is not there yet. Holds nodes
-  /// as Add does, which is over.
-  KVIT_CALLED static Partial Join(Share share, float* base, SplitRun run, int first_cta, int row, int vector,
-                                  bool mine) {
-    return SplitTree(share, base).Join(run, first_cta, row, vector, mine);
-  }
-
- private:
   KVIT_DEVICE SplitTree(const Share& share, float* base)
       : share_(share),
         left_(base),
         held_outputs_(base + int64_t(GridSize()) * kLeft * Rows * Left::kFloats),
         held_stats_(held_outputs_ + int64_t(GridSize()) * kSplitLevels * Rows * HeadDim) {}
 
-  // True where `part` has become the whole head.
+  /// Adds a split of this CTA's run of a head. Splits come in order, with a barrier of the CTA between them. True where
+  /// `part` has become the whole head.
   KVIT_DEVICE bool Add(const SplitRun& run, int split, int row, int vector, Partial& part) const {
     int index = split;
     for (int level = 0;; ++level, index >>= 1) {
@@ -109,6 +89,9 @@ class SplitTree {
     }
   }
 
+  /// The whole head, of which this CTA has computed the last splits, and the CTAs from `first_cta` on those before. All
+  /// threads call together; those of them that are not `mine` for nothing. Waits for what is not there yet. Holds nodes
+  /// as Add does, which is over.
   KVIT_DEVICE Partial Join(const SplitRun& run, int first_cta, int row, int vector, bool mine) const {
     Partial part;
     for (Walk walk(*this, run, first_cta); !walk.Done();) {
@@ -158,6 +141,7 @@ class SplitTree {
     return part;
   }
 
+ private:
   static KVIT_DEVICE int PartOf(int level, int index) { return (index & 1) * kSplitLevels + level; }
 
   /// The nodes that CTAs have left of a head, first to last.

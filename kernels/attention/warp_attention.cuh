@@ -90,11 +90,10 @@ class WarpAttention {
 
     // Rows settle early in a sequence: most steps weigh once.
     Weights weights;
-    for (bool is_high = is_first;;) {
-      if (is_high) Rebase(score, of_value);
+    for (bool rebases = is_first;; rebases = true) {
+      if (rebases) Rebase(score, of_value);
       const float top = Weigh(score, of_value, weights);
-      if (is_high || Ballot(top > kMostWeight) == 0) break;
-      is_high = true;
+      if (rebases || Ballot(top > kMostWeight) == 0) break;
     }
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {

@@ -5,12 +5,10 @@
 #ifdef __CUDACC__
 #define KVIT_HD __host__ __device__ __forceinline__  // index maps and values: callable from anywhere
 #define KVIT_DEVICE __device__ __forceinline__       // code that runs in a CTA
-#define KVIT_CALLED __device__ __noinline__           // likewise, and seldom: out of the way of what runs every time
 #define KVIT_UNROLL _Pragma("unroll")
 #else
 #define KVIT_HD inline
 #define KVIT_DEVICE inline
-#define KVIT_CALLED inline
 #define KVIT_UNROLL
 #endif
 

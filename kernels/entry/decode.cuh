@@ -23,14 +23,15 @@ struct DecodeTuning {
   static constexpr int kCtasPerSm = CtasPerSm;
 };
 
-/// Copies by cp.async: two CTAs per SM, each with rings of about 64 KB: what fits beside the merge in the 99 KB of the
-/// smallest GPUs, and keeps enough bytes under way; steps as long as they leave one stage. Tokens of more than 768
+/// Copies by cp.async: two CTAs per SM, each with rings of at most 64 KB: what fits beside the merge in the 99 KB of
+/// the smallest GPUs. Steps as long as registers allow, and one stage where a step of the CTA has 16 KB: eight warps
+/// that wait at different times keep enough bytes under way, and more in flight are slower. Tokens of more than 768
 /// bytes (K and V together) leave room for two warps only.
 template <class Copies, int HeadDim, int TokenBytes, int Rows>
 struct DefaultTuning {
   static constexpr int kWarps = TokenBytes > 768 ? 2 : 4;
   static constexpr int kWarpTokens = TokenBytes <= (Rows > 8 ? 256 : 512) ? 32 : 16;
-  static constexpr int kStages = Min(8, 65536 / (kWarps * kWarpTokens * TokenBytes));
+  static constexpr int kStages = kWarps == 4 && kWarpTokens * TokenBytes >= 4096 ? 1 : 2;
   using Type = DecodeTuning<kWarps, kWarpTokens, kStages, 2>;
 };
 

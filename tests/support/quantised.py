@@ -56,7 +56,7 @@ class Quantised:
         operation(to_device(k, self.device), to_device(v, self.device), self.view, self.page_table, tokens=tokens)
         operation.check()
 
-    def bound(self, q, counts):
+    def bound(self, q, counts, **options):
         """How far each output may be: see docs/quantisation.md and support/tolerances.py."""
         k, v = self.cache.stores()
         everything = (np.arange(v.data.shape[0])[:, None], np.arange(v.data.shape[1]))
@@ -66,5 +66,5 @@ class Quantised:
         ) else 0.0  # fmt: skip
         parts = np.abs(values - zero) + np.abs(zero)
         cache = reference.Cache(np.nan_to_num(plain_k), np.nan_to_num(parts), "NHD")
-        magnitude = reference.paged_attention(q.astype(np.float64), cache, self.table, counts).out
+        magnitude = reference.paged_attention(q.astype(np.float64), cache, self.table, counts, **options).out
         return tolerances.attention_bound(magnitude, self.dtype) + tolerances.SCORE_QUANTISED * 2 * magnitude
