@@ -28,7 +28,7 @@ class Call(NamedTuple):
     page_size: int
     stride_multiple: int = 16  # of which all strides of K and V are multiples, in bytes
     by_pointer: bool = False  # pages are found by a pointer each, not by their number and a stride
-    has_lines: bool = True  # rows of fewer than 128 bytes lie one after the other in a page
+    has_lines: bool = True  # rows of fewer than 128 bytes, and integers' parameters, lie one after the other
 
     def __str__(self) -> str:
         return f"dtype={self.dtype} kv={self.kv} head_dim={self.head_dim}"
@@ -152,7 +152,7 @@ def why_not(entry: Entry, call: Call, compute_capability: tuple[int, int] | None
     if call.by_pointer and facts.get("needs_strides", 0):
         return "needs pages that lie at equal distances; these are found by a pointer each"
     if facts.get("has_lines", 0) and not call.has_lines:
-        return "needs rows that lie one after the other in a page, as in HND; these do not"
+        return "needs rows and parameters that lie one after the other in a page, as in HND; these do not"
     return None
 
 

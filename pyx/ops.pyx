@@ -11,6 +11,10 @@ from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport Boxes, MappedPool, copy_tensor_maps, describe_maps, make_tensor_maps
 
 
+cdef enum:
+    PAIR = 2                               # elements of a token's parameters, where these are integers'
+
+
 cdef class PackedCache:
     """K and V of a cache as kernels take them.
 
@@ -53,7 +57,13 @@ cdef class PackedCache:
             return  # a tensor map has strides and no pointers
         cdef MappedPool keys = mapped(&self.value.pool[0], k, head_dim)
         cdef MappedPool values = mapped(&self.value.pool[1], v, head_dim)
-        describe_maps(&self.maps, &keys, &values, page_size)
+        cdef MappedPool key_pairs, value_pairs
+        if k_params is not None:
+            key_pairs = mapped(&self.value.pool[2], k_params, PAIR)
+        if v_params is not None:
+            value_pairs = mapped(&self.value.pool[3], v_params, PAIR)
+        describe_maps(&self.maps, &keys, &values, &key_pairs if has_pairs(k_params) else NULL,
+                      &value_pairs if has_pairs(v_params) else NULL, page_size)
 
     @property
     def shape(self) -> tuple:
@@ -68,7 +78,7 @@ cdef class PackedCache:
 
     @property
     def may_have_lines(self) -> bool:
-        """Whether rows of fewer than 128 bytes, if there are any, lie one after the other in a page."""
+        """Whether rows of fewer than 128 bytes and the parameters of integers lie one after the other in a page."""
         return self.maps.may_have_lines
 
     cdef int make_maps(self, Boxes boxes, Device home) except -1:
@@ -213,6 +223,11 @@ cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int head_dim) noexce
     found.head_stride = pool.head_stride
     found.row_bytes = tensor.bits * head_dim // 8
     return found
+
+
+cdef bint has_pairs(Tensor params) noexcept:
+    """Whether parameters are (scale, zero), in 16 bits each; float8 has a scale in 32."""
+    return params is not None and params.bits == 16
 
 
 cdef void set_pool(KvitPool *pool, Tensor tensor, tuple strides) except *:

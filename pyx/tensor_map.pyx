@@ -17,10 +17,11 @@ cdef enum:
 cdef int64_t STRIDE_LIMIT = <int64_t>1 << 40
 
 
-cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool *v, int page_size) noexcept nogil:
+cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool *v, const MappedPool *k_pairs,
+                        const MappedPool *v_pairs, int page_size) noexcept nogil:
     cdef int tokens = MOST_BOX
     maps.most_tokens = 0
-    maps.may_have_lines = may_have_lines(k) and may_have_lines(v)
+    maps.may_have_lines = may_have_lines(k) and may_have_lines(v) and lie_by_twos(k_pairs) and lie_by_twos(v_pairs)
     if not (is_mappable(k) and is_mappable(v)):
         return
     while tokens >= KVIT_LEAST_BOX_TOKENS and page_size % tokens != 0:
@@ -38,6 +39,13 @@ cdef bint is_mappable(const MappedPool *pool) noexcept nogil:
 
 cdef bint may_have_lines(const MappedPool *pool) noexcept nogil:
     return pool.row_bytes >= SPAN_BYTES or pool.token_stride == pool.row_bytes
+
+
+cdef bint lie_by_twos(const MappedPool *pairs) noexcept nogil:
+    if pairs == NULL:
+        return True
+    cdef int64_t places = <int64_t>pairs.base | pairs.page_stride | pairs.head_stride
+    return pairs.token_stride == pairs.row_bytes and places % (2 * pairs.row_bytes) == 0
 
 
 cdef bint can_copy(const TensorMaps *maps, Boxes boxes) noexcept nogil:

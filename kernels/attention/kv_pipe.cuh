@@ -20,7 +20,7 @@ struct Sm80Copies {
   static constexpr bool kHasLines = false;
 };
 /// By tensor copies: a box of rows at a time, from pools that a tensor map describes, whose rows are those of tokens,
-/// or lines of 128 bytes with the rows of several tokens.
+/// or lines of 128 bytes with the rows of several tokens; then the parameters of neighbours lie side by side too.
 template <bool HasLines>
 struct TensorCopies {
   static constexpr int kPageMultiple = KVIT_LEAST_BOX_TOKENS;
@@ -82,7 +82,7 @@ class KvPipe<TensorCopies<HasLines>, T, KeyCodec, ValueCodec, HeadDim, Line, Tun
   static constexpr int kWarps = Tuning::kWarps, kStages = Tuning::kStages, kTokens = Tuning::kWarpTokens;
   using KeyRing = TensorRing<T, KeyCodec, HeadDim, kTokens, kWarps, kStages, HasLines>;
   using ValueRing = TensorRing<T, ValueCodec, HeadDim, kTokens, kWarps, kStages, HasLines>;
-  using Loader = TensorLoader<Line, KeyRing, ValueRing, kTokens, kStages>;
+  using Loader = TensorLoader<Line, KeyRing, ValueRing, kTokens, kStages, HasLines ? 2 : 1>;
 
  public:
   struct Shared {

@@ -15,12 +15,12 @@
 
 namespace kvit {
 
-/// As TileLoader, but a lane looks after a token or two of its warp's band: it looks up the token's page one tile
-/// ahead, copies its parameters, and where a box begins with it, begins the box's copy.
+/// As TileLoader, but a lane looks after some tokens of its warp's band, one or two neighbours at a time: it looks up
+/// their page one tile ahead, copies their parameters, and where a box begins with them, begins the box's copy.
 ///
 ///   band of 32 tokens, boxes of 8     lane  0        8        16       24
 ///                                     box   0 ------ 1 ------ 2 ------ 3 ------
-template <class Line, class KeyRing, class ValueRing, int Tokens, int Stages>
+template <class Line, class KeyRing, class ValueRing, int Tokens, int Stages, int Neighbours>
 class TensorLoader {
  public:
   /// Barriers that count the bytes of a tile. Keys are asked for first: there is work to do with them while values are
@@ -70,17 +70,17 @@ class TensorLoader {
       bool is_bad = false;
       KVIT_UNROLL
       for (int r = 0; r < kRounds; ++r) {
-        const int row = r * 32 + LaneIndex();
-        const bool holds = Holds(tile_, r), found = holds && uint32_t(page_[r]) < uint32_t(cache_.num_pages);
-        const bool has_boxes = (r * 32 & (params_.box_tokens - 1)) == 0;  // this round, for any lane
-        if (has_boxes && row < Tokens && (LaneIndex() & (params_.box_tokens - 1)) == 0) {
+        const int row = Row(r), held = Held(tile_, r);
+        const bool found = held > 0 && uint32_t(page_[r]) < uint32_t(cache_.num_pages);
+        const bool has_boxes = (r * kRoundTokens & (params_.box_tokens - 1)) == 0;  // this round, for any lane
+        if (has_boxes && row < Tokens && (Row(0) & (params_.box_tokens - 1)) == 0) {
           const Box box = {found ? page_[r] : -1, int(token_in_page_[r]), cursor_.piece().head};
           KeyRing::Iterator::Prefetch(params_.k_map, box, keys_.Tile(stage), row, &landed_[stage].keys);
           ValueRing::Iterator::Prefetch(params_.v_map, box, values_.Tile(stage), row, &landed_[stage].values);
         }
-        CopyParameters<2>(keys_, stage, row, r, found);
-        CopyParameters<3>(values_, stage, row, r, found);
-        if (holds && !found) {
+        CopyParameters<2>(keys_, stage, r, found ? held : 0);
+        CopyParameters<3>(values_, stage, r, found ? held : 0);
+        if (held > 0 && !found) {
           const auto slot = int32_t(page_of_(Token(tile_, r)));
           ReportFault(params_.fault, {KVIT_FAULT_PAGE, cursor_.piece().sequence, slot, page_[r]});
           is_bad = true;
@@ -124,13 +124,17 @@ class TensorLoader {
   KVIT_DEVICE void ClearValues(int stage, int s) { ValueRing::Iterator::Clear(values_.Tile(stage), s); }
 
  private:
-  static constexpr int kRounds = CeilDiv(Tokens, 32);  // tokens of a lane
+  static constexpr int kRoundTokens = 32 * Neighbours, kRounds = CeilDiv(Tokens, kRoundTokens);
 
+  // Of this lane's tokens of a round: the first one's row in the band, and its place in the sequence.
+  static KVIT_DEVICE int Row(int r) { return r * kRoundTokens + LaneIndex() * Neighbours; }
   static KVIT_DEVICE uint32_t Token(int tile, int r) {
-    return uint32_t(tile) * Line::kTileTokens + uint32_t(WarpIndex() * Tokens + r * 32 + LaneIndex());
+    return uint32_t(tile) * Line::kTileTokens + uint32_t(WarpIndex() * Tokens + Row(r));
   }
-  KVIT_DEVICE bool Holds(int tile, int r) const {
-    return r * 32 + LaneIndex() < Tokens && Token(tile, r) < uint32_t(length_);
+  // How many of them the sequence has.
+  KVIT_DEVICE int Held(int tile, int r) const {
+    const int left = length_ - int(Token(tile, r));
+    return Row(r) < Tokens ? Max(0, Min(left, Neighbours)) : 0;
   }
 
   KVIT_DEVICE void ReadPages() {
@@ -138,18 +142,28 @@ class TensorLoader {
     for (int r = 0; r < kRounds; ++r) {
       const uint32_t token = Token(tile_, r), slot = page_of_(token);
       token_in_page_[r] = token - slot * uint32_t(cache_.page_size);
-      if (Holds(tile_, r)) page_[r] = LoadGlobal<int32_t>(pages_ + slot);
+      if (Held(tile_, r) > 0) page_[r] = LoadGlobal<int32_t>(pages_ + slot);
     }
   }
 
-  // Where a page was not found, the address is of nothing, and not read.
+  // Of the first `found` of this lane's tokens of a round, zeros of the others: the address may be of nothing there.
+  // Two tokens' are one access where they lie side by side, as integers' do wherever there are neighbours.
   template <int Pool, class Ring>
-  KVIT_DEVICE void CopyParameters(Ring& ring, int stage, int row, int r, bool found) const {
+  KVIT_DEVICE void CopyParameters(Ring& ring, int stage, int r, int found) const {
     if constexpr (Ring::kHasParameters) {
       const KvitPool& pool = cache_.pool[Pool];
       const int64_t address = parameters_[Pool - 2] + int64_t(uint32_t(page_[r])) * pool.page_stride +
                               int64_t(token_in_page_[r]) * pool.token_stride;
-      if (row < Tokens) CopyAsync<4>(ring.Parameters(stage, row), reinterpret_cast<const char*>(address), found);
+      uint32_t* const to = ring.Parameters(stage, Row(r));
+      if (Row(r) >= Tokens) return;
+      if constexpr (Neighbours == 2 && Ring::kHasZero) {
+        CopyAsyncPart<8>(to, reinterpret_cast<const char*>(address), found * 4);
+      } else {
+        KVIT_UNROLL
+        for (int i = 0; i < Neighbours; ++i) {
+          CopyAsync<4>(to + i, reinterpret_cast<const char*>(address + i * pool.token_stride), i < found);
+        }
+      }
     }
   }
 

@@ -16,7 +16,7 @@ struct TensorRing {
   using Element = typename Codec::template Element<T>;
   using Iterator = Sm90GmemIterator<Element, HeadDim, Tokens, HasLines>;
   using Layout = typename Iterator::Layout;
-  static constexpr bool kHasParameters = Codec::kScaled;
+  static constexpr bool kHasParameters = Codec::kScaled, kHasZero = Codec::kHasZero;
 
   alignas(1024) char data[Stages][Warps][Layout::kBytes];
   alignas(16) uint32_t parameters[kHasParameters ? Stages : 1][Warps][Tokens];

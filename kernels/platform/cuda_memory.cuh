@@ -111,6 +111,11 @@ KVIT_DEVICE void CopyAsync(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async moves 4, 8 or 16 bytes");
   detail::CpAsync<Bytes, Line>(SharedAddress(shared), global, valid ? Bytes : 0);
 }
+// The first `bytes` bytes, and zeros behind them.
+template <int Bytes>
+KVIT_DEVICE void CopyAsyncPart(void* shared, const void* global, int bytes) {
+  detail::CpAsync<Bytes, 0>(SharedAddress(shared), global, bytes);
+}
 KVIT_DEVICE void CopyAsyncCommit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int N>
 KVIT_DEVICE void CopyAsyncWait() {

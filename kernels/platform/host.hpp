@@ -79,7 +79,11 @@ void StoreStrong(void* p, const Words<Bytes>& w) {
 template <int Bytes, int /*Line*/ = 0>
 void CopyAsync(void* shared, const void* global, bool valid) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16, "cp.async moves 4, 8 or 16 bytes");
-  host::IssueCopy(shared, global, Bytes, valid);
+  host::IssueCopy(shared, global, Bytes, valid ? Bytes : 0);
+}
+template <int Bytes>
+void CopyAsyncPart(void* shared, const void* global, int bytes) {
+  host::IssueCopy(shared, global, Bytes, bytes);
 }
 inline void CopyAsyncCommit() { host::CommitCopies(); }
 template <int N>

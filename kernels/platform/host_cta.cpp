@@ -25,11 +25,8 @@ bool Inside(const KvitSpan& span, const void* p, int bytes) {
 }
 
 void Land(const PendingCopy& copy) {
-  if (copy.valid) {
-    std::memcpy(copy.shared, copy.global, size_t(copy.bytes));
-  } else {
-    std::memset(copy.shared, 0, size_t(copy.bytes));
-  }
+  std::memset(copy.shared, 0, size_t(copy.bytes));
+  if (copy.valid_bytes != 0) std::memcpy(copy.shared, copy.global, size_t(copy.valid_bytes));
 }
 
 }  // namespace
@@ -47,10 +44,14 @@ void Thread::Fail(const std::string& what) const {
 
 namespace {
 
-void Check(const void* p, int bytes, bool write, const char* operation, bool has_turn) {
+void CheckAligned(const void* p, int bytes, const char* operation) {
   if (reinterpret_cast<uintptr_t>(p) % unsigned(bytes) != 0) {
     self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at " + Hex(p) + " is misaligned");
   }
+}
+
+void Check(const void* p, int bytes, bool write, const char* operation, bool has_turn) {
+  CheckAligned(p, bytes, operation);
   const KvitHostLaunch& launch = *self->cta->launch;
   bool is_inside = false;
   for (int i = 0; i < launch.num_spans; ++i) {
@@ -85,11 +86,15 @@ void CheckShared(const void* p, int bytes, const char* operation) {
 }
 
 // The target is poisoned now and filled at the wait: whoever reads in between gets NaN.
-void IssueCopy(void* shared, const void* global, int bytes, bool valid) {
+void IssueCopy(void* shared, const void* global, int bytes, int valid_bytes) {
+  constexpr char kRead[] = "asynchronous copy from global memory";
   CheckShared(shared, bytes, "asynchronous copy to shared memory");
-  if (valid) CheckGlobal(global, bytes, false, "asynchronous copy from global memory");
+  if (valid_bytes != 0) {
+    CheckAligned(global, bytes, kRead);
+    CheckGlobal(global, valid_bytes, false, kRead);
+  }
   std::memset(shared, kPoison, size_t(bytes));
-  self->copies.push_back({shared, global, bytes, valid, self->group});
+  self->copies.push_back({shared, global, bytes, valid_bytes, self->group});
 }
 
 void CommitCopies() { ++self->group; }

@@ -51,7 +51,7 @@ struct PendingCopy {
   void* shared;
   const void* global;
   int bytes;
-  bool valid;
+  int valid_bytes;  // the first of them; zeros behind
   int group;
 };
 
@@ -141,7 +141,7 @@ void CheckGlobal(const void* p, int bytes, bool write, const char* operation);
 /// The same for what may be done at any time: guesses, and fetches to L2.
 void CheckAnyTime(const void* p, int bytes, const char* operation);
 void CheckShared(const void* p, int bytes, const char* operation);
-void IssueCopy(void* shared, const void* global, int bytes, bool valid);
+void IssueCopy(void* shared, const void* global, int bytes, int valid_bytes);
 void CommitCopies();
 void WaitCopies(int newest);
 /// Lets others go on, who may bring what the caller looks for again. Fails when they have stopped, or never will.

@@ -19,6 +19,7 @@
 //   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned
 //   asynchronous   CopyAsync<Bytes, Line = 0>(void* shared, const void* global, bool valid)   4, 8 or 16 bytes; zeros where not
 //                  valid; a hint that the 64 or 128 bytes of the Line around the source will be wanted too
+//                  CopyAsyncPart<Bytes>(void* shared, const void* global, int bytes): the first of them, and zeros
 //                  CopyAsyncCommit(); CopyAsyncWait<N>(): at most N newest groups of this thread are still under way
 //   barriers       in shared memory, uint64_t: InitBarrier(barrier, int arrivals), FenceBarrierInit(); ArriveExpecting(barrier, int bytes);
 //                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes

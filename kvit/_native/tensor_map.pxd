@@ -34,8 +34,10 @@ cdef struct MappedPool:
     int row_bytes
 
 
-# Writes which boxes lie in one page of both pools, and can be described.
-cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool *v, int page_size) noexcept nogil
+# Writes which boxes lie in one page of both pools, and can be described. k_pairs, v_pairs: the parameters of integers,
+# which kernels with lines copy by twos; null where there are none.
+cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool *v, const MappedPool *k_pairs,
+                        const MappedPool *v_pairs, int page_size) noexcept nogil
 
 # Whether a cache can be copied by such boxes, or smaller ones.
 cdef bint can_copy(const TensorMaps *maps, Boxes boxes) noexcept nogil

@@ -6,7 +6,7 @@ import pytest
 import kvit
 from kvit import registry
 from kvit._native.context import Device
-from support.caches import BFLOAT16, make_case, to_device
+from support.caches import BFLOAT16, make_case, poisoned, to_device, view_like
 from support.quantised import Quantised
 from support.tolerances import assert_within
 
@@ -68,6 +68,32 @@ def test_lines_are_taken_where_rows_lie_one_after_the_other_and_refused_by_name_
     if device != "host":
         assert kvit.Attention(near.view, 8).entry.axes["copies"] == "lines"
         assert kvit.Attention(apart.view, 8).entry.axes["copies"] == "tensor"
+
+
+@pytest.mark.parametrize("place", ["apart", "at an odd place"])
+def test_lines_are_not_taken_where_parameters_do_not_lie_by_twos(rng, device, place):
+    # Kernels by lines copy the parameters of two neighbours at once: 8 bytes, at a multiple of 8.
+    case = Quantised(("int4",) * 2, [70], device=device, rng=rng)
+    case.append(rng)
+    params = {}
+    for name in ("k_params", "v_params"):
+        held = getattr(case.cache, name)
+        if place == "apart":
+            base = poisoned((*held.shape[:-1], 4), held.dtype)
+            part = base[..., :2]
+        else:
+            base = poisoned((held.size + 4,), held.dtype)
+            part = base[2:-2].reshape(held.shape)
+        part[:] = held
+        params[name] = view_like(to_device(base, device), base, part)
+    names = {"layout": "HND", "kv": ("int4", "int4"), "dtype": "bfloat16"}
+    view = kvit.CacheView(case.buffers["k"], case.buffers["v"], **names, **params)
+    with pytest.raises(kvit.LayoutError, match="rows and parameters that lie one after the other"):
+        kvit.Attention(view, 8, kernel=LINES)
+    q = rng.standard_normal((1, 8, 64)).astype(BFLOAT16)
+    state = kvit.reference.paged_attention(q, case.cache, case.table, [1])
+    got = kvit.Attention(view, 8, kernel=TENSOR)(to_device(q, device), view, case.page_table).numpy()
+    assert_within(got, state.out, case.bound(q, [1]))
 
 
 def test_one_operation_serves_views_of_other_page_sizes(rng, device):
