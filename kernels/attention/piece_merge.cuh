@@ -93,8 +93,8 @@ class PieceMerge {
       if (writes) Write(OutputOf(target, row, vector), part);
     }
     // At most one of a CTA's heads, its first.
-    if (piece.Ends() && (is_split ? run.begin > 0 : !piece.Begins()))
-      Note({target, share_.Owner(piece.head_begin), run});
+    const bool ends_others_head = piece.Ends() && (is_split ? run.begin > 0 : !piece.Begins());
+    if (ends_others_head) Note({target, share_.Owner(piece.head_begin), run});
   }
 
   /// All threads call, after the last piece: joins the head that this CTA has ended and not begun, if there is one.
