@@ -25,7 +25,8 @@ typedef struct KvitPool {
 // NHD, HND and any other order differ only in strides.
 typedef struct KvitCache {
   KvitPool pool[4];  // indexed like the iterators: 0 K, 1 V, 2 K parameters, 3 V parameters
-  int32_t num_pages, page_size, num_kv_heads, head_dim;
+  int32_t num_pages, page_size, num_kv_heads;
+  int16_t k_dim, v_dim;  // channels of a row of K and of V
   // [num_pages] where each page lies: a pool's base then counts bytes from there, and its page_stride is 0. NULL: page
   // p lies at p * page_stride.
   const void* const* blocks;
@@ -98,7 +99,7 @@ typedef struct KVIT_TENSOR_MAP_ALIGNMENT KvitTensorMap {
   unsigned char bytes[128];
 } KvitTensorMap;
 
-// Attention of new tokens over the cache. Grid: any number of CTAs, which start in the order of their numbers.
+// Attention of new tokens over the cache. Grid: any number of CTAs, the same for every launch on a workspace.
 typedef struct KvitDecodeParams {
   KvitCache cache;
   KvitPageTable table;
@@ -106,10 +107,11 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  // [grid, parts, rows, head_dim + 2] f32: (O, max, sum) of what a CTA leaves for others to join. parts: the
-  // kernel's fact `parts`, or `split_parts` where split_tiles is set. Zero before the first launch, and every launch
-  // leaves them so, but for the last third of split parts: any bytes.
-  float* partials;
+  // First a counter that CTAs take their tickets from, alone in `workspace_head_bytes`, then of each CTA `part_bytes`, or
+  // `split_part_bytes` where split_tiles is set (facts of the kernel): [grid, parts, rows, v_dim + 2] f32, (O, max, sum)
+  // of what a CTA leaves for others to join. Zero before the first launch, and every launch leaves it so, but for the
+  // last third of split parts: any bytes.
+  void* workspace;
   float scale;  // of the scores, before exp
   int32_t num_query_heads;
   int32_t causal;                // 1: query i of n sees keys up to length - n + i
@@ -119,7 +121,7 @@ typedef struct KvitDecodeParams {
   // 1: the launch in front writes no lengths, no table and no token before a sequence's new ones, so that all these may
   // be read before it has ended.
   int32_t reads_ahead;
-  int32_t strands;  // lines of work, each with heads and CTAs of its own: divides the grid and the KV heads
+  int32_t partitions;  // lines of work, each with heads and CTAs of its own: divides the grid and the KV heads
   int32_t reserved[11];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitDecodeParams;

@@ -6,15 +6,11 @@
 
 #include "core/array.cuh"
 #include "core/types.h"
+#include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
 #include "quant/codec.cuh"
 
 namespace kvit {
-
-/// Row (of the row tile) of value j (0 or 1) of n-tile n in a lane's fragments of S, P and O.
-KVIT_DEVICE int FragmentRow(int n, int j) { return n * 8 + LaneIndex() % 4 * 2 + j; }
-/// Token (of a step's 16) of value i of a fragment of S.
-KVIT_DEVICE int FragmentToken(int i) { return LaneIndex() / 4 + i / 2 * 8; }
 
 /// A scale as small as can be for one that is 0, so that whatever is hidden, an infinite score, stays hidden.
 KVIT_DEVICE float NotZero(float scale) { return scale == 0.0f ? 0x1p-126f : scale; }
@@ -35,7 +31,7 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
     scale_ = NotZero(scale);
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
-      const char* row = address(n * 8 + LaneIndex() / 4);
+      const char* row = address(OperandRow(n));
       KVIT_UNROLL
       for (int step = 0; step < kSteps; ++step) {
         KVIT_UNROLL
@@ -58,7 +54,7 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
     KVIT_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       uint32_t k[4];
-      LoadMatrixX4(k, key(LaneIndex() % 16, step * 16 + LaneIndex() / 16 * 8));
+      LoadKeyOperand(k, key, step * 16, 8);
       KVIT_UNROLL
       for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<T>(s[n], k, q_[n][step]);
     }
@@ -91,7 +87,7 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
   KVIT_DEVICE void LoadQueries(Address&& address, float scale) {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
-      const char* row = address(n * 8 + LaneIndex() / 4);
+      const char* row = address(OperandRow(n));
       Word raw[kLoads][2];
       float top = 0.0f;
       KVIT_UNROLL
@@ -144,7 +140,7 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
     KVIT_UNROLL
     for (int load = 0; load < kLoads; ++load) {
       uint32_t k[4];  // [half][tokens 0..7, 8..15]
-      LoadMatrixX4(k, key(LaneIndex() % 16, (load * 2 + LaneIndex() / 16) * kHalf));
+      LoadKeyOperand(k, key, load * 2 * kHalf, kHalf);
       Multiply<0, 0>(s, k, load);
       Multiply<1, 0>(s, k, load);
       if constexpr (kPairs == 4) {

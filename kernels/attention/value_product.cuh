@@ -5,47 +5,81 @@
 #include <math.h>
 
 #include "core/types.h"
+#include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
 #include "quant/codec.cuh"
 
 namespace kvit {
+
+/// A lane's C fragments of O^T: of each n-tile of rows, Tiles tiles of 16 channels.
+template <int RowTiles, int Tiles>
+class OutputFragments {
+ public:
+  KVIT_DEVICE void Clear() {
+    ForEachFragment([](int, float& o) { o = 0.0f; });
+  }
+
+  KVIT_DEVICE void Rescale(int n, int j, float factor) {
+    KVIT_UNROLL
+    for (int tile = 0; tile < Tiles; ++tile) {
+      o_[n][tile][j] *= factor;
+      o_[n][tile][j + 2] *= factor;
+    }
+  }
+
+  /// A copy of all of them, for steps that not all rows take part in. In memory, so that it takes no registers from the
+  /// steps that all rows take part in, nearly all.
+  class Stash {
+   public:
+    KVIT_DEVICE void Store(const OutputFragments& outputs) {
+      const_cast<OutputFragments&>(outputs).ForEachFragment([&](int i, float& o) { value_[i] = o; });
+    }
+    /// Puts back those of the rows that do not take part.
+    KVIT_DEVICE void Restore(OutputFragments& outputs, const bool (&takes_part)[RowTiles][2]) const {
+      outputs.ForEachFragment([&](int i, float& o) {
+        if (!takes_part[i / (4 * Tiles)][i % 2]) o = value_[i];
+      });
+    }
+
+   private:
+    volatile float value_[RowTiles * Tiles * 4];
+  };
+
+ protected:
+  float o_[RowTiles][Tiles][4];
+
+ private:
+  template <class Body>
+  KVIT_DEVICE void ForEachFragment(Body&& body) {
+    KVIT_UNROLL
+    for (int n = 0; n < RowTiles; ++n) {
+      KVIT_UNROLL
+      for (int tile = 0; tile < Tiles; ++tile) {
+        KVIT_UNROLL
+        for (int i = 0; i < 4; ++i) body((n * Tiles + tile) * 4 + i, o_[n][tile][i]);
+      }
+    }
+  }
+};
 
 template <class T, class Codec, int HeadDim, int Rows>
 class ValueProduct;
 
 /// 16-bit values: a transposed matrix load gives the operands of one multiplication, 16 channels.
 template <class T, int HeadDim, int Rows>
-class ValueProduct<T, Plain, HeadDim, Rows> {
+class ValueProduct<T, Plain, HeadDim, Rows> : public OutputFragments<Rows / 8, HeadDim / 16> {
  public:
   static constexpr int kRowTiles = Rows / 8;
   static constexpr int kSteps = HeadDim / 16;
   using Weight = T;  // what P is rounded to
 
-  KVIT_DEVICE void Clear() {
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int step = 0; step < kSteps; ++step)
-        o_[n][step][0] = o_[n][step][1] = o_[n][step][2] = o_[n][step][3] = 0.0f;
-    }
-  }
-
-  KVIT_DEVICE void Rescale(int n, int j, float factor) {
-    KVIT_UNROLL
-    for (int step = 0; step < kSteps; ++step) {
-      o_[n][step][j] *= factor;
-      o_[n][step][j + 2] *= factor;
-    }
-  }
-
   /// p: B fragments of P^T. `value(s, c)` is the shared-memory address of token s of the step from channel c on.
   template <class Value>
   KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
-    const int lane = LaneIndex();
     KVIT_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       uint32_t v[4];
-      LoadMatrixX4Transposed(v, value(lane / 16 * 8 + lane % 8, step * 16 + lane / 8 % 2 * 8));
+      LoadValueOperand(v, value, step * 16, 8);
       KVIT_UNROLL
       for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<T>(o_[n][step], v, p[n]);
     }
@@ -65,7 +99,7 @@ class ValueProduct<T, Plain, HeadDim, Rows> {
   }
 
  private:
-  float o_[kRowTiles][kSteps][4];  // C fragments of O^T
+  using OutputFragments<kRowTiles, kSteps>::o_;
 };
 
 /// Coded values: P already carries the tokens' scales, the codes are multiplied as they are, and an output meets the
@@ -74,7 +108,7 @@ class ValueProduct<T, Plain, HeadDim, Rows> {
 /// A transposed load puts 16-bit units on the rows of a matrix, so rows 0..7 of an operand are code i of eight units,
 /// and rows 8..15 code i + 1 of the same.
 template <class T, ScaledCodec Codec, int HeadDim, int Rows>
-class ValueProduct<T, Codec, HeadDim, Rows> {
+class ValueProduct<T, Codec, HeadDim, Rows> : public OutputFragments<Rows / 8, HeadDim / 16> {
  public:
   static constexpr int kRowTiles = Rows / 8;
   static constexpr int kPairs = Codec::kPairs;
@@ -83,30 +117,12 @@ class ValueProduct<T, Codec, HeadDim, Rows> {
   static_assert(HeadDim % (16 * kPairs) == 0, "a token must be a whole number of 32-byte matrix loads");
   using Weight = Half;
 
-  KVIT_DEVICE void Clear() {
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile)
-        o_[n][tile][0] = o_[n][tile][1] = o_[n][tile][2] = o_[n][tile][3] = 0.0f;
-    }
-  }
-
-  KVIT_DEVICE void Rescale(int n, int j, float factor) {
-    KVIT_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      o_[n][tile][j] *= factor;
-      o_[n][tile][j + 2] *= factor;
-    }
-  }
-
   template <class Value>
   KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
-    const int lane = LaneIndex();
     KVIT_UNROLL
     for (int block = 0; block < kBlocks; block += 2) {
       uint32_t v[4];  // [tokens 0..7, 8..15][block, block + 1]
-      LoadMatrixX4Transposed(v, value(lane / 16 * 8 + lane % 8, (block + lane / 8 % 2) * 8 * kPairs));
+      LoadValueOperand(v, value, block * 8 * kPairs, 8 * kPairs);
       Multiply<0, 0>(p, v, block);
       Multiply<1, 0>(p, v, block);
       if constexpr (kPairs == 4) {
@@ -145,7 +161,7 @@ class ValueProduct<T, Codec, HeadDim, Rows> {
     for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<Half>(o_[n][tile], a, p[n]);
   }
 
-  float o_[kRowTiles][kTiles][4];  // C fragments of O^T
+  using OutputFragments<kRowTiles, kTiles>::o_;
 };
 
 }  // namespace kvit

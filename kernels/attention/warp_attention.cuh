@@ -22,13 +22,15 @@ namespace kvit {
 /// With values v = s c + z, a token's weight in the product is w = p s, its weight in the softmax p, and p z is added
 /// once per row. All three are relative to a base of the row, which follows the largest w: not at every step, since
 /// weights may grow for a while before f16 cannot hold them, but before they do, whatever the scales.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, int Rows, int Tokens>
+template <class T, class KeyCodec, class ValueCodec, class Dims, int Rows, int Tokens, class Score>
 class WarpAttention {
  public:
   static constexpr int kTokens = Tokens;  // per step
   static constexpr int kBlocks = Tokens / 16;
   static constexpr int kRowTiles = Rows / 8;
   static_assert(Rows % 8 == 0 && Tokens % 16 == 0, "rows come in eights, tokens in sixteens");
+
+  KVIT_DEVICE explicit WarpAttention(const Score& score) : score_(score) {}
 
   /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units.
   template <class Address>
@@ -53,37 +55,26 @@ class WarpAttention {
 
   /// One step, the first of a row tile or another. The tile's keys are there, and its values once WaitForValues has
   /// returned; Key(s, c) and Value(s, c) give shared-memory addresses of token s from channel c on, KeyParameters(s)
-  /// and ValueParameters(s) those of its parameters. Where `masked`, row r sees only the first visible(r) tokens.
-  template <class Tile, class Visible>
-  KVIT_DEVICE void Step(const Tile& tile, bool is_first, bool masked, Visible&& visible) {
-    float score[kBlocks][kRowTiles][4];  // not yet times their row's scale
+  /// and ValueParameters(s) those of its parameters. `rows` says what the rows see of it:
+  ///
+  ///   is_masked    some row does not see all tokens: row r sees End(r) of them from the first on
+  ///   is_partial   the step is for those rows alone that Has(r) says; nothing of the tile reaches the others
+  template <class Tile, class StepRows>
+  KVIT_DEVICE void Step(const Tile& tile, bool is_first, const StepRows& rows) {
+    Scores score;  // not yet times their row's scale
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       keys_.Scores(
           score[b], [&](int token, int c) { return tile.Key(b * 16 + token, c); },
           [&](int token) { return tile.KeyParameters(b * 16 + token); });
     }
-    if (masked) {  // selects, so that whatever stands in a hidden score is gone
-      KVIT_UNROLL
-      for (int n = 0; n < kRowTiles; ++n) {
-        KVIT_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          const int end = visible(FragmentRow(n, j));
-          const float hidden = keys_.Scale(n, j) < 0.0f ? INFINITY : -INFINITY;
-          KVIT_UNROLL
-          for (int b = 0; b < kBlocks; ++b) {
-            if (b * 16 + FragmentToken(0) >= end) score[b][n][j] = hidden;
-            if (b * 16 + FragmentToken(2) >= end) score[b][n][j + 2] = hidden;
-          }
-        }
-      }
-    }
+    Modify(score, tile.first_key);
+    if (rows.is_masked) Hide(score, rows);
     const auto of_value = [&](int b, int t) {  // of this lane's two tokens of a block
       ScaleZero v = {};
       if constexpr (ValueCodec::kScaled) {
         v = ValueCodec::template Parameters<T>(
             LoadShared<uint32_t>(tile.ValueParameters(b * 16 + FragmentToken(2 * t))));
-        v.scale = fmaxf(v.scale, kLeastScale);
       }
       return v;
     };
@@ -91,22 +82,30 @@ class WarpAttention {
     // Rows settle early in a sequence: most steps weigh once.
     Weights weights;
     for (bool rebases = is_first;; rebases = true) {
-      if (rebases) Rebase(score, of_value);
+      if (rebases) Rebase(score, of_value, is_first);
       const float top = Weigh(score, of_value, weights);
       if (rebases || Ballot(top > kMostWeight) == 0) break;
     }
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        sum_[n][j] += weights.sum[n][j];
-        if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
-      }
+    if (rows.is_partial) {
+      ForEachRow([&](int n, int j) {
+        if (!rows.Has(FragmentRow(n, j))) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
+      });
     }
+    ForEachRow([&](int n, int j) {
+      sum_[n][j] += weights.sum[n][j];
+      if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
+    });
     tile.WaitForValues();
+    typename Values::Stash before;
+    if (rows.is_partial) before.Store(values_);
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       values_.Add(weights.of_product[b], [&](int token, int c) { return tile.Value(b * 16 + token, c); });
+    }
+    if (rows.is_partial) {  // a weight of zero is not enough, where a value may be infinite
+      bool takes_part[kRowTiles][2];
+      ForEachRow([&](int n, int j) { takes_part[n][j] = rows.Has(FragmentRow(n, j)); });
+      before.Restore(values_, takes_part);
     }
   }
 
@@ -137,19 +136,62 @@ class WarpAttention {
   }
 
  private:
-  using Keys = KeyProduct<T, KeyCodec, HeadDim, Rows>;
-  using Values = ValueProduct<T, ValueCodec, HeadDim, Rows>;
+  using Keys = KeyProduct<T, KeyCodec, Dims::kKey, Rows>;
+  using Values = ValueProduct<T, ValueCodec, Dims::kValue, Rows>;
   static constexpr bool kHasZero = ValueCodec::kScaled && ValueCodec::kHasZero;
-  static constexpr float kLeastScale = 0x1p-100f;  // keeps the base finite where all values are constant rows
-  static constexpr float kMostWeight = 256.0f;     // far below what an f16 holds
+  static constexpr float kMostWeight = 256.0f;  // far below what an f16 holds
+  // A base follows a step's largest weight where that is so many times the last one, in log2 units: a little more than
+  // what makes a step look, so that a row's base depends on the row alone, and not on others that made the step look.
+  static constexpr float kLeastRise = 8.01f;
+  // What a token counts as in a base: its scale, but never so small that p, which is 1 / scale then, or p z overflows.
+  static constexpr float kLeastScale = 0x1p-104f, kLeastOfZero = 0x1p-64f;
   static constexpr float kNoBase = -0x1p120f;      // any weight relative to it is infinite, or 0 where hidden
 
+  using Scores = float[kBlocks][kRowTiles][4];
   // What a step makes of its scores.
   struct Weights {
     uint32_t of_product[kBlocks][kRowTiles][2];   // w: B fragments of P^T
     float sum[kRowTiles][2], zero[kRowTiles][2];  // of p and of p z, over this lane's tokens
   };
-  using Scores = float[kBlocks][kRowTiles][4];
+
+  template <class Body>
+  static KVIT_DEVICE void ForEachRow(Body&& body) {
+    KVIT_UNROLL
+    for (int n = 0; n < kRowTiles; ++n) {
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) body(n, j);
+    }
+  }
+
+  KVIT_DEVICE void Modify(Scores& score, int first_key) const {
+    if constexpr (!Score::kIsIdentity) {
+      KVIT_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        ForEachRow([&](int n, int j) {
+          KVIT_UNROLL
+          for (int t = 0; t < 2; ++t) {
+            float& s = score[b][n][j + 2 * t];
+            s = score_.Modify(s, keys_.Scale(n, j), first_key + b * 16 + FragmentToken(2 * t));
+          }
+        });
+      }
+    }
+  }
+
+  // Selects, so that whatever stands in a hidden score is gone.
+  template <class StepRows>
+  KVIT_DEVICE void Hide(Scores& score, const StepRows& rows) const {
+    ForEachRow([&](int n, int j) {
+      const int row = FragmentRow(n, j);
+      const int end = !rows.is_partial || rows.Has(row) ? rows.End(row) : 0;
+      const float hidden = keys_.Scale(n, j) < 0.0f ? INFINITY : -INFINITY;
+      KVIT_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        if (b * 16 + FragmentToken(0) >= end) score[b][n][j] = hidden;
+        if (b * 16 + FragmentToken(2) >= end) score[b][n][j + 2] = hidden;
+      }
+    });
+  }
 
   // The largest w of this lane.
   template <class OfValue>
@@ -173,7 +215,7 @@ class WarpAttention {
           weights.sum[n][j] += w[i];
           if constexpr (kHasZero) weights.zero[n][j] = fmaf(w[i], v[i / 2].zero, weights.zero[n][j]);
           if constexpr (ValueCodec::kScaled) w[i] *= v[i / 2].scale;
-          top = fmaxf(top, w[i]);
+          top = fmaxf(top, fabsf(w[i]));
         }
         weights.of_product[b][n][0] = TransposeMatrix(Pack2<typename Values::Weight>(w[0], w[1]));
         weights.of_product[b][n][1] = TransposeMatrix(Pack2<typename Values::Weight>(w[2], w[3]));
@@ -182,44 +224,39 @@ class WarpAttention {
     return top;
   }
 
-  // Brings the rows' bases up to the largest w of a step.
+  // Brings the rows' bases up to the largest w of a step, those that it is far above.
   template <class OfValue>
-  KVIT_DEVICE void Rebase(const Scores& score, OfValue&& of_value) {
+  KVIT_DEVICE void Rebase(const Scores& score, OfValue&& of_value, bool is_first) {
     float base[kRowTiles][2];
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) base[n][j] = base_[n][j];
-    }
+    ForEachRow([&](int n, int j) { base[n][j] = base_[n][j]; });
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       KVIT_UNROLL
       for (int t = 0; t < 2; ++t) {
-        const float of_scale = ValueCodec::kScaled ? Log2(of_value(b, t).scale) : 0.0f;
-        KVIT_UNROLL
-        for (int n = 0; n < kRowTiles; ++n) {
-          KVIT_UNROLL
-          for (int j = 0; j < 2; ++j) {
-            base[n][j] = fmaxf(base[n][j], fmaf(score[b][n][j + 2 * t], keys_.Scale(n, j), of_scale));
-          }
-        }
+        const float of_scale = ValueCodec::kScaled ? Log2(ScaleInBase(of_value(b, t))) : 0.0f;
+        ForEachRow([&](int n, int j) {
+          base[n][j] = fmaxf(base[n][j], fmaf(score[b][n][j + 2 * t], keys_.Scale(n, j), of_scale));
+        });
       }
     }
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
+    ForEachRow([&](int n, int j) {
       KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        KVIT_UNROLL
-        for (int mask = 4; mask < 32; mask *= 2) base[n][j] = fmaxf(base[n][j], ShuffleXor(base[n][j], mask));
-        const float rescale = Exp2(base_[n][j] - base[n][j]);
-        sum_[n][j] *= rescale;
-        if constexpr (kHasZero) zero_[n][j] *= rescale;
-        values_.Rescale(n, j, rescale);
-        base_[n][j] = base[n][j];
-      }
-    }
+      for (int mask = 4; mask < 32; mask *= 2) base[n][j] = fmaxf(base[n][j], ShuffleXor(base[n][j], mask));
+      if (!is_first && base[n][j] <= base_[n][j] + kLeastRise) base[n][j] = base_[n][j];
+      const float rescale = Exp2(base_[n][j] - base[n][j]);
+      sum_[n][j] *= rescale;
+      if constexpr (kHasZero) zero_[n][j] *= rescale;
+      values_.Rescale(n, j, rescale);
+      base_[n][j] = base[n][j];
+    });
   }
 
+  static KVIT_DEVICE float ScaleInBase(const ScaleZero& v) {
+    const float scale = fmaxf(fabsf(v.scale), kLeastScale);
+    return kHasZero ? fmaxf(scale, fabsf(v.zero) * kLeastOfZero) : scale;
+  }
+
+  Score score_;
   Keys keys_;
   Values values_;
   float base_[kRowTiles][2];  // log2 of the w that counts as 1; the same in the eight lanes of a row

@@ -1,4 +1,4 @@
-// The rows of a sequence that lies in one piece, tile by tile.
+// The rows of a sequence that lies in one work_tile, tile by tile.
 #ifndef KVIT_CACHE_LINEAR_ITERATOR_CUH
 #define KVIT_CACHE_LINEAR_ITERATOR_CUH
 

@@ -28,6 +28,12 @@ struct Float2 {
   float lo, hi;
 };
 
+/// Channels of a row of K and of V.
+template <int K, int V = K>
+struct Dims {
+  static constexpr int kKey = K, kValue = V;
+};
+
 /// An unsigned vector register image of N bytes, aligned to its size.
 template <int Bytes>
 struct alignas(Bytes < 16 ? Bytes : 16) Words {

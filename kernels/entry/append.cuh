@@ -5,33 +5,35 @@
 
 #include "abi/fact.h"
 #include "abi/params.h"
-#include "attention/rotation.cuh"
-#include "cache/warp_rows.cuh"
+#include "core/types.h"
 #include "quant/row_codec.cuh"
+#include "transfer/rotation.cuh"
+#include "transfer/warp_rows.cuh"
 
 namespace kvit {
 
 /// How append uses an SM.
 template <int Warps, int MinCtas>
-struct AppendTuning {
+struct AppendShape {
   static constexpr int kWarps = Warps;
   static constexpr int kMinCtas = MinCtas;
 };
 
 /// A warp per token and share of its heads, K and V; more warps for the queries. It has `passes` passes over its heads,
-/// as many at a time as its lanes have room for. Before this launch's turn the first rows are fetched to L2, the
-/// token's place is guessed, and turns are made for its position; after it the rows are loaded while the guess is
-/// confirmed. Then each side's next rows are on their way while the other side's are encoded.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = AppendTuning<16, 2>>
+/// as many at a time as its lanes have room for. Before the grid dependency the first rows are fetched to L2, the token's
+/// place is looked up speculatively, and rotary angles are made for its position; after it the rows are loaded while
+/// that place is confirmed. Then each side's next rows are on their way while the other side's are encoded.
+template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape = AppendShape<16, 2>>
 struct AppendKernel {
   using Params = KvitAppendParams;
-  using Rows = WarpRows<HeadDim>;
-  using Turns = Rotation<HeadDim>;
-  static constexpr int kWarps = Tuning::kWarps;
+  static_assert(Dims::kKey == Dims::kValue, "a lane moves K and V of the same heads and channels");
+  using Rows = WarpRows<Dims::kKey>;
+  using Angles = RotaryAngles<Dims::kKey>;
+  static constexpr int kWarps = Shape::kWarps;
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kTurnBytes = Turns::kBytes;
-  static constexpr int kSharedBytes = kWarps * kTurnBytes;
-  static constexpr int kMinCtas = Tuning::kMinCtas;
+  static constexpr int kAngleBytes = Angles::kBytes;
+  static constexpr int kSharedBytes = kWarps * kAngleBytes;
+  static constexpr int kMinCtas = Shape::kMinCtas;
   static constexpr int kHeadsPerPass = Rows::Lanes::kRowsPerWarp;
   static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_pass", kHeadsPerPass}, {"overlaps", 1}};
 
@@ -40,33 +42,33 @@ struct AppendKernel {
     const int heads_per_warp = params.passes * kHeadsPerPass;
     const uint32_t index = uint32_t(BlockIndex()) * kWarps + WarpIndex();
     const uint32_t shares = uint32_t(tokens) * CeilDiv(heads, heads_per_warp);
-    Turns rotation(params.rope, shared + WarpIndex() * kTurnBytes);
+    Angles rotation(params.rope, shared + WarpIndex() * kAngleBytes);
     if (index < shares) {
-      Append(params, rotation, ShareAt(index, heads, heads_per_warp));
+      Append(params, rotation, HeadRangeAt(index, heads, heads_per_warp));
     } else if (params.num_query_heads > 0) {
       // As many rows of queries as of K and V together.
-      const HeadShare share = ShareAt(index - shares, params.num_query_heads, 2 * heads_per_warp);
-      if (share.token < tokens) TurnQueries(params, rotation, share);
+      const HeadRange share = HeadRangeAt(index - shares, params.num_query_heads, 2 * heads_per_warp);
+      if (share.token < tokens) RotateQueries(params, rotation, share);
     }
   }
 
  private:
   using Part = RowPart<2>;
   using Finder = RowFinder<false>;
-  using Guesser = RowFinder<true>;
+  using SpeculativeFinder = RowFinder<true>;
 
-  KVIT_DEVICE static void Append(const Params& params, Turns& rotation, const HeadShare& share) {
+  KVIT_DEVICE static void Append(const Params& params, Angles& rotation, const HeadRange& share) {
     const KvitTransferParams& transfer = params.transfer;
     Rows rows(share, params.rope.rotary_dim / 16);
     Fetch(rows, transfer.k);
     Fetch(rows, transfer.v);
     const auto steps = rotation.LoadSteps();
-    const FoundPlace guess = Guesser(transfer.cache, transfer.table, transfer.tokens).Find(share.token);
-    if (kLaunchesOverlap) rotation.MoveTo(Position<true>(params, share.token, guess.token.position), steps);
-    TakeTurn();
+    const FoundPlace early = SpeculativeFinder(transfer.cache, transfer.table, transfer.tokens).Find(share.token);
+    if (kLaunchesOverlap) rotation.MoveTo(Position<true>(params, share.token, early.token.position), steps);
+    GridDependencySync();
     Part k = Load(rows, transfer.k), v = Load(rows, transfer.v);
     KeepLoadsAbove();
-    const FoundPlace found = Finder(transfer.cache, transfer.table, transfer.tokens).Find(share.token, guess);
+    const FoundPlace found = Finder(transfer.cache, transfer.table, transfer.tokens).Find(share.token, early);
     if (!Good(found.token, transfer.fault)) return;
     if (params.prefix_lengths != nullptr &&
         found.token.position < LoadGlobal<int32_t>(params.prefix_lengths + found.token.sequence)) {
@@ -93,7 +95,7 @@ struct AppendKernel {
     }
   }
 
-  KVIT_DEVICE static void TurnQueries(const Params& params, Turns& rotation, const HeadShare& share) {
+  KVIT_DEVICE static void RotateQueries(const Params& params, Angles& rotation, const HeadRange& share) {
     const KvitTransferParams& transfer = params.transfer;
     Rows rows(share, params.rope.rotary_dim / 16);
     Fetch(rows, params.q);
@@ -102,14 +104,15 @@ struct AppendKernel {
     bool has_position = true;
     if (kLaunchesOverlap) {
       if (params.rope.positions == nullptr) {
-        position = Guesser(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token).position;
+        position = SpeculativeFinder(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token).position;
       }
       rotation.MoveTo(Position<true>(params, share.token, position), steps);
     }
-    TakeTurn();
+    GridDependencySync();
     Part q = Load(rows, params.q);
     if (params.rope.positions == nullptr) {
       const FoundToken token = Finder(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token);
+      if (token.fault.kind == kNobodys) return;
       has_position = Good(token, transfer.fault);
       position = token.position;
     }
@@ -119,11 +122,11 @@ struct AppendKernel {
       Part following = q;
       if (next.Any()) following = Load(next, params.q);
       Change(params, rotation, rows, params.q_bias, true, q);
-      if (!has_position) q[0] = q[1] = PackedOctet{{~0u, ~0u, ~0u, ~0u}};  // NaN
+      if (!has_position) q[0] = q[1] = PackedVec8{{~0u, ~0u, ~0u, ~0u}};  // NaN
       if (rows.Has()) {
         KVIT_UNROLL
-        for (int octet = 0; octet < 2; ++octet) {
-          StoreGlobal(rows.template In<PackedOctet>(params.q_out, octet), q[octet]);
+        for (int vec8 = 0; vec8 < 2; ++vec8) {
+          StoreGlobal(rows.template In<PackedVec8>(params.q_out, vec8), q[vec8]);
         }
       }
       q = following;
@@ -131,24 +134,24 @@ struct AppendKernel {
     }
   }
 
-  template <bool IsGuess>
+  template <bool IsSpeculative>
   KVIT_DEVICE static int Position(const Params& params, int token, int in_sequence) {
     const int32_t* given = params.rope.positions;
-    return given == nullptr ? in_sequence : LoadNumber<IsGuess>(given + token);
+    return given == nullptr ? in_sequence : LoadNumber<IsSpeculative>(given + token);
   }
 
   KVIT_DEVICE static void Fetch(const Rows& rows, const KvitRows& source) {
-    if (!Rows::template BeginsSectors<PackedOctet>()) return;
+    if (!Rows::template BeginsSectors<PackedVec8>()) return;
     KVIT_UNROLL
-    for (int octet = 0; octet < 2; ++octet) FetchToL2(rows.template In<PackedOctet>(source, octet));
+    for (int vec8 = 0; vec8 < 2; ++vec8) FetchToL2(rows.template In<PackedVec8>(source, vec8));
   }
 
   // And fetches those of the next pass.
   KVIT_DEVICE static Part Load(const Rows& rows, const KvitRows& source) {
     Part part;
     KVIT_UNROLL
-    for (int octet = 0; octet < 2; ++octet) {
-      part[octet] = LoadGlobal<PackedOctet>(rows.template In<PackedOctet>(source, octet));
+    for (int vec8 = 0; vec8 < 2; ++vec8) {
+      part[vec8] = LoadGlobal<PackedVec8>(rows.template In<PackedVec8>(source, vec8));
     }
     const Rows next = rows.After(1);
     if (next.Any()) Fetch(next, source);
@@ -164,24 +167,24 @@ struct AppendKernel {
     return 0;
   }
 
-  // Adds the bias and turns the pairs, in f32, then rounds to T: as if other kernels had done it before.
-  KVIT_DEVICE static void Change(const Params& params, const Turns& rotation, const Rows& rows, const void* bias,
-                                 bool turns, Part& part) {
+  // Adds the bias and rotates the pairs, in f32, then rounds to T: as if other kernels had done it before.
+  KVIT_DEVICE static void Change(const Params& params, const Angles& rotation, const Rows& rows, const void* bias,
+                                 bool rotates, Part& part) {
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
-    turns = turns && lane < params.rope.rotary_dim / 16;
-    if (bias == nullptr && !turns) return;
-    Octet octets[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
+    rotates = rotates && lane < params.rope.rotary_dim / 16;
+    if (bias == nullptr && !rotates) return;
+    Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
     if (bias != nullptr) {
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const Octet added = Unpack<T>(LoadGlobalReadOnly<PackedOctet>(rows.template InHeads<PackedOctet>(bias, i)));
+        const Vec8 added = Unpack<T>(LoadGlobalReadOnly<PackedVec8>(rows.template InHeads<PackedVec8>(bias, i)));
         KVIT_UNROLL
-        for (int j = 0; j < 8; ++j) octets[i][j] = RoundedSum(octets[i][j], added[j]);
+        for (int j = 0; j < 8; ++j) vec8s[i][j] = RoundedSum(vec8s[i][j], added[j]);
       }
     }
-    if (turns) rotation.Apply(lane, octets[0], octets[1]);
+    if (rotates) rotation.Apply(lane, vec8s[0], vec8s[1]);
     KVIT_UNROLL
-    for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(octets[i]);
+    for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
   }
 
   template <int Pool, class Codec>
@@ -192,8 +195,8 @@ struct AppendKernel {
     const auto data = Row::Encode(part, Rows::Lanes::kLanesPerRow, parameters);
     if (!rows.Has()) return;
     KVIT_UNROLL
-    for (int octet = 0; octet < 2; ++octet) {
-      StoreGlobal(rows.template InPool<Data>(cache.pool[Pool], found, octet), data[octet]);
+    for (int vec8 = 0; vec8 < 2; ++vec8) {
+      StoreGlobal(rows.template InPool<Data>(cache.pool[Pool], found, vec8), data[vec8]);
     }
     if (Row::kWritesParameters && Rows::Lanes::LaneOfRow(LaneIndex()) == 0) {
       StoreGlobal(rows.Parameters(cache.pool[Pool + 2], found), parameters);

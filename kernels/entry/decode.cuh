@@ -4,19 +4,20 @@
 
 #include "abi/fact.h"
 #include "abi/params.h"
-#include "attention/kv_pipe.cuh"
-#include "attention/piece_merge.cuh"
+#include "attention/score.cuh"
 #include "attention/warp_attention.cuh"
-#include "attention/work_cursor.cuh"
-#include "attention/work_line.cuh"
 #include "core/pipe_iter.cuh"
+#include "pipeline/kv_pipe.cuh"
 #include "quant/codec.cuh"
+#include "schedule/combine.cuh"
+#include "schedule/tile_scheduler.cuh"
+#include "schedule/work_iterator.cuh"
 
 namespace kvit {
 
 /// How a decode kernel uses an SM.
 template <int Warps, int WarpTokens, int Stages, int CtasPerSm>
-struct DecodeTuning {
+struct TileShape {
   static constexpr int kWarps = Warps;
   static constexpr int kWarpTokens = WarpTokens;  // of a tile, that a warp loads and consumes
   static constexpr int kStages = Stages;
@@ -27,144 +28,210 @@ struct DecodeTuning {
 /// the smallest GPUs. Steps as long as registers allow, and one stage where a step of the CTA has 16 KB: eight warps
 /// that wait at different times keep enough bytes under way, and more in flight are slower. Tokens of more than 768
 /// bytes (K and V together) leave room for two warps only.
-template <class Copies, int HeadDim, int TokenBytes, int Rows>
-struct DefaultTuning {
+template <class Copies, class Dims, int TokenBytes, int Rows>
+struct DefaultTileShape {
   static constexpr int kWarps = TokenBytes > 768 ? 2 : 4;
   static constexpr int kWarpTokens = TokenBytes <= (Rows > 8 ? 256 : 512) ? 32 : 16;
   static constexpr int kStages = kWarps == 4 && kWarpTokens * TokenBytes >= 4096 ? 1 : 2;
-  using Type = DecodeTuning<kWarps, kWarpTokens, kStages, 2>;
+  using Type = TileShape<kWarps, kWarpTokens, kStages, 2>;
 };
 
-/// Tensor copies: long steps, since a step costs much besides its products, and one CTA per SM with rings of 128 KB:
+/// TMA: long steps, since a step costs much besides its products, and one CTA per SM with rings of 128 KB:
 /// the fewer CTAs, the fewer parts of a head. One stage, where that fills the rings: what a warp asks for lies
 /// together, and the other warps compute meanwhile. Small tokens are bound by instructions, and gain by the second CTA;
 /// larger codes and 16 rows by twice the warps.
-template <int HeadDim, int TokenBytes, int Rows>
-struct DefaultTuning<Sm90Copies, HeadDim, TokenBytes, Rows> {
+template <class Dims, int TokenBytes, int Rows>
+struct DefaultTileShape<TmaCopies, Dims, TokenBytes, Rows> {
   static constexpr int kCtas = TokenBytes <= 128 ? 2 : 1;
   static constexpr int kWarps = kCtas == 1 && (Rows > 8 || TokenBytes <= 256) ? 8 : 4;
   static constexpr int kWarpTokens = kWarps * TokenBytes <= 2048 ? 64 : 32;
   static constexpr int kStages = kWarps * TokenBytes <= 1024 ? 2 : 1;
-  using Type = DecodeTuning<kWarps, kWarpTokens, kStages, kCtas>;
+  using Type = TileShape<kWarps, kWarpTokens, kStages, kCtas>;
 };
 
-/// By lines: the smallest tokens of all, so more of them at a step, and eight warps per SM.
-template <int HeadDim, int TokenBytes, int Rows>
-struct DefaultTuning<Sm90LineCopies, HeadDim, TokenBytes, Rows> {
-  static constexpr int kWarpTokens = HeadDim <= 64 && TokenBytes <= 128 && Rows <= 8 ? 128 : 64;
+/// TMA, packed: the smallest tokens of all, so more of them at a step, and eight warps per SM.
+template <class Dims, int TokenBytes, int Rows>
+struct DefaultTileShape<TmaPackedCopies, Dims, TokenBytes, Rows> {
+  static constexpr int kWarpTokens = Dims::kKey <= 64 && TokenBytes <= 128 && Rows <= 8 ? 128 : 64;
   static constexpr int kCtas = TokenBytes <= 64 ? 2 : 1;
   static constexpr int kWarps = TokenBytes <= 128 ? 8 / kCtas : 4;
-  using Type = DecodeTuning<kWarps, kWarpTokens, Min(2, 131072 / (kWarps * kWarpTokens * TokenBytes)), kCtas>;
+  using Type = TileShape<kWarps, kWarpTokens, Min(2, 131072 / (kWarps * kWarpTokens * TokenBytes)), kCtas>;
+};
+
+/// Through registers: two slots, and few tokens at a step, since a tile in flight takes registers.
+template <class Dims, int TokenBytes, int Rows>
+struct DefaultTileShape<RegisterCopies, Dims, TokenBytes, Rows> {
+  using Type = TileShape<4, TokenBytes <= 256 ? 32 : 16, 2, 1>;
 };
 
 /// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
 ///
-///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished piece | work line
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, int RowsPerTile, class Copies,
-          class Tuning = typename DefaultTuning<Copies, HeadDim,
-                                                int(BytesOf<typename KeyCodec::template Element<Half>>(HeadDim) +
-                                                    BytesOf<typename ValueCodec::template Element<Half>>(HeadDim)),
-                                                RowsPerTile>::Type>
+///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished work tile | scheduler
+template <class T, class KeyCodec, class ValueCodec, class Dims, int RowsPerTile, class Copies, class Variant,
+          class Shape = typename DefaultTileShape<
+              Copies, Dims,
+              int(BytesOf<typename KeyCodec::template Element<Half>>(Dims::kKey) +
+                  BytesOf<typename ValueCodec::template Element<Half>>(Dims::kValue)),
+              RowsPerTile>::Type>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
-  static constexpr int kWarps = Tuning::kWarps;
+  static constexpr int kWarps = Shape::kWarps;
   static constexpr int kThreads = kWarps * 32;
-  static constexpr int kTileTokens = kWarps * Tuning::kWarpTokens;
-  static constexpr int kStages = Tuning::kStages;
-  static constexpr int kMinCtas = Tuning::kCtasPerSm;
+  static constexpr int kTokens = Shape::kWarpTokens;
+  static constexpr int kTileTokens = kWarps * kTokens;
+  static constexpr int kStages = Shape::kStages;
+  static constexpr int kMinCtas = Shape::kCtasPerSm;
 
-  using Line = WorkLine<RowsPerTile, kTileTokens, kThreads>;
-  using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, HeadDim, Line, Tuning>;
-  using Attention = WarpAttention<T, KeyCodec, ValueCodec, HeadDim, RowsPerTile, Tuning::kWarpTokens>;
-  using Merge = PieceMerge<T, HeadDim, RowsPerTile, kWarps, Attention, Line>;
+  using Scheduler = TileScheduler<typename Variant::Mask, RowsPerTile, kTileTokens, kThreads>;
+  using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
+  using Score = typename Variant::Score;
+  using Attention = WarpAttention<T, KeyCodec, ValueCodec, Dims, RowsPerTile, kTokens, Score>;
+  using Combiner = Combine<T, Dims::kValue, RowsPerTile, kWarps, Attention, Scheduler>;
 
   struct Shared {
     typename Pipe::Shared pipe;
-    typename Merge::Shared merge;
-    typename Line::Shared line;
+    typename Combiner::Shared combine;
+    typename Scheduler::Shared scheduler;
   };
   static constexpr int kSharedBytes = sizeof(Shared);
   static constexpr KvitFact kFacts[] = {{"rows", RowsPerTile},
+                                        {"k_dim", Dims::kKey},
+                                        {"v_dim", Dims::kValue},
                                         {"tile_tokens", kTileTokens},
                                         {"stages", kStages},
                                         {"ctas_per_sm", kMinCtas},
                                         {"overlaps", 1},
-                                        {"parts", Merge::kParts},
-                                        {"split_parts", Merge::kSplitParts},
+                                        // Of the workspace: its head, and what each CTA leaves for others.
+                                        {"workspace_head_bytes", kWorkspaceHeadBytes},
+                                        {"part_bytes", Combiner::kPartBytes},
+                                        {"split_part_bytes", Combiner::kSplitPartBytes},
                                         {"most_splits", 1 << kSplitLevels},
                                         {"page_multiple", Copies::kPageMultiple},
                                         // What tensor maps need, and how many tokens of a page their boxes may hold.
                                         {"needs_strides", Copies::kPageMultiple > 1},
-                                        {"box_tokens", Copies::kPageMultiple > 1 ? Tuning::kWarpTokens : 0},
-                                        {"has_lines", Copies::kHasLines}};
+                                        {"box_tokens", Copies::kPageMultiple > 1 ? kTokens : 0},
+                                        {"is_packed", Copies::kIsPacked}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
     Pipe::Init(params, shared.pipe);
-    bool has_turn = params.reads_ahead == 0;
-    if (has_turn) TakeTurn();
-    const Line line(params);
-    const Share share = line.Find(shared.line);
-    if (share.cta >= share.ctas) {
-      if (!has_turn) TakeTurn();
+    const int ticket = Scheduler::TakeTicket(params, shared.scheduler);
+    bool is_synced = params.reads_ahead == 0;
+    if (is_synced) GridDependencySync();
+    const Scheduler scheduler(params);
+    const CtaRange range = scheduler.Find(shared.scheduler, ticket);
+    if (range.IsEmpty()) {
+      if (!is_synced) GridDependencySync();
       return;
     }
 
-    WorkCursor<Line> cursor(line, params.cache.num_kv_heads, share);
-    Pipe pipe(params, line, cursor, shared.pipe);
-    Merge merge(params, line, share, shared.merge);
+    WorkIterator<Scheduler> works(scheduler, params.cache.num_kv_heads, range);
+    Pipe pipe(params, scheduler, works, shared.pipe);
+    Combiner combine(params, scheduler, range, shared.combine);
     PipeIter<kStages> filled, used;
     int under_way = 0;  // tiles that are in the ring or on their way
-    for (; !cursor.Done(); cursor.Next()) {
-      const Piece& piece = cursor.piece();
-      const int fully_visible = line.KeyLimit(piece, 0), end = line.VisibleEnd(piece);
-      Attention attention;
-      for (int tile = piece.first;; ++tile) {
+    for (; !works.Done(); works.Next()) {
+      const WorkTile& work = works.work();
+      const TileRange visible = scheduler.VisibleTiles(work);
+      Attention attention{Score(params)};
+      int end = kAllRows;
+      for (int tile = visible.first;;) {
         SyncWarp();  // all lanes have left the slot that is filled next
         for (; under_way < kStages; ++under_way) {
-          if (!has_turn && pipe.NextIsNew()) {
-            TakeTurn();
-            has_turn = true;
+          if (!is_synced && pipe.NextIsNew()) {
+            GridDependencySync();
+            is_synced = true;
           }
           pipe.Prefetch(filled.read());
           ++filled;
         }
-        if (!has_turn) {
-          TakeTurn();
-          has_turn = true;
+        if (!is_synced) {
+          GridDependencySync();
+          is_synced = true;
         }
-        if (tile == piece.first) Begin(params, line, piece, attention);
-        if (tile >= end) break;
-        const int slot = used.read();
-        pipe.WaitForKeys(slot);
-        const int token = tile * kTileTokens + WarpIndex() * Tuning::kWarpTokens;
-        const PipeTile<Pipe, Tuning::kWarpTokens> keys_and_values = {pipe, slot, piece.work.length - token};
-        attention.Step(keys_and_values, tile == piece.first, token + Attention::kTokens > fully_visible,
-                       [&](int query) { return Min(line.KeyLimit(piece, query), piece.work.length) - token; });
-        if (pipe.Faulted(slot)) attention.Poison();
+        if (tile == visible.first && end == kAllRows) Begin(params, scheduler, work, attention);
+        if (tile >= visible.last) break;
+        end = Step(scheduler, work, tile, tile == visible.first, end, pipe, used.read(), attention);
+        if (end != kAllRows) continue;
+        ++tile;
         ++used;
         --under_way;
       }
-      merge.Finish(attention, piece);
+      combine.Finish(attention, work);
     }
     CopyAsyncWait<0>();
-    merge.Join();
+    combine.Join();
   }
 
  private:
-  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Line& line, const Piece& piece,
+  static constexpr int kAllRows = -1;
+
+  /// What the rows of a row tile see of a warp's tokens of a tile, and which of them a step is for.
+  struct StepRows {
+    const Scheduler& scheduler;
+    const WorkTile& work;
+    int token;  // the first of the warp's
+    bool is_masked, is_partial;
+    int end;  // where is_partial: of the rows that the step is for
+
+    KVIT_DEVICE int End(int row) const { return scheduler.Visible(work, row).end - token; }
+    KVIT_DEVICE bool Has(int row) const { return Min(End(row), kTokens) == end; }
+  };
+
+  /// What a warp has of a tile, in ring slot `stage`. Nobody that the step is for sees tokens from `end` on.
+  struct StepTile {
+    Pipe& pipe;
+    int stage, first_key;
+    int end, length;  // in tokens of the warp's; `length`: of the sequence
+    bool has_landed;  // the values, for an earlier step
+
+    KVIT_DEVICE const char* Key(int s, int c) const { return pipe.Key(stage, s, c); }
+    KVIT_DEVICE const char* Value(int s, int c) const { return pipe.Value(stage, s, c); }
+    KVIT_DEVICE auto KeyParameters(int s) const { return pipe.KeyParameters(stage, s); }
+    KVIT_DEVICE auto ValueParameters(int s) const { return pipe.ValueParameters(stage, s); }
+    KVIT_DEVICE void HideParameters() const {
+      if (end < Min(length, kTokens)) pipe.HideParameters(stage, Max(0, end));
+    }
+    KVIT_DEVICE void WaitForValues() const {
+      if (!has_landed) pipe.WaitForValues(stage);
+      if (end < (Pipe::kCopiesZeros ? Min(length, kTokens) : kTokens)) pipe.HideValues(stage, Max(0, end));
+    }
+  };
+
+  // A tile of which all rows see as much is one step. Where their ends lie in it, it is a step for each end, the last
+  // one first: before each, what its rows do not see is zeroed in shared memory. `end`: of the rows that this step is
+  // for, or kAllRows where the tile begins; returns that of the next step, or kAllRows where the tile is done.
+  KVIT_DEVICE static int Step(const Scheduler& scheduler, const WorkTile& work, int tile, bool is_first, int end,
+                              Pipe& pipe, int stage, Attention& attention) {
+    const bool has_landed = end != kAllRows;
+    if (!has_landed) pipe.WaitForKeys(stage);
+    const int token = tile * kTileTokens + WarpIndex() * kTokens;
+    StepRows rows = {scheduler, work, token, false, false, end};
+    const int least = rows.End(0), most = Min(rows.End(scheduler.NumRows(work) - 1), kTokens);
+    rows.is_masked = least < kTokens;
+    rows.is_partial = most > 0 && least < most;
+    if (!has_landed) rows.end = most;
+    const StepTile keys_and_values = {pipe, stage, token, rows.end, work.of.length - token, has_landed};
+    keys_and_values.HideParameters();
+    attention.Step(keys_and_values, is_first, rows);
+    if (rows.is_partial && rows.end > Max(least, 1)) return rows.end - 1;
+    if (pipe.Faulted(stage)) attention.Poison();
+    return kAllRows;
+  }
+
+  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler, const WorkTile& work,
                                 Attention& attention) {
-    const int rows = line.NumRows(piece), group = line.group();
+    const int rows = scheduler.NumRows(work), group = scheduler.group();
     const auto address = [&](int row) -> const char* {
       if (row >= rows) return nullptr;
-      const int index = piece.row_tile * RowsPerTile + row;
-      const int token_of_sequence = line.TokenOf(index);
-      const int64_t token = piece.work.first_token + token_of_sequence;
-      const int64_t head = int64_t(piece.head) * group + (index - token_of_sequence * group);
+      const int index = work.row_tile * RowsPerTile + row;
+      const int token_of_sequence = scheduler.TokenOf(index);
+      const int64_t token = work.of.first_token + token_of_sequence;
+      const int64_t head = int64_t(work.head) * group + (index - token_of_sequence * group);
       return static_cast<const char*>(params.q.base) + token * params.q.token_stride + head * params.q.head_stride;
     };
     attention.Begin(address, params.scale * 1.44269504088896341f);
-    if (piece.work.is_bad) attention.Poison();
+    if (work.of.is_bad) attention.Poison();
   }
 };
 

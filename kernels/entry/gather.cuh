@@ -4,58 +4,61 @@
 
 #include "abi/fact.h"
 #include "abi/params.h"
-#include "cache/warp_rows.cuh"
+#include "core/types.h"
 #include "quant/row_codec.cuh"
+#include "transfer/warp_rows.cuh"
 
 namespace kvit {
 
 /// How gather uses an SM. A warp moves Passes * 32 / (HeadDim / 16) heads of one token, K and V: all of them are loaded
 /// before any is stored.
 template <int Warps, int Passes, int MinCtas>
-struct GatherTuning {
+struct GatherShape {
   static constexpr int kWarps = Warps;
   static constexpr int kPasses = Passes;
   static constexpr int kMinCtas = MinCtas;
 };
 
-/// A warp per token and share of its heads. Before this launch's turn its place is guessed, and fetched to L2; after it
-/// everything is loaded from there, while the guess is confirmed, and then stored.
-template <class T, class KeyCodec, class ValueCodec, int HeadDim, class Tuning = GatherTuning<16, 2, 2>>
+/// A warp per token and share of its heads. Before the grid dependency its place is looked up speculatively, and fetched
+/// to L2; after it everything is loaded from there, while the place is confirmed, and then stored.
+template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape = GatherShape<16, 2, 2>>
 struct GatherKernel {
   using Params = KvitTransferParams;
-  using Rows = WarpRows<HeadDim>;
-  static constexpr int kWarps = Tuning::kWarps;
-  static constexpr int kPasses = Tuning::kPasses;
+  static_assert(Dims::kKey == Dims::kValue, "a lane moves K and V of the same heads and channels");
+  using Rows = WarpRows<Dims::kKey>;
+  static constexpr int kWarps = Shape::kWarps;
+  static constexpr int kPasses = Shape::kPasses;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kSharedBytes = 0;
-  static constexpr int kMinCtas = Tuning::kMinCtas;
+  static constexpr int kMinCtas = Shape::kMinCtas;
   static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
   static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char*) {
-    const HeadShare share =
-        ShareAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), params.cache.num_kv_heads, kHeadsPerWarp);
+    const HeadRange share =
+        HeadRangeAt(uint32_t(BlockIndex()) * kWarps + WarpIndex(), params.cache.num_kv_heads, kHeadsPerWarp);
     if (share.token >= params.tokens.total) return;
     const Rows rows(share, 0);
-    const FoundPlace guess = RowFinder<true>(params.cache, params.table, params.tokens).Find(share.token);
-    if (guess.row.Exists()) {
-      Fetch<0, KeyCodec>(params, rows, guess.row);
-      Fetch<1, ValueCodec>(params, rows, guess.row);
+    const FoundPlace early = RowFinder<true>(params.cache, params.table, params.tokens).Find(share.token);
+    if (early.row.Exists()) {
+      Fetch<0, KeyCodec>(params, rows, early.row);
+      Fetch<1, ValueCodec>(params, rows, early.row);
     }
-    TakeTurn();
+    GridDependencySync();
     const RowFinder<false> finder(params.cache, params.table, params.tokens);
     Stored<KeyCodec> k;
     Stored<ValueCodec> v;
     bool is_right = false;
-    if (guess.row.Exists()) {
-      k = Load<0, KeyCodec>(params, rows, guess.row);
-      v = Load<1, ValueCodec>(params, rows, guess.row);
+    if (early.row.Exists()) {
+      k = Load<0, KeyCodec>(params, rows, early.row);
+      v = Load<1, ValueCodec>(params, rows, early.row);
       KeepLoadsAbove();
-      is_right = finder.Confirms(guess, share.token);
+      is_right = finder.Confirms(early, share.token);
     }
     if (!is_right) {
       const FoundPlace found = finder.Find(share.token);
       if (!Good(found.row, params.fault)) {
+        if (found.row.fault.kind == kNobodys) return;
         StoreNan(rows, params.k);
         StoreNan(rows, params.v);
         return;
@@ -81,8 +84,8 @@ struct GatherKernel {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       KVIT_UNROLL
-      for (int octet = 0; octet < 2; ++octet) {
-        FetchToL2(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, octet));
+      for (int vec8 = 0; vec8 < 2; ++vec8) {
+        FetchToL2(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, vec8));
       }
       if constexpr (Codec::kScaled) FetchToL2(rows.After(pass).Parameters(params.cache.pool[Pool + 2], found));
     }
@@ -96,9 +99,9 @@ struct GatherKernel {
     for (int pass = 0; pass < kPasses; ++pass) {
       stored.parameters[pass] = 0;
       KVIT_UNROLL
-      for (int octet = 0; octet < 2; ++octet) {
-        stored.data[pass][octet] =
-            LoadGlobal<Data>(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, octet));
+      for (int vec8 = 0; vec8 < 2; ++vec8) {
+        stored.data[pass][vec8] =
+            LoadGlobal<Data>(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, vec8));
       }
       if constexpr (Codec::kScaled) {
         stored.parameters[pass] = LoadGlobal<uint32_t>(rows.After(pass).Parameters(params.cache.pool[Pool + 2], found));
@@ -113,20 +116,20 @@ struct GatherKernel {
     for (int pass = 0; pass < kPasses; ++pass) {
       if (!rows.After(pass).Has()) continue;
       KVIT_UNROLL
-      for (int octet = 0; octet < 2; ++octet) {
-        const PackedOctet elements = RowCodec<T, Codec>::Decode(stored.data[pass][octet], stored.parameters[pass]);
-        StoreGlobal(rows.After(pass).template In<PackedOctet>(target, octet), elements);
+      for (int vec8 = 0; vec8 < 2; ++vec8) {
+        const PackedVec8 elements = RowCodec<T, Codec>::Decode(stored.data[pass][vec8], stored.parameters[pass]);
+        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8), elements);
       }
     }
   }
 
   // A row that could not be found comes out as NaN: all bits set, in any float type.
   KVIT_DEVICE static void StoreNan(const Rows& rows, const KvitRows& target) {
-    const auto nan = PackedOctet{{~0u, ~0u, ~0u, ~0u}};
+    const auto nan = PackedVec8{{~0u, ~0u, ~0u, ~0u}};
     for (int pass = 0; pass < kPasses; ++pass) {
       if (!rows.After(pass).Has()) continue;
-      for (int octet = 0; octet < 2; ++octet)
-        StoreGlobal(rows.After(pass).template In<PackedOctet>(target, octet), nan);
+      for (int vec8 = 0; vec8 < 2; ++vec8)
+        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8), nan);
     }
   }
 };

@@ -11,7 +11,7 @@
 
 namespace kvit {
 
-/// Rows are decoded to T and encoded again, a row by head_dim / 8 neighbouring lanes. head_dim / 8 is a power of two up
+/// Rows are decoded to T and encoded again, a row by channels / 8 neighbouring lanes. That is a power of two up
 /// to 32, known at run time only: what it decides is which lanes share a row, and no more.
 ///
 /// In order: one CTA takes a page, its rows in the order of the source's addresses, and reads each batch of rows before
@@ -38,7 +38,8 @@ struct RequantiseKernel {
     if (!places.exists) return;
     const KvitPool& old = params.source.pool[params.side];
     const Page page = {params, places.source, places.target, old.token_stride >= old.head_stride};
-    const int lanes = params.source.head_dim / 8, batch = kThreads / lanes * kPasses;
+    const int dim = params.side == 0 ? params.source.k_dim : params.source.v_dim;
+    const int lanes = dim / 8, batch = kThreads / lanes * kPasses;
     for (int first = part * batch; first < page.NumRows(); first += params.parts * batch) {
       Convert(page, first, lanes, shared);
     }
@@ -96,8 +97,8 @@ struct RequantiseKernel {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       // Lanes without a row go along: rows are encoded by whole warps.
-      const RowPart<1> octet = {Source::Decode(data[pass], old_parameters[pass])};
-      const auto encoded = Target::Encode(octet, lanes, parameters[pass])[0];
+      const RowPart<1> vec8 = {Source::Decode(data[pass], old_parameters[pass])};
+      const auto encoded = Target::Encode(vec8, lanes, parameters[pass])[0];
       const int row = row_of(pass);
       if (row >= page.NumRows()) continue;
       StoreGlobal(page.New(0, row) + lane * int(sizeof(encoded)), encoded);

@@ -16,18 +16,18 @@ struct Box {
 };
 
 /// One warp's [Tokens, D] tiles of T. Copies complete on a barrier in shared memory, which counts their bytes.
-template <class T, int D, int Tokens, bool HasLines = false>
+template <class T, int D, int Tokens, bool IsPacked = false>
 class Sm90GmemIterator {
  public:
   using ElementType = T;
-  using Layout = TensorLayout<T, D, Tokens, HasLines>;
+  using Layout = TensorLayout<T, D, Tokens, IsPacked>;
 
   /// Begins to copy a box into the rows of the tile from token s on. Any one lane calls.
   static KVIT_DEVICE void Prefetch(const KvitTensorMap& map, const Box& box, char* tile, int s, uint64_t* barrier) {
     KVIT_UNROLL
     for (int chunk = 0; chunk < Layout::kChunks; ++chunk) {
-      CopyTensor(tile + chunk * Layout::kChunkBytes + s * Layout::kSpan, map,
-                 {0, box.token / Layout::kLineTokens, chunk, box.head, box.page}, barrier);
+      TmaLoad(tile + chunk * Layout::kChunkBytes + s * Layout::kSpan, map,
+                 {0, box.token / Layout::kPackedTokens, chunk, box.head, box.page}, barrier);
     }
   }
 

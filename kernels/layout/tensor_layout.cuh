@@ -18,23 +18,23 @@ namespace kvit {
 ///   32                 32        SWIZZLE_32B    4 ^= 7
 ///
 /// Where tokens of 32 or 64 bytes lie one after the other in memory, a map may have lines of 128 bytes with several
-/// tokens for its rows, HasLines: fewer requests for the same bytes, and the mode of the table's first row.
-template <class T, int D, int Tokens, bool HasLines = false>
+/// tokens for its rows, IsPacked: fewer requests for the same bytes, and the mode of the table's first row.
+template <class T, int D, int Tokens, bool IsPacked = false>
 struct TensorLayout {
   static constexpr int kRowBytes = int(BytesOf<T>(D));
   static constexpr int kSpan = Min(128, kRowBytes);               // of a token in a row of the map
-  static constexpr int kLineTokens = HasLines ? 128 / kSpan : 1;  // of a row of the map
+  static constexpr int kPackedTokens = IsPacked ? 128 / kSpan : 1;  // of a row of the map
   static constexpr int kChunks = kRowBytes / kSpan;
   static constexpr int kChunkBytes = Tokens * kSpan;
   static constexpr int kBytes = Tokens * kRowBytes;
-  static constexpr int kAlignment = 8 * kSpan * kLineTokens;  // the pattern repeats after eight rows of the map
+  static constexpr int kAlignment = 8 * kSpan * kPackedTokens;  // the pattern repeats after eight rows of the map
   static_assert(kRowBytes % kSpan == 0 && (kSpan == 32 || kSpan == 64 || kSpan == 128),
                 "a row must be 32 or 64 bytes, or whole lines of 128");
   static_assert(kChunkBytes % kAlignment == 0, "chunks must begin where the pattern does");
 
   /// Byte `byte` of the row of token s.
   static constexpr KVIT_HD int Offset(int s, int byte) {
-    constexpr int kMask = kSpan * kLineTokens / 16 - 1;
+    constexpr int kMask = kSpan * kPackedTokens / 16 - 1;
     return byte / kSpan * kChunkBytes + ((s * kSpan + byte % kSpan) ^ (s * kSpan >> 7 & kMask) << 4);
   }
 };

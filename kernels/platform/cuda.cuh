@@ -182,6 +182,8 @@ KVIT_DEVICE int LowestBit(uint32_t x) { return __ffs(int(x)) - 1; }  // of x != 
 KVIT_DEVICE uint32_t Ballot(bool x) { return __ballot_sync(0xffffffffu, x); }
 
 KVIT_DEVICE uint32_t AtomicAdd(uint32_t* p, uint32_t x) { return atomicAdd(p, x); }
+// Adds one, or goes back to 0 from `last`; returns what was there.
+KVIT_DEVICE uint32_t AtomicIncrement(uint32_t* p, uint32_t last) { return atomicInc(p, last); }
 KVIT_DEVICE int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) { return atomicCAS(p, expected, desired); }
 
 KVIT_DEVICE void Pause() { __nanosleep(20); }
@@ -191,7 +193,7 @@ inline constexpr bool kLaunchesOverlap = true;
 #else
 inline constexpr bool kLaunchesOverlap = false;
 #endif
-KVIT_DEVICE void TakeTurn() {
+KVIT_DEVICE void GridDependencySync() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
 #endif

@@ -43,7 +43,7 @@ template <class V>
 KVIT_DEVICE V LoadGlobalReadOnly(const void* p) {
   return BitCast<V>(__ldg(static_cast<const detail::BitsOf<V>*>(p)));
 }
-KVIT_DEVICE int32_t LoadGuess(const int32_t* p) { return LoadGlobal<int32_t>(p); }
+KVIT_DEVICE int32_t LoadSpeculative(const int32_t* p) { return LoadGlobal<int32_t>(p); }
 KVIT_DEVICE void FetchToL2(const void* p) { asm volatile("prefetch.global.L2 [%0];" ::"l"(p)); }
 KVIT_DEVICE void KeepLoadsAbove() { asm volatile("" ::: "memory"); }  // else they may be moved to where they are used
 // Other CTAs see these stores, and these loads see theirs, during this launch; each word for itself.
@@ -122,7 +122,7 @@ KVIT_DEVICE void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
 }
 
-// Barriers in shared memory that count arrivals and bytes; tensor copies (sm_90).
+// Barriers in shared memory that count arrivals and bytes; TMA (sm_90).
 KVIT_DEVICE void InitBarrier(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(arrivals) : "memory");
 }
@@ -131,6 +131,9 @@ KVIT_DEVICE void FenceAsyncCopies() { asm volatile("fence.proxy.async.shared::ct
 KVIT_DEVICE void ArriveExpecting(uint64_t* barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(bytes)
                : "memory");
+}
+KVIT_DEVICE void Arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
 KVIT_DEVICE void WaitBarrier(uint64_t* barrier, uint32_t parity) {
   asm volatile(
@@ -146,10 +149,10 @@ KVIT_DEVICE void WaitBarrier(uint64_t* barrier, uint32_t parity) {
 KVIT_DEVICE void PrefetchTensorMap(const KvitTensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-struct TensorCoordinates {
+struct TmaCoordinates {
   int byte, token, chunk, head, page;
 };
-KVIT_DEVICE void CopyTensor(void* shared, const KvitTensorMap& map, const TensorCoordinates& at, uint64_t* barrier) {
+KVIT_DEVICE void TmaLoad(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, uint64_t* barrier) {
   // Read once: first out of L2.
   uint64_t policy;
   asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));

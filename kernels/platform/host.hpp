@@ -33,14 +33,14 @@ template <class V>
 V LoadGlobalReadOnly(const void* p) {
   return LoadGlobal<V>(p);
 }
-inline int32_t LoadGuess(const int32_t* p) {
+inline int32_t LoadSpeculative(const int32_t* p) {
   // Nothing runs in front, so what is old has to be made up: for half of all places.
-  host::CheckAnyTime(p, sizeof(*p), "guess");
+  host::CheckPreDependency(p, sizeof(*p), "speculative load");
   const int32_t now = *p;
   const auto chance = (uint32_t(reinterpret_cast<uintptr_t>(p) >> 2) + uint32_t(BlockIndex())) * 2654435761u >> 30;
   return chance == 0 ? ~now : chance == 1 ? now - 1 : now;
 }
-inline void FetchToL2(const void* p) { host::CheckAnyTime(p, 1, "fetch"); }
+inline void FetchToL2(const void* p) { host::CheckPreDependency(p, 1, "fetch"); }
 inline void KeepLoadsAbove() {}
 template <class V>
 void StoreGlobal(void* p, V value) {
@@ -95,10 +95,11 @@ inline void InitBarrier(uint64_t* barrier, int arrivals) { host::InitBarrier(bar
 inline void FenceBarrierInit() {}
 inline void FenceAsyncCopies() {}
 inline void ArriveExpecting(uint64_t* barrier, int bytes) { host::ArriveExpecting(barrier, bytes); }
+inline void Arrive(uint64_t* barrier) { host::ArriveExpecting(barrier, 0); }
 inline void WaitBarrier(uint64_t* barrier, uint32_t parity) { host::WaitBarrier(barrier, parity); }
-using host::TensorCoordinates;
+using host::TmaCoordinates;
 inline void PrefetchTensorMap(const KvitTensorMap&) {}
-inline void CopyTensor(void* shared, const KvitTensorMap& map, const TensorCoordinates& at, uint64_t* barrier) {
+inline void TmaLoad(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, uint64_t* barrier) {
   host::IssueBox(shared, map, at, barrier);
 }
 
@@ -132,12 +133,19 @@ inline uint32_t Ballot(bool x) {
 
 inline int LowestBit(uint32_t x) { return __builtin_ctz(x); }
 inline void Pause() { host::Pause("another CTA"); }
-inline constexpr bool kLaunchesOverlap = true;  // as far as guesses go
-inline void TakeTurn() { host::self->has_turn = true; }
+inline constexpr bool kLaunchesOverlap = true;  // as far as speculative loads go
+inline void GridDependencySync() { host::self->is_synced = true; }
 
 inline uint32_t AtomicAdd(uint32_t* p, uint32_t x) {
   host::CheckGlobal(p, sizeof(*p), true, "atomic add");
   return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST);
+}
+inline uint32_t AtomicIncrement(uint32_t* p, uint32_t last) {
+  host::CheckPreDependency(p, sizeof(*p), "atomic increment", true);
+  uint32_t now = __atomic_load_n(p, __ATOMIC_SEQ_CST);
+  while (!__atomic_compare_exchange_n(p, &now, now >= last ? 0 : now + 1, false, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST)) {
+  }
+  return now;
 }
 inline int32_t AtomicCas(int32_t* p, int32_t expected, int32_t desired) {
   host::CheckGlobal(p, sizeof(*p), true, "atomic compare and swap");

@@ -15,7 +15,7 @@ typedef struct KvitSpan {
   const void* base;
   int64_t bytes;
   int32_t writable;
-  int32_t any_time;  // 1: the launch in front leaves it alone, so that it may be touched before the kernel's turn
+  int32_t pre_dependency;  // 1: the launch in front leaves it alone, so that it may be touched before the kernel's turn
 } KvitSpan;
 
 // Runs one thread of one CTA; called on a fiber or an OS thread that the scheduler made.

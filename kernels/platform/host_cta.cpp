@@ -50,14 +50,14 @@ void CheckAligned(const void* p, int bytes, const char* operation) {
   }
 }
 
-void Check(const void* p, int bytes, bool write, const char* operation, bool has_turn) {
+void Check(const void* p, int bytes, bool write, const char* operation, bool is_synced) {
   CheckAligned(p, bytes, operation);
   const KvitHostLaunch& launch = *self->cta->launch;
   bool is_inside = false;
   for (int i = 0; i < launch.num_spans; ++i) {
     const KvitSpan& span = launch.spans[i];
     if (!Inside(span, p, bytes) || (write && !span.writable)) continue;
-    if (has_turn || span.any_time) return;
+    if (is_synced || span.pre_dependency) return;
     is_inside = true;
   }
   self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at " + Hex(p) +
@@ -67,10 +67,12 @@ void Check(const void* p, int bytes, bool write, const char* operation, bool has
 }  // namespace
 
 void CheckGlobal(const void* p, int bytes, bool write, const char* operation) {
-  Check(p, bytes, write, operation, self->has_turn || !self->cta->overlaps);
+  Check(p, bytes, write, operation, self->is_synced || !self->cta->overlaps);
 }
 
-void CheckAnyTime(const void* p, int bytes, const char* operation) { Check(p, bytes, false, operation, true); }
+void CheckPreDependency(const void* p, int bytes, const char* operation, bool is_write) {
+  Check(p, bytes, is_write, operation, true);
+}
 
 void CheckShared(const void* p, int bytes, const char* operation) {
   const Cta& cta = *self->cta;
@@ -190,7 +192,7 @@ void Cta::Start(int new_block) {
   }
   for (Thread& thread : threads) {
     thread.collectives = thread.votes = 0;
-    thread.has_turn = false;
+    thread.is_synced = false;
     thread.copies.clear();
     thread.group = 0;
     thread.pauses = 0;

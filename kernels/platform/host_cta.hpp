@@ -58,7 +58,7 @@ struct PendingCopy {
 /// A box that a tensor copy has been asked for.
 struct PendingBox {
   const KvitTensorMap* map;
-  TensorCoordinates at;
+  TmaCoordinates at;
   ptrdiff_t offset;  // in shared memory
   int bytes;
   uint64_t* barrier;
@@ -73,7 +73,7 @@ struct Thread {
   int index = 0, lane = 0;
   unsigned collectives = 0;  // warp collectives so far: which mailbox is next
   unsigned votes = 0;        // CTA votes so far
-  bool has_turn = false;     // TakeTurn has been called
+  bool is_synced = false;     // GridDependencySync has been called
   std::vector<PendingCopy> copies;
   int group = 0;  // of the copies being issued now
 
@@ -136,10 +136,10 @@ void Become(Thread* thread);
 /// `complete` (may be null) sees all lanes' `in` and fills `out`; it runs once.
 Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, void (*complete)(Warp::Mailbox&));
 
-/// Of a kernel that overlaps with the launch in front, memory is for after TakeTurn, unless its span says any time.
+/// Of a kernel that overlaps with the launch in front, memory is for after GridDependencySync, unless its span says any time.
 void CheckGlobal(const void* p, int bytes, bool write, const char* operation);
-/// The same for what may be done at any time: guesses, and fetches to L2.
-void CheckAnyTime(const void* p, int bytes, const char* operation);
+/// The same for what may be done before the grid dependency: speculative loads, fetches to L2, tickets.
+void CheckPreDependency(const void* p, int bytes, const char* operation, bool is_write = false);
 void CheckShared(const void* p, int bytes, const char* operation);
 void IssueCopy(void* shared, const void* global, int bytes, int valid_bytes);
 void CommitCopies();

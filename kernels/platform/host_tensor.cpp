@@ -37,7 +37,7 @@ KvitHostTensorMap MapOf(const KvitTensorMap& map) {
   return host;
 }
 
-bool Holds(const KvitHostTensorMap& map, const TensorCoordinates& at) {
+bool Holds(const KvitHostTensorMap& map, const TmaCoordinates& at) {
   const int place[] = {at.byte, at.token, at.chunk, at.head, at.page};
   for (int axis = 0; axis < 5; ++axis) {
     if (place[axis] < 0 || place[axis] >= map.extents[axis]) return false;
@@ -51,7 +51,7 @@ ptrdiff_t Swizzled(ptrdiff_t offset, int span) { return offset ^ ((offset >> 7) 
 void Land(const Cta& cta, const PendingBox& box) {
   const KvitHostTensorMap map = MapOf(*box.map);
   for (int row = 0; row < map.box_tokens; ++row) {
-    TensorCoordinates at = box.at;
+    TmaCoordinates at = box.at;
     at.token += row;
     const char* source = static_cast<const char*>(map.base) + at.token * map.strides[0] + at.chunk * map.strides[1] +
                          at.head * map.strides[2] + at.page * map.strides[3] + at.byte;
@@ -79,7 +79,7 @@ void ArriveExpecting(uint64_t* barrier, int bytes) {
   Complete(state);
 }
 
-void IssueBox(void* shared, const KvitTensorMap& map, const TensorCoordinates& at, uint64_t* barrier) {
+void IssueBox(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, uint64_t* barrier) {
   const KvitHostTensorMap host = MapOf(map);
   Cta& cta = *self->cta;
   const int bytes = host.box_bytes * host.box_tokens;

@@ -8,12 +8,12 @@
 
 namespace kvit::host {
 
-struct TensorCoordinates {
+struct TmaCoordinates {
   int byte, token, chunk, head, page;
 };
 
 /// The target is poisoned now, and filled when somebody waits for the barrier.
-void IssueBox(void* shared, const KvitTensorMap& map, const TensorCoordinates& at, uint64_t* barrier);
+void IssueBox(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, uint64_t* barrier);
 void InitBarrier(uint64_t* barrier, int arrivals);
 void ArriveExpecting(uint64_t* barrier, int bytes);
 void WaitBarrier(uint64_t* barrier, uint32_t parity);

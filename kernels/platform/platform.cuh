@@ -11,8 +11,8 @@
 //                  float Exp2(float), Log2(float)
 //                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3<0 or 1>(uint32_t), two f16 from the two codes of the low or high half
 //                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits
-//   global         V LoadGlobal<V>(const void*); LoadGlobalReadOnly<V>(...): of what no launch writes, since it may move above TakeTurn
-//                  int32_t LoadGuess(const int32_t*): before TakeTurn; it may be old, and is wrong now and then on the host
+//   global         V LoadGlobal<V>(const void*); LoadGlobalReadOnly<V>(...): of what no launch writes, since it may move above GridDependencySync
+//                  int32_t LoadSpeculative(const int32_t*): before GridDependencySync; it may be old, and is wrong now and then on the host
 //                  void FetchToL2(const void*): the 32 bytes around, to be loaded soon; KeepLoadsAbove(): loads before it come first
 //                  void StoreGlobal<V>(void*, V)
 //                  Words<N> LoadStrong<N>(const void*), StoreStrong(void*, Words<N>): seen by CTAs that run side by side, each word for itself
@@ -21,11 +21,11 @@
 //                  valid; a hint that the 64 or 128 bytes of the Line around the source will be wanted too
 //                  CopyAsyncPart<Bytes>(void* shared, const void* global, int bytes): the first of them, and zeros
 //                  CopyAsyncCommit(); CopyAsyncWait<N>(): at most N newest groups of this thread are still under way
-//   barriers       in shared memory, uint64_t: InitBarrier(barrier, int arrivals), FenceBarrierInit(); ArriveExpecting(barrier, int bytes);
+//   barriers       in shared memory, uint64_t: InitBarrier(barrier, int arrivals), FenceBarrierInit(); ArriveExpecting(barrier, int bytes), Arrive(barrier);
 //                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes
-//   tensor copies  CopyTensor(void* shared, const KvitTensorMap&, TensorCoordinates, barrier): a box, zeros where the map has nothing;
+//   TMA            TmaLoad(void* shared, const KvitTensorMap&, TmaCoordinates, barrier): a box, zeros where the map has nothing;
 //                  PrefetchTensorMap(map); FenceAsyncCopies(): this thread's stores to shared memory precede later copies
-//   launches       TakeTurn(): waits until the launch in front has ended, then lets the next one start: never more than two overlap
+//   launches       GridDependencySync(): waits until the launch in front has ended, then lets the next one start: never more than two overlap
 //                  kLaunchesOverlap: whether there ever is a launch to wait for
 //   CTA            SyncThreads(); bool SyncThreadsOr(bool)
 //   warp           SyncWarp(); T Shuffle(T, int lane), ShuffleXor(T, int mask), ShuffleUp(T, int delta); uint32_t Ballot(bool)
@@ -35,6 +35,7 @@
 //                  uint32_t TransposeMatrix(uint32_t)                                                   movmatrix
 //                  MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])        d += a b, f32 accumulation
 //   device-wide    uint32_t AtomicAdd(uint32_t*, uint32_t) (relaxed), int32_t AtomicCas(int32_t*, int32_t expected, int32_t desired)
+//                  uint32_t AtomicIncrement(uint32_t*, uint32_t last): one more, or 0 after `last`; returns what was there. Before GridDependencySync too
 //   KVIT_KERNEL(symbol, Type): the entry point
 // clang-format on
 #ifndef KVIT_PLATFORM_PLATFORM_CUH

@@ -1,4 +1,4 @@
-// Octets, eight neighbouring channels of a row: encoded for the cache, and decoded again. kvit.reference.codecs defines
+// Vec8s, eight neighbouring channels of a row: encoded for the cache, and decoded again. kvit.reference.codecs defines
 // both.
 #ifndef KVIT_QUANT_ROW_CODEC_CUH
 #define KVIT_QUANT_ROW_CODEC_CUH
@@ -12,49 +12,49 @@
 
 namespace kvit {
 
-/// An octet as numbers.
-using Octet = Array<float, 8>;
+/// A vec8 as numbers.
+using Vec8 = Array<float, 8>;
 
-/// An octet in 16 bits a channel, as registers hold it: two channels to a word.
-using PackedOctet = Words<16>;
+/// A vec8 in 16 bits a channel, as registers hold it: two channels to a word.
+using PackedVec8 = Words<16>;
 
-/// The octets of a row that one lane holds.
-template <int Octets>
-using RowPart = Array<PackedOctet, Octets>;
+/// The vec8s of a row that one lane holds.
+template <int Vec8s>
+using RowPart = Array<PackedVec8, Vec8s>;
 
 template <class T>
-KVIT_DEVICE Octet Unpack(const PackedOctet& packed) {
-  Octet octet;
+KVIT_DEVICE Vec8 Unpack(const PackedVec8& packed) {
+  Vec8 vec8;
   KVIT_UNROLL
   for (int i = 0; i < 4; ++i) {
     const Float2 pair = Unpack2<T>(packed.word[i]);
-    octet[2 * i] = pair.lo;
-    octet[2 * i + 1] = pair.hi;
+    vec8[2 * i] = pair.lo;
+    vec8[2 * i + 1] = pair.hi;
   }
-  return octet;
+  return vec8;
 }
 template <class T>
-KVIT_DEVICE PackedOctet RoundTo(const Octet& octet) {
-  PackedOctet packed;
+KVIT_DEVICE PackedVec8 RoundTo(const Vec8& vec8) {
+  PackedVec8 packed;
   KVIT_UNROLL
-  for (int i = 0; i < 4; ++i) packed.word[i] = Pack2<T>(octet[2 * i], octet[2 * i + 1]);
+  for (int i = 0; i < 4; ++i) packed.word[i] = Pack2<T>(vec8[2 * i], vec8[2 * i + 1]);
   return packed;
 }
 
-/// What RowCodec<T, Codec> has: Data, the stored form of an octet; Encode(part, lanes, parameters), which all `lanes`
+/// What RowCodec<T, Codec> has: Data, the stored form of a vec8; Encode(part, lanes, parameters), which all `lanes`
 /// lanes of a row call together, each with its part, reading or setting the row's 4 bytes of parameters; and
-/// Decode(data, parameters) of one octet.
+/// Decode(data, parameters) of one vec8.
 template <class T, class Codec>
 struct RowCodec;
 
 namespace detail {
 
-/// encode(octet) of every octet of a part.
+/// encode(vec8) of every vec8 of a part.
 template <class Data, class T, int N, class Encode>
-KVIT_DEVICE Array<Data, N> EncodeOctets(const RowPart<N>& part, Encode&& encode) {
+KVIT_DEVICE Array<Data, N> EncodeVec8s(const RowPart<N>& part, Encode&& encode) {
   Array<Data, N> data;
   KVIT_UNROLL
-  for (int octet = 0; octet < N; ++octet) data[octet] = encode(Unpack<T>(part[octet]));
+  for (int vec8 = 0; vec8 < N; ++vec8) data[vec8] = encode(Unpack<T>(part[vec8]));
   return data;
 }
 
@@ -62,13 +62,13 @@ KVIT_DEVICE Array<Data, N> EncodeOctets(const RowPart<N>& part, Encode&& encode)
 
 template <class T>
 struct RowCodec<T, Plain> {
-  using Data = PackedOctet;
+  using Data = PackedVec8;
   static constexpr bool kWritesParameters = false;
   template <int N>
   static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int, uint32_t&) {
     return part;
   }
-  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t) { return data; }
+  static KVIT_DEVICE PackedVec8 Decode(const Data& data, uint32_t) { return data; }
 };
 
 namespace detail {
@@ -78,7 +78,7 @@ constexpr uint32_t kRoundBase = 0x4b400000u;  // 1.5 * 2^23
 constexpr uint32_t kCodeBase = 0x4b000000u;   // 2^23
 
 /// A code a byte.
-struct BytesOfOctet {
+struct BytesOfVec8 {
   using Data = Words<8>;
 
   template <class Code>
@@ -98,7 +98,7 @@ struct BytesOfOctet {
 };
 
 /// A code a nibble: e0 e2 e4 e6 e1 e3 e5 e7 from the lowest.
-struct NibblesOfOctet {
+struct NibblesOfVec8 {
   using Data = Words<4>;
 
   template <class Code>
@@ -134,7 +134,7 @@ struct IntegerRow {
   template <int N>
   static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int lanes, uint32_t& parameters) {
     const Scaling scaling = Measure(part, lanes, parameters);
-    return EncodeOctets<Data, T>(part, [&](const Octet& x) {
+    return EncodeVec8s<Data, T>(part, [&](const Vec8& x) {
       Data data = Codes::Pack([&](int i) { return Code(x[i], scaling); });
       KVIT_UNROLL
       for (uint32_t& word : data.word) word &= scaling.mask;
@@ -142,12 +142,12 @@ struct IntegerRow {
     });
   }
 
-  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
+  static KVIT_DEVICE PackedVec8 Decode(const Data& data, uint32_t parameters) {
     const ScaleZero p = PairParameters::Parameters<T>(parameters);
-    Octet octet;
+    Vec8 vec8;
     KVIT_UNROLL
-    for (int i = 0; i < 8; ++i) octet[i] = fmaf(p.scale, BitCast<float>(Codes::Bits(data, i)) - 0x1p23f, p.zero);
-    return RoundTo<T>(octet);
+    for (int i = 0; i < 8; ++i) vec8[i] = fmaf(p.scale, BitCast<float>(Codes::Bits(data, i)) - 0x1p23f, p.zero);
+    return RoundTo<T>(vec8);
   }
 
  private:
@@ -196,10 +196,10 @@ struct IntegerRow {
 }  // namespace detail
 
 template <class T>
-struct RowCodec<T, Int8> : detail::IntegerRow<T, 255, detail::BytesOfOctet> {};
+struct RowCodec<T, Int8> : detail::IntegerRow<T, 255, detail::BytesOfVec8> {};
 
 template <class T>
-struct RowCodec<T, Int4> : detail::IntegerRow<T, 15, detail::NibblesOfOctet> {};
+struct RowCodec<T, Int4> : detail::IntegerRow<T, 15, detail::NibblesOfVec8> {};
 
 template <class T, class Codec>
   requires(std::same_as<Codec, Float8E4M3> || std::same_as<Codec, Float8E5M2>)
@@ -209,7 +209,7 @@ struct RowCodec<T, Codec> {
   template <int N>
   static KVIT_DEVICE Array<Data, N> Encode(const RowPart<N>& part, int, uint32_t& parameters) {
     const float inverse = 1.0f / BitCast<float>(parameters);
-    return detail::EncodeOctets<Data, T>(part, [&](const Octet& x) {
+    return detail::EncodeVec8s<Data, T>(part, [&](const Vec8& x) {
       Data data;
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
@@ -220,20 +220,20 @@ struct RowCodec<T, Codec> {
       return data;
     });
   }
-  static KVIT_DEVICE PackedOctet Decode(const Data& data, uint32_t parameters) {
+  static KVIT_DEVICE PackedVec8 Decode(const Data& data, uint32_t parameters) {
     const auto scale = BitCast<float>(parameters);
-    Octet octet;
+    Vec8 vec8;
     KVIT_UNROLL
     for (int i = 0; i < 2; ++i) {
       const Float2 pairs[2] = {Unpack2<Half>(Codec::template Expand<0>(data.word[i])),
                                Unpack2<Half>(Codec::template Expand<1>(data.word[i]))};
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
-        octet[4 * i + Codec::Channel(j, 0)] = pairs[j].lo * Codec::Unit(j) * scale;
-        octet[4 * i + Codec::Channel(j, 1)] = pairs[j].hi * Codec::Unit(j) * scale;
+        vec8[4 * i + Codec::Channel(j, 0)] = pairs[j].lo * Codec::Unit(j) * scale;
+        vec8[4 * i + Codec::Channel(j, 1)] = pairs[j].hi * Codec::Unit(j) * scale;
       }
     }
-    return RoundTo<T>(octet);
+    return RoundTo<T>(vec8);
   }
 
  private:

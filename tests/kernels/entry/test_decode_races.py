@@ -27,7 +27,7 @@ static KvitTensorMap MapOf(const char* base) {
 
 # Tiles of 128 tokens either way.
 DECODE = """
-    using Kernel = DecodeKernel<Half, Plain, Plain, 64, 8, COPIES, DecodeTuning<4, 32, 2, 2>>;
+    using Kernel = DecodeKernel<Half, Plain, Plain, 64, 8, COPIES, TileShape<4, 32, 2, 2>>;
     static_assert(Kernel::kThreads == kThreads && Kernel::kSharedBytes <= kSharedBytes, "the case must fit the kernel");
     KvitDecodeParams p = {};
     p.cache.pool[0] = {params.input, 64 * 128, 128, 0};
@@ -46,7 +46,7 @@ DECODE = """
     p.num_query_heads = 4;
     p.causal = 1;
     p.split_tiles = SPLIT;
-    p.strands = 1;
+    p.partitions = 1;
     p.box_tokens = 32;
     p.page_size = KvitDivisorOf(64);
     p.group = KvitDivisorOf(4);
@@ -81,7 +81,7 @@ def run(programs, body, **options):
 
 
 @pytest.mark.parametrize("split_tiles", [0, 1])
-@pytest.mark.parametrize("copies", ["Sm80Copies", "Sm90Copies"])
+@pytest.mark.parametrize("copies", ["CpAsyncCopies", "TmaCopies"])
 def test_decode_has_no_data_race_and_the_same_bits_on_either_scheduler(programs, copies, split_tiles):
     body = DECODE.replace("COPIES", copies).replace("SPLIT", str(split_tiles))
     sanitized = run(programs, body, scheduler="threads", sanitize=True)

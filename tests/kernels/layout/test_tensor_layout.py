@@ -16,13 +16,13 @@ SHAPES = [
 TOKENS = 32
 
 
-def layout(element, head_dim, has_lines):
-    return f"TensorLayout<{element}, {head_dim}, {TOKENS}, {has_lines}>"
+def layout(element, head_dim, is_packed):
+    return f"TensorLayout<{element}, {head_dim}, {TOKENS}, {is_packed}>"
 
 
-def offsets(cxx, element, head_dim, has_lines):
+def offsets(cxx, element, head_dim, is_packed):
     """[token][16-byte vector of its row] -> offset in the tile."""
-    kind = layout(element, head_dim, has_lines)
+    kind = layout(element, head_dim, is_packed)
     body = f"""
       printf("%d ", {kind}::kRowBytes);
       for (int s = 0; s < {TOKENS}; ++s)
@@ -33,41 +33,41 @@ def offsets(cxx, element, head_dim, has_lines):
     return row_bytes, [found[s * vectors : (s + 1) * vectors] for s in range(TOKENS)]
 
 
-def written_by_the_hardware(row_bytes, has_lines, token, vector):
+def written_by_the_hardware(row_bytes, is_packed, token, vector):
     """As CUtensorMapSwizzle is defined: boxes of chunks, dense, with the line's number XORed into the vector's."""
     span = min(128, row_bytes)
     chunk, within = divmod(vector * 16, span)
     dense = chunk * TOKENS * span + token * span + within
-    lines = {128: 8, 64: 4, 32: 2}[128 if has_lines == "true" else span]
+    lines = {128: 8, 64: 4, 32: 2}[128 if is_packed == "true" else span]
     return dense ^ (dense // 128 % lines * 16)
 
 
-@pytest.mark.parametrize(("element", "head_dim", "has_lines"), SHAPES, ids=str)
-def test_rows_lie_where_the_tensor_copy_engine_writes_them(cxx, element, head_dim, has_lines):
-    row_bytes, found = offsets(cxx, element, head_dim, has_lines)
+@pytest.mark.parametrize(("element", "head_dim", "is_packed"), SHAPES, ids=str)
+def test_rows_lie_where_the_tensor_copy_engine_writes_them(cxx, element, head_dim, is_packed):
+    row_bytes, found = offsets(cxx, element, head_dim, is_packed)
     assert found == [
-        [written_by_the_hardware(row_bytes, has_lines, token, vector) for vector in range(row_bytes // 16)]
+        [written_by_the_hardware(row_bytes, is_packed, token, vector) for vector in range(row_bytes // 16)]
         for token in range(TOKENS)
     ]
 
 
-@pytest.mark.parametrize(("element", "head_dim", "has_lines"), SHAPES, ids=str)
-def test_the_model_has_the_numbers_of_the_header(cxx, element, head_dim, has_lines):
-    names = ["kRowBytes", "kSpan", "kLineTokens", "kChunks", "kChunkBytes", "kBytes", "kAlignment"]
-    kind = layout(element, head_dim, has_lines)
+@pytest.mark.parametrize(("element", "head_dim", "is_packed"), SHAPES, ids=str)
+def test_the_model_has_the_numbers_of_the_header(cxx, element, head_dim, is_packed):
+    names = ["kRowBytes", "kSpan", "kPackedTokens", "kChunks", "kChunkBytes", "kBytes", "kAlignment"]
+    kind = layout(element, head_dim, is_packed)
     row_bytes, *found = cxx.numbers(HEADERS, "".join(f'printf("%d ", {kind}::{name});' for name in names))
-    model = TensorLayout(row_bytes, TOKENS, has_lines == "true")
+    model = TensorLayout(row_bytes, TOKENS, is_packed == "true")
     sizes = [model.chunks, model.chunk_bytes, model.size, model.alignment]
     assert found == [model.span, model.line_tokens, *sizes]
-    _, places = offsets(cxx, element, head_dim, has_lines)
+    _, places = offsets(cxx, element, head_dim, is_packed)
     vectors = range(0, row_bytes, 16)
     assert places == [[model.offset(s, byte) for byte in vectors] for s in range(TOKENS)]
 
 
-@pytest.mark.parametrize(("element", "head_dim", "has_lines"), SHAPES, ids=str)
-def test_eight_tokens_of_a_vector_lie_in_eight_bank_groups(cxx, element, head_dim, has_lines):
+@pytest.mark.parametrize(("element", "head_dim", "is_packed"), SHAPES, ids=str)
+def test_eight_tokens_of_a_vector_lie_in_eight_bank_groups(cxx, element, head_dim, is_packed):
     # What ldmatrix reads at a time; 16-byte vectors 128 bytes apart share their banks.
-    row_bytes, found = offsets(cxx, element, head_dim, has_lines)
+    row_bytes, found = offsets(cxx, element, head_dim, is_packed)
     for first in range(0, TOKENS, 8):
         for vector in range(row_bytes // 16):
             assert len({found[first + i][vector] % 128 for i in range(8)}) == 8
@@ -86,4 +86,4 @@ def test_tiles_that_break_the_pattern_off_are_refused(cxx):
         with pytest.raises(LayoutError, match="tiles must be multiples of it"):
             TensorLayout(128, tokens)
     with pytest.raises(LayoutError, match="repeats after 32"):
-        TensorLayout(32, 16, has_lines=True)
+        TensorLayout(32, 16, is_packed=True)

@@ -78,13 +78,13 @@ def test_guesses_are_wrong_for_some_places_and_right_for_others(programs):
     # Each thread asks twice for its own number: what it gets is one and the same, right or wrong.
     code = """
     const auto p = reinterpret_cast<const int32_t*>(params.input) + ThreadIndex();
-    StoreGlobal(params.output + 8 * ThreadIndex(), LoadGuess(p));
-    StoreGlobal(params.output + 8 * ThreadIndex() + 4, LoadGuess(p));
+    StoreGlobal(params.output + 8 * ThreadIndex(), LoadSpeculative(p));
+    StoreGlobal(params.output + 8 * ThreadIndex() + 4, LoadSpeculative(p));
 """
-    guesses = np.frombuffer(programs.run(code, threads=64, output_bytes=512).output, np.int32).reshape(64, 2)
+    speculative looks = np.frombuffer(programs.run(code, threads=64, output_bytes=512).output, np.int32).reshape(64, 2)
     numbers = np.frombuffer(bytes(range(256)), np.int32)
-    assert 16 <= np.count_nonzero(guesses[:, 0] == numbers) <= 48
-    assert np.array_equal(guesses[:, 0], guesses[:, 1])
+    assert 16 <= np.count_nonzero(speculative looks[:, 0] == numbers) <= 48
+    assert np.array_equal(speculative looks[:, 0], speculative looks[:, 1])
 
 
 def test_shared_memory_starts_as_nan(programs):
@@ -157,20 +157,20 @@ def test_memory_outside_the_launch_is_an_error(programs, access, what):
         ("StoreGlobal(params.output, 1.0f)", "store of 4 bytes"),
         ("CopyAsync<16>(shared, params.input, true)", "asynchronous copy from global memory of 16 bytes"),
         ("LoadStrong<16>(params.input)", "strong load of 16 bytes"),
-        ("LoadGuess(reinterpret_cast<const int32_t*>(params.input))", None),
+        ("LoadSpeculative(reinterpret_cast<const int32_t*>(params.input))", None),
         ("FetchToL2(params.input)", None),
     ],
 )
 def test_memory_touched_before_the_turn_is_an_error_unless_it_may_be(programs, access, what):
     end = "CopyAsyncCommit(); CopyAsyncWait<0>();"
-    early, late = f"{access}; TakeTurn(); {end}", f"TakeTurn(); {access}; {end}"
+    early, late = f"{access}; GridDependencySync(); {end}", f"GridDependencySync(); {access}; {end}"
     error = programs.run(early, overlaps=1).error
     assert (error == "") == (what is None)
     if what is not None:
         assert what in error and "comes before this launch's turn; CTA 0 of 1, thread 0" in error
     assert programs.run(late, overlaps=1).error == programs.run(early, overlaps=0).error == ""
-    any_time = "{input, kBytes, 0, 1}, {output, kBytes, 1, 1}"
-    assert programs.run(early, overlaps=1, spans=any_time).error == ""
+    pre_dependency = "{input, kBytes, 0, 1}, {output, kBytes, 1, 1}"
+    assert programs.run(early, overlaps=1, spans=pre_dependency).error == ""
 
 
 def test_shared_memory_past_its_end_is_an_error(programs):

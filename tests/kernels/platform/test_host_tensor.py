@@ -16,7 +16,7 @@ COPY = """
     SyncWarp();
     if (LaneIndex() == 0) {{
       ArriveExpecting(barrier, {expected});
-      CopyTensor(shared, map, {{0, {token}, 0, 0, {page}}}, barrier);
+      TmaLoad(shared, map, {{0, {token}, 0, 0, {page}}}, barrier);
     }}
     SyncWarp();
     {wait}

@@ -1,17 +1,20 @@
 // Joins the splits of a head as the leaves of one binary tree, whoever computed them: the same sums in the same order
 // in any batch and on any grid.
-#ifndef KVIT_ATTENTION_SPLIT_TREE_CUH
-#define KVIT_ATTENTION_SPLIT_TREE_CUH
+#ifndef KVIT_SCHEDULE_SPLIT_TREE_CUH
+#define KVIT_SCHEDULE_SPLIT_TREE_CUH
 
 #include <stdint.h>
 
-#include "attention/partial.cuh"
-#include "attention/work_line.cuh"
 #include "core/array.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
+#include "schedule/cta_range.cuh"
+#include "schedule/partial.cuh"
 
 namespace kvit {
+
+/// A row tile has at most 2^kSplitLevels splits.
+inline constexpr int kSplitLevels = 10;
 
 /// The union of two states over disjoint keys. Every operation is rounded by itself: no two compilations of it may
 /// differ.
@@ -35,8 +38,8 @@ struct SplitRun {
   static constexpr int kNoEnd = 1 << kSplitLevels;
   int begin, end, splits;
 
-  KVIT_DEVICE static SplitRun Of(const Share& share, int64_t head_begin, int splits) {
-    const int64_t begin = share.begin - head_begin, end = share.end - head_begin;
+  KVIT_DEVICE static SplitRun Of(const CtaRange& range, int64_t head_begin, int splits) {
+    const int64_t begin = range.begin - head_begin, end = range.end - head_begin;
     return {begin > 0 ? int(begin) : 0, end < splits ? int(end) : kNoEnd, splits};
   }
 };
@@ -63,8 +66,8 @@ class SplitTree {
  public:
   static constexpr int kParts = kLeft + kSplitLevels;  // of each CTA, held ones included
 
-  KVIT_DEVICE SplitTree(const Share& share, float* base)
-      : share_(share),
+  KVIT_DEVICE SplitTree(const CtaRange& range, float* base)
+      : range_(range),
         left_(base),
         held_outputs_(base + int64_t(GridSize()) * kLeft * Rows * Left::kFloats),
         held_stats_(held_outputs_ + int64_t(GridSize()) * kSplitLevels * Rows * HeadDim) {}
@@ -77,7 +80,7 @@ class SplitTree {
       if (index == 0 && 1 << level >= run.splits) return true;
       const int parent = index >> 1 << (level + 1);
       if (parent < run.begin || parent + (2 << level) > run.end) {
-        left_.At(BlockIndex(), PartOf(level, index), row, vector).Store(part, vector == 0);
+        left_.At(range_.ticket, PartOf(level, index), row, vector).Store(part, vector == 0);
         return false;
       }
       if (index & 1) {
@@ -148,7 +151,7 @@ class SplitTree {
   class Walk {
    public:
     KVIT_DEVICE Walk(const SplitTree& tree, const SplitRun& run, int first_cta)
-        : share_(tree.share_), run_(run), cta_(first_cta), end_(EndOf(first_cta)) {
+        : range_(tree.range_), run_(run), cta_(first_cta), end_(EndOf(first_cta)) {
       Find();
     }
 
@@ -167,7 +170,7 @@ class SplitTree {
    private:
     // Of the splits of a CTA that takes part; the last one is the one that asks.
     KVIT_DEVICE int EndOf(int cta) const {
-      return cta >= share_.cta ? SplitRun::kNoEnd : run_.begin - int(share_.begin - share_.BeginOf(cta + 1));
+      return cta >= range_.cta ? SplitRun::kNoEnd : run_.begin - int(range_.begin - range_.BeginOf(cta + 1));
     }
     // The largest node that begins at begin_ and ends in the run.
     KVIT_DEVICE void Find() {
@@ -176,16 +179,16 @@ class SplitTree {
       while (begin_ + (1 << level_) > end_) --level_;
     }
 
-    const Share& share_;
+    const CtaRange& range_;
     SplitRun run_;
     int cta_, end_, begin_ = 0, level_ = 0;
   };
 
   KVIT_DEVICE typename Left::Place PlaceOf(const Walk& walk, int row, int vector) const {
-    return left_.At(share_.BlockOf(walk.cta()), PartOf(walk.level(), walk.index()), row, vector);
+    return left_.At(range_.TicketOf(walk.cta()), PartOf(walk.level(), walk.index()), row, vector);
   }
   KVIT_DEVICE int64_t HeldRow(int level, int row) const {
-    return (int64_t(BlockIndex()) * kSplitLevels + level) * Rows + row;
+    return (int64_t(range_.ticket) * kSplitLevels + level) * Rows + row;
   }
   KVIT_DEVICE Partial Held(int level, int row, int vector) const {
     const int64_t at = HeldRow(level, row);
@@ -199,11 +202,11 @@ class SplitTree {
     if (vector == 0) StoreGlobal(held_stats_ + at * Left::kStats, Float2{part.max, part.sum});
   }
 
-  const Share& share_;
+  const CtaRange& range_;
   Left left_;
   float *held_outputs_, *held_stats_;
 };
 
 }  // namespace kvit
 
-#endif  // KVIT_ATTENTION_SPLIT_TREE_CUH
+#endif  // KVIT_SCHEDULE_SPLIT_TREE_CUH

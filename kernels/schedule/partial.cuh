@@ -1,6 +1,6 @@
 // A part of a head's attention over some of its keys, and how it stands in the workspace until somebody joins it.
-#ifndef KVIT_ATTENTION_PARTIAL_CUH
-#define KVIT_ATTENTION_PARTIAL_CUH
+#ifndef KVIT_SCHEDULE_PARTIAL_CUH
+#define KVIT_SCHEDULE_PARTIAL_CUH
 
 #include <math.h>
 #include <stdint.h>
@@ -40,6 +40,13 @@ KVIT_DEVICE bool AreThere(const Words<Bytes>& words) {
   return all;
 }
 
+/// What stands before the parts of all CTAs: the counter that CTAs take their tickets from, alone in its lines.
+inline constexpr int kWorkspaceHeadBytes = 256;
+KVIT_HD uint32_t* TicketCounter(void* workspace) { return static_cast<uint32_t*>(workspace); }
+KVIT_HD float* PartialsOf(void* workspace) {
+  return reinterpret_cast<float*>(static_cast<char*>(workspace) + kWorkspaceHeadBytes);
+}
+
 /// Parts that CTAs leave for each other in the workspace, `Parts` of each; all zero before a launch and after it.
 ///
 ///   outputs   [cta, part, row, channel] f32
@@ -49,6 +56,7 @@ class Partials {
  public:
   static constexpr int kStats = 2;
   static constexpr int kFloats = HeadDim + kStats;  // of a row
+  static constexpr int kCtaBytes = Parts * Rows * kFloats * int(sizeof(float));
 
   /// Where a vector of a row lies, and what all vectors of the row share.
   struct Place {
@@ -87,4 +95,4 @@ class Partials {
 
 }  // namespace kvit
 
-#endif  // KVIT_ATTENTION_PARTIAL_CUH
+#endif  // KVIT_SCHEDULE_PARTIAL_CUH

@@ -1,18 +1,19 @@
 // Joins what the warps of a CTA, and then the CTAs of a head, have computed over disjoint keys. Always in the same
 // order.
-#ifndef KVIT_ATTENTION_PIECE_MERGE_CUH
-#define KVIT_ATTENTION_PIECE_MERGE_CUH
+#ifndef KVIT_SCHEDULE_COMBINE_CUH
+#define KVIT_SCHEDULE_COMBINE_CUH
 
 #include <math.h>
 
 #include "abi/params.h"
-#include "attention/key_product.cuh"
-#include "attention/partial.cuh"
-#include "attention/split_tree.cuh"
-#include "attention/work_line.cuh"
 #include "core/array.cuh"
 #include "core/types.h"
+#include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
+#include "schedule/cta_range.cuh"
+#include "schedule/partial.cuh"
+#include "schedule/split_tree.cuh"
+#include "schedule/work_tile.cuh"
 
 namespace kvit {
 
@@ -26,8 +27,8 @@ namespace kvit {
 ///
 /// At the end of a launch one warp on each scheduler does this and nothing else, so it costs what its instructions
 /// take one after the other: what others wait for comes first.
-template <class T, int HeadDim, int Rows, int Warps, class Attention, class Line>
-class PieceMerge {
+template <class T, int HeadDim, int Rows, int Warps, class Attention, class Scheduler>
+class Combine {
  public:
   static constexpr int kThreads = Warps * 32;
   static constexpr int kPad = 4;  // keeps the rows that lanes write together in different banks
@@ -37,7 +38,10 @@ class PieceMerge {
   static constexpr int kBatch = Min(20, kRowLanes);    // parts of a head that are read together
   using Vector = Array<float, kVector>;
   using Tree = SplitTree<HeadDim, Rows>;
-  static constexpr int kParts = 2, kSplitParts = Tree::kParts;  // of a CTA, in the workspace
+  static constexpr int kParts = 2;
+  // Of a CTA, in the workspace.
+  static constexpr int kPartBytes = Partials<HeadDim, Rows, kParts>::kCtaBytes;
+  static constexpr int kSplitPartBytes = Partials<HeadDim, Rows, Tree::kParts>::kCtaBytes;
   static_assert(kThreads % kVectors == 0, "a row's vectors are joined in one go");
 
   /// Whose outputs are written: the rows of a row tile of a head.
@@ -58,28 +62,28 @@ class PieceMerge {
     int joined[Warps][kJoinedWords];
   };
 
-  KVIT_DEVICE PieceMerge(const KvitDecodeParams& params, const Line& line, const Share& share, Shared& shared)
+  KVIT_DEVICE Combine(const KvitDecodeParams& params, const Scheduler& scheduler, const CtaRange& range, Shared& shared)
       : params_(params),
-        line_(line),
-        share_(share),
+        scheduler_(scheduler),
+        range_(range),
         shared_(shared),
-        parts_(params.partials),
-        tree_(share, params.partials) {}
+        parts_(PartialsOf(params.workspace)),
+        tree_(range, PartialsOf(params.workspace)) {}
 
-  /// All threads call, once per piece. Ends in the output if the piece is a whole head, else in the workspace.
-  KVIT_DEVICE void Finish(Attention& attention, const Piece& piece) {
-    if (has_finished_) SyncThreads();  // all have read what the piece before left in shared memory
+  /// All threads call, once per work tile. Ends in the output if that is all of its row tile, else in the workspace.
+  KVIT_DEVICE void Finish(Attention& attention, const WorkTile& work) {
+    if (has_finished_) SyncThreads();  // all have read what the work tile before left in shared memory
     has_finished_ = true;
     attention.Finish();
     ShareOutputs(attention);
     SyncThreads();
-    const Target target = TargetOf(piece);
-    const bool is_split = line_.IsSplit(), is_whole = piece.Begins() && piece.Ends();
+    const Target target = TargetOf(work);
+    const bool is_split = scheduler_.IsSplit(), is_whole = work.Begins() && work.Ends();
     int split = 0;
     SplitRun run = {};
     if (is_split) {
-      split = piece.first / line_.SplitOf(piece.work.tiles);
-      run = RunOf(piece);
+      split = work.first / scheduler_.SplitOf(work.of);
+      run = RunOf(work);
     }
     for (int item = ThreadIndex(); item < target.rows * kVectors; item += kThreads) {
       const int row = item / kVectors, vector = item % kVectors;
@@ -88,16 +92,16 @@ class PieceMerge {
       if (is_split) {
         writes = tree_.Add(run, split, row, vector, part);
       } else if (!is_whole) {
-        parts_.At(BlockIndex(), piece.Begins() ? 1 : 0, row, vector).Store(part, vector == 0);
+        parts_.At(range_.ticket, work.Begins() ? 1 : 0, row, vector).Store(part, vector == 0);
       }
       if (writes) Write(OutputOf(target, row, vector), part);
     }
     // At most one of a CTA's heads, its first.
-    const bool ends_others_head = piece.Ends() && (is_split ? run.begin > 0 : !piece.Begins());
-    if (ends_others_head) Note({target, share_.Owner(piece.head_begin), run});
+    const bool ends_others_head = work.Ends() && (is_split ? run.begin > 0 : !work.Begins());
+    if (ends_others_head) Note({target, range_.Owner(work.line_begin), run});
   }
 
-  /// All threads call, after the last piece: joins the head that this CTA has ended and not begun, if there is one.
+  /// All threads call, after the last work tile: joins the head that this CTA has ended and not begun, if there is one.
   /// First part to last, whatever was ready first.
   KVIT_DEVICE void Join() {
     if (!is_joiner_) return;
@@ -106,13 +110,13 @@ class PieceMerge {
     KVIT_UNROLL
     for (int i = 0; i < kJoinedWords; ++i) words[i] = LoadShared<int>(&shared_.joined[WarpIndex()][i]);
     const auto joined = BitCast<Joined>(words);
-    const int first = joined.first_cta, last = share_.cta, items = joined.target.rows * kVectors;
+    const int first = joined.first_cta, last = range_.cta, items = joined.target.rows * kVectors;
     for (int begin = 0; begin < items; begin += kThreads) {
       const int item = begin + ThreadIndex(), row = item / kVectors, vector = item % kVectors;
       const bool is_mine = item < items;
       const Output output = OutputOf(joined.target, row, vector);
       Partial whole;
-      if (line_.IsSplit()) {
+      if (scheduler_.IsSplit()) {
         whole = tree_.Join(joined.run, first, row, vector, is_mine);
       } else {
         for (int cta = first; cta <= last; cta += kBatch) {
@@ -129,11 +133,11 @@ class PieceMerge {
     char* lse;   // null where another thread writes it, or nobody
   };
 
-  KVIT_DEVICE Target TargetOf(const Piece& piece) const {
-    return {piece.work.first_token, piece.row_tile, line_.NumRows(piece), piece.head};
+  KVIT_DEVICE Target TargetOf(const WorkTile& work) const {
+    return {work.of.first_token, work.row_tile, scheduler_.NumRows(work), work.head};
   }
-  KVIT_DEVICE SplitRun RunOf(const Piece& piece) const {
-    return SplitRun::Of(share_, piece.head_begin, line_.HeadUnits(piece.work.tiles));
+  KVIT_DEVICE SplitRun RunOf(const WorkTile& work) const {
+    return SplitRun::Of(range_, work.line_begin, scheduler_.Units(work.of, work.tiles));
   }
 
   // For Join: in shared memory, each warp for itself, since registers are scarce until then.
@@ -187,9 +191,9 @@ class PieceMerge {
                             Partial& whole) const {
     using Parts = Partials<HeadDim, Rows, kParts>;
     const int lane = LaneIndex() % kRowLanes, first_lane = LaneIndex() - lane;
-    const auto begin = parts_.At(share_.BlockOf(cta), 0, row, vector);
+    const auto begin = parts_.At(range_.TicketOf(cta), 0, row, vector);
     const auto place = [&](int i) {
-      return begin.Behind(i * share_.strands * Parts::kRows + (i == 0 && is_first ? Rows : 0));
+      return begin.Behind(i * range_.partitions * Parts::kRows + (i == 0 && is_first ? Rows : 0));
     };
     const bool has_stats = is_mine && lane < count;
     Words<8> stats = {};
@@ -234,8 +238,8 @@ class PieceMerge {
   }
 
   KVIT_DEVICE Output OutputOf(const Target& target, int row, int vector) const {
-    const int index = target.row_tile * Rows + row, group = line_.group();
-    const int token_of_sequence = line_.TokenOf(index);
+    const int index = target.row_tile * Rows + row, group = scheduler_.group();
+    const int token_of_sequence = scheduler_.TokenOf(index);
     const int64_t token = target.first_token + token_of_sequence;
     const int64_t head = int64_t(target.head) * group + (index - token_of_sequence * group);
     const KvitRows& out = params_.out;
@@ -258,8 +262,8 @@ class PieceMerge {
   }
 
   const KvitDecodeParams& params_;
-  const Line& line_;
-  const Share& share_;
+  const Scheduler& scheduler_;
+  const CtaRange& range_;
   Shared& shared_;
   Partials<HeadDim, Rows, kParts> parts_;
   Tree tree_;
@@ -268,4 +272,4 @@ class PieceMerge {
 
 }  // namespace kvit
 
-#endif  // KVIT_ATTENTION_PIECE_MERGE_CUH
+#endif  // KVIT_SCHEDULE_COMBINE_CUH

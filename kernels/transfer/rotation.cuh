@@ -1,7 +1,7 @@
 // Rotary position embedding, the same bits on every machine: phases are integers, every float32 operation is rounded
 // by itself. kvit.reference.rope is the definition.
-#ifndef KVIT_ATTENTION_ROTATION_CUH
-#define KVIT_ATTENTION_ROTATION_CUH
+#ifndef KVIT_TRANSFER_ROTATION_CUH
+#define KVIT_TRANSFER_ROTATION_CUH
 
 #include <stdint.h>
 
@@ -13,12 +13,12 @@
 
 namespace kvit {
 
-struct Turn {
+struct RotaryAngle {
   float cosine, sine;
 };
 
 /// Cosine and sine of phase / 2^32 turns, to within 1.3e-7.
-KVIT_DEVICE Turn TurnOf(uint32_t phase) {
+KVIT_DEVICE RotaryAngle AngleOf(uint32_t phase) {
   const uint32_t quarter = (phase + 0x20000000u) >> 30;  // the nearest; what is left is at most an eighth of a turn
   const float x = RoundedProduct(float(int32_t(phase - (quarter << 30))), 0x1.921fb6p-30f);  // radians
   const float z = RoundedProduct(x, x);
@@ -34,25 +34,25 @@ KVIT_DEVICE Turn TurnOf(uint32_t phase) {
   return {BitCast<float>(c ^ ((quarter + 1) & 2) << 30), BitCast<float>(s ^ (quarter & 2) << 30)};
 }
 
-/// (a, b) turned: the coordinates of a pair of channels.
-KVIT_DEVICE void TurnPair(float& a, float& b, const Turn& turn) {
+/// (a, b) rotated: the coordinates of a pair of channels.
+KVIT_DEVICE void RotatePair(float& a, float& b, const RotaryAngle& angle) {
   const float x = a, y = b;
-  a = RoundedSum(RoundedProduct(x, turn.cosine), -RoundedProduct(y, turn.sine));
-  b = RoundedSum(RoundedProduct(y, turn.cosine), RoundedProduct(x, turn.sine));
+  a = RoundedSum(RoundedProduct(x, angle.cosine), -RoundedProduct(y, angle.sine));
+  b = RoundedSum(RoundedProduct(y, angle.cosine), RoundedProduct(x, angle.sine));
 }
 
-/// The turns of all pairs at one position, made once by a warp's lanes together, in shared memory of that warp.
+/// The angles of all pairs at one position, made once by a warp's lanes together, in shared memory of that warp.
 template <int HeadDim>
-class Rotation {
+class RotaryAngles {
  public:
-  static constexpr int kBytes = HeadDim / 2 * int(sizeof(Turn));
+  static constexpr int kBytes = HeadDim / 2 * int(sizeof(RotaryAngle));
 
   static constexpr int kChunks = CeilDiv(HeadDim / 4, 32);  // of a lane: two pairs, and 16 bytes, each
 
-  /// How far a lane's pairs turn from one position to the next.
+  /// How far a lane's pairs rotate from one position to the next.
   using Steps = Array<Words<16>, kChunks>;
 
-  KVIT_DEVICE Rotation(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {}
+  KVIT_DEVICE RotaryAngles(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {}
 
   KVIT_DEVICE Steps LoadSteps() const {
     Steps steps = {};
@@ -67,42 +67,42 @@ class Rotation {
   KVIT_DEVICE void MoveTo(int32_t position, const Steps& steps) {
     if (rope_.rotary_dim == 0) return;
     position_ = position;
-    has_turns_ = true;
+    has_angles_ = true;
     KVIT_UNROLL
     for (int c = 0; c < kChunks; ++c) {
       if (!Has(c)) continue;
-      Words<16> turns;
+      Words<16> angles;
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
         const uint64_t step = steps[c].word[2 * i] | uint64_t(steps[c].word[2 * i + 1]) << 32;
-        const Turn turn = TurnOf(uint32_t(uint64_t(int64_t(position)) * step >> 32));
-        turns.word[2 * i] = BitCast<uint32_t>(RoundedProduct(turn.cosine, rope_.attention_factor));
-        turns.word[2 * i + 1] = BitCast<uint32_t>(RoundedProduct(turn.sine, rope_.attention_factor));
+        const RotaryAngle angle = AngleOf(uint32_t(uint64_t(int64_t(position)) * step >> 32));
+        angles.word[2 * i] = BitCast<uint32_t>(RoundedProduct(angle.cosine, rope_.attention_factor));
+        angles.word[2 * i + 1] = BitCast<uint32_t>(RoundedProduct(angle.sine, rope_.attention_factor));
       }
-      StoreShared(Address(Chunk(c)), turns);
+      StoreShared(Address(Chunk(c)), angles);
     }
     SyncWarp();
   }
 
-  /// The same if the turns, where there are any, are not those of that position yet.
+  /// The same if the angles, where there are any, are not those of that position yet.
   KVIT_DEVICE void MoveTo(int32_t position) {
-    if (rope_.rotary_dim == 0 || (has_turns_ && position == position_)) return;
+    if (rope_.rotary_dim == 0 || (has_angles_ && position == position_)) return;
     SyncWarp();  // all lanes have seen that what they made is wrong
     MoveTo(position, LoadSteps());
   }
 
-  /// Turns the octets `lane` and rotary_dim / 16 + lane of a row, as RowLanes deals them out.
-  KVIT_DEVICE void Apply(int lane, Octet& first, Octet& second) const {
+  /// Rotates the vec8s `lane` and rotary_dim / 16 + lane of a row, as RowLanes deals them out.
+  KVIT_DEVICE void Apply(int lane, Vec8& first, Vec8& second) const {
     if (rope_.is_interleaved) {
-      TurnNeighbours(2 * lane, first);
-      TurnNeighbours(2 * (rope_.rotary_dim / 16 + lane), second);
+      RotateNeighbours(2 * lane, first);
+      RotateNeighbours(2 * (rope_.rotary_dim / 16 + lane), second);
       return;
     }
     KVIT_UNROLL
     for (int c = 0; c < 4; ++c) {
-      const auto turns = LoadShared<Words<16>>(Address(4 * lane + c));
-      TurnPair(first[2 * c], second[2 * c], TurnIn(turns, 0));
-      TurnPair(first[2 * c + 1], second[2 * c + 1], TurnIn(turns, 1));
+      const auto angles = LoadShared<Words<16>>(Address(4 * lane + c));
+      RotatePair(first[2 * c], second[2 * c], AngleIn(angles, 0));
+      RotatePair(first[2 * c + 1], second[2 * c + 1], AngleIn(angles, 1));
     }
   }
 
@@ -110,18 +110,18 @@ class Rotation {
   static KVIT_DEVICE int Chunk(int i) { return i * 32 + LaneIndex(); }
   KVIT_DEVICE bool Has(int i) const { return Chunk(i) < rope_.rotary_dim / 4; }
 
-  // An octet of interleaved pairs, whose first chunk is `chunk`.
-  KVIT_DEVICE void TurnNeighbours(int chunk, Octet& octet) const {
+  // A vec8 of interleaved pairs, whose first chunk is `chunk`.
+  KVIT_DEVICE void RotateNeighbours(int chunk, Vec8& vec8) const {
     KVIT_UNROLL
     for (int c = 0; c < 2; ++c) {
-      const auto turns = LoadShared<Words<16>>(Address(chunk + c));
-      TurnPair(octet[4 * c], octet[4 * c + 1], TurnIn(turns, 0));
-      TurnPair(octet[4 * c + 2], octet[4 * c + 3], TurnIn(turns, 1));
+      const auto angles = LoadShared<Words<16>>(Address(chunk + c));
+      RotatePair(vec8[4 * c], vec8[4 * c + 1], AngleIn(angles, 0));
+      RotatePair(vec8[4 * c + 2], vec8[4 * c + 3], AngleIn(angles, 1));
     }
   }
 
-  static KVIT_DEVICE Turn TurnIn(const Words<16>& turns, int i) {
-    return {BitCast<float>(turns.word[2 * i]), BitCast<float>(turns.word[2 * i + 1])};
+  static KVIT_DEVICE RotaryAngle AngleIn(const Words<16>& angles, int i) {
+    return {BitCast<float>(angles.word[2 * i]), BitCast<float>(angles.word[2 * i + 1])};
   }
 
   // Chunks are stored so that eight lanes find theirs in different banks, whether they are two apart or four.
@@ -130,9 +130,9 @@ class Rotation {
   const KvitRope& rope_;
   char* shared_;
   int32_t position_ = 0;
-  bool has_turns_ = false;
+  bool has_angles_ = false;
 };
 
 }  // namespace kvit
 
-#endif  // KVIT_ATTENTION_ROTATION_CUH
+#endif  // KVIT_TRANSFER_ROTATION_CUH

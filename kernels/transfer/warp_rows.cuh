@@ -1,25 +1,25 @@
-// What append and gather share: which token and heads a warp moves, and where the octets of its rows lie.
-#ifndef KVIT_CACHE_WARP_ROWS_CUH
-#define KVIT_CACHE_WARP_ROWS_CUH
+// What append and gather share: which token and heads a warp moves, and where the vec8s of its rows lie.
+#ifndef KVIT_TRANSFER_WARP_ROWS_CUH
+#define KVIT_TRANSFER_WARP_ROWS_CUH
 
 #include "abi/params.h"
 #include "cache/fault.cuh"
 #include "cache/pool_set.cuh"
-#include "cache/row_finder.cuh"
+#include "transfer/row_finder.cuh"
 #include "core/array.cuh"
 #include "core/types.h"
-#include "layout/row_lanes.cuh"
+#include "transfer/row_lanes.cuh"
 #include "platform/platform.cuh"
 
 namespace kvit {
 
 /// Part of a token's heads, [first_head, end_head).
-struct HeadShare {
+struct HeadRange {
   int token, first_head, end_head;
 };
 
-/// Share `index` of all tokens, `heads_per_share` heads each.
-KVIT_DEVICE HeadShare ShareAt(uint32_t index, int heads, int heads_per_share) {
+/// CtaRange `index` of all tokens, `heads_per_share` heads each.
+KVIT_DEVICE HeadRange HeadRangeAt(uint32_t index, int heads, int heads_per_share) {
   if (heads <= heads_per_share) return {int(index), 0, heads};
   const auto shares = uint32_t(CeilDiv(heads, heads_per_share));
   const uint32_t token = index / shares;
@@ -33,12 +33,12 @@ class WarpRows {
  public:
   using Lanes = RowLanes<HeadDim>;
 
-  /// The first heads of a share. `rotary_octets`: rotary_dim / 16 of the rows
-  KVIT_DEVICE WarpRows(const HeadShare& share, int rotary_octets)
+  /// The first heads of a share. `rotary_vec8s`: rotary_dim / 16 of the rows
+  KVIT_DEVICE WarpRows(const HeadRange& share, int rotary_vec8s)
       : token_(share.token),
         first_head_(share.first_head),
         end_head_(share.end_head),
-        octets_(Lanes::Octets(Lanes::LaneOfRow(LaneIndex()), rotary_octets)) {}
+        vec8s_(Lanes::Vec8s(Lanes::LaneOfRow(LaneIndex()), rotary_vec8s)) {}
 
   /// Whether the share has any of these heads.
   KVIT_DEVICE bool Any() const { return first_head_ < end_head_; }
@@ -54,27 +54,27 @@ class WarpRows {
   /// are encoded by whole warps.
   KVIT_DEVICE bool Has() const { return LanesHead() < end_head_; }
 
-  /// Whether a lane's octets begin sectors of 32 bytes, which are fetched at once.
-  template <class Octet>
+  /// Whether a lane's vec8s begin sectors of 32 bytes, which are fetched at once.
+  template <class Vec8>
   static KVIT_DEVICE bool BeginsSectors() {
-    return LaneIndex() % (32 / int(sizeof(Octet))) == 0;
+    return LaneIndex() % (32 / int(sizeof(Vec8))) == 0;
   }
 
-  /// Octet 0 or 1 of this lane, in rows of all tokens.
-  template <class Octet>
-  KVIT_DEVICE char* In(const KvitRows& rows, int octet) const {
+  /// Vec8 0 or 1 of this lane, in rows of all tokens.
+  template <class Vec8>
+  KVIT_DEVICE char* In(const KvitRows& rows, int vec8) const {
     return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head() * rows.head_stride +
-           Offset<Octet>(octet);
+           Offset<Vec8>(vec8);
   }
   /// The same in a dense row of each head.
-  template <class Octet>
-  KVIT_DEVICE const char* InHeads(const void* heads, int octet) const {
-    return static_cast<const char*>(heads) + Head() * int64_t(HeadDim / 8 * sizeof(Octet)) + Offset<Octet>(octet);
+  template <class Vec8>
+  KVIT_DEVICE const char* InHeads(const void* heads, int vec8) const {
+    return static_cast<const char*>(heads) + Head() * int64_t(HeadDim / 8 * sizeof(Vec8)) + Offset<Vec8>(vec8);
   }
   /// The same in the cache.
-  template <class Octet>
-  KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int octet) const {
-    return Parameters(pool, found) + Offset<Octet>(octet);
+  template <class Vec8>
+  KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int vec8) const {
+    return Parameters(pool, found) + Offset<Vec8>(vec8);
   }
   /// What all lanes of a row share.
   KVIT_DEVICE char* Parameters(const KvitPool& pool, const FoundRow& found) const {
@@ -84,22 +84,23 @@ class WarpRows {
  private:
   KVIT_DEVICE int LanesHead() const { return first_head_ + Lanes::Row(LaneIndex()); }
   KVIT_DEVICE int Head() const { return Min(LanesHead(), end_head_ - 1); }
-  template <class Octet>
-  KVIT_DEVICE int Offset(int octet) const {
-    return (octet == 0 ? octets_.first : octets_.second) * int(sizeof(Octet));
+  template <class Vec8>
+  KVIT_DEVICE int Offset(int vec8) const {
+    return (vec8 == 0 ? vec8s_.first : vec8s_.second) * int(sizeof(Vec8));
   }
 
   int token_, first_head_, end_head_;
-  OctetPair octets_;
+  Vec8Pair vec8s_;
 };
 
-/// Tells what is wrong with a token or its place, if anything is; returns whether nothing is.
+/// Tells what is wrong with a token or its place, if anything is; returns whether it is there. A row that no sequence has
+/// is not, and nothing is wrong with it.
 template <class Found>
 KVIT_DEVICE bool Good(const Found& found, KvitFault* report) {
-  if (!found.Exists() && LaneIndex() == 0) ReportFault(report, found.fault);
+  if (!found.Exists() && found.fault.kind != kNobodys && LaneIndex() == 0) ReportFault(report, found.fault);
   return found.Exists();
 }
 
 }  // namespace kvit
 
-#endif  // KVIT_CACHE_WARP_ROWS_CUH
+#endif  // KVIT_TRANSFER_WARP_ROWS_CUH

@@ -1,0 +1,215 @@
+// Deals the work of a call out to CTAs. Every unit of every head of every sequence lies on a line, one after the other,
+// which is cut evenly over the grid. A unit is a tile (stream-K), or a split: tiles that are computed together whatever
+// the batch.
+//
+// There are params.partitions such lines: partition p has the heads and the CTAs whose numbers leave p when divided by
+// that. Neighbouring CTAs then read neighbouring heads of the same tokens, at much the same time.
+//
+//   2 partitions, 4 heads   0   sequence 0 head 0, head 2, sequence 1 head 0, ...   cut over CTAs 0, 2, 4, ...
+//                           1   sequence 0 head 1, head 3, sequence 1 head 1, ...   cut over CTAs 1, 3, 5, ...
+#ifndef KVIT_SCHEDULE_TILE_SCHEDULER_CUH
+#define KVIT_SCHEDULE_TILE_SCHEDULER_CUH
+
+#include <stdint.h>
+
+#include "abi/params.h"
+#include "cache/fast_divide.cuh"
+#include "cache/fault.cuh"
+#include "cache/sequence_view.cuh"
+#include "core/types.h"
+#include "platform/platform.cuh"
+#include "schedule/cta_range.cuh"
+#include "schedule/partial.cuh"
+#include "schedule/row_tiles.cuh"
+#include "schedule/split_tree.cuh"
+#include "schedule/work_tile.cuh"
+
+namespace kvit {
+
+/// Mask says what query rows see, as attention/mask.cuh has it.
+template <class Mask, int Rows, int TileTokens, int Threads>
+class TileScheduler {
+ public:
+  static constexpr int kWarps = Threads / 32;
+  static constexpr int kTileTokens = TileTokens;
+  struct Shared {
+    int64_t warp_units[kWarps];
+    int64_t sequence_begin;
+    int sequence;
+    int ticket;
+  };
+
+  KVIT_DEVICE explicit TileScheduler(const KvitDecodeParams& params)
+      : params_(params),
+        mask_(params),
+        by_group_(params.group),
+        group_(params.num_query_heads / params.cache.num_kv_heads),
+        heads_(params.cache.num_kv_heads / params.partitions) {}
+
+  /// This CTA's number in the order in which CTAs start, which CUDA does not promise to be that of their places in the
+  /// grid. Whoever waits for others waits for lower numbers alone: they run already. All threads call, once, before
+  /// GridDependencySync: the launch behind this one begins after that, and finds the counter where this one found it.
+  static KVIT_DEVICE int TakeTicket(const KvitDecodeParams& params, Shared& shared) {
+    if (ThreadIndex() == 0) {
+      StoreShared(&shared.ticket, int(AtomicIncrement(TicketCounter(params.workspace), uint32_t(GridSize() - 1))));
+    }
+    SyncThreads();
+    return LoadShared<int>(&shared.ticket);
+  }
+
+  KVIT_DEVICE int partitions() const { return params_.partitions; }
+
+  /// Query heads of a KV head, and where a query row lies: row r of a sequence is token r / group, head r % group.
+  KVIT_DEVICE int group() const { return group_; }
+  KVIT_DEVICE int TokenOf(int row) const { return int(by_group_(uint32_t(row))); }
+
+  /// Whether heads are cut where params.split_tiles says, and not where CTAs' ranges end.
+  KVIT_DEVICE bool IsSplit() const { return params_.split_tiles != 0; }
+
+  /// Tiles of a split of a sequence: split_tiles, doubled until a head has no more splits than the levels of a tree
+  /// have room for. Only where IsSplit().
+  KVIT_DEVICE int SplitOf(const SequenceWork& work) const {
+    int split = params_.split_tiles;
+    while ((work.length - 1) / TileTokens >> kSplitLevels >= split) split *= 2;
+    return split;
+  }
+
+  /// Tiles of a row tile.
+  KVIT_DEVICE int Tiles(const SequenceWork& work, int row_tile) const { return RowTilesOf(work, 1).Tiles(row_tile); }
+  /// Units of a row tile of so many tiles.
+  KVIT_DEVICE int Units(const SequenceWork& work, int tiles) const {
+    return IsSplit() ? (tiles - 1) / SplitOf(work) + 1 : tiles;
+  }
+  /// Units of all row tiles of a head.
+  KVIT_DEVICE int64_t HeadUnits(const SequenceWork& work) const {
+    if (work.row_tiles == 1) return Units(work, Tiles(work, 0));
+    return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Total();
+  }
+  /// The row tile of a head that has unit `unit`.
+  KVIT_DEVICE typename RowTiles<Rows, TileTokens>::Place FindRowTile(const SequenceWork& work, int64_t unit) const {
+    if (work.row_tiles == 1) return {0, 0};
+    return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Find(unit);
+  }
+
+  /// What a sequence asks for. Where `report` is set, says what is wrong.
+  KVIT_DEVICE SequenceWork View(int sequence, bool report = false) const {
+    const SequenceView view = ViewSequence(params_.table, params_.cache.page_size, sequence);
+    const TokenRange queries = TokensOf(params_.tokens, sequence);
+    const KvitFault fault = queries.fault.kind != KVIT_FAULT_NONE ? queries.fault : view.fault;
+    const bool is_bad = fault.kind != KVIT_FAULT_NONE;
+    if (report && is_bad) ReportFault(params_.fault, fault);
+    const int new_tokens = queries.end - queries.begin;
+    return {view.length, new_tokens, queries.begin, int((int64_t(new_tokens) * group_ + Rows - 1) / Rows), view.begin, is_bad};
+  }
+
+  /// Finds the range of the CTA with this ticket. All threads call.
+  KVIT_DEVICE CtaRange Find(Shared& shared, int ticket) const {
+    return params_.table.num_sequences <= 32 ? FindInWarp(ticket) : FindInCta(shared, ticket);
+  }
+
+  /// Keys that query row `row` of a row tile sees.
+  KVIT_DEVICE KeyRange Visible(const WorkTile& work, int row) const {
+    return mask_.Visible(work.of.length, work.of.new_tokens, TokenOf(work.row_tile * Rows + row));
+  }
+
+  /// The tiles of a work tile that any of its rows sees.
+  KVIT_DEVICE TileRange VisibleTiles(const WorkTile& work) const {
+    const KeyRange keys = Visible(work, NumRows(work) - 1);
+    return {work.first, keys.end <= 0 ? 0 : work.last};
+  }
+
+  /// Query rows of a row tile: the last of a sequence may have fewer.
+  KVIT_DEVICE int NumRows(const WorkTile& work) const {
+    return Min(Rows, work.of.new_tokens * group_ - work.row_tile * Rows);
+  }
+
+ private:
+  // Each warp for itself, a lane for each sequence. Of one sequence, all lanes know all there is to know.
+  KVIT_DEVICE CtaRange FindInWarp(int ticket) const {
+    const int sequences = params_.table.num_sequences, sequence = sequences == 1 ? 0 : LaneIndex();
+    SequenceWork work = {};
+    if (sequence < sequences) work = View(sequence, ticket == 0);
+    const int64_t units = UnitsOf(work);
+    const int64_t through = sequences == 1 ? units : SumUpToLane(units);
+    CtaRange range = Cut(Shuffle(through, 31), ticket);
+    const int64_t before = through - units;
+    const uint32_t holders = Ballot(before <= range.begin && range.begin < through);  // none without a share
+    const int holder = holders == 0 ? 0 : LowestBit(holders);
+    range.sequence = Shuffle(sequence, holder);
+    range.sequence_begin = Shuffle(before, holder);
+    range.work = {Shuffle(work.length, holder),          Shuffle(work.new_tokens, holder),
+                  Shuffle(work.first_token, holder),     Shuffle(work.row_tiles, holder),
+                  Shuffle(work.pages, holder),           Shuffle(int(work.is_bad), holder) != 0};
+    return range;
+  }
+
+  // Each thread looks at a run of consecutive sequences, twice: at first for its units alone.
+  KVIT_DEVICE CtaRange FindInCta(Shared& shared, int ticket) const {
+    const int num_sequences = params_.table.num_sequences;
+    const int run = (num_sequences + Threads - 1) / Threads;
+    const int from = Min(ThreadIndex() * run, num_sequences), to = Min(from + run, num_sequences);
+    CtaRange range = {};
+    int64_t before = 0;  // units before `sequence`
+    int sequence = from;
+    for (bool is_cut = false;; is_cut = true) {
+      for (sequence = from; sequence < to; ++sequence) {
+        const int64_t units = UnitsOf(View(sequence, ticket == 0 && !is_cut));
+        if (is_cut && range.begin < before + units) break;
+        before += units;
+      }
+      if (is_cut) break;
+      const int64_t units = before;
+      before = SumUpToLane(units);
+      if (LaneIndex() == 31) StoreShared(&shared.warp_units[WarpIndex()], before);
+      SyncThreads();
+      int64_t total = 0;
+      before -= units;
+      KVIT_UNROLL
+      for (int warp = 0; warp < kWarps; ++warp) {
+        const auto warp_units = LoadShared<int64_t>(&shared.warp_units[warp]);
+        if (warp < WarpIndex()) before += warp_units;
+        total += warp_units;
+      }
+      range = Cut(total, ticket);
+      if (range.IsEmpty()) return range;  // the whole CTA leaves together
+    }
+    if (sequence < to && before <= range.begin) {  // exactly one thread
+      StoreShared(&shared.sequence, sequence);
+      StoreShared(&shared.sequence_begin, before);
+    }
+    SyncThreads();
+    range.sequence = LoadShared<int>(&shared.sequence);
+    range.sequence_begin = LoadShared<int64_t>(&shared.sequence_begin);
+    range.work = View(range.sequence);
+    return range;
+  }
+
+  KVIT_DEVICE int64_t UnitsOf(const SequenceWork& work) const {
+    return work.row_tiles == 0 ? 0 : heads_ * HeadUnits(work);
+  }
+  KVIT_DEVICE RowTiles<Rows, TileTokens> RowTilesOf(const SequenceWork& work, int split) const {
+    return {mask_.Ends(work.length, work.new_tokens), work.new_tokens, group_, by_group_, split};
+  }
+
+  static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {
+    KVIT_UNROLL
+    for (int delta = 1; delta < 32; delta *= 2) {
+      const int64_t lower = ShuffleUp(x, delta);
+      if (LaneIndex() >= delta) x += lower;
+    }
+    return x;
+  }
+
+  KVIT_DEVICE CtaRange Cut(int64_t total, int ticket) const {
+    return CtaRange::Cut(total, ticket, GridSize(), params_.partitions);
+  }
+
+  const KvitDecodeParams& params_;
+  Mask mask_;
+  FastDivide by_group_;
+  int group_, heads_;  // heads_: KV heads of a partition
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_SCHEDULE_TILE_SCHEDULER_CUH

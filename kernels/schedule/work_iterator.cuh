@@ -1,0 +1,82 @@
+// Walks through a CTA's range of its partition's line of work.
+#ifndef KVIT_SCHEDULE_WORK_ITERATOR_CUH
+#define KVIT_SCHEDULE_WORK_ITERATOR_CUH
+
+#include <stdint.h>
+
+#include "core/types.h"
+#include "platform/platform.cuh"
+#include "schedule/cta_range.cuh"
+#include "schedule/work_tile.cuh"
+
+namespace kvit {
+
+/// Walks a CTA's range, work tile by work tile. Within a sequence the line has head after head of the partition, within
+/// a head row tile after row tile, which share its keys in L2, and within a row tile its units.
+template <class Scheduler>
+class WorkIterator {
+ public:
+  KVIT_DEVICE WorkIterator(const Scheduler& scheduler, int num_heads, const CtaRange& range)
+      : scheduler_(scheduler),
+        num_heads_(num_heads),
+        partition_(range.Partition()),
+        position_(range.begin),
+        end_(range.end) {
+    work_.sequence = range.sequence;
+    work_.of = range.work;
+    const int64_t within = range.begin - range.sequence_begin, of_head = scheduler_.HeadUnits(work_.of);
+    const int64_t head = of_head >> 31 == 0 ? Divide(within, int(of_head)) : within / of_head;
+    const auto place = scheduler_.FindRowTile(work_.of, within - head * of_head);
+    work_.head = int(head) * scheduler_.partitions() + partition_;
+    work_.row_tile = place.row_tile;
+    work_.tiles = scheduler_.Tiles(work_.of, work_.row_tile);
+    Begin(int(within - head * of_head - place.before));
+  }
+
+  KVIT_DEVICE bool Done() const { return position_ >= end_; }
+  KVIT_DEVICE const WorkTile& work() const { return work_; }
+
+  KVIT_DEVICE void Next() {
+    position_ += scheduler_.IsSplit() ? 1 : work_.last - work_.first;
+    if (Done()) return;
+    if (!work_.Ends()) {  // there is another split of the row tile
+      Begin(int(position_ - work_.line_begin));
+      return;
+    }
+    if (++work_.row_tile == work_.of.row_tiles) {
+      work_.row_tile = 0;
+      work_.head += scheduler_.partitions();
+      if (work_.head >= num_heads_) {
+        work_.head = partition_;
+        do {
+          work_.of = scheduler_.View(++work_.sequence);
+        } while (work_.of.row_tiles == 0);
+      }
+    }
+    work_.tiles = scheduler_.Tiles(work_.of, work_.row_tile);
+    Begin(0);
+  }
+
+ private:
+  KVIT_DEVICE void Begin(int unit) {
+    work_.line_begin = position_ - unit;
+    if (scheduler_.IsSplit()) {
+      const int split = scheduler_.SplitOf(work_.of);
+      work_.first = unit * split;
+      work_.last = Min(work_.first + split, work_.tiles);
+    } else {
+      const int64_t left = end_ - position_;
+      work_.first = unit;
+      work_.last = left < work_.tiles - unit ? unit + int(left) : work_.tiles;
+    }
+  }
+
+  const Scheduler& scheduler_;
+  int num_heads_, partition_;
+  int64_t position_, end_;
+  WorkTile work_;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_SCHEDULE_WORK_ITERATOR_CUH
