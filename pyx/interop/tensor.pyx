@@ -34,8 +34,8 @@ cdef class Tensor:
         Raises DtypeError (no kvit type fits), LayoutError (not readable in place), DeviceError (neither CPU nor CUDA).
         """
         global view
-        if view is None:  # `borrow` needs this module first
-            from kvit._native.borrow import view
+        if view is None:  # import_array needs this module first
+            from kvit._native.import_array import view
         return view(source, dtype, stream)
 
     @staticmethod

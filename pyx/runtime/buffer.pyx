@@ -4,11 +4,11 @@ from operator import index as as_index
 cimport cython
 from libc.stdint cimport int64_t, uintptr_t
 
-from kvit._native.borrow cimport as_tensor
+from kvit._native.import_array cimport as_tensor
 from kvit._native.context cimport Device, device_of
 from kvit._native.copies cimport copy_bytes
 from kvit._native.errors cimport check, fail
-from kvit._native.lend cimport cuda_array, dlpack_capsule, fill_view, numpy_array
+from kvit._native.export_array cimport cuda_array, dlpack_capsule, fill_view, numpy_array
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport KVIT_U4, KVIT_U8, ON_CUDA, ON_HOST, Tensor, lay_out
 

@@ -1,5 +1,5 @@
 """A call of kvit.Attention: what fits as it is goes straight to the kernel, all else through Python first."""
-from kvit._native.borrow cimport as_tensor
+from kvit._native.import_array cimport as_tensor
 from kvit._native.buffer cimport empty_buffer
 from kvit._native.ops cimport AttentionLaunch, HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
 from kvit._native.stream cimport Stream, stream_of

@@ -1,5 +1,5 @@
 """A call of kvit.Append or kvit.Gather: what fits as it is goes straight to the kernel, all else through Python."""
-from kvit._native.borrow cimport as_tensor
+from kvit._native.import_array cimport as_tensor
 from kvit._native.context cimport device_of
 from kvit._native.kernel_graph cimport graph_of
 from kvit._native.module cimport load_kernel
