@@ -1,7 +1,8 @@
 """Builds what pyproject.toml cannot say: the Cython modules of pyx/, and the kernels by kernels/codegen.
 
-pyx/<folder>/<name>.pyx becomes kvit._native.<name>: folders order the sources, and the modules stay side by side. The declarations (.pxd, .pyi) lie beside the .pyx files, and Cython looks for them by qualified name: they are copied into
-a package tree under build/, and beside the modules that are installed, or made in place.
+pyx/<folder>/<name>.pyx becomes kvit._native.<name>: folders order the sources, and the modules stay side by side. The
+declarations (.pxd, .pyi) lie beside the .pyx files, and Cython looks for them by qualified name: they are copied into a
+package tree under build/, and beside the modules that are installed, or made in place.
 """
 
 import os
@@ -33,7 +34,7 @@ def declarations():
 
 
 def copy_declarations(folder, *suffixes):
-    """Make `folder` hold the declarations of pyx/ with these suffixes, and no others. Keeps the times of what is the same."""
+    """Make `folder` hold the declarations of pyx/ with these suffixes, and no others."""
     folder.mkdir(parents=True, exist_ok=True)
     wanted = {path.name: path for suffix in suffixes for path in native_sources(suffix)}
     for suffix in suffixes:
@@ -52,7 +53,7 @@ def copy_if_changed(source, target):
 
 
 def lay_out_declarations():
-    """The package tree: kvit/capi.pxd and kvit/_native/<name>.pxd, with __init__ files that make packages of folders."""
+    """The package tree: kvit/capi.pxd and kvit/_native/<name>.pxd, and files that make packages of folders."""
     copy_declarations(DECLARATIONS / PACKAGE, ".pxd")
     copy_if_changed(ROOT / "kvit" / "capi.pxd", DECLARATIONS / "kvit" / "capi.pxd")
     for folder in (DECLARATIONS / "kvit", DECLARATIONS / PACKAGE):
@@ -60,7 +61,7 @@ def lay_out_declarations():
 
 
 class BuildPackage(build_py):
-    """The Python files, and beside them what `cimport kvit._native...` and type checkers read of the compiled modules."""
+    """The Python files, and beside them what `cimport` and type checkers read of the compiled modules."""
 
     def run(self):
         super().run()

@@ -10,12 +10,13 @@ import kvit
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_error cimport has_python, set_last_error
 from kvit._native.capi_handle cimport HANDLE_CACHE, destroy
-from kvit._native.capi_held cimport Held, find, find_all, hand_out, hold, let_go
+from kvit._native.capi_object cimport ObjectRef, decref, find, find_all, hand_out, hold
 from kvit._native.capi_option cimport answer, check_size, check_target, is_causal, to_dtype, to_layout
-from kvit._native.capi_tensor cimport Place, place_of, to_device, to_stream, to_tensor
+from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
 from kvit._native.capi_view cimport publish_view
+from kvit._native.checks cimport DeviceId, device_id_of
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
 
@@ -40,10 +41,10 @@ cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexc
             device=to_device(options.device_type, options.device_id),
             **{name: value for name, value in given.items() if value is not None},
         )
-        cache[0] = <kvit_cache *>hand_out(HANDLE_CACHE, hold(made, threading.Lock()), let_go)
+        cache[0] = <kvit_cache *>hand_out(HANDLE_CACHE, hold(made, threading.Lock()), decref)
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogil:
@@ -52,27 +53,27 @@ cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogi
 
 cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
     cdef kvit_cache_info found
-    cdef Held held
-    cdef Place place
+    cdef ObjectRef ref
+    cdef DeviceId device
     try:
-        held = find(cache, HANDLE_CACHE)
+        ref = find(cache, HANDLE_CACHE)
         memset(&found, 0, sizeof(found))
-        with held.lock:
-            place = place_of(held.thing.view.k)
-            found.dtype = held.thing.dtype.code
-            found.k_dtype = held.thing.view.k.dtype.code
-            found.v_dtype = held.thing.view.v.dtype.code
-            found.num_pages = held.thing.num_pages
-            found.num_free_pages = held.thing.num_free_pages
-            found.page_size = held.thing.page_size
-            found.bytes = held.thing.nbytes
-            found.kv_heads = held.thing.kv_heads
-            found.head_dim = held.thing.head_dim
-            found.device_type = place.device_type
-            found.device_id = place.device_id
+        with ref.lock:
+            device = device_id_of(ref.value.view.k)
+            found.dtype = ref.value.dtype.code
+            found.k_dtype = ref.value.view.k.dtype.code
+            found.v_dtype = ref.value.view.v.dtype.code
+            found.num_pages = ref.value.num_pages
+            found.num_free_pages = ref.value.num_free_pages
+            found.page_size = ref.value.page_size
+            found.bytes = ref.value.nbytes
+            found.kv_heads = ref.value.kv_heads
+            found.head_dim = ref.value.head_dim
+            found.device_type = device.type
+            found.device_id = device.ordinal
         return answer(info, &found, sizeof(found), b"kvit_cache_info")
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil:
@@ -90,18 +91,18 @@ cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, in
 
 cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
                     const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept with gil:
-    cdef Held held
+    cdef ObjectRef ref
     try:
-        held = find(cache, HANDLE_CACHE)
+        ref = find(cache, HANDLE_CACHE)
         seqs = find_all(sequences, count)
-        with held.lock:
-            held.thing.append(
+        with ref.lock:
+            ref.value.append(
                 seqs, to_tensor(k, "k"), to_tensor(v, "v"), to_counts(lengths, count),
-                stream=to_stream(stream, place_of(held.thing.view.k)),
+                stream=to_stream(stream, device_id_of(ref.value.view.k)),
             )
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
@@ -115,20 +116,20 @@ cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences,
 cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
                     const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale, int32_t mask,
                     kvit_stream stream) noexcept with gil:
-    cdef Held held
+    cdef ObjectRef ref
     try:
-        held = find(cache, HANDLE_CACHE)
+        ref = find(cache, HANDLE_CACHE)
         seqs = find_all(sequences, count)
         causal = is_causal(mask)
-        with held.lock:
+        with ref.lock:
             kvit.attention(
-                to_tensor(q, "q"), held.thing, seqs, to_counts(lengths, count), out=to_tensor(out, "out"),
+                to_tensor(q, "q"), ref.value, seqs, to_counts(lengths, count), out=to_tensor(out, "out"),
                 lse=to_tensor(lse, "lse", True), causal=causal, scale=scale or None,
-                stream=to_stream(stream, place_of(held.thing.view.k)),
+                stream=to_stream(stream, device_id_of(ref.value.view.k)),
             )
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
@@ -138,32 +139,32 @@ cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, in
 
 cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
                     const kvit_tensor *v, kvit_stream stream) noexcept with gil:
-    cdef Held held
+    cdef ObjectRef ref
     try:
-        held = find(cache, HANDLE_CACHE)
+        ref = find(cache, HANDLE_CACHE)
         seqs = find_all(sequences, count)
-        with held.lock:
-            held.thing.gather_into(
-                seqs, to_tensor(k, "k"), to_tensor(v, "v"), stream=to_stream(stream, place_of(held.thing.view.k))
+        with ref.lock:
+            ref.value.gather_into(
+                seqs, to_tensor(k, "k"), to_tensor(v, "v"), stream=to_stream(stream, device_id_of(ref.value.view.k))
             )
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int32_t cache_view(kvit_cache *cache, kvit_view **view) noexcept nogil:
-    return lend_view(cache, view) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return export_view(cache, view) if has_python() else KVIT_ERROR_NO_INTERPRETER
 
 
-cdef int32_t lend_view(kvit_cache *cache, kvit_view **view) noexcept with gil:
-    cdef Held held
+cdef int32_t export_view(kvit_cache *cache, kvit_view **view) noexcept with gil:
+    cdef ObjectRef ref
     try:
-        held = find(cache, HANDLE_CACHE)
+        ref = find(cache, HANDLE_CACHE)
         check_target(view, "view", "kvit_view")
-        view[0] = publish_view(held.thing.view)
+        view[0] = publish_view(ref.value.view)
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil:
@@ -171,11 +172,11 @@ cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *faul
 
 
 cdef int32_t check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept with gil:
-    cdef Held held
+    cdef ObjectRef ref
     try:
-        held = find(cache, HANDLE_CACHE)
-        with held.lock:
-            held.thing.check(to_stream(stream, place_of(held.thing.view.k)))
+        ref = find(cache, HANDLE_CACHE)
+        with ref.lock:
+            ref.value.check(to_stream(stream, device_id_of(ref.value.view.k)))
         return KVIT_OK
     except BaseException as error:
-        return tell(error, fault)
+        return set_last_error(error, fault)

@@ -1,48 +1,48 @@
-# cython: cdivision=True
 """The calls of the C API that launch: packed and launched without the GIL, without allocating.
 
 What fits as it is goes straight to the kernel. All else goes to capi_python, whose checks say what is wrong with it:
-the questions of capi_tensor are never laxer than they are.
+the questions of checks are never laxer than they are.
 """
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t
 from libc.string cimport memset
 
-from kvit._native.capi_error cimport has_python, tell
-from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, leave, pin, take, unpin
+from kvit._native.attention_launch cimport pack_attention
+from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, acquire, pin, release, unpin
 from kvit._native.capi_op cimport OpState
 from kvit._native.capi_python cimport attend_in_python, move_in_python
-from kvit._native.capi_tensor cimport Place, are_entries, are_lse, are_rows, is_stream, span_of
-from kvit._native.capi_view cimport ViewState, pack_table
-from kvit._native.host cimport KvitSpan
+from kvit._native.capi_tensor cimport is_stream
+from kvit._native.capi_view cimport ViewState, pack_fitting_table
+from kvit._native.checks cimport are_lse, are_rows, rows_of_each
+from kvit._native.driver_table cimport LaunchConfig
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.launcher cimport launch_failed, launch_raw
 from kvit._native.module cimport Kernel
-from kvit._native.ops cimport (
-    KvitAppendParams, KvitDecodeParams, KvitRows, KvitTokens, KvitTransferParams, divisor_of,
-)
-from kvit._native.row_ops cimport MOST_WARPS, RowGrid, grid_for
-from kvit._native.tensor_map cimport can_copy, copy_tensor_maps
+from kvit._native.packed_cache cimport is_same_type
+from kvit._native.params cimport KvitAppendParams, KvitDecodeParams, KvitPageTable
+from kvit._native.row_ops cimport MOST_WARPS, RowGrid, grid_for, pack_transfer
+from kvit._native.spans cimport Spans, add_memory, set_pre_dependency
+from kvit._native.tensor_map cimport can_copy
 from kvit.capi cimport (
     KVIT_DEVICE_HOST, KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER,
 )
 
 cdef enum:
-    MOST_SPANS = 16        # memory of a call: its arguments, the cache, the operation's own
     UNFIT = -1             # no kvit_status: the arguments have to be shown to Python
 
 
 cdef int32_t attention(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
                        const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
                        kvit_stream stream) noexcept nogil:
-    cdef Held held
-    cdef int32_t status = enter(op, view, &held)
+    cdef PinnedArgs pinned
+    cdef int32_t status = enter(op, view, &pinned)
     if status == KVIT_OK:
-        status = attend(held.op, held.view, table, q, out, lse, tokens, stream)
+        status = attend(pinned.op, pinned.view, table, q, out, lse, tokens, stream)
         if status == UNFIT:
             status = KVIT_ERROR_NO_INTERPRETER
             if has_python():
-                status = attend_in_python(held.op, held.view, table, q, out, lse, tokens, stream)
-        exit(&held)
+                status = attend_in_python(pinned.op, pinned.view, table, q, out, lse, tokens, stream)
+        exit(&pinned)
     return status
 
 
@@ -58,193 +58,158 @@ cdef int32_t gather(kvit_op *op, kvit_view *view, const kvit_page_table *table, 
 
 cdef int32_t transfer(int kind, kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
                       const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil:
-    cdef Held held
-    cdef int32_t status = enter(op, view, &held)
+    cdef PinnedArgs pinned
+    cdef int32_t status = enter(op, view, &pinned)
     if status == KVIT_OK:
-        status = move(kind, held.op, held.view, table, k, v, tokens, stream)
+        status = move(kind, pinned.op, pinned.view, table, k, v, tokens, stream)
         if status == UNFIT:
             status = KVIT_ERROR_NO_INTERPRETER
             if has_python():
-                status = move_in_python(kind, held.op, held.view, table, k, v, tokens, stream)
-        exit(&held)
+                status = move_in_python(kind, pinned.op, pinned.view, table, k, v, tokens, stream)
+        exit(&pinned)
     return status
 
 
-cdef struct Held:
+cdef struct PinnedArgs:
     Slot *op_slot
     Slot *view_slot
     OpState *op
     ViewState *view
 
 
-cdef int32_t enter(kvit_op *op, kvit_view *view, Held *held) noexcept nogil:
-    """Hold the view, and the operation alone; or hold nothing and tell the thread why."""
-    cdef int32_t status = pin(op, HANDLE_OP, &held.op_slot)
+cdef int32_t enter(kvit_op *op, kvit_view *view, PinnedArgs *pinned) noexcept nogil:
+    """Pin the view, and acquire the operation; or pin nothing and leave words of why to the thread."""
+    cdef int32_t status = pin(op, HANDLE_OP, &pinned.op_slot)
     if status != KVIT_OK:
         return status
-    status = take(held.op_slot)
+    status = acquire(pinned.op_slot)
     if status == KVIT_OK:
-        status = pin(view, HANDLE_VIEW, &held.view_slot)
+        status = pin(view, HANDLE_VIEW, &pinned.view_slot)
         if status == KVIT_OK:
-            held.op = <OpState *>held.op_slot.state
-            held.view = <ViewState *>held.view_slot.state
+            pinned.op = <OpState *>pinned.op_slot.state
+            pinned.view = <ViewState *>pinned.view_slot.state
             return KVIT_OK
-        leave(held.op_slot)
-    unpin(held.op_slot)
+        release(pinned.op_slot)
+    unpin(pinned.op_slot)
     return status
 
 
-cdef void exit(Held *held) noexcept nogil:
-    unpin(held.view_slot)
-    leave(held.op_slot)
-    unpin(held.op_slot)
+cdef void exit(PinnedArgs *pinned) noexcept nogil:
+    unpin(pinned.view_slot)
+    release(pinned.op_slot)
+    unpin(pinned.op_slot)
 
 
 cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
                     const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
                     kvit_stream stream) noexcept nogil:
     cdef KvitDecodeParams params
-    cdef KvitSpan[MOST_SPANS] spans
-    cdef int count, i
-    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or not can_copy(view.maps, op.boxes)
-            or (op.boxes.tokens and view.maps.made == 0)
-            or not are_rows(q, op.place, op.dtype, -1, op.query_heads, op.head_dim, False)
-            or not are_rows(out, op.place, op.dtype, q.shape[0], op.query_heads, op.head_dim, True)
-            or not (lse == NULL or are_lse(lse, op.place, q.shape[0], op.query_heads))):
+    cdef KvitPageTable packed
+    cdef Spans spans
+    cdef int each
+    if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or not can_copy(view.maps, op.plan.boxes)
+            or not are_rows(q, op.type.device, op.dtype, -1, op.query_heads, op.type.head_dim, False)
+            or not are_rows(out, op.type.device, op.dtype, q.shape[0], op.query_heads, op.type.head_dim, True)
+            or not (lse == NULL or are_lse(lse, op.type.device, q.shape[0], op.query_heads))
+            or not pack_fitting_table(table, op.type.device, &packed)):
         return UNFIT
-    params = op.constants
-    if (not pack_table(table, op.place, &params.table, spans)
-            or not pack_tokens(q, params.table.num_sequences, tokens, op.place, &params.tokens)):
+    each = rows_of_each(q.shape[0], packed.num_sequences, tokens, op.type.device)
+    if each < 0:
         return UNFIT
-    if q.shape[0] == 0 or params.table.num_sequences == 0:
+    if q.shape[0] == 0 or packed.num_sequences == 0:
         return KVIT_OK
-    params.cache = view.cache
-    params.page_size = divisor_of(view.cache.page_size)
-    if op.boxes.tokens:
-        params.box_tokens = copy_tensor_maps(view.maps, op.boxes, params.k_map.bytes, params.v_map.bytes)
-    pack_rows(&params.q, q)
-    pack_rows(&params.out, out)
-    memset(&params.lse, 0, sizeof(params.lse))
-    if lse != NULL:
-        params.lse.base = <float *>lse.data
-        params.lse.token_stride = lse.strides[0]
-        params.lse.head_stride = lse.strides[1]
-    count = 0
-    if op.place.device_type == KVIT_DEVICE_HOST:
-        count = add_cache(spans, 3, view, False)
-        count = add_tensor(spans, count, tokens, False)
-        for i in range(count):
-            spans[i].any_time = params.reads_ahead
-        count = add_own(spans, count, op)
-        count = add_tensor(spans, count, q, False)
-        count = add_tensor(spans, count, out, True)
-        count = add_tensor(spans, count, lse, True)
-    return launch(op, &params, op.grid, stream, spans, count)
+    if not pack_attention(&params, &op.plan, &view.cache, view.maps, &packed, tokens, each, q, out, lse):
+        return UNFIT
+    spans.count = 0
+    if op.type.device.type == KVIT_DEVICE_HOST:
+        add_cache(&spans, view, False)
+        add_table(&spans, table, tokens)
+        if params.reads_ahead:
+            set_pre_dependency(&spans, 0)
+        add_own(&spans, op)
+        add_memory(&spans, q, False)
+        add_memory(&spans, out, True)
+        add_memory(&spans, lse, True)
+    return launch(op, &op.plan.config, &params, stream, &spans)
 
 
 cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *k,
                   const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil:
-    cdef KvitAppendParams append
-    cdef KvitTransferParams *params = &append.transfer
-    cdef KvitSpan[MOST_SPANS] spans
+    cdef KvitAppendParams params  # gather takes the first part alone
+    cdef KvitPageTable packed
+    cdef Spans spans
     cdef RowGrid grid
-    cdef int count
+    cdef LaunchConfig config
+    cdef int each
     cdef bint is_append = kind == KVIT_OP_APPEND
-    memset(&append, 0, sizeof(append))  # no bias, no rotation, no queries; gather takes the first part alone
     if (op.kind != kind or not is_for(op, view, stream) or (is_append and view.is_readonly)
-            or not are_rows(k, op.place, op.dtype, -1, op.kv_heads, op.head_dim, not is_append)
-            or not are_rows(v, op.place, op.dtype, k.shape[0], op.kv_heads, op.head_dim, not is_append)
-            or not pack_table(table, op.place, &params.table, spans)
-            or not pack_tokens(k, params.table.num_sequences, tokens, op.place, &params.tokens)):
+            or not are_rows(k, op.type.device, op.dtype, -1, op.type.kv_heads, op.type.head_dim, not is_append)
+            or not are_rows(v, op.type.device, op.dtype, k.shape[0], op.type.kv_heads, op.type.head_dim, not is_append)
+            or not pack_fitting_table(table, op.type.device, &packed)):
+        return UNFIT
+    each = rows_of_each(k.shape[0], packed.num_sequences, tokens, op.type.device)
+    grid = grid_for(&op.shares, k.shape[0], k.shape[1], 0)
+    if each < 0 or grid.ctas * op.shares.warps > MOST_WARPS:
         return UNFIT
     if k.shape[0] == 0:
         return KVIT_OK
-    grid = grid_for(&op.shares, k.shape[0], k.shape[1], 0)
-    append.passes = <int32_t>grid.passes
-    if grid.ctas * op.shares.warps > MOST_WARPS:
-        return UNFIT
-    params.cache = view.cache
-    params.fault = op.fault
-    pack_rows(&params.k, k)
-    pack_rows(&params.v, v)
-    count = 0
-    if op.place.device_type == KVIT_DEVICE_HOST:
-        count = add_cache(spans, 3, view, is_append)
-        count = add_own(spans, count, op)
-        count = add_tensor(spans, count, tokens, False)
-        count = add_tensor(spans, count, k, not is_append)
-        count = add_tensor(spans, count, v, not is_append)
-    return launch(op, params, <unsigned int>grid.ctas, stream, spans, count)
+    memset(&params, 0, sizeof(params))  # no bias, no rotation, no queries
+    pack_transfer(&params.transfer, &view.cache, &packed, tokens, each, k, v, op.fault)
+    params.passes = <int32_t>grid.passes
+    spans.count = 0
+    if op.type.device.type == KVIT_DEVICE_HOST:
+        add_cache(&spans, view, is_append)
+        add_table(&spans, table, tokens)
+        add_own(&spans, op)
+        add_memory(&spans, k, not is_append)
+        add_memory(&spans, v, not is_append)
+    config = (<Kernel>op.kernel).config_of(<unsigned int>grid.ctas)
+    return launch(op, &config, &params, stream, &spans)
 
 
 cdef bint is_for(const OpState *op, const ViewState *view, kvit_stream stream) noexcept nogil:
     """Whether the operation was made for such a view, and the stream can be one of its device."""
-    return (
-        view.cache.num_kv_heads == op.kv_heads and view.cache.head_dim == op.head_dim
-        and view.dtype == op.cache_dtype and view.k_dtype == op.k_dtype and view.v_dtype == op.v_dtype
-        and view.place.device_type == op.place.device_type and view.place.device_id == op.place.device_id
-        and is_stream(stream, op.place)
-    )
+    return is_same_type(&view.type, &op.type) and is_stream(stream, op.type.device)
 
 
-cdef bint pack_tokens(const kvit_tensor *rows, int32_t sequences, const kvit_tensor *tokens, Place place,
-                      KvitTokens *packed) noexcept nogil:
-    packed.total = <int32_t>rows.shape[0]
-    packed.indptr = NULL
-    packed.each = 0
-    if tokens != NULL:
-        packed.indptr = <const int32_t *>tokens.data
-        return are_entries(tokens, place, <int64_t>sequences + 1)
-    if sequences == 0:
-        return rows.shape[0] == 0
-    packed.each = packed.total // sequences
-    return packed.total % sequences == 0
+# What a launch on the host may touch.
 
-
-cdef void pack_rows(KvitRows *packed, const kvit_tensor *rows) noexcept nogil:
-    packed.base = rows.data
-    packed.token_stride = rows.strides[0]
-    packed.head_stride = rows.strides[1]
-
-
-# What a launch on the host may touch, added behind the `count` spans that are there: how many there are then.
-
-cdef int add_cache(KvitSpan *spans, int count, const ViewState *view, bint is_written) noexcept nogil:
+cdef void add_cache(Spans *spans, const ViewState *view, bint is_written) noexcept nogil:
     cdef int i
     for i in range(view.num_spans):
-        spans[count + i] = view.spans[i]
-        spans[count + i].writable = is_written
-    return count + view.num_spans
+        spans.items[spans.count] = view.spans[i]
+        spans.items[spans.count].writable = is_written
+        spans.count += 1
 
 
-cdef int add_own(KvitSpan *spans, int count, const OpState *op) noexcept nogil:
+cdef void add_table(Spans *spans, const kvit_page_table *table, const kvit_tensor *tokens) noexcept nogil:
+    add_memory(spans, table.pages, False)
+    add_memory(spans, table.lengths, False)
+    add_memory(spans, table.indptr, False)
+    add_memory(spans, tokens, False)
+
+
+cdef void add_own(Spans *spans, const OpState *op) noexcept nogil:
     cdef int i
     for i in range(op.num_spans):
-        spans[count + i] = op.spans[i]
-    return count + op.num_spans
+        spans.items[spans.count] = op.spans[i]
+        spans.count += 1
 
 
-cdef int add_tensor(KvitSpan *spans, int count, const kvit_tensor *tensor, bint is_written) noexcept nogil:
-    if tensor == NULL:
-        return count
-    spans[count] = span_of(tensor, is_written)
-    return count + 1
-
-
-cdef int32_t launch(const OpState *op, const void *params, unsigned int grid, kvit_stream stream,
-                    const KvitSpan *spans, int count) noexcept nogil:
+cdef int32_t launch(const OpState *op, const LaunchConfig *config, const void *params, kvit_stream stream,
+                    const Spans *spans) noexcept nogil:
     cdef const char *call = NULL
     cdef int status = launch_raw(
-        <Kernel>op.kernel, <KernelGraph>op.graph, params, grid, <void *>stream, spans, count, &call
+        <Kernel>op.kernel, <KernelGraph>op.graph, config, params, <void *>stream, spans.items, spans.count, &call
     )
     if status == 0:
         return KVIT_OK
-    return say_why(op, grid, status, call) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return say_why(op, config, status, call) if has_python() else KVIT_ERROR_NO_INTERPRETER
 
 
-cdef int32_t say_why(const OpState *op, unsigned int grid, int status, const char *call) noexcept with gil:
+cdef int32_t say_why(const OpState *op, const LaunchConfig *config, int status, const char *call) noexcept with gil:
     try:
-        launch_failed(<Kernel>op.kernel, grid, status, call)
+        launch_failed(<Kernel>op.kernel, config, status, call)
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)

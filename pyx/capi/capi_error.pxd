@@ -14,4 +14,4 @@ cdef char *error_text() noexcept nogil
 cdef bint has_python() noexcept nogil
 
 # Keeps the words of an exception for the thread, and returns its status. `fault` gets what a PageTableError says.
-cdef int32_t tell(object error, kvit_fault *fault=*) noexcept
+cdef int32_t set_last_error(object error, kvit_fault *fault=*) noexcept

@@ -24,7 +24,7 @@ class ArgumentError(errors.KvitError, ValueError):
     """An argument of the C API that C alone can get wrong: NULL, a struct of an unknown size, an unknown option."""
 
 
-class Told(Exception):
+class CallFailed(Exception):
     """Something whose words the thread has already; `status` is what its call returns."""
 
     def __init__(self, int32_t status):
@@ -59,10 +59,10 @@ cdef bint has_python() noexcept nogil:
     return False
 
 
-cdef int32_t tell(object error, kvit_fault *fault=NULL) noexcept:
+cdef int32_t set_last_error(object error, kvit_fault *fault=NULL) noexcept:
     cdef bytes words
     cdef int32_t status = KVIT_ERROR_INTERNAL
-    if isinstance(error, Told):
+    if isinstance(error, CallFailed):
         return error.status
     for kind, code in _STATUSES:
         if isinstance(error, kind):

@@ -19,7 +19,7 @@ cdef struct Slot:
     Drop drop                          # of the state
     uint32_t generation                # of the handle that lives here, or lived here last
     int32_t users                      # calls that hold the slot
-    int32_t is_taken                   # by the one call that may use an operation
+    int32_t is_acquired                   # by the one call that may use an operation
     int32_t next_free                  # index + 1; 0: none
 
 # A new handle for `state`, which it takes over: where it raises MemoryError, the state has been dropped.
@@ -35,5 +35,5 @@ cdef int32_t pin(const void *handle, int kind, Slot **slot) noexcept nogil
 cdef void unpin(Slot *slot) noexcept nogil
 
 # Makes a pinned slot the caller's alone until `leave`; KVIT_ERROR_BUSY while another call has it.
-cdef int32_t take(Slot *slot) noexcept nogil
-cdef void leave(Slot *slot) noexcept nogil
+cdef int32_t acquire(Slot *slot) noexcept nogil
+cdef void release(Slot *slot) noexcept nogil

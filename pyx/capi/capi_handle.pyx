@@ -60,7 +60,7 @@ cdef void *publish(int kind, void *state, Drop drop) except NULL:
     slot.generation += 1
     slot.state = state
     slot.drop = drop
-    slot.is_taken = 0
+    slot.is_acquired = 0
     word = <uint64_t>kind << KIND_SHIFT | <uint64_t>slot.generation << INDEX_BITS | index
     store_word(&slot.word, word, __ATOMIC_SEQ_CST)
     return <void *><uintptr_t>word
@@ -123,16 +123,16 @@ cdef void unpin(Slot *slot) noexcept nogil:
     add(&slot.users, -1, __ATOMIC_SEQ_CST)
 
 
-cdef int32_t take(Slot *slot) noexcept nogil:
-    if exchange(&slot.is_taken, 1, __ATOMIC_SEQ_CST) == 0:
+cdef int32_t acquire(Slot *slot) noexcept nogil:
+    if exchange(&slot.is_acquired, 1, __ATOMIC_SEQ_CST) == 0:
         return KVIT_OK
     snprintf(error_text(), ERROR_BYTES, b"BusyError: another thread's call is using this kvit_op, whose workspace "
              b"serves one call at a time; make an operation for each thread")
     return KVIT_ERROR_BUSY
 
 
-cdef void leave(Slot *slot) noexcept nogil:
-    exchange(&slot.is_taken, 0, __ATOMIC_SEQ_CST)
+cdef void release(Slot *slot) noexcept nogil:
+    exchange(&slot.is_acquired, 0, __ATOMIC_SEQ_CST)
 
 
 cdef uint32_t index_of(uint64_t word) noexcept nogil:

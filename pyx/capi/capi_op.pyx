@@ -7,16 +7,17 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from kvit._native.attention_call cimport AttentionCall
+from kvit._native.attention_launch cimport AttentionLaunch
 from kvit._native.buffer cimport Buffer
-from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_error cimport has_python, set_last_error
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
 from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, read_options, to_dtype, to_launch
-from kvit._native.capi_tensor cimport extent_of, to_stream, to_tensor
+from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
 from kvit._native.module cimport Kernel, load_kernel
-from kvit._native.ops cimport AttentionLaunch
 from kvit._native.row_ops cimport shares_of
+from kvit._native.spans cimport span_of
 from kvit._native.tensor cimport Tensor
 from kvit._native.transfer_call cimport TransferCall
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
@@ -49,7 +50,7 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
         op[0] = <kvit_op *>publish(HANDLE_OP, state, drop)
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) except NULL:
@@ -69,12 +70,8 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
         raise MemoryError("no memory for another operation")
     try:
         state.kind = options.kind
-        state.dtype = state.cache_dtype = view.dtype
-        state.k_dtype = view.k_dtype
-        state.v_dtype = view.v_dtype
-        state.kv_heads = view.cache.num_kv_heads
-        state.head_dim = view.cache.head_dim
-        state.place = view.place
+        state.type = view.type
+        state.dtype = view.type.dtype
         if options.kind == KVIT_OP_ATTENTION:
             keep_attention(state, operation)
         else:
@@ -106,14 +103,12 @@ cdef object make_attention(const kvit_op_options *options, object view):
 
 cdef int keep_attention(OpState *state, object operation) except -1:
     cdef AttentionLaunch launch = (<AttentionCall>operation).launch
-    state.constants = launch.params
-    state.grid = launch.grid
-    state.boxes = launch.boxes
+    state.plan = launch.plan
     state.kernel = <void *>launch.kernel
     state.graph = <void *>launch.graph
-    state.fault = launch.params.fault
-    state.dtype = (<AttentionCall>operation).code
-    state.query_heads = launch.params.num_query_heads
+    state.fault = launch.plan.constants.fault
+    state.dtype = (<AttentionCall>operation).query_dtype
+    state.query_heads = launch.plan.constants.num_query_heads
     state.workspace_bytes = operation.workspace_bytes
     add_memory(state, launch.partials, False)
     add_memory(state, launch.fault, True)
@@ -126,14 +121,14 @@ cdef int keep_transfer(OpState *state, object operation) except -1:
     state.kernel = <void *>kernel
     state.graph = <void *>(<TransferCall>operation)._graph
     state.shares = shares_of(operation.entry, device_of(operation.device))
-    state.fault = <KvitFault *>fault.data
+    state.fault = <KvitFault *>fault.memory.data
     add_memory(state, fault, True)
     return 0
 
 
-cdef void add_memory(OpState *state, Tensor tensor, bint at_any_time) noexcept:
-    state.spans[state.num_spans] = extent_of(tensor, True)
-    state.spans[state.num_spans].any_time = at_any_time
+cdef void add_memory(OpState *state, Tensor tensor, bint is_pre_dependency) noexcept:
+    state.spans[state.num_spans] = span_of(&tensor.memory, True)
+    state.spans[state.num_spans].pre_dependency = is_pre_dependency
     state.num_spans += 1
 
 
@@ -149,13 +144,13 @@ cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
     found.kind = state.kind
     found.workspace_bytes = state.workspace_bytes
     found.dtype = state.dtype
-    found.k_dtype = state.k_dtype
-    found.v_dtype = state.v_dtype
+    found.k_dtype = state.type.k_dtype
+    found.v_dtype = state.type.v_dtype
     found.query_heads = state.query_heads
-    found.kv_heads = state.kv_heads
-    found.head_dim = state.head_dim
-    found.device_type = state.place.device_type
-    found.device_id = state.place.device_id
+    found.kv_heads = state.type.kv_heads
+    found.head_dim = state.type.head_dim
+    found.device_type = state.type.device.type
+    found.device_id = state.type.device.ordinal
     status = answer(info, &found, sizeof(found), b"kvit_op_info")
     unpin(slot)
     return status
@@ -173,7 +168,7 @@ cdef int32_t explain(kvit_op *op, char *text, size_t capacity, size_t *length) n
     try:
         write_text(describe(<OpState *>slot.state), text, capacity, length)
     except BaseException as error:
-        status = tell(error)
+        status = set_last_error(error)
     unpin(slot)
     return status
 
@@ -214,9 +209,9 @@ cdef int32_t check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept 
     if status != KVIT_OK:
         return status
     try:
-        (<object>(<OpState *>slot.state).operation).check(to_stream(stream, (<OpState *>slot.state).place))
+        (<object>(<OpState *>slot.state).operation).check(to_stream(stream, (<OpState *>slot.state).type.device))
     except BaseException as error:
-        status = tell(error, fault)
+        status = set_last_error(error, fault)
     unpin(slot)
     return status
 

@@ -1,7 +1,7 @@
 """Options and answers of the C API: structs that begin with their size, and the constants in them."""
 from libc.string cimport memcpy, memset
 
-from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_error cimport has_python, set_last_error
 from kvit.capi cimport (
     KVIT_ERROR_NO_INTERPRETER, KVIT_LAUNCH_DIRECT, KVIT_LAUNCH_GRAPH, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND,
     KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK,
@@ -85,4 +85,4 @@ cdef int32_t refuse_size(const void *info, uint32_t known, const char *name) noe
         check_size(info, known, name.decode())
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)

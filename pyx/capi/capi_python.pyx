@@ -4,9 +4,10 @@ One set of checks has the words: the operations of kvit say what is wrong, or ma
 """
 import kvit
 
-from kvit._native.capi_error cimport has_python, tell
-from kvit._native.capi_tensor cimport place_of, to_stream, to_tensor
+from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport to_table
+from kvit._native.checks cimport device_id_of
 from kvit._native.tensor cimport Tensor
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
 
@@ -23,11 +24,11 @@ cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_tabl
         (<object>op.operation)(
             to_tensor(q, "q"), <object>view.view, to_table(table), out=to_tensor(out, "out"),
             lse=to_tensor(lse, "lse", True), tokens=to_tensor(tokens, "tokens", True),
-            stream=to_stream(stream, op.place),
+            stream=to_stream(stream, op.type.device),
         )
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
@@ -39,10 +40,10 @@ cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_p
         rows = to_tensor(k, "k"), to_tensor(v, "v")
         where = cache, to_table(table)
         arguments = rows + where if kind == KVIT_OP_APPEND else where + rows
-        operation(*arguments, tokens=to_tensor(tokens, "tokens", True), stream=to_stream(stream, op.place))
+        operation(*arguments, tokens=to_tensor(tokens, "tokens", True), stream=to_stream(stream, op.type.device))
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef int require_kind(const OpState *op, int kind) except -1:
@@ -65,8 +66,8 @@ cdef int32_t merge(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvi
         a = to_tensor(out_a, "out_a")
         kvit.merge_states(
             a, to_tensor(lse_a, "lse_a"), to_tensor(out_b, "out_b"), to_tensor(lse_b, "lse_b"),
-            out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True), stream=to_stream(stream, place_of(a)),
+            out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True), stream=to_stream(stream, device_id_of(a)),
         )
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)

@@ -1,4 +1,3 @@
-# cython: cdivision=True
 """Caches and page tables as C hands them in: kvit_view and kvit_page_table."""
 import kvit
 
@@ -7,12 +6,15 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from kvit._native.capi_error cimport has_python, tell
+from kvit._native.capi_error cimport has_python, set_last_error
 from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, destroy, pin, publish, unpin
 from kvit._native.capi_option cimport answer, check_size, check_target, to_dtype, to_layout
-from kvit._native.capi_tensor cimport are_entries, are_entry_rows, extent_of, place_of, span_of, to_tensor
+from kvit._native.capi_tensor cimport to_tensor
+from kvit._native.checks cimport are_entries, are_entry_rows
 from kvit._native.context cimport Device, device_of
-from kvit._native.ops cimport PackedCache
+from kvit._native.packed_cache cimport PackedCache
+from kvit._native.packed_table cimport pack_table
+from kvit._native.spans cimport span_of
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport KVIT_LEAST_BOX_TOKENS, Boxes
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
@@ -31,7 +33,7 @@ cdef int32_t create(const kvit_view_options *options, kvit_view **view) noexcept
         view[0] = publish_view(make_view(options))
         return KVIT_OK
     except BaseException as error:
-        return tell(error)
+        return set_last_error(error)
 
 
 cdef object make_view(const kvit_view_options *options):
@@ -58,7 +60,7 @@ cdef kvit_view *publish_view(object view) except NULL:
 
 
 cdef ViewState *make_state(object view) except NULL:
-    cdef PackedCache packed = view._packed
+    cdef PackedCache packed = view.packed
     cdef ViewState *state
     make_maps(packed)
     state = <ViewState *>calloc(1, sizeof(ViewState))
@@ -68,10 +70,7 @@ cdef ViewState *make_state(object view) except NULL:
     for pool in (packed.k, packed.v, packed.k_params, packed.v_params):
         if pool is not None:
             add_pool(state, pool)
-    state.place = place_of(packed.k)
-    state.dtype = packed.code
-    state.k_dtype = packed.k.code
-    state.v_dtype = packed.v.code
+    state.type = packed.type
     state.maps = &packed.maps
     state.view = <void *>view
     Py_INCREF(view)
@@ -80,21 +79,21 @@ cdef ViewState *make_state(object view) except NULL:
 
 cdef int make_maps(PackedCache packed) except -1:
     """All tensor maps that a call may ask for: it has no GIL to make them with."""
-    cdef Device home = device_of(packed.k.device)
+    cdef Device device = device_of(packed.k.device)
     cdef int tokens = packed.maps.most_tokens
-    if home.is_host or home.compute_capability >= (9, 0):
+    if device.is_host or device.compute_capability >= (9, 0):
         while tokens >= KVIT_LEAST_BOX_TOKENS:
-            packed.make_maps(Boxes(tokens, False), home)
+            packed.make_maps(Boxes(tokens, False), device)
             if packed.maps.may_have_lines:
-                packed.make_maps(Boxes(tokens, True), home)
+                packed.make_maps(Boxes(tokens, True), device)
             tokens //= 2
     return 0
 
 
 cdef void add_pool(ViewState *state, Tensor pool) noexcept:
-    state.spans[state.num_spans] = extent_of(pool, False)
+    state.spans[state.num_spans] = span_of(&pool.memory, False)
     state.num_spans += 1
-    state.is_readonly |= pool.is_readonly
+    state.is_readonly |= pool.memory.readonly != 0
 
 
 cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
@@ -106,15 +105,15 @@ cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
         return status
     state = <ViewState *>slot.state
     memset(&found, 0, sizeof(found))
-    found.dtype = state.dtype
-    found.k_dtype = state.k_dtype
-    found.v_dtype = state.v_dtype
+    found.dtype = state.type.dtype
+    found.k_dtype = state.type.k_dtype
+    found.v_dtype = state.type.v_dtype
     found.num_pages = state.cache.num_pages
     found.page_size = state.cache.page_size
     found.kv_heads = state.cache.num_kv_heads
     found.head_dim = state.cache.head_dim
-    found.device_type = state.place.device_type
-    found.device_id = state.place.device_id
+    found.device_type = state.type.device.type
+    found.device_id = state.type.device.ordinal
     status = answer(info, &found, sizeof(found), b"kvit_view_info")
     unpin(slot)
     return status
@@ -130,28 +129,17 @@ cdef int32_t drop(void *state) noexcept:
     return KVIT_OK
 
 
-cdef bint pack_table(const kvit_page_table *table, Place place, KvitPageTable *packed, KvitSpan *spans) noexcept nogil:
+cdef bint pack_fitting_table(const kvit_page_table *table, DeviceId device, KvitPageTable *packed) noexcept nogil:
     cdef int64_t sequences
-    if table == NULL or not are_entries(table.lengths, place, -1):
+    if table == NULL or not are_entries(table.lengths, device, -1):
         return False
     sequences = table.lengths.shape[0]
-    memset(packed, 0, sizeof(KvitPageTable))
-    memset(spans, 0, 3 * sizeof(KvitSpan))
     if table.indptr == NULL:
-        if not are_entry_rows(table.pages, place, sequences):
+        if not are_entry_rows(table.pages, device, sequences):
             return False
-        packed.row_stride = table.pages.strides[0] // <int64_t>sizeof(int32_t)
-    else:
-        if not are_entries(table.pages, place, -1) or not are_entries(table.indptr, place, sequences + 1):
-            return False
-        packed.indptr = <const int32_t *>table.indptr.data
-        spans[2] = span_of(table.indptr, False)
-    packed.pages = <const int32_t *>table.pages.data
-    packed.lengths = <const int32_t *>table.lengths.data
-    packed.num_sequences = <int32_t>sequences
-    packed.max_pages = <int32_t>table.pages.shape[table.pages.ndim - 1]
-    spans[0] = span_of(table.pages, False)
-    spans[1] = span_of(table.lengths, False)
+    elif not are_entries(table.pages, device, -1) or not are_entries(table.indptr, device, sequences + 1):
+        return False
+    pack_table(packed, table.pages, table.indptr, table.lengths)
     return True
 
 

@@ -1,4 +1,4 @@
-# Lends a Tensor's memory to other libraries: DLPack, the buffer protocol, numpy, __cuda_array_interface__.
+# Exports a Tensor's memory to other libraries: DLPack, the buffer protocol, numpy, __cuda_array_interface__.
 from libc.stdint cimport uintptr_t
 
 from kvit._native.tensor cimport Tensor

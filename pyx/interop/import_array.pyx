@@ -95,9 +95,9 @@ cdef Tensor from_numpy(object source):
             "numpy holds uint4 one per byte, kvit two; use Buffer.from_numpy, or give packed uint8 with dtype='uint4'"
         )
     tensor.owner = capsule  # which keeps the array
-    tensor.device_type = ON_HOST
-    tensor.data = interface.data
-    tensor.is_readonly = not interface.flags & ARRAY_WRITEABLE
+    tensor.memory.device_type = ON_HOST
+    tensor.memory.data = interface.data
+    tensor.memory.readonly = not interface.flags & ARRAY_WRITEABLE
     lay_out(tensor, code, tuple([interface.shape[i] for i in range(interface.ndim)]),
             tuple([interface.strides[i] for i in range(interface.ndim)]))
     return tensor
@@ -108,19 +108,19 @@ cdef Tensor from_dlpack(object source, void *stream):
     cdef DLManagedTensorVersioned *versioned
     cdef DLTensor *view
     cdef int i
-    capsule = lent_by(source, stream, tensor)
+    capsule = capsule_of(source, stream, tensor)
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         versioned = <DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")
         if versioned.version.major != 1:
             raise LayoutError(f"DLPack {versioned.version.major}.{versioned.version.minor} is unknown; kvit reads 0, 1")
-        tensor.is_readonly = (versioned.flags & DL_FLAG_READ_ONLY) != 0
+        tensor.memory.readonly = (versioned.flags & DL_FLAG_READ_ONLY) != 0
         view = &versioned.dl_tensor
     else:
         view = &(<DLManagedTensor *>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor
 
     # The capsule stays unconsumed, so that its own destructor gives the memory back when this view goes.
     tensor.owner = capsule
-    tensor.data = <char *>view.data + view.byte_offset
+    tensor.memory.data = <char *>view.data + view.byte_offset
     code = _DLPACK_TYPES.get((view.dtype.code, view.dtype.bits)) if view.dtype.lanes == 1 else None
     if code is None:
         raise DtypeError(
@@ -145,16 +145,16 @@ cdef object byte_strides(DLTensor *view):
     return tuple(strides)
 
 
-cdef object lent_by(object source, void *stream, Tensor tensor):
+cdef object capsule_of(object source, void *stream, Tensor tensor):
     """The capsule of a DLPack producer; sets the tensor's device."""
     try:
         device_type, device_id = source.__dlpack_device__()
         if device_type in (DL_CPU, DL_CUDA_HOST):
-            tensor.device_type = ON_HOST
+            tensor.memory.device_type = ON_HOST
             return ask_dlpack(source, None)
         if device_type in (DL_CUDA, DL_CUDA_MANAGED):
-            tensor.device_type = ON_CUDA
-            tensor.device_id = device_id
+            tensor.memory.device_type = ON_CUDA
+            tensor.memory.device_id = device_id
             # DLPack calls the legacy default stream 1: its 0 could mean either default.
             return ask_dlpack(source, <uintptr_t>stream if stream != NULL else 1)
     except Exception as error:  # a BufferError, says DLPack; some libraries raise their own
@@ -181,10 +181,10 @@ cdef Tensor from_cuda_array(object source, object dtype):
     if code is None or (typestr[1] == "V" and dtype is None):
         raise DtypeError(f"typestr {typestr!r} has no kvit dtype; say with dtype= what it is")
     tensor.owner = source
-    tensor.device_type = ON_CUDA
-    tensor.data = <void *><uintptr_t>interface["data"][0]
-    tensor.device_id = gpu_of(tensor.data)  # the interface does not name it
-    tensor.is_readonly = interface["data"][1]
+    tensor.memory.device_type = ON_CUDA
+    tensor.memory.data = <void *><uintptr_t>interface["data"][0]
+    tensor.memory.device_id = gpu_of(tensor.memory.data)  # the interface does not name it
+    tensor.memory.readonly = bool(interface["data"][1])
     tensor.ready_stream = <uintptr_t>(interface.get("stream") or 0)
     lay_out(tensor, code, interface["shape"], interface.get("strides"))
     return tensor
@@ -204,10 +204,10 @@ cdef Tensor from_buffer(object source):
     if view.suboffsets:
         raise LayoutError("the buffer is an array of pointers; kvit reads one block of memory")
     PyObject_GetBuffer(view, &raw, PyBUF_RECORDS_RO)
-    tensor.data = raw.buf
+    tensor.memory.data = raw.buf
     PyBuffer_Release(&raw)  # the memoryview goes on holding the memory
     tensor.owner = view
-    tensor.device_type = ON_HOST
-    tensor.is_readonly = view.readonly
+    tensor.memory.device_type = ON_HOST
+    tensor.memory.readonly = view.readonly
     lay_out(tensor, code, view.shape, view.strides)
     return tensor

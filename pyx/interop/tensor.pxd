@@ -1,6 +1,8 @@
 # A view of somebody's memory: what every operation takes. Imports nothing of kvit but errors and dtypes.
 from libc.stdint cimport int64_t, uintptr_t
 
+from kvit.capi cimport kvit_tensor
+
 
 cdef extern from "abi/dtype.h":
     enum:
@@ -26,15 +28,10 @@ cdef enum:
 
 cdef class Tensor:
     cdef object owner                  # keeps the memory alive
-    cdef void *data                    # element [0, 0, ...]
-    cdef int64_t[8] dims               # [ndim] elements
-    cdef int64_t[8] steps              # [ndim] bytes to the next index; 0 on the packed last axis of a 4-bit type
-    cdef int ndim
-    cdef int code                      # enum KvitDtype
+    # Address, shape, byte strides, dtype (enum KvitDtype) and device (ON_HOST, ON_CUDA): what a C caller hands in, too. The
+    # stride of the packed last axis of a 4-bit type is 0.
+    cdef kvit_tensor memory
     cdef int bits                      # of an element
-    cdef int device_type               # ON_HOST, ON_CUDA
-    cdef int device_id                 # GPU ordinal; 0 on the host
-    cdef bint is_readonly
     cdef uintptr_t ready_stream        # stream whose work fills the memory (__cuda_array_interface__); 0: none
 
     cdef bint is_contiguous(self) noexcept
@@ -43,12 +40,14 @@ cdef class Tensor:
     # Lowest byte touched, and one past the highest. Equal where there are no elements.
     cdef void extent(self, uintptr_t *low, uintptr_t *high) noexcept
 
-# Sets type, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
-cdef int lay_out(Tensor tensor, int code, tuple shape, object strides) except -1
+# Lowest byte touched, and one past the highest, of any memory. Equal where there are no elements.
+cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) noexcept nogil
 
-# A view of raw memory. steps NULL: C-contiguous.
-cdef Tensor raw_tensor(void *data, int ndim, const int64_t *dims, const int64_t *steps, int code, int device_type,
-                       int device_id, object owner)
+# Bits of an element of an enum KvitDtype; 0 where there is no such type.
+cdef int bits_of(int dtype) noexcept nogil
+
+# Sets dtype, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
+cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1
 
 # The same bytes as another type; `source` itself where it has that type. Raises DtypeError, LayoutError.
 cdef Tensor reinterpret(Tensor source, object dtype)

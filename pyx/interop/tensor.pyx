@@ -11,6 +11,13 @@ _RAW_CODES = frozenset((KVIT_U8, KVIT_I8, KVIT_U16, KVIT_U32))
 
 cdef object view = None
 
+cdef enum:
+    NUM_DTYPES = 64                        # more than there are in enum KvitDtype
+
+cdef int[NUM_DTYPES] BITS                  # of an element, by enum KvitDtype
+for _dtype in BY_CODE.values():
+    BITS[_dtype.code] = _dtype.bits
+
 
 cdef class Tensor:
     """Where somebody's elements lie: address, shape, strides in bytes, dtype, device. Keeps their owner alive.
@@ -46,57 +53,43 @@ cdef class Tensor:
         Raises LayoutError for a shape and strides that do not fit, or an address out of alignment.
         """
         cdef Tensor tensor = Tensor.__new__(Tensor)
-        tensor.data = <void *><uintptr_t>pointer
+        tensor.memory.data = <void *><uintptr_t>pointer
         tensor.owner = owner
-        tensor.is_readonly = readonly
-        tensor.device_type, tensor.device_id = parse_device(str(device))
+        tensor.memory.readonly = bool(readonly)
+        tensor.memory.device_type, tensor.memory.device_id = parse_device(str(device))
         lay_out(tensor, dtype_of(dtype).code, tuple(shape), None if strides is None else tuple(strides))
         check_memory(tensor)
         return tensor
 
     cdef bint is_contiguous(self) noexcept:
         cdef int64_t step = self.bits // 8
-        cdef int i = self.ndim - 1
+        cdef int i = self.memory.ndim - 1
         if self.num_elements() == 0:
             return True
         if self.bits < 8:
-            if self.ndim == 0 or self.steps[i] != 0:
+            if self.memory.ndim == 0 or self.memory.strides[i] != 0:
                 return False
-            step = self.dims[i] * self.bits // 8
+            step = self.memory.shape[i] * self.bits // 8
             i -= 1
         while i >= 0:
-            if self.dims[i] != 1 and self.steps[i] != step:
+            if self.memory.shape[i] != 1 and self.memory.strides[i] != step:
                 return False
-            step *= self.dims[i]
+            step *= self.memory.shape[i]
             i -= 1
         return True
 
     cdef bint is_dense_last(self) noexcept:
-        cdef int last = self.ndim - 1
-        return last < 0 or self.dims[last] <= 1 or self.steps[last] == self.bits // 8
+        cdef int last = self.memory.ndim - 1
+        return last < 0 or self.memory.shape[last] <= 1 or self.memory.strides[last] == self.bits // 8
 
     cdef int64_t num_elements(self) noexcept:
         cdef int64_t count = 1
-        for i in range(self.ndim):
-            count *= self.dims[i]
+        for i in range(self.memory.ndim):
+            count *= self.memory.shape[i]
         return count
 
     cdef void extent(self, uintptr_t *low, uintptr_t *high) noexcept:
-        cdef uintptr_t first = <uintptr_t>self.data
-        cdef uintptr_t last = first
-        cdef int64_t reach
-        low[0] = high[0] = first
-        if self.num_elements() == 0:
-            return
-        for i in range(self.ndim):
-            reach = (self.dims[i] - 1) * self.steps[i]
-            if reach < 0:
-                first += reach
-            else:
-                last += reach
-        low[0] = first
-        # A packed 4-bit row ends dims / 2 bytes after it begins; anything else one element after its last one does.
-        high[0] = last + (self.bits // 8 if self.bits >= 8 else self.dims[self.ndim - 1] * self.bits // 8)
+        extent_of(&self.memory, low, high)
 
     def span(self) -> tuple:
         """(lowest address touched, one past the highest); equal where there are no elements."""
@@ -107,27 +100,27 @@ cdef class Tensor:
     @property
     def shape(self) -> tuple:
         """Elements along each axis."""
-        return tuple([self.dims[i] for i in range(self.ndim)])
+        return tuple([self.memory.shape[i] for i in range(self.memory.ndim)])
 
     @property
     def strides(self) -> tuple:
         """Bytes from one index to the next, along each axis."""
-        return tuple([self.steps[i] for i in range(self.ndim)])
+        return tuple([self.memory.strides[i] for i in range(self.memory.ndim)])
 
     @property
     def dtype(self):
         """kvit.dtypes.Dtype of the elements."""
-        return BY_CODE[self.code]
+        return BY_CODE[self.memory.dtype]
 
     @property
     def device(self) -> str:
         """"host" or "cuda:N"."""
-        return "host" if self.device_type == ON_HOST else f"cuda:{self.device_id}"
+        return "host" if self.memory.device_type == ON_HOST else f"cuda:{self.memory.device_id}"
 
     @property
     def pointer(self) -> int:
         """Address of element [0, 0, ...]."""
-        return <uintptr_t>self.data
+        return <uintptr_t>self.memory.data
 
     @property
     def nbytes(self) -> int:
@@ -137,67 +130,71 @@ cdef class Tensor:
     @property
     def readonly(self) -> bool:
         """Whether the source forbids writing."""
-        return self.is_readonly
+        return self.memory.readonly != 0
 
     def __repr__(self):
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"
 
 
-cdef Tensor raw_tensor(void *data, int ndim, const int64_t *dims, const int64_t *steps, int code, int device_type,
-                       int device_id, object owner):
-    cdef Tensor tensor = Tensor.__new__(Tensor)
+cdef int bits_of(int dtype) noexcept nogil:
+    return BITS[dtype] if 0 <= dtype < NUM_DTYPES else 0
+
+
+cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) noexcept nogil:
+    cdef uintptr_t last = <uintptr_t>memory.data
+    cdef int64_t reach
+    cdef int bits = bits_of(memory.dtype)
     cdef int i
-    check_ndim(ndim)
-    tensor.data = data
-    tensor.owner = owner
-    tensor.device_type = device_type
-    tensor.device_id = device_id
-    set_type(tensor, code)
-    tensor.ndim = ndim
-    for i in range(ndim):
-        tensor.dims[i] = dims[i]
-        if steps != NULL:
-            tensor.steps[i] = steps[i]
-    if steps == NULL:
-        set_contiguous(tensor)
-    return tensor
+    low[0] = high[0] = last
+    for i in range(memory.ndim):
+        if memory.shape[i] == 0:
+            return
+    for i in range(memory.ndim):
+        reach = (memory.shape[i] - 1) * memory.strides[i]
+        if reach < 0:
+            low[0] += reach
+        else:
+            last += reach
+    # A packed 4-bit row ends half as many bytes after it begins as it has elements; all else one element after its last.
+    high[0] = last + (bits // 8 if bits >= 8 else memory.shape[memory.ndim - 1] * bits // 8)
 
 
 cdef Tensor reinterpret(Tensor source, object dtype):
     cdef Tensor tensor
-    cdef int last = source.ndim - 1
+    cdef int last = source.memory.ndim - 1
     wanted = dtype_of(dtype)
-    if wanted.code == source.code:
+    if wanted.code == source.memory.dtype:
         return source
-    packs = source.code == KVIT_U8 and wanted.bits == 4
-    if source.code not in _RAW_CODES or not (packs or wanted.bits == source.bits):
+    packs = source.memory.dtype == KVIT_U8 and wanted.bits == 4
+    if source.memory.dtype not in _RAW_CODES or not (packs or wanted.bits == source.bits):
         raise DtypeError(f"{source.dtype} cannot be read as {wanted}; only integers of its width, or uint8 as uint4")
-    tensor = raw_tensor(source.data, source.ndim, source.dims, source.steps, source.code, source.device_type,
-                        source.device_id, source)
-    tensor.is_readonly = source.is_readonly
+    tensor = Tensor.__new__(Tensor)
+    tensor.owner = source
+    tensor.memory = source.memory
+    tensor.bits = source.bits
     tensor.ready_stream = source.ready_stream
     if packs:
         if last >= 0:
-            tensor.dims[last] *= 2
+            tensor.memory.shape[last] *= 2
         check_packed(tensor, last >= 0 and source.is_dense_last())
-        tensor.steps[last] = 0
+        tensor.memory.strides[last] = 0
     set_type(tensor, wanted.code)
     return tensor
 
 
-cdef void set_type(Tensor tensor, int code):
-    tensor.code = code
-    tensor.bits = BY_CODE[code].bits
+cdef void set_type(Tensor tensor, int dtype) noexcept:
+    tensor.memory.dtype = dtype
+    tensor.bits = bits_of(dtype)
 
 
-cdef int lay_out(Tensor tensor, int code, tuple shape, object strides) except -1:
+cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1:
     cdef int i
-    set_type(tensor, code)
+    set_type(tensor, dtype)
     check_ndim(len(shape))
-    tensor.ndim = len(shape)
-    for i in range(tensor.ndim):
-        tensor.dims[i] = shape[i]
-        if tensor.dims[i] < 0:
+    tensor.memory.ndim = len(shape)
+    for i in range(tensor.memory.ndim):
+        tensor.memory.shape[i] = shape[i]
+        if tensor.memory.shape[i] < 0:
             raise ShapeError(f"shape {shape} has a negative length")
     if prod(shape) * tensor.bits >= 2**63:
         raise ShapeError(f"shape {shape} of {tensor.dtype} is larger than any memory")
@@ -205,30 +202,30 @@ cdef int lay_out(Tensor tensor, int code, tuple shape, object strides) except -1
         return set_contiguous(tensor)
     if len(strides) != len(shape):
         raise LayoutError(f"shape {shape} and strides {tuple(strides)} differ in length")
-    for i in range(tensor.ndim):
-        tensor.steps[i] = strides[i]
+    for i in range(tensor.memory.ndim):
+        tensor.memory.strides[i] = strides[i]
     if tensor.bits < 8:
-        check_packed(tensor, tensor.ndim > 0 and tensor.steps[tensor.ndim - 1] == 0)
+        check_packed(tensor, tensor.memory.ndim > 0 and tensor.memory.strides[tensor.memory.ndim - 1] == 0)
     return 0
 
 
 cdef int set_contiguous(Tensor tensor) except -1:
-    cdef int i = tensor.ndim - 1
+    cdef int i = tensor.memory.ndim - 1
     cdef int64_t step = tensor.bits // 8
     if tensor.bits < 8:
-        check_packed(tensor, tensor.ndim > 0)
-        tensor.steps[i] = 0
-        step = tensor.dims[i] * tensor.bits // 8
+        check_packed(tensor, tensor.memory.ndim > 0)
+        tensor.memory.strides[i] = 0
+        step = tensor.memory.shape[i] * tensor.bits // 8
         i -= 1
     while i >= 0:
-        tensor.steps[i] = step
-        step *= tensor.dims[i]
+        tensor.memory.strides[i] = step
+        step *= tensor.memory.shape[i]
         i -= 1
     return 0
 
 
 cdef int check_packed(Tensor tensor, bint is_dense) except -1:
-    if not is_dense or tensor.dims[tensor.ndim - 1] % 2 != 0:
+    if not is_dense or tensor.memory.shape[tensor.memory.ndim - 1] % 2 != 0:
         raise LayoutError(f"4-bit elements are packed in pairs: the last axis of {tensor.shape} must be dense and even")
     return 0
 
@@ -244,13 +241,13 @@ cdef int check_memory(Tensor tensor) except -1:
     cdef int64_t size = tensor.bits // 8
     if tensor.num_elements() == 0:
         return 0
-    if tensor.data == NULL:
+    if tensor.memory.data == NULL:
         raise LayoutError(f"shape {tensor.shape} at address 0")
     if size > 1:
-        if <uintptr_t>tensor.data % size != 0:
+        if <uintptr_t>tensor.memory.data % size != 0:
             raise LayoutError(f"{tensor.dtype} at address {tensor.pointer:#x}, no multiple of {size}; copy it first")
-        for i in range(tensor.ndim):
-            if tensor.dims[i] > 1 and tensor.steps[i] % size != 0:
+        for i in range(tensor.memory.ndim):
+            if tensor.memory.shape[i] > 1 and tensor.memory.strides[i] % size != 0:
                 raise LayoutError(f"{tensor.dtype}, strides {tensor.strides}, no multiples of {size}; copy it first")
     return 0
 

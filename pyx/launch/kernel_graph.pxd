@@ -1,7 +1,7 @@
 # Launches of one kernel by a graph of it, whose parameters are set anew for each: what costs the host least.
 from libc.stdint cimport uint64_t
 
-from kvit._native.driver_table cimport KernelNode
+from kvit._native.driver_table cimport KernelNode, LaunchConfig
 from kvit._native.host_stream cimport pthread_mutex_t
 from kvit._native.module cimport Kernel
 
@@ -13,7 +13,8 @@ cdef struct ContextGraph:
     void *node                         # CUgraphNode
     void *executable                   # CUgraphExec
     void *params                       # what the node was set to last, a copy
-    unsigned int grid                  # and its CTAs; 0: nobody knows
+    LaunchConfig config                # and how it was to be launched
+    bint is_known                      # whether params and config are what the node has
     ContextGraph *next
 
 
@@ -28,9 +29,10 @@ cdef class KernelGraph:
 
     # Launches, locked. `context` is current, and the stream not being captured. Returns a CUresult; `call` gets the
     # name of the driver function that it is of. Allocates in the first launch of a context alone.
-    cdef int launch(self, void *context, const void *params, unsigned int grid, void *stream,
+    cdef int launch(self, void *context, const LaunchConfig *config, const void *params, void *stream,
                     const char **call) noexcept nogil
 
+    cdef bint is_set(self, const ContextGraph *graph, const KernelNode *node) noexcept nogil
     cdef int find(self, const KernelNode *node, ContextGraph **found, const char **call) noexcept nogil
     cdef int make(self, const KernelNode *node, uint64_t context, ContextGraph **made,
                   const char **call) noexcept nogil

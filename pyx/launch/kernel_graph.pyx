@@ -4,7 +4,7 @@ from libc.stdint cimport uint64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcmp, memcpy
 
-from kvit._native.driver_table cimport OUT_OF_MEMORY, SUCCESS, DriverTable
+from kvit._native.driver_table cimport OUT_OF_MEMORY, SUCCESS, DriverTable, LaunchConfig
 from kvit._native.errors cimport check, fail
 
 cdef extern from "pthread.h" nogil:
@@ -50,10 +50,10 @@ cdef class KernelGraph:
             old = self.newest
             self.newest = old.next
             try:
-                entered = self.kernel.home.enter()
-                self.kernel.home.driver.executable_destroy(old.executable)  # work under way goes on to its end
-                self.kernel.home.driver.graph_destroy(old.graph)
-                self.kernel.home.leave(entered)
+                entered = self.kernel.dev.enter()
+                self.kernel.dev.driver.executable_destroy(old.executable)  # work under way goes on to its end
+                self.kernel.dev.driver.graph_destroy(old.graph)
+                self.kernel.dev.leave(entered)
             except Exception:  # the driver is going away with the process
                 pass
             free(old.params)
@@ -66,30 +66,38 @@ cdef class KernelGraph:
     cdef void unlock(self) noexcept nogil:
         pthread_mutex_unlock(&self.mutex)
 
-    cdef int launch(self, void *context, const void *params, unsigned int grid, void *stream,
+    cdef int launch(self, void *context, const LaunchConfig *config, const void *params, void *stream,
                     const char **call) noexcept nogil:
-        cdef const DriverTable *driver = self.kernel.home.driver
-        cdef KernelNode node = node_of(self.kernel, context, params, grid)
+        cdef const DriverTable *driver = self.kernel.dev.driver
+        cdef KernelNode node = node_of(self.kernel, context, config, params)
         cdef ContextGraph *found = NULL
         cdef int status = self.find(&node, &found, call)
-        if status == SUCCESS and (found.grid != grid or memcmp(found.params, params, self.kernel.params_bytes) != 0):
+        if status == SUCCESS and not self.is_set(found, &node):
             call[0] = b"cuGraphExecKernelNodeSetParams"
-            found.grid = 0
+            found.is_known = False
             status = (<ExecutableSetKernel>driver.executable_set_kernel)(found.executable, found.node, &node)
             if status == SUCCESS:
-                found.grid = grid
+                found.config = config[0]
+                found.is_known = True
                 memcpy(found.params, params, self.kernel.params_bytes)
         if status == SUCCESS:
             call[0] = b"cuGraphLaunch"
             status = (<GraphLaunch>driver.graph_launch)(found.executable, stream)
         return status
 
+    cdef bint is_set(self, const ContextGraph *graph, const KernelNode *node) noexcept nogil:
+        """Whether the node was set to just this by the launch before."""
+        return (
+            graph.is_known and memcmp(&graph.config, &node.config, sizeof(LaunchConfig)) == 0
+            and memcmp(graph.params, node.params, self.kernel.params_bytes) == 0
+        )
+
     cdef int find(self, const KernelNode *node, ContextGraph **found, const char **call) noexcept nogil:
         """The graph of the node's context; made where there is none yet."""
         cdef uint64_t context = 0
         cdef int status
         call[0] = b"cuCtxGetId"
-        status = (<ContextId>self.kernel.home.driver.context_id)(node.context, &context)
+        status = (<ContextId>self.kernel.dev.driver.context_id)(node.context, &context)
         if status != SUCCESS:
             return status
         found[0] = self.newest
@@ -99,7 +107,7 @@ cdef class KernelGraph:
 
     cdef int make(self, const KernelNode *node, uint64_t context, ContextGraph **made,
                   const char **call) noexcept nogil:
-        cdef const DriverTable *driver = self.kernel.home.driver
+        cdef const DriverTable *driver = self.kernel.dev.driver
         cdef ContextGraph *new = <ContextGraph *>calloc(1, sizeof(ContextGraph))
         cdef int status
         call[0] = b"cuGraphCreate"
@@ -125,7 +133,7 @@ cdef class KernelGraph:
         return SUCCESS
 
     def __repr__(self):
-        return f"KernelGraph({self.kernel.entry.symbol!r}, device={self.kernel.home.spec!r})"
+        return f"KernelGraph({self.kernel.entry.symbol!r}, device={self.kernel.dev.spec!r})"
 
 
 cdef KernelGraph graph_of(Kernel kernel):
@@ -133,6 +141,7 @@ cdef KernelGraph graph_of(Kernel kernel):
     cdef ContextGraph *made = NULL
     cdef const char *call = NULL
     cdef KernelNode node
+    cdef LaunchConfig config = kernel.config_of(kernel.config.cluster.x)
     cdef void *context = NULL
     cdef void *zeros
     cdef int ordinal = -1
@@ -144,25 +153,24 @@ cdef KernelGraph graph_of(Kernel kernel):
     zeros = calloc(1, kernel.params_bytes)  # copied into the node, and never launched
     if zeros == NULL:
         raise MemoryError
-    entered = kernel.home.enter()
+    entered = kernel.dev.enter()
     try:
-        check(kernel.home.driver.context_current(&context, &ordinal), b"cuCtxGetCurrent")
-        node = node_of(kernel, context, zeros, 1)
+        check(kernel.dev.driver.context_current(&context, &ordinal), b"cuCtxGetCurrent")
+        node = node_of(kernel, context, &config, zeros)
         status = graph.find(&node, &made, &call)
     finally:
-        kernel.home.leave(entered)
+        kernel.dev.leave(entered)
         free(zeros)
     if status != SUCCESS:
         fail(status, call, f"a graph of {kernel.entry.symbol}")
     return graph
 
 
-cdef KernelNode node_of(Kernel kernel, void *context, const void *params, unsigned int grid) noexcept nogil:
+cdef KernelNode node_of(Kernel kernel, void *context, const LaunchConfig *config,
+                        const void *params) noexcept nogil:
     cdef KernelNode node
     node.kernel = kernel.handle
     node.context = context
     node.params = params
-    node.grid = grid
-    node.block = kernel.threads
-    node.shared_bytes = kernel.shared_bytes
+    node.config = config[0]
     return node

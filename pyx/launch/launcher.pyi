@@ -8,8 +8,10 @@ from kvit._native.module import Kernel
 def launch_bytes(
     kernel: Kernel,
     params: bytes,
-    grid: int,
+    grid: int | tuple[int, int, int],
     stream: Any = None,
     spans: Sequence[tuple[int, int, bool]] = (),
     graph: KernelGraph | None = None,
+    *,
+    cluster: int | tuple[int, int, int] | None = None,
 ) -> None: ...

@@ -43,7 +43,7 @@ cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool 
 cdef bint can_copy(const TensorMaps *maps, Boxes boxes) noexcept nogil
 
 # Makes the maps of such boxes, or of the largest there can be. Raises DriverError.
-cdef int make_tensor_maps(TensorMaps *maps, Boxes boxes, Device home, const MappedPool *k, const MappedPool *v,
+cdef int make_tensor_maps(TensorMaps *maps, Boxes boxes, Device dev, const MappedPool *k, const MappedPool *v,
                           int num_pages, int page_size, int num_heads) except -1
 
 # Copies the maps of such boxes, or of the largest there can be, to k and v, 128 bytes each. Returns the tokens of a

@@ -4,7 +4,7 @@ from libc.stdint cimport int64_t, uintptr_t
 from libc.string cimport memcpy
 
 from kvit._native.context cimport Device, device_of
-from kvit._native.driver_calls cimport encode_tensor_map
+from kvit._native.driver_kernels cimport encode_tensor_map
 from kvit._native.errors cimport check
 from kvit._native.host cimport KVIT_HOST_TENSOR_MAP, KvitHostTensorMap
 
@@ -64,7 +64,7 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
 
     Raises LayoutError (a pool that no map describes, or not by lines), ShapeError (another box), DriverError.
     """
-    cdef Device home = device_of(device)
+    cdef Device dev = device_of(device)
     cdef MappedPool pool
     cdef unsigned char[128] map
     cdef int entered
@@ -86,25 +86,25 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
             f"a box of {box_tokens} tokens in pages of {page_size}; it must be a power of two from "
             f"{KVIT_LEAST_BOX_TOKENS} to {MOST_BOX} that divides the page size"
         )
-    entered = home.enter()
+    entered = dev.enter()
     try:
-        encode(map, Boxes(box_tokens, has_lines), home, &pool, num_pages, page_size, num_heads)
+        encode(map, Boxes(box_tokens, has_lines), dev, &pool, num_pages, page_size, num_heads)
     finally:
-        home.leave(entered)
+        dev.leave(entered)
     return (<const char *>map)[:sizeof(map)]
 
 
-cdef int make_tensor_maps(TensorMaps *maps, Boxes boxes, Device home, const MappedPool *k, const MappedPool *v,
+cdef int make_tensor_maps(TensorMaps *maps, Boxes boxes, Device dev, const MappedPool *k, const MappedPool *v,
                           int num_pages, int page_size, int num_heads) except -1:
     cdef int index, entered
     boxes = fitting(maps, boxes)
     index = index_of(boxes)
-    entered = home.enter()
+    entered = dev.enter()
     try:
-        encode(maps.maps[index][0], boxes, home, k, num_pages, page_size, num_heads)
-        encode(maps.maps[index][1], boxes, home, v, num_pages, page_size, num_heads)
+        encode(maps.maps[index][0], boxes, dev, k, num_pages, page_size, num_heads)
+        encode(maps.maps[index][1], boxes, dev, v, num_pages, page_size, num_heads)
     finally:
-        home.leave(entered)
+        dev.leave(entered)
     maps.made |= <unsigned int>1 << index
     return 0
 
@@ -133,7 +133,7 @@ cdef int index_of(Boxes boxes) noexcept nogil:
     return index + NUM_BOXES if boxes.has_lines else index
 
 
-cdef int encode(unsigned char *map, Boxes boxes, Device home, const MappedPool *pool, int num_pages, int page_size,
+cdef int encode(unsigned char *map, Boxes boxes, Device dev, const MappedPool *pool, int num_pages, int page_size,
                 int num_heads) except -1:
     cdef int span = SPAN_BYTES if pool.row_bytes >= SPAN_BYTES else pool.row_bytes
     cdef int line_tokens = SPAN_BYTES // span if boxes.has_lines else 1
@@ -146,7 +146,7 @@ cdef int encode(unsigned char *map, Boxes boxes, Device home, const MappedPool *
     for axis in range(4):
         if strides[axis] < STRIDE_MULTIPLE:
             strides[axis] = STRIDE_MULTIPLE
-    if not home.is_host:
+    if not dev.is_host:
         check(encode_tensor_map(map, pool.base, extents, strides, span * line_tokens, box_rows, dense_bytes(pool)),
               b"cuTensorMapEncodeTiled")
         return 0

@@ -2,14 +2,16 @@
 
 from typing import Any
 
-from kvit._native.ops import AttentionLaunch, HoldsFaults, PackedCache
+from kvit._native.attention_launch import AttentionLaunch
+from kvit._native.faults import HoldsFaults
+from kvit._native.packed_cache import PackedCache
 from kvit._native.tensor import Tensor
 from kvit.views import CacheView, PageTable
 
 class AttentionCall:
     """The call of kvit.Attention, which derives from it."""
 
-    def __init__(self, launch: AttentionLaunch, faults: HoldsFaults, cache: PackedCache, code: int) -> None: ...
+    def __init__(self, launch: AttentionLaunch, faults: HoldsFaults, cache: PackedCache, dtype: int) -> None: ...
     def __call__(
         self,
         q: Any,

@@ -1,9 +1,13 @@
 """A call of kvit.Attention: what fits as it is goes straight to the kernel, all else through Python first."""
-from kvit._native.import_array cimport as_tensor
+from kvit._native.attention_launch cimport AttentionLaunch
 from kvit._native.buffer cimport empty_buffer
-from kvit._native.ops cimport AttentionLaunch, HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
+from kvit._native.checks cimport are_lse, are_rows
+from kvit._native.faults cimport HoldsFaults
+from kvit._native.import_array cimport as_tensor
+from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type
+from kvit._native.packed_table cimport HoldsTable, PackedTable
 from kvit._native.stream cimport Stream, stream_of
-from kvit._native.tensor cimport KVIT_F32, Tensor
+from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport can_copy
 
 
@@ -13,15 +17,15 @@ cdef class AttentionCall:
     launch  the kernel and its constants
     faults  where kernels report; keeps the stream of the last call
     cache   a cache of the shape and types that the operation is for; not kept
-    code    enum KvitDtype of queries and outputs
+    dtype   enum KvitDtype of queries and outputs
     """
 
     def __init__(self, AttentionLaunch launch not None, HoldsFaults faults not None, PackedCache cache not None,
-                 int code):
-        self.made_for(launch.kernel.home, faults, cache)
+                 int dtype):
+        self.made_for(launch.kernel.dev, faults, cache)
         self.launch = launch
-        self.query_heads = launch.params.num_query_heads
-        self.code = code
+        self.query_heads = launch.plan.constants.num_query_heads
+        self.query_dtype = dtype
 
     def __call__(self, q, view, table, *, out=None, lse=None, tokens=None, stream=None):
         """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
@@ -41,43 +45,39 @@ cdef class AttentionCall:
         """
         if self.launch is None:
             raise TypeError("AttentionCall.__init__ was not called")
-        cdef Stream queue = stream_of(stream, self.home)
-        cdef void *handle = NULL if self.home.is_host else queue.handle
+        cdef Stream on_stream = stream_of(stream, self.dev)
+        cdef void *handle = NULL if self.dev.is_host else on_stream.c_stream
         cdef Tensor rows = as_tensor(q, None, handle)
         cdef Tensor target = None if out is None else as_tensor(out, None, handle)
         cdef Tensor sums = None if lse is None else as_tensor(lse, None, handle)
         cdef Tensor indptr = None if tokens is None else as_tensor(tokens, None, handle)
         cdef int each = self.fits(rows, view, table, target, sums, indptr)
         if each < 0:
-            rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, queue)
+            rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, on_stream)
         if target is None:
-            target = empty_buffer(rows.shape, self.code, self.home, queue)
-        self.launch.run((<HoldsCache>view)._packed, (<HoldsTable>table)._packed, rows, target, sums, indptr, each,
-                        queue)
-        self.faults.last_queue = queue
+            target = empty_buffer(rows.shape, self.query_dtype, self.dev, on_stream)
+        self.launch.run((<HoldsCache>view).packed, (<HoldsTable>table).packed, rows, target, sums, indptr, each,
+                        on_stream)
+        self.faults.last_stream = on_stream
         return target
 
     cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept:
         """Rows of q that each sequence has, 0 with `tokens`; -1 unless everything fits as it is."""
         if not (isinstance(view, HoldsCache) and isinstance(table, HoldsTable)):
             return -1
-        cdef PackedCache cache = (<HoldsCache>view)._packed
-        cdef PackedTable packed = (<HoldsTable>table)._packed
-        if cache is None or packed is None or not (self.are_queries(q) and self.is_cache(cache)):
+        cdef PackedCache cache = (<HoldsCache>view).packed
+        cdef PackedTable packed = (<HoldsTable>table).packed
+        cdef int64_t rows = q.memory.shape[0]
+        if cache is None or packed is None or not is_same_type(&cache.type, &self.type):
             return -1
-        if not can_copy(&cache.maps, self.launch.boxes):
+        if not (self.are_queries(q, -1, False) and can_copy(&cache.maps, self.launch.plan.boxes)):
             return -1
-        if out is not None and (out.is_readonly or not self.are_queries(out) or out.dims[0] != q.dims[0]):
+        if out is not None and not self.are_queries(out, rows, True):
             return -1
-        if lse is not None and (lse.is_readonly or not self.is_lse(lse, q.dims[0])):
+        if lse is not None and not are_lse(&lse.memory, self.type.device, rows, self.query_heads):
             return -1
-        return self.rows_of_each(q.dims[0], packed, tokens)
+        return self.rows_of_each(rows, packed, tokens)
 
-    cdef bint are_queries(self, Tensor rows) noexcept:
-        return self.are_rows(rows, self.query_heads, self.code)
-
-    cdef bint is_lse(self, Tensor lse, int64_t tokens) noexcept:
-        return (
-            lse.ndim == 2 and lse.code == KVIT_F32 and self.is_here(lse)
-            and lse.dims[0] == tokens and lse.dims[1] == self.query_heads
-        )
+    cdef bint are_queries(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
+        return are_rows(&rows.memory, self.type.device, self.query_dtype, tokens, self.query_heads, self.type.head_dim,
+                        is_written)

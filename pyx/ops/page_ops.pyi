@@ -1,7 +1,7 @@
 """Packs and launches what moves whole pages. Shapes, dtypes, devices and overlaps were checked by the caller."""
 
 from kvit._native.context import Device
-from kvit._native.ops import PackedCache
+from kvit._native.packed_cache import PackedCache
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.registry import Entry

@@ -3,52 +3,18 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from kvit._native.context cimport Device
-from kvit._native.launcher cimport Spans, launch
-from kvit._native.module cimport load_kernel
-from kvit._native.ops cimport KvitCache, KvitFault, PackedCache, address_of, use, use_cache
+from kvit._native.driver_table cimport LaunchConfig
+from kvit._native.launcher cimport launch
+from kvit._native.module cimport Kernel, load_kernel
+from kvit._native.packed_cache cimport PackedCache, use_cache
+from kvit._native.packers cimport address_of
+from kvit._native.params cimport KvitCopyPagesParams, KvitFault, KvitRelayoutParams, KvitRequantiseParams
+from kvit._native.spans cimport Spans, use
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
 cdef enum:
     MOST_CTAS = 65536      # more than any GPU runs at once; kernels that take any grid go round
-
-
-cdef extern from "abi/params.h":
-    ctypedef struct KvitChunks:
-        int64_t bytes
-        int64_t stride
-
-    ctypedef struct KvitCopyPagesParams:
-        KvitCache cache
-        const int32_t *source
-        const int32_t *target
-        const int32_t *chains
-        int64_t[4] row_bytes
-        KvitFault *fault
-        int32_t count
-        int32_t num_chains
-
-    ctypedef struct KvitRelayoutParams:
-        KvitCache source
-        KvitCache target
-        KvitChunks[4] source_chunks
-        KvitChunks[4] target_chunks
-        int64_t[4] row_bytes
-        const int32_t *source_pages
-        const int32_t *target_pages
-        KvitFault *fault
-        int32_t count
-
-    ctypedef struct KvitRequantiseParams:
-        KvitCache source
-        KvitCache target
-        const int32_t *source_pages
-        const int32_t *target_pages
-        KvitFault *fault
-        int32_t count
-        int32_t side
-        int32_t parts
-        int32_t in_order
 
 
 def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
@@ -59,29 +25,28 @@ def copy_pages(object entry, Device device not None, PackedCache cache not None,
     """
     cdef KvitCopyPagesParams params
     cdef Spans spans
-    cdef Stream queue = stream_of(stream, device)
+    cdef Stream on_stream = stream_of(stream, device)
     memset(&params, 0, sizeof(params))
     spans.count = 0
     params.cache = cache.value
-    params.source = <const int32_t *>source.data
-    params.target = <const int32_t *>target.data
-    params.count = <int32_t>source.dims[0]
+    params.source = <const int32_t *>source.memory.data
+    params.target = <const int32_t *>target.memory.data
+    params.count = <int32_t>source.memory.shape[0]
     params.num_chains = params.count
     if chains is not None:
-        params.chains = <const int32_t *>chains.data
-        params.num_chains = <int32_t>chains.dims[0] - 1
+        params.chains = <const int32_t *>chains.memory.data
+        params.num_chains = <int32_t>chains.memory.shape[0] - 1
     for pool in range(4):
         params.row_bytes[pool] = row_bytes[pool]
-    params.fault = <KvitFault *>fault.data
+    params.fault = <KvitFault *>fault.memory.data
     if params.count == 0 or params.num_chains <= 0:
         return
-    use_cache(&spans, queue, cache, True)
-    use(&spans, queue, source, False)
-    use(&spans, queue, target, False)
-    use(&spans, queue, chains, False)
-    use(&spans, queue, fault, True)
-    launch(load_kernel(entry, device), &params, <unsigned int>(params.num_chains * cache.value.num_kv_heads), queue,
-           &spans)
+    use_cache(&spans, on_stream, cache, True)
+    use(&spans, on_stream, source, False)
+    use(&spans, on_stream, target, False)
+    use(&spans, on_stream, chains, False)
+    use(&spans, on_stream, fault, True)
+    launch_ctas(entry, device, &params, <unsigned int>(params.num_chains * cache.value.num_kv_heads), on_stream, &spans)
 
 
 def relayout(object entry, Device device not None, PackedCache source not None, PackedCache target not None,
@@ -94,7 +59,7 @@ def relayout(object entry, Device device not None, PackedCache source not None, 
     """
     cdef KvitRelayoutParams params
     cdef Spans spans
-    cdef Stream queue = stream_of(stream, device)
+    cdef Stream on_stream = stream_of(stream, device)
     cdef int64_t tokens = entry.facts["tile_tokens"]
     cdef int64_t tiles = (source.value.page_size + tokens - 1) // tokens
     memset(&params, 0, sizeof(params))
@@ -108,11 +73,11 @@ def relayout(object entry, Device device not None, PackedCache source not None, 
         params.target_chunks[pool].bytes, params.target_chunks[pool].stride = target_chunks[pool]
     params.source_pages = <const int32_t *>address_of(source_pages)
     params.target_pages = <const int32_t *>address_of(target_pages)
-    params.fault = <KvitFault *>fault.data
+    params.fault = <KvitFault *>fault.memory.data
     if params.count == 0:
         return
-    use_both(&spans, queue, source, target, source_pages, target_pages, fault)
-    launch(load_kernel(entry, device), &params, ctas(params.count * source.value.num_kv_heads * tiles), queue, &spans)
+    use_both(&spans, on_stream, source, target, source_pages, target_pages, fault)
+    launch_ctas(entry, device, &params, most_ctas(params.count * source.value.num_kv_heads * tiles), on_stream, &spans)
 
 
 def requantise(object entry, Device device not None, PackedCache source not None, PackedCache target not None,
@@ -124,7 +89,7 @@ def requantise(object entry, Device device not None, PackedCache source not None
     """
     cdef KvitRequantiseParams params
     cdef Spans spans
-    cdef Stream queue = stream_of(stream, device)
+    cdef Stream on_stream = stream_of(stream, device)
     cdef int64_t rows = <int64_t>source.value.page_size * source.value.num_kv_heads
     cdef int64_t batch = <int64_t>entry.threads // (source.value.head_dim // 8) * <int64_t>entry.facts["passes"]
     cdef int64_t parts = 1 if is_in_order else (rows + batch - 1) // batch
@@ -135,24 +100,31 @@ def requantise(object entry, Device device not None, PackedCache source not None
     params.count = count_of(source, source_pages, target_pages)
     params.source_pages = <const int32_t *>address_of(source_pages)
     params.target_pages = <const int32_t *>address_of(target_pages)
-    params.fault = <KvitFault *>fault.data
+    params.fault = <KvitFault *>fault.memory.data
     params.side = side
     if params.count == 0:
         return
     params.parts = <int32_t>max(1, min(parts, 0x7FFFFFFF // params.count))
     params.in_order = is_in_order
-    use_both(&spans, queue, source, target, source_pages, target_pages, fault)
-    launch(load_kernel(entry, device), &params, <unsigned int>(params.parts * params.count), queue, &spans)
+    use_both(&spans, on_stream, source, target, source_pages, target_pages, fault)
+    launch_ctas(entry, device, &params, <unsigned int>(params.parts * params.count), on_stream, &spans)
 
 
-cdef unsigned int ctas(int64_t items) noexcept:
+cdef int launch_ctas(object entry, Device device, const void *params, unsigned int ctas, Stream stream,
+                     const Spans *spans) except -1:
+    cdef Kernel kernel = load_kernel(entry, device)
+    cdef LaunchConfig config = kernel.config_of(ctas)
+    return launch(kernel, &config, params, stream, spans)
+
+
+cdef unsigned int most_ctas(int64_t items) noexcept:
     return <unsigned int>min(items, MOST_CTAS)
 
 
 cdef int32_t count_of(PackedCache source, Tensor source_pages, Tensor target_pages) noexcept:
     if source_pages is not None:
-        return <int32_t>source_pages.dims[0]
-    return source.value.num_pages if target_pages is None else <int32_t>target_pages.dims[0]
+        return <int32_t>source_pages.memory.shape[0]
+    return source.value.num_pages if target_pages is None else <int32_t>target_pages.memory.shape[0]
 
 
 cdef int use_both(Spans *spans, Stream stream, PackedCache source, PackedCache target, Tensor source_pages,

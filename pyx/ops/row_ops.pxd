@@ -4,9 +4,12 @@ from libc.stdint cimport int64_t
 from kvit._native.context cimport Device
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
-from kvit._native.ops cimport KvitRope, PackedCache, PackedTable
+from kvit._native.packed_cache cimport PackedCache
+from kvit._native.packed_table cimport PackedTable
+from kvit._native.params cimport KvitCache, KvitFault, KvitPageTable, KvitRope, KvitTransferParams
 from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
+from kvit.capi cimport kvit_tensor
 
 
 # How the rows of a call are dealt out to the warps of append and gather.
@@ -34,8 +37,13 @@ cdef class PackedRope:
     cdef readonly Tensor steps
 
 
+# Fills the struct of a launch, for Python and for C. `each` and indptr: see pack_tokens.
+cdef void pack_transfer(KvitTransferParams *params, const KvitCache *cache, const KvitPageTable *table,
+                        const kvit_tensor *indptr, int each, const kvit_tensor *k, const kvit_tensor *v,
+                        KvitFault *fault) noexcept nogil
+
 # Launches an append (into_pages), which turns the rows of k if there is a rope, or a gather. k, v [tokens, kv_heads,
 # head_dim]; all checked before. `graph` launches the kernel; None: it is launched itself.
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
-                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
+                   Tensor token_indptr, int tokens_each, Tensor fault, Stream stream, bint into_pages,
                    PackedRope rope, KernelGraph graph) except -1

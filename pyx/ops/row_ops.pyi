@@ -2,7 +2,8 @@
 
 from kvit._native.context import Device
 from kvit._native.kernel_graph import KernelGraph
-from kvit._native.ops import PackedCache, PackedTable
+from kvit._native.packed_cache import PackedCache
+from kvit._native.packed_table import PackedTable
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.registry import Entry

@@ -5,13 +5,15 @@ from libc.string cimport memset
 cimport cython
 
 from kvit._native.context cimport Device
+from kvit._native.driver_table cimport LaunchConfig
 from kvit._native.kernel_graph cimport KernelGraph
-from kvit._native.launcher cimport Spans, launch
+from kvit._native.launcher cimport launch
 from kvit._native.module cimport Kernel, load_kernel
-from kvit._native.ops cimport (
-    KvitAppendParams, KvitFault, KvitRope, KvitTransferParams, PackedCache, PackedTable, address_of, set_rows,
-    set_tokens, use, use_any_time, use_cache, use_table,
-)
+from kvit._native.packed_cache cimport PackedCache, use_cache
+from kvit._native.packed_table cimport PackedTable, use_table
+from kvit._native.packers cimport address_of, memory_of, pack_rows, pack_tokens
+from kvit._native.params cimport KvitAppendParams, KvitFault, KvitRope
+from kvit._native.spans cimport Spans, set_pre_dependency, use
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
@@ -28,9 +30,9 @@ cdef class PackedRope:
     def __cinit__(self, Tensor steps not None, bint is_interleaved, float attention_factor):
         memset(&self.value, 0, sizeof(KvitRope))
         self.steps = steps
-        self.value.steps = <const uint64_t *>steps.data
+        self.value.steps = <const uint64_t *>steps.memory.data
         self.value.attention_factor = attention_factor
-        self.value.rotary_dim = <int32_t>(2 * steps.dims[0])
+        self.value.rotary_dim = <int32_t>(2 * steps.memory.shape[0])
         self.value.is_interleaved = is_interleaved
 
 
@@ -48,13 +50,15 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
     """
     cdef KvitAppendParams params
     cdef Spans spans
-    cdef Stream queue
-    if k.dims[0] == 0:
+    cdef Stream on_stream
+    if k.memory.shape[0] == 0:
         return
-    queue = stream_of(stream, device)
+    on_stream = stream_of(stream, device)
     memset(&params, 0, sizeof(params))
     spans.count = 0
-    set_transfer(&params.transfer, &spans, queue, cache, table, k, v, token_indptr, tokens_each, fault, True)
+    pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(token_indptr), tokens_each, &k.memory,
+                  &v.memory, <KvitFault *>fault.memory.data)
+    use_transfer(&spans, on_stream, cache, table, token_indptr, k, v, fault, True)
     params.k_bias = address_of(k_bias)
     params.v_bias = address_of(v_bias)
     params.q_bias = address_of(q_bias)
@@ -62,19 +66,21 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
     if rope is not None:
         params.rope = rope.value
         params.rope.positions = <const int32_t *>address_of(positions)
-        use_any_time(&spans, queue, rope.steps, False)
+        use_rope(&spans, on_stream, rope)
     if q is not None:
-        set_rows(&params.q, q)
-        set_rows(&params.q_out, q_out)
-        params.num_query_heads = <int32_t>q.dims[1]
-        use(&spans, queue, q, False)
-        use(&spans, queue, q_out, True)
+        pack_rows(&params.q, &q.memory)
+        pack_rows(&params.q_out, &q_out.memory)
+        params.num_query_heads = <int32_t>q.memory.shape[1]
+        use(&spans, on_stream, q, False)
+        use(&spans, on_stream, q_out, True)
     for tensor in (k_bias, v_bias, q_bias, prefix_lengths, positions):
-        use(&spans, queue, tensor, False)
+        use(&spans, on_stream, tensor, False)
     cdef WarpShares shares = shares_of(entry, device)
     cdef RowGrid grid = checked_grid(&shares, k, params.num_query_heads)
     params.passes = <int32_t>grid.passes
-    launch(load_kernel(entry, device), &params, <unsigned int>grid.ctas, queue, &spans, graph)
+    cdef Kernel kernel = load_kernel(entry, device)
+    cdef LaunchConfig config = kernel.config_of(<unsigned int>grid.ctas)
+    launch(kernel, &config, &params, on_stream, &spans, graph)
 
 
 def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
@@ -86,38 +92,52 @@ def gather(object entry, Device device not None, PackedCache cache not None, Pac
 
 
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
-                   Tensor token_indptr, int tokens_each, Tensor fault, Stream queue, bint into_pages,
+                   Tensor token_indptr, int tokens_each, Tensor fault, Stream stream, bint into_pages,
                    PackedRope rope, KernelGraph graph) except -1:
     cdef KvitAppendParams params  # begins with what gather takes
     cdef Spans spans
-    if k.dims[0] == 0:
+    if k.memory.shape[0] == 0:
         return 0
     memset(&params, 0, sizeof(params))
     spans.count = 0
-    set_transfer(&params.transfer, &spans, queue, cache, table, k, v, token_indptr, tokens_each, fault, into_pages)
+    pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(token_indptr), tokens_each, &k.memory,
+                  &v.memory, <KvitFault *>fault.memory.data)
+    use_transfer(&spans, stream, cache, table, token_indptr, k, v, fault, into_pages)
     if rope is not None:
         params.rope = rope.value
-        use_any_time(&spans, queue, rope.steps, False)
+        use_rope(&spans, stream, rope)
     cdef RowGrid grid = checked_grid(&shares, k, 0)
     params.passes = <int32_t>grid.passes
-    return launch(kernel, &params, <unsigned int>grid.ctas, queue, &spans, graph)
+    cdef LaunchConfig config = kernel.config_of(<unsigned int>grid.ctas)
+    return launch(kernel, &config, &params, stream, &spans, graph)
 
 
-cdef int set_transfer(KvitTransferParams *params, Spans *spans, Stream queue, PackedCache cache, PackedTable table,
-                      Tensor k, Tensor v, Tensor token_indptr, int tokens_each, Tensor fault,
-                      bint into_pages) except -1:
-    params.cache = cache.value
-    params.table = table.value
-    set_tokens(&params.tokens, token_indptr, tokens_each, k.dims[0])
-    set_rows(&params.k, k)
-    set_rows(&params.v, v)
-    params.fault = <KvitFault *>fault.data
-    use_cache(spans, queue, cache, into_pages)
-    use_table(spans, queue, table)
-    use(spans, queue, token_indptr, False)
-    use(spans, queue, k, not into_pages)
-    use(spans, queue, v, not into_pages)
-    return use(spans, queue, fault, True)
+cdef void pack_transfer(KvitTransferParams *params, const KvitCache *cache, const KvitPageTable *table,
+                        const kvit_tensor *indptr, int each, const kvit_tensor *k, const kvit_tensor *v,
+                        KvitFault *fault) noexcept nogil:
+    params.cache = cache[0]
+    params.table = table[0]
+    pack_tokens(&params.tokens, indptr, each, k.shape[0])
+    pack_rows(&params.k, k)
+    pack_rows(&params.v, v)
+    params.fault = fault
+
+
+cdef int use_transfer(Spans *spans, Stream stream, PackedCache cache, PackedTable table, Tensor indptr, Tensor k,
+                      Tensor v, Tensor fault, bint into_pages) except -1:
+    use_cache(spans, stream, cache, into_pages)
+    use_table(spans, stream, table)
+    use(spans, stream, indptr, False)
+    use(spans, stream, k, not into_pages)
+    use(spans, stream, v, not into_pages)
+    return use(spans, stream, fault, True)
+
+
+cdef int use_rope(Spans *spans, Stream stream, PackedRope rope) except -1:
+    cdef int count = spans.count
+    use(spans, stream, rope.steps, False)
+    set_pre_dependency(spans, count)
+    return 0
 
 
 cdef WarpShares shares_of(object entry, Device device) except *:
@@ -148,10 +168,10 @@ cdef RowGrid grid_for(const WarpShares *shares, int64_t tokens, int64_t heads, i
 
 
 cdef RowGrid checked_grid(const WarpShares *shares, Tensor k, int64_t query_heads) except *:
-    cdef RowGrid grid = grid_for(shares, k.dims[0], k.dims[1], query_heads)
+    cdef RowGrid grid = grid_for(shares, k.memory.shape[0], k.memory.shape[1], query_heads)
     if grid.ctas * shares.warps > MOST_WARPS:
         raise ShapeError(
-            f"k has {k.dims[0]} tokens of {k.dims[1]} heads, and one call moves at most {MOST_WARPS} times "
+            f"k has {k.memory.shape[0]} tokens of {k.memory.shape[1]} heads, and one call moves at most {MOST_WARPS} times "
             f"{grid.passes * shares.heads_per_pass} heads; move them in several calls"
         )
     return grid

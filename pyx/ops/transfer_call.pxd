@@ -1,8 +1,10 @@
 # A call of kvit.Append or kvit.Gather: what fits as it is goes straight to the kernel, all else through Python.
+from libc.stdint cimport int64_t
+
 from kvit._native.cache_call cimport CacheCall
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
-from kvit._native.ops cimport PackedCache
+from kvit._native.packed_cache cimport PackedCache
 from kvit._native.row_ops cimport WarpShares
 from kvit._native.tensor cimport Tensor
 
@@ -15,3 +17,4 @@ cdef class TransferCall(CacheCall):
     cdef bint into_pages               # append; else gather
 
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept
+    cdef bint are_rows(self, Tensor rows, int64_t tokens, bint is_written) noexcept

@@ -2,8 +2,9 @@
 
 from typing import Any
 
+from kvit._native.faults import HoldsFaults
 from kvit._native.kernel_graph import KernelGraph
-from kvit._native.ops import HoldsFaults, PackedCache
+from kvit._native.packed_cache import PackedCache
 from kvit.registry import Entry
 
 class TransferCall:

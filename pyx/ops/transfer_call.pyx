@@ -1,9 +1,12 @@
 """A call of kvit.Append or kvit.Gather: what fits as it is goes straight to the kernel, all else through Python."""
-from kvit._native.import_array cimport as_tensor
+from kvit._native.checks cimport are_rows
 from kvit._native.context cimport device_of
+from kvit._native.faults cimport HoldsFaults
+from kvit._native.import_array cimport as_tensor
 from kvit._native.kernel_graph cimport graph_of
 from kvit._native.module cimport load_kernel
-from kvit._native.ops cimport HoldsCache, HoldsFaults, HoldsTable, PackedCache, PackedTable
+from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type
+from kvit._native.packed_table cimport HoldsTable, PackedTable
 from kvit._native.row_ops cimport MOST_WARPS, PackedRope, grid_for, move_rows, shares_of
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
@@ -23,10 +26,10 @@ cdef class TransferCall:
                  bint into_pages, bint by_graph=False):
         self.made_for(device_of(device), faults, cache)
         self.entry = entry
-        self.shares = shares_of(entry, self.home)
+        self.shares = shares_of(entry, self.dev)
         self.into_pages = into_pages
         if by_graph:
-            self.kernel = load_kernel(entry, self.home)
+            self.kernel = load_kernel(entry, self.dev)
             self._graph = graph_of(self.kernel)
 
     def _launched(self, k, v, view, table, tokens=None, stream=None, PackedRope rope=None) -> bool:
@@ -34,43 +37,46 @@ cdef class TransferCall:
 
         Raises DtypeError, DeviceError, LayoutError for what is no tensor or no stream.
         """
-        if self.home is None:
+        if self.dev is None:
             raise TypeError("TransferCall.__init__ was not called")
-        cdef Stream queue = stream_of(stream, self.home)
-        cdef void *handle = NULL if self.home.is_host else queue.handle
+        cdef Stream on_stream = stream_of(stream, self.dev)
+        cdef void *handle = NULL if self.dev.is_host else on_stream.c_stream
         cdef Tensor k_rows = as_tensor(k, None, handle)
         cdef Tensor v_rows = as_tensor(v, None, handle)
         cdef Tensor indptr = None if tokens is None else as_tensor(tokens, None, handle)
         cdef int each
         if not (isinstance(view, HoldsCache) and isinstance(table, HoldsTable)):
             return False
-        cdef PackedCache cache = (<HoldsCache>view)._packed
-        cdef PackedTable packed = (<HoldsTable>table)._packed
+        cdef PackedCache cache = (<HoldsCache>view).packed
+        cdef PackedTable packed = (<HoldsTable>table).packed
         if cache is None or packed is None or not self.fits(k_rows, v_rows, cache):
             return False
-        each = self.rows_of_each(k_rows.dims[0], packed, indptr)
-        if each < 0 or grid_for(&self.shares, k_rows.dims[0], self.kv_heads, 0).ctas * self.shares.warps > MOST_WARPS:
+        each = self.rows_of_each(k_rows.memory.shape[0], packed, indptr)
+        if each < 0 or grid_for(&self.shares, k_rows.memory.shape[0], self.type.kv_heads, 0).ctas * self.shares.warps > MOST_WARPS:
             return False
         if self.kernel is None:
-            self.kernel = load_kernel(self.entry, self.home)
-        move_rows(self.kernel, self.shares, cache, packed, k_rows, v_rows, indptr, each, self.faults.buffer, queue,
+            self.kernel = load_kernel(self.entry, self.dev)
+        move_rows(self.kernel, self.shares, cache, packed, k_rows, v_rows, indptr, each, self.faults.buffer, on_stream,
                   self.into_pages, rope, self._graph)
-        self.faults.last_queue = queue
+        self.faults.last_stream = on_stream
         return True
 
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept:
         """Whether the rows fit the cache, and what would be written may be."""
-        if not (self.is_cache(cache) and self.are_rows(k, self.kv_heads, cache.code)
-                and self.are_rows(v, self.kv_heads, cache.code) and v.dims[0] == k.dims[0]):
+        cdef bint is_written = not self.into_pages
+        if not (is_same_type(&cache.type, &self.type) and self.are_rows(k, -1, is_written)
+                and self.are_rows(v, k.memory.shape[0], is_written)):
             return False
-        if not self.into_pages:
-            return not (k.is_readonly or v.is_readonly)
-        return not (
-            cache.k.is_readonly or cache.v.is_readonly or is_locked_pair(cache.k_params, cache.code)
-            or is_locked_pair(cache.v_params, cache.code)
+        return is_written or not (
+            cache.k.memory.readonly or cache.v.memory.readonly or is_locked_pair(cache.k_params, cache.type.dtype)
+            or is_locked_pair(cache.v_params, cache.type.dtype)
         )
 
+    cdef bint are_rows(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
+        return are_rows(&rows.memory, self.type.device, self.type.dtype, tokens, self.type.kv_heads, self.type.head_dim,
+                        is_written)
 
-cdef bint is_locked_pair(Tensor params, int code) noexcept:
+
+cdef bint is_locked_pair(Tensor params, int dtype) noexcept:
     """Whether these are (scale, zero) that nobody may write. Scales of float8 have another type, and are only read."""
-    return params is not None and params.code == code and params.is_readonly
+    return params is not None and params.memory.dtype == dtype and params.memory.readonly != 0

@@ -21,7 +21,7 @@ cdef class Buffer(Tensor):
     """Owned memory: C-contiguous, on one device, at least 256-byte aligned.
 
     Taken and given back in the order of one stream. Work on another stream must be over, or ordered before that stream
-    by an Event, when the last reference goes. numpy.asarray reads a host buffer in place, DLPack lends any.
+    by an Event, when the last reference goes. numpy.asarray reads a host buffer in place, DLPack exports any.
     """
 
     def __init__(self):
@@ -34,9 +34,9 @@ cdef class Buffer(Tensor):
                 if self.freed_on.kept is not None:
                     self.freed_on.kept.append(heir_of(self))
                     return
-                entered = self.home.enter()
-                self.home.driver.mem_free(self.allocation, self.freed_on.handle)
-                self.home.leave(entered)
+                entered = self.dev.enter()
+                self.dev.driver.mem_free(self.allocation, self.freed_on.c_stream)
+                self.dev.leave(entered)
             except Exception:  # the driver is going away with the process
                 pass
 
@@ -49,8 +49,8 @@ cdef class Buffer(Tensor):
 
         Raises ShapeError, DtypeError, DeviceError, NoGpuError; DriverError where memory is short.
         """
-        cdef Device home = device_of(device)
-        return empty_buffer(to_shape(shape), dtype_of(dtype).code, home, stream_of(stream, home))
+        cdef Device dev = device_of(device)
+        return empty_buffer(to_shape(shape), dtype_of(dtype).code, dev, stream_of(stream, dev))
 
     @staticmethod
     def from_numpy(array, device="cuda:0", stream=None) -> Buffer:
@@ -88,74 +88,74 @@ cdef class Buffer(Tensor):
         nothing.
         """
         cdef Device gpu
-        cdef Stream queue
+        cdef Stream on_stream
         cdef Tensor other = as_tensor(source)
-        cdef Buffer lender = other if isinstance(other, Buffer) else None
+        cdef Buffer owned = other if isinstance(other, Buffer) else None
         if other.shape != self.shape:
             raise ShapeError(f"the source has shape {other.shape}, the buffer {self.shape}; they must be the same")
-        if other.code != self.code:
+        if other.memory.dtype != self.memory.dtype:
             raise DtypeError(f"the source is {other.dtype}, the buffer {self.dtype}; they must be the same")
         if not other.is_contiguous():
             raise LayoutError(f"the source has strides {other.strides}; make it C-contiguous first")
-        if not self.home.is_host or other.device_type == ON_HOST:
-            queue = self.freed_on if stream is None else stream_of(stream, self.home)
+        if not self.dev.is_host or other.memory.device_type == ON_HOST:
+            on_stream = self.freed_on if stream is None else stream_of(stream, self.dev)
         else:
             gpu = device_of(other.device)
-            queue = lender.freed_on if stream is None and lender is not None else stream_of(stream, gpu)
-        queue.order_after(other)
-        if lender is not None and not lender.home.is_host:
-            queue.order_after_handle(lender.freed_on.handle)
-        self.transfer(self, other, queue)
+            on_stream = owned.freed_on if stream is None and owned is not None else stream_of(stream, gpu)
+        on_stream.order_after(other)
+        if owned is not None and not owned.dev.is_host:
+            on_stream.order_after_handle(owned.freed_on.c_stream)
+        self.transfer(self, other, on_stream)
 
     def fill_bytes(self, value, stream=None):
         """Set every byte to `value`, 0 to 255. 0xFF makes every float a NaN."""
         cdef unsigned char byte = value
-        cdef Stream queue = self.freed_on if stream is None else stream_of(stream, self.home)
+        cdef Stream on_stream = self.freed_on if stream is None else stream_of(stream, self.dev)
         cdef size_t num_bytes = self.nbytes
         cdef int status
-        cdef int entered = self.home.enter()
+        cdef int entered = self.dev.enter()
         try:
-            queue.order_after_handle(self.freed_on.handle)
+            on_stream.order_after_handle(self.freed_on.c_stream)
             with nogil:
-                status = self.home.driver.fill(self.data, byte, num_bytes, queue.handle)
+                status = self.dev.driver.fill(self.memory.data, byte, num_bytes, on_stream.c_stream)
             check(status, b"cuMemsetD8Async")
-            self.used_by(queue)
+            self.used_by(on_stream)
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
 
     cdef int read_into(self, Tensor target) except -1:
         """Copy all bytes to host memory and wait."""
         cdef int status
         self.transfer(target, self, self.freed_on)
-        if self.home.is_host:  # where a copy does not wait, and may have been recorded instead of done
+        if self.dev.is_host:  # where a copy does not wait, and may have been recorded instead of done
             with nogil:
-                status = self.home.driver.stream_synchronize(self.freed_on.handle)
+                status = self.dev.driver.stream_synchronize(self.freed_on.c_stream)
             check(status, b"cuStreamSynchronize")
         return 0
 
-    cdef int transfer(self, Tensor target, Tensor source, Stream queue) except -1:
+    cdef int transfer(self, Tensor target, Tensor source, Stream stream) except -1:
         """Copy all bytes; one of the two tensors is this buffer. Waits if either is on the host and a GPU copies."""
         if source.nbytes == 0:
             return 0
-        if not self.home.is_host and queue is not self.freed_on:
-            queue.order_after_handle(self.freed_on.handle)
-        if not copy_bytes(target, source, queue):
-            queue.keep(target if source is self else source)
-            self.used_by(queue)
+        if not self.dev.is_host and stream is not self.freed_on:
+            stream.order_after_handle(self.freed_on.c_stream)
+        if not copy_bytes(target, source, stream):
+            stream.keep(target if source is self else source)
+            self.used_by(stream)
         return 0
 
-    cdef int used_by(self, Stream queue) except -1:
+    cdef int used_by(self, Stream stream) except -1:
         """Give the memory back after what the stream holds now. A graph that is captured from it keeps the buffer."""
-        return self.freed_on.order_after_handle(queue.handle) if queue.kept is None else queue.keep(self)
+        return self.freed_on.order_after_handle(stream.c_stream) if stream.kept is None else stream.keep(self)
 
-    cdef Buffer part(self, int code, tuple shape, int64_t offset):
+    cdef Buffer part(self, int dtype, tuple shape, int64_t offset):
         """A Buffer over some of this memory, from byte `offset` on."""
         cdef Buffer part = Buffer.__new__(Buffer)
-        lay_out(part, code, shape, None)
-        part.data = <char *>self.data + offset
-        part.device_type = self.device_type
-        part.device_id = self.device_id
-        part.home = self.home
+        lay_out(part, dtype, shape, None)
+        part.memory.data = <char *>self.memory.data + offset
+        part.memory.device_type = self.memory.device_type
+        part.memory.device_id = self.memory.device_id
+        part.dev = self.dev
         part.freed_on = self.freed_on
         part.owner = self
         return part
@@ -165,24 +165,24 @@ cdef class Buffer(Tensor):
         return self.part(KVIT_U8, (self.nbytes,), 0)
 
     def __len__(self):
-        if self.ndim == 0:
+        if self.memory.ndim == 0:
             raise ShapeError("a buffer without axes has no length")
-        return self.dims[0]
+        return self.memory.shape[0]
 
     def __getitem__(self, key) -> Buffer:
         """Part of the leading axis, sharing memory: buffer[i] without the axis, buffer[i:j] with it."""
         cdef Py_ssize_t row, length = len(self)
-        if self.bits < 8 and self.ndim == 1:
+        if self.bits < 8 and self.memory.ndim == 1:
             raise LayoutError("a packed 4-bit axis cannot be cut")
         if isinstance(key, slice):
             start, stop, step = key.indices(length)
             if step != 1:
                 raise LayoutError(f"step is {step}; a part of a buffer is dense, so only 1 will do")
-            return self.part(self.code, (max(stop - start, 0), *self.shape[1:]), start * self.steps[0])
+            return self.part(self.memory.dtype, (max(stop - start, 0), *self.shape[1:]), start * self.memory.strides[0])
         row = as_index(key)
         if not -length <= row < length:
             raise IndexError(f"index {row} is outside of {length} rows")
-        return self.part(self.code, self.shape[1:], row % length * self.steps[0])
+        return self.part(self.memory.dtype, self.shape[1:], row % length * self.memory.strides[0])
 
     @property
     def stream(self) -> Stream:
@@ -190,17 +190,17 @@ cdef class Buffer(Tensor):
         return self.freed_on
 
     def __getbuffer__(self, Py_buffer *view, int flags):
-        if not self.home.is_host:
-            raise BufferError(f"the buffer is on {self.home}; numpy() copies it to the host")
+        if not self.dev.is_host:
+            raise BufferError(f"the buffer is on {self.dev}; numpy() copies it to the host")
         fill_view(self, view, flags)
 
     def __array__(self, dtype=None, copy=None):
         """numpy's view of a host buffer: in place, but for uint4, which numpy holds one per byte."""
         import numpy
 
-        if not self.home.is_host:
-            raise DeviceError(f"the buffer is on {self.home}; numpy() copies it to the host")
-        if copy is False and self.code == KVIT_U4:
+        if not self.dev.is_host:
+            raise DeviceError(f"the buffer is on {self.dev}; numpy() copies it to the host")
+        if copy is False and self.memory.dtype == KVIT_U4:
             raise ValueError("uint4 is packed; numpy cannot read it in place")
         array = numpy_array(self, numpy.asarray(self.as_bytes()))
         if dtype is not None and array.dtype != dtype:
@@ -210,14 +210,14 @@ cdef class Buffer(Tensor):
     @property
     def __cuda_array_interface__(self) -> dict:
         """Version 3. Missing on the host, and for types that it has no name for."""
-        found = None if self.home.is_host else cuda_array(self, <uintptr_t>self.freed_on.handle)
+        found = None if self.dev.is_host else cuda_array(self, <uintptr_t>self.freed_on.c_stream)
         if found is None:
-            raise AttributeError(f"__cuda_array_interface__ cannot describe {self.dtype} on {self.home}; DLPack can")
+            raise AttributeError(f"__cuda_array_interface__ cannot describe {self.dtype} on {self.dev}; DLPack can")
         return found
 
     def __dlpack_device__(self) -> tuple:
         """(1, 0) on the host, (2, ordinal) on a GPU."""
-        return self.device_type, self.device_id
+        return self.memory.device_type, self.memory.device_id
 
     def __dlpack__(self, *, stream=None, max_version=None, dl_device=None, copy=None):
         """A DLPack capsule of this memory; the consumer's `stream` waits for this buffer's (-1: it does so itself).
@@ -228,15 +228,15 @@ cdef class Buffer(Tensor):
             raise BufferError("kvit lends its memory and does not copy; ask with copy=None")
         if dl_device is not None and tuple(dl_device) != self.__dlpack_device__():
             raise BufferError(f"the buffer is on DLPack device {self.__dlpack_device__()}, not {tuple(dl_device)}")
-        if not self.home.is_host and stream != -1:
-            stream_of(stream or 0, self.home).order_after_handle(self.freed_on.handle)
+        if not self.dev.is_host and stream != -1:
+            stream_of(stream or 0, self.dev).order_after_handle(self.freed_on.c_stream)
         return dlpack_capsule(self, max_version is not None and max_version[0] >= 1)
 
 
 cdef Buffer heir_of(Buffer buffer):
     """A Buffer that owns the memory instead: to give it back cannot be captured."""
     cdef Buffer heir = Buffer.__new__(Buffer)
-    heir.home = buffer.home
+    heir.dev = buffer.dev
     heir.freed_on = buffer.freed_on
     heir.allocation = buffer.allocation
     return heir
@@ -249,24 +249,24 @@ cdef tuple to_shape(object shape):
         return tuple([as_index(length) for length in shape])
 
 
-cdef Buffer empty_buffer(tuple shape, int code, Device device, Stream stream):
+cdef Buffer empty_buffer(tuple shape, int dtype, Device device, Stream stream):
     cdef Buffer buffer = Buffer.__new__(Buffer)
     cdef void *data = NULL
     cdef size_t num_bytes
     cdef int status, entered
-    lay_out(buffer, code, shape, None)
-    buffer.device_type = ON_HOST if device.is_host else ON_CUDA
-    buffer.device_id = 0 if device.is_host else device.ordinal
-    buffer.home = device
+    lay_out(buffer, dtype, shape, None)
+    buffer.memory.device_type = ON_HOST if device.is_host else ON_CUDA
+    buffer.memory.device_id = 0 if device.is_host else device.ordinal
+    buffer.dev = device
     buffer.freed_on = stream
     num_bytes = max(buffer.nbytes, 1)  # an address even where there is nothing: no consumer has to think about NULL
     entered = device.enter()
     try:
         with nogil:
-            status = device.driver.mem_alloc(&data, num_bytes, stream.handle)
+            status = device.driver.mem_alloc(&data, num_bytes, stream.c_stream)
         if status != 0:
             fail(status, b"posix_memalign" if device.is_host else b"cuMemAllocAsync", f"{num_bytes} bytes on {device}")
     finally:
         device.leave(entered)
-    buffer.data = buffer.allocation = data
+    buffer.memory.data = buffer.allocation = data
     return buffer

@@ -16,14 +16,33 @@ cdef enum:
     CAPTURE_UNSUPPORTED = 900
     CAPTURE_INVALIDATED = 901
 
+# Numbers along three axes: CTAs of a grid, or of a cluster.
+cdef struct Extent:
+    unsigned int x
+    unsigned int y
+    unsigned int z
+
+# How a kernel is launched.
+cdef struct LaunchConfig:
+    Extent grid                        # CTAs
+    Extent cluster                     # CTAs of a cluster, which run side by side; (1, 1, 1): there are none
+    unsigned int block                 # threads of a CTA
+    unsigned int shared_bytes          # dynamic shared memory of a CTA
+    bint overlap                       # may begin before the kernel before it has ended, for which it then waits itself
+
 # A kernel of a graph: where it runs, and what on.
 cdef struct KernelNode:
     void *kernel
     void *context
     const void *params                 # its one argument, copied by whoever is given the node
-    unsigned int grid
-    unsigned int block
-    unsigned int shared_bytes
+    LaunchConfig config                # but for overlap: kernels of graphs of one kernel have none before them
+
+cdef inline bint has_clusters(const LaunchConfig *config) noexcept nogil:
+    return config.cluster.x != 1 or config.cluster.y != 1 or config.cluster.z != 1
+
+# Whether a launch has attributes besides its sizes: the driver has a function of its own for these.
+cdef inline bint has_attributes(const LaunchConfig *config) noexcept nogil:
+    return config.overlap or has_clusters(config)
 
 # Every function returns a CUresult, 0 for success. All are called with the device's context current (Device.enter).
 # Handles (context, stream, event, library, kernel) are opaque pointers; stream NULL is the legacy default stream.
@@ -74,11 +93,8 @@ cdef struct DriverTable:
     int (*library_unload)(void *library) except? -1 nogil
     int (*library_kernel)(void **kernel, void *library, const char *symbol) except? -1 nogil
     int (*kernel_shared_limit)(void *kernel, int num_bytes, int ordinal) except? -1 nogil
-    int (*launch)(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes, void *stream,
-                  const void *params) except? -1 nogil
-    # May begin before the kernel before it has ended, for which it then waits itself. GPUs from 9.0 on.
-    int (*launch_overlapping)(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes,
-                              void *stream, const void *params) except? -1 nogil
+    # Overlap and clusters: GPUs from 9.0 on.
+    int (*launch)(void *kernel, const LaunchConfig *config, void *stream, const void *params) except? -1 nogil
 
     # graphs
     int (*capture_begin)(void *stream) except? -1 nogil

@@ -4,5 +4,5 @@ from kvit._native.context cimport Device
 
 cdef class Event:
     cdef void *handle
-    cdef Device home
+    cdef Device dev
     cdef bint has_timing

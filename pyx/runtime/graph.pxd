@@ -10,7 +10,7 @@ cdef enum GraphState:
 
 
 cdef class Graph:
-    cdef Device home
+    cdef Device dev
     cdef Stream stream                 # that it is captured from
     cdef void *executable              # CUgraphExec; NULL until it is ready
     cdef GraphState state

@@ -38,9 +38,9 @@ cdef class Graph:
         Raises DeviceError for the default stream.
         """
         cdef Graph graph = Graph.__new__(Graph)
-        if stream.handle == NULL:
-            raise DeviceError(f"the default stream of {stream.home} cannot be captured; give a kvit.Stream of its own")
-        graph.home = stream.home
+        if stream.c_stream == NULL:
+            raise DeviceError(f"the default stream of {stream.dev} cannot be captured; give a kvit.Stream of its own")
+        graph.dev = stream.dev
         graph.stream = stream
         graph.kept = []
         return graph
@@ -52,25 +52,25 @@ cdef class Graph:
             raise DriverError("a graph is captured once; make another by Graph.capture(stream)")
         if self.stream.kept is not None:
             raise DriverError("the stream is being captured already; end that `with` first, or use another stream")
-        entered = self.home.enter()
+        entered = self.dev.enter()
         try:
             with nogil:
-                status = self.home.driver.capture_begin(self.stream.handle)
+                status = self.dev.driver.capture_begin(self.stream.c_stream)
             check(status, b"cuStreamBeginCapture")
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
         self.state = CAPTURING
         self.stream.kept = self.kept
         return self
 
     def __exit__(self, kind, error, traceback):
-        cdef int entered = self.home.enter()
+        cdef int entered = self.dev.enter()
         self.stream.kept = None
         self.state = OVER
         try:
             self.end(error is None)
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
             if self.state != READY:
                 self.kept = []
 
@@ -79,16 +79,16 @@ cdef class Graph:
         cdef void *graph = NULL
         cdef int status
         with nogil:
-            status = self.home.driver.capture_end(self.stream.handle, &graph)
+            status = self.dev.driver.capture_end(self.stream.c_stream, &graph)
         if not is_whole:  # the exception says more than a status that follows from it
             if graph != NULL:
-                self.home.driver.graph_destroy(graph)
+                self.dev.driver.graph_destroy(graph)
             return 0
         check(status, b"cuStreamEndCapture")
         with nogil:
-            status = self.home.driver.graph_instantiate(&self.executable, graph)
+            status = self.dev.driver.graph_instantiate(&self.executable, graph)
         if status != SUCCESS:
-            self.home.driver.graph_destroy(graph)
+            self.dev.driver.graph_destroy(graph)
         check(status, b"cuGraphInstantiate")
         self.state = READY
         return 0
@@ -97,9 +97,9 @@ cdef class Graph:
         cdef int entered
         if self.executable != NULL:
             try:
-                entered = self.home.enter()
-                self.home.driver.executable_destroy(self.executable)  # work under way goes on to its end
-                self.home.leave(entered)
+                entered = self.dev.enter()
+                self.dev.driver.executable_destroy(self.executable)  # work under way goes on to its end
+                self.dev.leave(entered)
             except Exception:  # the driver is going away with the process
                 pass
 
@@ -113,23 +113,23 @@ cdef class Graph:
         """
         cdef int status
         cdef int entered
-        cdef Stream queue = self.stream if stream is None else stream_of(stream, self.home)
+        cdef Stream on_stream = self.stream if stream is None else stream_of(stream, self.dev)
         if self.state != READY:
             raise DriverError("the graph has nothing to launch: its `with` block is still open, or did not end well")
-        entered = self.home.enter()
+        entered = self.dev.enter()
         try:
             with nogil:
-                status = self.home.driver.graph_launch(self.executable, queue.handle)
-            if status != SUCCESS and status != CAPTURE_UNSUPPORTED and self.home.is_host:
+                status = self.dev.driver.graph_launch(self.executable, on_stream.c_stream)
+            if status != SUCCESS and status != CAPTURE_UNSUPPORTED and self.dev.is_host:
                 host_graph_failed(self.executable)
             check(status, b"cuGraphLaunch")
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
 
     @property
     def device(self) -> str:
         """"host" or "cuda:N"."""
-        return self.home.spec
+        return self.dev.spec
 
     @property
     def is_ready(self) -> bool:
@@ -138,4 +138,4 @@ cdef class Graph:
 
     def __repr__(self):
         words = {NEW: "not captured yet", CAPTURING: "being captured", READY: "ready", OVER: "not captured"}
-        return f"Graph(device={self.home.spec!r}, {words[self.state]})"
+        return f"Graph(device={self.dev.spec!r}, {words[self.state]})"

@@ -7,7 +7,7 @@ from posix.unistd cimport _SC_PAGESIZE, sysconf
 
 from kvit._native cimport host_stream
 from kvit._native.driver_table cimport (
-    ATTRIBUTE_NUM_SMS, CAPTURE_UNSUPPORTED, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, DriverTable,
+    ATTRIBUTE_NUM_SMS, CAPTURE_UNSUPPORTED, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, DriverTable, LaunchConfig,
 )
 
 cdef extern from "unistd.h" nogil:
@@ -123,8 +123,7 @@ cdef int kernel_shared_limit(void *kernel, int num_bytes, int ordinal) except? -
     return NOT_SUPPORTED
 
 
-cdef int launch(void *kernel, unsigned int grid, unsigned int block, unsigned int shared_bytes, void *stream,
-                const void *params) except? -1 nogil:
+cdef int launch(void *kernel, const LaunchConfig *config, void *stream, const void *params) except? -1 nogil:
     return NOT_SUPPORTED  # a launch on the host needs spans: host_run
 
 

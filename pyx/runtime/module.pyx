@@ -2,7 +2,9 @@
 cimport cython
 
 from kvit._native.context cimport Device, device_of
-from kvit._native.driver_table cimport NO_BINARY_FOR_GPU, NOT_FOUND, SUCCESS, UNSUPPORTED_PTX_VERSION
+from kvit._native.driver_table cimport (
+    NO_BINARY_FOR_GPU, NOT_FOUND, SUCCESS, UNSUPPORTED_PTX_VERSION, LaunchConfig,
+)
 from kvit._native.errors cimport check, fail
 from kvit._native.host cimport host_kernel
 
@@ -44,13 +46,18 @@ cdef class Kernel:
         """
         return load_kernel(entry, device_of(device))
 
+    cdef LaunchConfig config_of(self, unsigned int ctas) noexcept nogil:
+        cdef LaunchConfig config = self.config
+        config.grid.x = ctas
+        return config
+
     @property
     def device(self) -> str:
         """"host" or "cuda:N"."""
-        return self.home.spec
+        return self.dev.spec
 
     def __repr__(self):
-        return f"Kernel({self.entry.symbol!r}, device={self.home.spec!r})"
+        return f"Kernel({self.entry.symbol!r}, device={self.dev.spec!r})"
 
 
 cdef Kernel load_kernel(object entry, Device device):
@@ -60,9 +67,11 @@ cdef Kernel load_kernel(object entry, Device device):
         return <Kernel>found
     cdef Kernel kernel = Kernel.__new__(Kernel)
     kernel.entry = entry
-    kernel.home = device
-    kernel.threads = entry.threads
-    kernel.shared_bytes = entry.shared_bytes
+    kernel.dev = device
+    kernel.config.block = entry.threads
+    kernel.config.shared_bytes = entry.shared_bytes
+    kernel.config.cluster.x = entry.facts.get("cluster", 1)
+    kernel.config.cluster.y = kernel.config.cluster.z = kernel.config.grid.y = kernel.config.grid.z = 1
     kernel.params_bytes = entry.params_bytes
     if device.is_host:
         kernel.host = host_kernel(entry.symbol)
@@ -72,7 +81,7 @@ cdef Kernel load_kernel(object entry, Device device):
                 f"{kernel.params_bytes} in index.json; they come from different builds. Reinstall kvit."
             )
     else:
-        kernel.overlaps = entry.facts.get("overlaps", 0) and device.compute_capability >= (9, 0)
+        kernel.config.overlap = entry.facts.get("overlaps", 0) and device.compute_capability >= (9, 0)
         load_on_gpu(kernel, device)
     return <Kernel>kernels.setdefault(key, kernel)  # another thread may have been quicker: loading gives up the GIL
 
@@ -82,9 +91,9 @@ cdef int load_on_gpu(Kernel kernel, Device device) except -1:
     cdef int entered = 0
     cdef bytes symbol = kernel.entry.symbol.encode()
     limit = device.shared_bytes
-    if kernel.shared_bytes > limit:
+    if kernel.config.shared_bytes > limit:
         raise KernelMissing(
-            f"{kernel.entry.symbol} needs {kernel.shared_bytes} shared bytes per CTA; {device.name} has {limit}"
+            f"{kernel.entry.symbol} needs {kernel.config.shared_bytes} shared bytes per CTA; {device.name} has {limit}"
         )
     path = str(kernel.entry.file(kernel.entry.target(device.compute_capability)))
     entered = device.enter()
@@ -94,10 +103,10 @@ cdef int load_on_gpu(Kernel kernel, Device device) except -1:
         if status == NOT_FOUND:
             raise KernelMissing(f"{path} has no kernel {kernel.entry.symbol}; its build was another. Reinstall kvit.")
         check(status, b"cuLibraryGetKernel")
-        if kernel.shared_bytes > SHARED_WITHOUT_ASKING:
-            status = device.driver.kernel_shared_limit(kernel.handle, kernel.shared_bytes, device.ordinal)
+        if kernel.config.shared_bytes > SHARED_WITHOUT_ASKING:
+            status = device.driver.kernel_shared_limit(kernel.handle, kernel.config.shared_bytes, device.ordinal)
             if status != SUCCESS:
-                fail(status, b"cuKernelSetAttribute", f"{kernel.shared_bytes} shared bytes of {kernel.entry.symbol}")
+                fail(status, b"cuKernelSetAttribute", f"{kernel.config.shared_bytes} shared bytes of {kernel.entry.symbol}")
     finally:
         device.leave(entered)
     return 0

@@ -4,8 +4,8 @@ from kvit._native.tensor cimport Tensor
 
 
 cdef class Stream:
-    cdef void *handle                  # CUstream; NULL is the legacy default stream
-    cdef Device home
+    cdef void *c_stream                # CUstream, or a stream of the host; NULL is the default one. `handle` in Python
+    cdef Device dev
     cdef bint is_owned                 # destroyed with this object
     cdef object owner                  # foreign stream object, kept alive
     cdef list kept                     # what the Graph that is being captured from the stream needs; None: none is

@@ -21,23 +21,23 @@ cdef class Stream:
 
     def __init__(self, device="cuda:0"):
         cdef int entered
-        if self.home is not None:
+        if self.dev is not None:
             raise RuntimeError("a Stream is made once")
-        self.home = device_of(device)
-        entered = self.home.enter()
+        self.dev = device_of(device)
+        entered = self.dev.enter()
         try:
-            check(self.home.driver.stream_create(&self.handle), b"cuStreamCreate")
+            check(self.dev.driver.stream_create(&self.c_stream), b"cuStreamCreate")
             self.is_owned = True
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
 
     def __dealloc__(self):
         cdef int entered
         if self.is_owned:
             try:
-                entered = self.home.enter()
-                self.home.driver.stream_destroy(self.handle)
-                self.home.leave(entered)
+                entered = self.dev.enter()
+                self.dev.driver.stream_destroy(self.c_stream)
+                self.dev.leave(entered)
             except Exception:  # the driver is going away with the process
                 pass
 
@@ -57,54 +57,51 @@ cdef class Stream:
     @property
     def device(self) -> str:
         """"host" or "cuda:N"."""
-        return self.home.spec
+        return self.dev.spec
 
     @property
-    def cuda_handle(self) -> int:
-        """The CUstream; 0 is the legacy default stream. 0 on the host."""
-        return 0 if self.home.is_host else <uintptr_t>self.handle
-
-    @property
-    def c_handle(self) -> int:
+    def handle(self) -> int:
         """What kvit.h takes as a kvit_stream: the CUstream, or the host's stream. 0 is the default one."""
-        return <uintptr_t>self.handle
+        return <uintptr_t>self.c_stream
 
     def __cuda_stream__(self):
-        if self.home.is_host:
+        if self.dev.is_host:
             raise DeviceError("this stream is the host's; it has no CUDA handle")
-        return 0, <uintptr_t>self.handle
+        return 0, <uintptr_t>self.c_stream
 
     def synchronize(self):
         """Return when all work given to the stream so far is done."""
         cdef int status
-        cdef int entered = self.home.enter()
+        cdef int entered = self.dev.enter()
         try:
             with nogil:
-                status = self.home.driver.stream_synchronize(self.handle)
+                status = self.dev.driver.stream_synchronize(self.c_stream)
             check(status, b"cuStreamSynchronize")
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
 
+    @property
     def is_done(self) -> bool:
         """Whether all work given to the stream so far is done. Does not wait."""
         cdef int status
-        cdef int entered = self.home.enter()
+        cdef int entered = self.dev.enter()
         try:
-            status = self.home.driver.stream_query(self.handle)
+            status = self.dev.driver.stream_query(self.c_stream)
             if status != NOT_READY:
                 check(status, b"cuStreamQuery")
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
         return status != NOT_READY
 
+    @property
     def is_capturing(self) -> bool:
         """Whether a CUDA graph is being captured from the stream."""
         cdef int capturing = 0
-        cdef int entered = self.home.enter()
+        cdef int entered = self.dev.enter()
         try:
-            check(self.home.driver.stream_is_capturing(self.handle, &capturing), b"cuStreamIsCapturing")
+            check(self.dev.driver.stream_is_capturing(self.c_stream, &capturing), b"cuStreamIsCapturing")
         finally:
-            self.home.leave(entered)
+            self.dev.leave(entered)
         return capturing != 0
 
     cdef int order_after_handle(self, void *other) except -1:
@@ -112,20 +109,20 @@ cdef class Stream:
         cdef int is_capturing = 0
         cdef int entered
         # Both 0 and 1 are the legacy default stream.
-        if other == self.handle or self.home.is_host or <uintptr_t>other | <uintptr_t>self.handle == 1:
+        if other == self.c_stream or self.dev.is_host or <uintptr_t>other | <uintptr_t>self.c_stream == 1:
             return 0
-        entered = self.home.enter()
+        entered = self.dev.enter()
         try:
             # A graph cannot wait for work outside of it: whoever launches it orders that.
-            if self.home.driver.stream_is_capturing(self.handle, &is_capturing) == 0 and is_capturing:
+            if self.dev.driver.stream_is_capturing(self.c_stream, &is_capturing) == 0 and is_capturing:
                 return 0
-            check(self.home.driver.event_create(&event, 0), b"cuEventCreate")
-            check(self.home.driver.event_record(event, other), b"cuEventRecord")
-            check(self.home.driver.stream_wait_event(self.handle, event), b"cuStreamWaitEvent")
+            check(self.dev.driver.event_create(&event, 0), b"cuEventCreate")
+            check(self.dev.driver.event_record(event, other), b"cuEventRecord")
+            check(self.dev.driver.stream_wait_event(self.c_stream, event), b"cuStreamWaitEvent")
         finally:
             if event != NULL:
-                self.home.driver.event_destroy(event)  # the driver keeps it until the wait is over
-            self.home.leave(entered)
+                self.dev.driver.event_destroy(event)  # the driver keeps it until the wait is over
+            self.dev.leave(entered)
         return 0
 
     cdef int order_after(self, Tensor tensor) except -1:
@@ -139,7 +136,7 @@ cdef class Stream:
         return 0
 
     def __repr__(self):
-        return f"Stream(device={self.home.spec!r}, cuda_handle={self.cuda_handle:#x})"
+        return f"Stream(device={self.dev.spec!r}, handle={self.handle:#x})"
 
 
 cdef Stream stream_of(object stream, Device device):
@@ -150,8 +147,8 @@ cdef Stream stream_of(object stream, Device device):
         return <Stream>device.default_stream
     if isinstance(stream, Stream):
         found = <Stream>stream
-        if found.home is not device:
-            raise DeviceError(f"the stream is on {found.home}, the call on {device}; give a stream of {device}")
+        if found.dev is not device:
+            raise DeviceError(f"the stream is on {found.dev}, the call on {device}; give a stream of {device}")
         return found
     if device.is_host:
         raise DeviceError(f"stream is {stream!r}, but the call is on the host; give none, or a Stream of the host")
@@ -171,7 +168,7 @@ cdef Stream stream_of(object stream, Device device):
 
 cdef Stream adopt(object handle, object owner, Device device):
     cdef Stream stream = Stream.__new__(Stream)
-    stream.home = device
-    stream.handle = <void *><uintptr_t>handle
+    stream.dev = device
+    stream.c_stream = <void *><uintptr_t>handle
     stream.owner = owner
     return stream

@@ -77,6 +77,6 @@ def test_a_consumers_stream_is_made_to_wait(consumer):
     stream = Stream("cuda:0")
     buffer = Buffer.empty(1 << 20, "uint8", "cuda:0", stream)
     buffer.fill_bytes(7)
-    handle = stream.cuda_handle if consumer == "own" else consumer
+    handle = stream.handle if consumer == "own" else consumer
     assert name_of(buffer.__dlpack__(stream=handle)) == b"dltensor"
     assert dtype_of("uint8") is buffer.dtype and (buffer.numpy() == 7).all()

@@ -126,8 +126,8 @@ def test_a_producer_on_a_gpu_is_told_the_stream():
     producer = DlpackOnly(Buffer.empty(4, "float32", "cuda:0"))
     stream = Stream("cuda:0")
     Tensor.wrap(producer)
-    Tensor.wrap(producer, stream=stream.cuda_handle)
-    assert producer.asked == [1, stream.cuda_handle]  # 1 is DLPack's word for the legacy default stream
+    Tensor.wrap(producer, stream=stream.handle)
+    assert producer.asked == [1, stream.handle]  # 1 is DLPack's word for the legacy default stream
 
 
 def test_page_locked_memory_is_host_memory():

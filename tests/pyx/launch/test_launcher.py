@@ -138,13 +138,13 @@ def driver():
 def test_a_launch_can_be_captured_and_replayed(driver):
     stream = Stream("cuda:0")
     case = Case("cuda:0", stream)
-    handle = driver.CUstream(stream.cuda_handle)
+    handle = driver.CUstream(stream.handle)
     mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
     assert driver.cuStreamBeginCapture(handle, mode)[0] == 0
-    assert stream.is_capturing()
+    assert stream.is_capturing
     launch_bytes(case.kernel, bytes(case.params), CTAS, stream)
     status, graph = driver.cuStreamEndCapture(handle)
-    assert status == 0 and not stream.is_capturing()
+    assert status == 0 and not stream.is_capturing
     assert (case.pages.numpy() == case.before).all()  # captured, not run
     status, executable = driver.cuGraphInstantiate(graph, 0)
     assert status == 0

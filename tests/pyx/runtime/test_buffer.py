@@ -203,7 +203,7 @@ def test_the_cuda_array_interface_describes_the_memory(dtype):
     interface = Buffer.empty((3, 4), dtype, "cuda:0", stream).__cuda_array_interface__
     assert (interface["shape"], interface["version"], interface["strides"]) == ((3, 4), 3, None)
     assert np.dtype(interface["typestr"]) == numpy_dtype(dtype)
-    assert interface["stream"] == stream.cuda_handle
+    assert interface["stream"] == stream.handle
     assert Buffer.empty(4, dtype, "cuda:0").__cuda_array_interface__["stream"] == 1  # 0 would be ambiguous
 
 

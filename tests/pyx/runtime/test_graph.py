@@ -50,9 +50,9 @@ def case(device):
 
 def test_work_is_captured_and_not_done(case):
     with Graph.capture(case.stream) as graph:
-        assert case.stream.is_capturing() and not graph.is_ready and "being captured" in repr(graph)
+        assert case.stream.is_capturing and not graph.is_ready and "being captured" in repr(graph)
         case.launch()
-    assert not case.stream.is_capturing() and graph.is_ready and graph.device == case.stream.device
+    assert not case.stream.is_capturing and graph.is_ready and graph.device == case.stream.device
     assert case.sum() == 0
 
 
@@ -110,7 +110,7 @@ def test_work_on_other_streams_is_not_captured(case):
         lambda stream: Buffer.empty(3, "float32", stream.device, stream),
         lambda stream: Buffer.from_numpy(np.zeros(3), stream.device, stream),
         lambda stream: stream.synchronize(),
-        lambda stream: stream.is_done(),
+        lambda stream: stream.is_done,
     ],
     ids=["empty", "from_numpy", "synchronize", "is_done"],
 )
@@ -120,7 +120,7 @@ def test_what_allocates_or_waits_is_refused_with_the_reason(case, refused):
         Graph.capture(case.stream) as graph,
     ):
         refused(case.stream)
-    assert not graph.is_ready and not case.stream.is_capturing()
+    assert not graph.is_ready and not case.stream.is_capturing
     assert Graph.capture(case.stream).__enter__().__exit__(None, None, None) is None  # the stream is good for another
 
 
