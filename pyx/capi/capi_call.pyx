@@ -20,7 +20,7 @@ from kvit._native.launcher cimport launch_failed, launch_raw
 from kvit._native.module cimport Kernel
 from kvit._native.packed_cache cimport is_same_type
 from kvit._native.params cimport KvitAppendParams, KvitDecodeParams, KvitPageTable
-from kvit._native.row_ops cimport MOST_WARPS, RowGrid, grid_for, pack_transfer
+from kvit._native.row_ops cimport RowGrid, fits_grid, grid_for, pack_transfer
 from kvit._native.spans cimport Spans, add_memory, set_pre_dependency
 from kvit._native.tensor_map cimport can_copy
 from kvit.capi cimport (
@@ -148,13 +148,13 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
             or not pack_fitting_table(table, op.type.device, &packed)):
         return UNFIT
     each = rows_of_each(k.shape[0], packed.num_sequences, tokens, op.type.device)
-    grid = grid_for(&op.shares, k.shape[0], k.shape[1], 0)
-    if each < 0 or grid.ctas * op.shares.warps > MOST_WARPS:
+    if each < 0 or not fits_grid(&op.shares, k.shape[0], k.shape[1]):
         return UNFIT
     if k.shape[0] == 0:
         return KVIT_OK
     memset(&params, 0, sizeof(params))  # no bias, no rotation, no queries
     pack_transfer(&params.transfer, &view.cache, &packed, tokens, each, k, v, op.fault)
+    grid = grid_for(&op.shares, k.shape[0], k.shape[1], 0)
     params.passes = <int32_t>grid.passes
     spans.count = 0
     if op.type.device.type == KVIT_DEVICE_HOST:

@@ -1,4 +1,4 @@
-# How the C API tells what went wrong: a status, and words that each thread has for itself.
+# How the C API says what went wrong: a status, and words that each thread has for itself.
 from libc.stdint cimport int32_t
 
 from kvit.capi cimport kvit_fault
@@ -9,8 +9,8 @@ cdef enum:
 # The calling thread's words; ERROR_BYTES that may be written.
 cdef char *error_text() noexcept nogil
 
-# Whether Python can be entered. Tells the thread where it cannot. What takes the GIL is a function of its own, called
-# once this is known: one that may take it goes through Python whether it did or not.
+# Whether Python can be entered. Where it cannot, the last error of the thread says so. What takes the GIL is a function
+# of its own, called once this is known: one that may take it goes through Python whether it did or not.
 cdef bint has_python() noexcept nogil
 
 # Keeps the words of an exception for the thread, and returns its status. `fault` gets what a PageTableError says.

@@ -1,4 +1,4 @@
-# How the C API tells what went wrong: a status, and words that each thread has for itself.
+# How the C API says what went wrong: a status, and words that each thread has for itself.
 from kvit.errors import KvitError
 
 class ArgumentError(KvitError, ValueError):

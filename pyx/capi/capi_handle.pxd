@@ -25,7 +25,7 @@ cdef struct Slot:
 # A new handle for `state`, which it takes over: where it raises MemoryError, the state has been dropped.
 cdef void *publish(int kind, void *state, Drop drop) except NULL
 
-# The functions below return a kvit_status; where it is not KVIT_OK the thread has been told.
+# The functions below return a kvit_status; where it is not KVIT_OK the last error of the thread says why.
 
 # Ends a handle: none of its uses begins any more. Waits, without the GIL, for those that have begun; drops its state.
 cdef int32_t destroy(const void *handle, int kind) noexcept nogil

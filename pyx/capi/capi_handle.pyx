@@ -149,7 +149,7 @@ cdef Slot *slot_at(uint32_t index) noexcept nogil:
 
 
 cdef int32_t refuse(uint64_t word, int kind) noexcept nogil:
-    """Tell the thread what is wrong with a handle."""
+    """Set the last error of the thread: what is wrong with a handle."""
     cdef Slot *slot = slot_at(index_of(word))
     cdef int other = kind_of(word)
     cdef uint32_t generation = <uint32_t>(word >> INDEX_BITS)

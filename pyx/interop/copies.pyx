@@ -25,8 +25,8 @@ cdef int copy_bytes(Tensor target, Tensor source, Stream stream) except -1:
             elif to_host:
                 status = driver.copy_to_host(target.memory.data, source.memory.data, num_bytes, stream.c_stream)
             elif target_context != NULL:
-                status = driver.copy_across(target.memory.data, target_context, source.memory.data, source_context, num_bytes,
-                                            stream.c_stream)
+                status = driver.copy_across(target.memory.data, target_context, source.memory.data, source_context,
+                                            num_bytes, stream.c_stream)
             else:
                 status = driver.copy_on_device(target.memory.data, source.memory.data, num_bytes, stream.c_stream)
         check(status, b"cuMemcpyAsync")

@@ -28,8 +28,8 @@ cdef enum:
 
 cdef class Tensor:
     cdef object owner                  # keeps the memory alive
-    # Address, shape, byte strides, dtype (enum KvitDtype) and device (ON_HOST, ON_CUDA): what a C caller hands in, too. The
-    # stride of the packed last axis of a 4-bit type is 0.
+    # Address, shape, byte strides, dtype (enum KvitDtype) and device (ON_HOST, ON_CUDA): what a C caller hands in, too.
+    # The stride of the packed last axis of a 4-bit type is 0.
     cdef kvit_tensor memory
     cdef int bits                      # of an element
     cdef uintptr_t ready_stream        # stream whose work fills the memory (__cuda_array_interface__); 0: none

@@ -155,7 +155,7 @@ cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) 
             low[0] += reach
         else:
             last += reach
-    # A packed 4-bit row ends half as many bytes after it begins as it has elements; all else one element after its last.
+    # A packed 4-bit row ends half as many bytes after it begins as it has elements; all else after its last element.
     high[0] = last + (bits // 8 if bits >= 8 else memory.shape[memory.ndim - 1] * bits // 8)
 
 

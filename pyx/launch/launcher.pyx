@@ -109,13 +109,13 @@ cdef bint runs_on_host(const LaunchConfig *config) noexcept nogil:
 cdef int launch_failed(Kernel kernel, const LaunchConfig *config, int status, const char *call) except -1:
     if kernel.host != NULL and not runs_on_host(config):
         raise HostBackendError(
-            f"{kernel.entry.symbol}, grid {words_of(config.grid)} in clusters of {words_of(config.cluster)} CTAs: the "
-            "host backend runs grids of one axis and without clusters; launch it on a GPU"
+            f"{kernel.entry.symbol}, grid {words_of(config.grid)}, cluster {words_of(config.cluster)}: the host backend "
+            "runs grids of one axis and no clusters; launch it on a GPU"
         )
     if kernel.host != NULL:
         return host_failed(kernel.host, config.grid.x)
-    clusters = f" in clusters of {words_of(config.cluster)}" if has_clusters(config) else ""
-    return fail(status, call, f"{kernel.entry.symbol}, grid {words_of(config.grid)}{clusters}, {config.block} threads, "
+    cluster = f", cluster {words_of(config.cluster)}" if has_clusters(config) else ""
+    return fail(status, call, f"{kernel.entry.symbol}, grid {words_of(config.grid)}{cluster}, {config.block} threads, "
                 f"{config.shared_bytes} shared bytes")
 
 

@@ -1,4 +1,4 @@
-# What a launch touches: memory that the host backend lets it read and write, once whoever fills that memory is done.
+# What a launch touches: memory that it waits for, and that the host backend lets it read and write.
 from libc.stdint cimport uintptr_t
 
 from kvit._native.host cimport KvitSpan
@@ -24,6 +24,6 @@ cdef void add_memory(Spans *spans, const kvit_tensor *memory, bint is_written) n
 # Lets what was added from `first` on be touched before the grid dependency sync: what the launch in front leaves alone.
 cdef void set_pre_dependency(Spans *spans, int first) noexcept nogil
 
-# Lets the launch touch a tensor once its producer is done. None is skipped; a GPU needs no spans. Raises LayoutError for
-# memory that is written and must not be, ShapeError for too many pieces.
+# Lets the launch touch a tensor once its producer is done. None is skipped; a GPU needs no spans. Raises LayoutError
+# for memory that is written and must not be, ShapeError for too many pieces.
 cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_written) except -1

@@ -1,4 +1,4 @@
-"""What a launch touches: memory that the host backend lets it read and write, once whoever fills that memory is done."""
+"""What a launch touches: memory that it waits for, and that the host backend lets it read and write."""
 from libc.stdint cimport int64_t
 
 from kvit._native.tensor cimport extent_of

@@ -76,7 +76,7 @@ cdef class AttentionCall:
             return -1
         if lse is not None and not are_lse(&lse.memory, self.type.device, rows, self.query_heads):
             return -1
-        return self.rows_of_each(rows, packed, tokens)
+        return self.fitting_each(rows, packed, tokens)
 
     cdef bint are_queries(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
         return are_rows(&rows.memory, self.type.device, self.query_dtype, tokens, self.query_heads, self.type.head_dim,

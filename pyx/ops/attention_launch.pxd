@@ -30,8 +30,8 @@ cdef class AttentionLaunch:
                  Stream stream) except -1
 
 
-# Fills the struct of a launch, for Python and for C. `each` and indptr: see pack_tokens. False: the maps that the kernel
-# copies by are not made yet.
+# Fills the struct of a launch, for Python and for C. `each` and indptr: see pack_tokens. False: the maps that the
+# kernel copies by are not made yet.
 cdef bint pack_attention(KvitDecodeParams *params, const AttentionPlan *plan, const KvitCache *cache,
                          const TensorMaps *maps, const KvitPageTable *table, const kvit_tensor *indptr, int each,
                          const kvit_tensor *q, const kvit_tensor *out, const kvit_tensor *lse) noexcept nogil

@@ -15,7 +15,7 @@ class AttentionLaunch:
         entry: Entry,
         device: Device,
         grid: int,
-        strands: int,
+        partitions: int,
         partials: Tensor,
         fault: Tensor,
         num_query_heads: int,

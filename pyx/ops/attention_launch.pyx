@@ -16,7 +16,7 @@ from kvit._native.tensor_map cimport copy_tensor_maps
 cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
-    strands      lines that the work is dealt out on: divides the grid and the KV heads
+    partitions   lines that the work is dealt out on: divides the grid and the KV heads
     partials     float32 [grid, parts, rows, head_dim + 2], all zero
     fault        int32 [4]
     split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
@@ -24,7 +24,7 @@ cdef class AttentionLaunch:
     by_graph     launch the kernel by a graph of it
     """
 
-    def __cinit__(self, object entry, Device device not None, unsigned int grid, int strands,
+    def __cinit__(self, object entry, Device device not None, unsigned int grid, int partitions,
                   Tensor partials not None, Tensor fault not None, int num_query_heads, int group, float scale,
                   bint is_causal, int split_tiles=0, bint reads_ahead=False, bint by_graph=False):
         memset(&self.plan, 0, sizeof(AttentionPlan))
@@ -40,7 +40,7 @@ cdef class AttentionLaunch:
         self.plan.constants.num_query_heads = num_query_heads
         self.plan.constants.scale = scale
         self.plan.constants.causal = is_causal
-        self.plan.constants.strands = strands
+        self.plan.constants.partitions = partitions
         self.plan.constants.split_tiles = split_tiles
         self.plan.constants.reads_ahead = reads_ahead
 

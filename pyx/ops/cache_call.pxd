@@ -17,4 +17,4 @@ cdef class CacheCall:
     cdef int made_for(self, Device device, HoldsFaults faults, PackedCache cache) except -1
 
     # Of so many rows each sequence has these, 0 with indptr; -1 where rows, table and indptr do not fit each other.
-    cdef int rows_of_each(self, int64_t rows, PackedTable table, Tensor indptr) noexcept
+    cdef int fitting_each(self, int64_t rows, PackedTable table, Tensor indptr) noexcept

@@ -12,7 +12,7 @@ cdef class CacheCall:
         self.type = cache.type
         return 0
 
-    cdef int rows_of_each(self, int64_t rows, PackedTable table, Tensor indptr) noexcept:
+    cdef int fitting_each(self, int64_t rows, PackedTable table, Tensor indptr) noexcept:
         if not is_on(&table.lengths.memory, self.type.device):
             return -1
         return rows_of_each(rows, table.value.num_sequences, memory_of(indptr), self.type.device)

@@ -1,7 +1,7 @@
 # Whether tensors fit a call as they are: the same questions for Python and for C, asked without the GIL.
 #
-# They are as strict as the checks of the Python operations, or stricter: a tensor that fails one is shown to those checks,
-# which word the refusal, or make of it what does fit. NULL never fits. A length of -1 is any.
+# They are as strict as the checks of the Python operations, or stricter: a tensor that fails one is shown to those
+# checks, which word the refusal, or make of it what does fit. NULL never fits. A length of -1 is any.
 from libc.stdint cimport int32_t, int64_t
 
 from kvit._native.tensor cimport Tensor
@@ -33,6 +33,6 @@ cdef bint are_lse(const kvit_tensor *memory, DeviceId device, int64_t tokens, in
 cdef bint are_entries(const kvit_tensor *memory, DeviceId device, int64_t length) noexcept nogil
 cdef bint are_entry_rows(const kvit_tensor *memory, DeviceId device, int64_t rows) noexcept nogil
 
-# Of so many rows each sequence has these; 0 where indptr, int32 [sequences + 1], says how many. -1 where rows, sequences
-# and indptr do not fit each other. indptr NULL: all sequences have as many.
+# How many of the rows each sequence has; 0 where indptr, int32 [sequences + 1], says it; -1 where rows, sequences and
+# indptr do not fit each other. indptr NULL: all sequences have as many.
 cdef int rows_of_each(int64_t rows, int32_t sequences, const kvit_tensor *indptr, DeviceId device) noexcept nogil

@@ -77,7 +77,7 @@ cdef extern from "abi/params.h":
         KvitDivisor group
         int32_t split_tiles
         int32_t reads_ahead
-        int32_t strands
+        int32_t partitions "strands"
         int32_t[11] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map

@@ -30,6 +30,9 @@ cdef WarpShares shares_of(object entry, Device device) except *
 # As many passes as let all warps run side by side: what a warp finds out about its token serves all of them.
 cdef RowGrid grid_for(const WarpShares *shares, int64_t tokens, int64_t heads, int64_t query_heads) noexcept nogil
 
+# Whether a call without queries has few enough rows.
+cdef bint fits_grid(const WarpShares *shares, int64_t tokens, int64_t heads) noexcept nogil
+
 
 # Rotary position embedding as kernels take it, made once.
 cdef class PackedRope:

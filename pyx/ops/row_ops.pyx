@@ -167,11 +167,15 @@ cdef RowGrid grid_for(const WarpShares *shares, int64_t tokens, int64_t heads, i
     return grid
 
 
+cdef bint fits_grid(const WarpShares *shares, int64_t tokens, int64_t heads) noexcept nogil:
+    return grid_for(shares, tokens, heads, 0).ctas * shares.warps <= MOST_WARPS
+
+
 cdef RowGrid checked_grid(const WarpShares *shares, Tensor k, int64_t query_heads) except *:
     cdef RowGrid grid = grid_for(shares, k.memory.shape[0], k.memory.shape[1], query_heads)
     if grid.ctas * shares.warps > MOST_WARPS:
         raise ShapeError(
-            f"k has {k.memory.shape[0]} tokens of {k.memory.shape[1]} heads, and one call moves at most {MOST_WARPS} times "
-            f"{grid.passes * shares.heads_per_pass} heads; move them in several calls"
+            f"k has {k.memory.shape[0]} tokens of {k.memory.shape[1]} heads, and one call moves at most {MOST_WARPS} "
+            f"times {grid.passes * shares.heads_per_pass} heads; move them in several calls"
         )
     return grid

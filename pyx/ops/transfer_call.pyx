@@ -7,7 +7,7 @@ from kvit._native.kernel_graph cimport graph_of
 from kvit._native.module cimport load_kernel
 from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type
 from kvit._native.packed_table cimport HoldsTable, PackedTable
-from kvit._native.row_ops cimport MOST_WARPS, PackedRope, grid_for, move_rows, shares_of
+from kvit._native.row_ops cimport PackedRope, fits_grid, move_rows, shares_of
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
@@ -51,8 +51,8 @@ cdef class TransferCall:
         cdef PackedTable packed = (<HoldsTable>table).packed
         if cache is None or packed is None or not self.fits(k_rows, v_rows, cache):
             return False
-        each = self.rows_of_each(k_rows.memory.shape[0], packed, indptr)
-        if each < 0 or grid_for(&self.shares, k_rows.memory.shape[0], self.type.kv_heads, 0).ctas * self.shares.warps > MOST_WARPS:
+        each = self.fitting_each(k_rows.memory.shape[0], packed, indptr)
+        if each < 0 or not fits_grid(&self.shares, k_rows.memory.shape[0], self.type.kv_heads):
             return False
         if self.kernel is None:
             self.kernel = load_kernel(self.entry, self.dev)
@@ -64,15 +64,15 @@ cdef class TransferCall:
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept:
         """Whether the rows fit the cache, and what would be written may be."""
         cdef bint is_written = not self.into_pages
-        if not (is_same_type(&cache.type, &self.type) and self.are_rows(k, -1, is_written)
-                and self.are_rows(v, k.memory.shape[0], is_written)):
+        if not (is_same_type(&cache.type, &self.type) and self.are_transferred(k, -1, is_written)
+                and self.are_transferred(v, k.memory.shape[0], is_written)):
             return False
         return is_written or not (
             cache.k.memory.readonly or cache.v.memory.readonly or is_locked_pair(cache.k_params, cache.type.dtype)
             or is_locked_pair(cache.v_params, cache.type.dtype)
         )
 
-    cdef bint are_rows(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
+    cdef bint are_transferred(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
         return are_rows(&rows.memory, self.type.device, self.type.dtype, tokens, self.type.kv_heads, self.type.head_dim,
                         is_written)
 

@@ -7,7 +7,8 @@ from posix.unistd cimport _SC_PAGESIZE, sysconf
 
 from kvit._native cimport host_stream
 from kvit._native.driver_table cimport (
-    ATTRIBUTE_NUM_SMS, CAPTURE_UNSUPPORTED, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, DriverTable, LaunchConfig,
+    ATTRIBUTE_NUM_SMS, CAPTURE_UNSUPPORTED, INVALID_VALUE, NOT_SUPPORTED, OUT_OF_MEMORY, SUCCESS, DriverTable,
+    LaunchConfig,
 )
 
 cdef extern from "unistd.h" nogil:

@@ -106,7 +106,8 @@ cdef int load_on_gpu(Kernel kernel, Device device) except -1:
         if kernel.config.shared_bytes > SHARED_WITHOUT_ASKING:
             status = device.driver.kernel_shared_limit(kernel.handle, kernel.config.shared_bytes, device.ordinal)
             if status != SUCCESS:
-                fail(status, b"cuKernelSetAttribute", f"{kernel.config.shared_bytes} shared bytes of {kernel.entry.symbol}")
+                fail(status, b"cuKernelSetAttribute",
+                     f"{kernel.config.shared_bytes} shared bytes of {kernel.entry.symbol}")
     finally:
         device.leave(entered)
     return 0

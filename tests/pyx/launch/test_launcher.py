@@ -7,10 +7,12 @@ import pytest
 
 from kvit import registry
 from kvit._native.buffer import Buffer
+from kvit._native.kernel_graph import KernelGraph
 from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
 from kvit._native.stream import Stream
 from kvit.errors import DtypeError, HostBackendError, ShapeError
+from support.processes import run_idle
 
 ROW_BYTES = 8
 CTAS = 4  # a CTA for each of 2 pairs and 2 heads
@@ -120,6 +122,90 @@ def test_after_a_failed_launch_the_next_one_works():
             launch_bytes(case.kernel, bytes(case.params), CTAS, None, [])
     launch_bytes(case.kernel, bytes(case.params), CTAS, None, case.spans())
     assert (case.pages.numpy() == case.expected()).all()
+
+
+@pytest.mark.parametrize(
+    ("grid", "cluster", "words"),
+    [
+        ((2, 2, 1), None, "grid 2x2x1, cluster 1"),
+        ((4, 1, 2), None, "grid 4x1x2, cluster 1"),
+        (4, 2, "grid 4, cluster 2"),
+    ],
+)
+def test_the_host_refuses_grids_of_more_axes_and_clusters(grid, cluster, words):
+    case = Case("host")
+    with pytest.raises(HostBackendError, match=f"{words}: the host backend runs grids of one axis and no clusters"):
+        launch_bytes(case.kernel, bytes(case.params), grid, None, case.spans(), cluster=cluster)
+    assert (case.pages.numpy() == case.before).all()
+    launch_bytes(case.kernel, bytes(case.params), (CTAS, 1, 1), None, case.spans(), cluster=(1, 1, 1))
+    assert (case.pages.numpy() == case.expected()).all()
+
+
+def test_an_empty_cluster_is_refused(device):
+    case = Case(device)
+    with pytest.raises(ShapeError, match="the cluster is 2x0x1"):
+        launch_bytes(case.kernel, bytes(case.params), CTAS, None, case.spans(), cluster=(2, 0, 1))
+
+
+def test_a_graph_keeps_to_the_clusters_of_its_kernel(device):
+    case = Case(device)
+    with pytest.raises(ShapeError, match="give cluster or graph"):
+        launch_bytes(case.kernel, bytes(case.params), CTAS, None, case.spans(), KernelGraph.of(case.kernel), cluster=1)
+
+
+LAUNCHES = """
+from kvit import registry
+from kvit._native.kernel_graph import KernelGraph
+from kvit._native.kernel_graph import KernelGraph
+from kvit._native.launcher import launch_bytes
+from kvit._native.module import Kernel
+def numbers(name, count=3):
+    return list((ctypes.c_uint * count).in_dll(library, f"idle_{name}"))
+def launched(family, **how):
+    entry = registry.candidates(family)[0]
+    launch_bytes(Kernel.load(entry, "cuda:0"), bytes(entry.params_bytes), **how)
+    return [numbers("grid"), numbers("cluster"), *numbers("overlap", 1)]
+found = [
+    launched("copy_pages", grid=5),
+    launched("copy_pages", grid=(5, 4, 3)),
+    launched("copy_pages", grid=(6, 4, 2), cluster=(2, 1, 2)),
+    launched("append", grid=5),
+    launched("append", grid=6, cluster=3),
+]
+"""
+
+
+def test_the_driver_gets_grid_clusters_and_overlap_and_no_attribute_that_nobody_asked_for(tmp_path):
+    assert run_idle(tmp_path, LAUNCHES) == [
+        [[5, 1, 1], [0, 0, 0], 0],
+        [[5, 4, 3], [0, 0, 0], 0],
+        [[6, 4, 2], [2, 1, 2], 0],
+        [[5, 1, 1], [0, 0, 0], 1],  # append waits for what is in front of it by itself
+        [[6, 1, 1], [3, 1, 1], 1],
+    ]
+
+
+CLUSTERS = """
+from types import MappingProxyType
+from kvit import registry
+from kvit._native.kernel_graph import KernelGraph
+from kvit._native.kernel_graph import KernelGraph
+from kvit._native.launcher import launch_bytes
+from kvit._native.module import Kernel
+entry = registry.candidates("copy_pages")[0]
+entry = entry._replace(facts=MappingProxyType({**entry.facts, "cluster": 4}))
+kernel = Kernel.load(entry, "cuda:0")
+graph = KernelGraph.of(kernel)
+launch_bytes(kernel, bytes(entry.params_bytes), (8, 2, 1), None, (), graph)
+node = ctypes.addressof(ctypes.c_void_p.in_dll(library, "idle_node")) + ctypes.sizeof(ctypes.c_void_p)
+found = [list((ctypes.c_uint * 3).in_dll(library, "idle_node_cluster")), list((ctypes.c_uint * 3).from_address(node))]
+launch_bytes(kernel, bytes(entry.params_bytes), 8)
+found += [list((ctypes.c_uint * 3).in_dll(library, "idle_cluster"))]
+"""
+
+
+def test_a_kernel_that_says_so_runs_in_clusters_launched_by_itself_or_by_a_graph(tmp_path):
+    assert run_idle(tmp_path, CLUSTERS) == [[4, 1, 1], [8, 2, 1], [4, 1, 1]]
 
 
 @pytest.fixture
