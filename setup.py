@@ -1,4 +1,9 @@
-"""Builds what pyproject.toml cannot say: pyx/<name>.pyx as kvit._native.<name>, and the kernels by kernels/codegen."""
+"""Builds what pyproject.toml cannot say: the Cython modules of pyx/, and the kernels by kernels/codegen.
+
+pyx/<folder>/<name>.pyx becomes kvit._native.<name>: folders order the sources, and the modules stay side by side. The
+declarations (.pxd, .pyi) lie beside the .pyx files, and Cython looks for them by qualified name: they are copied into a
+package tree under build/, and beside the modules that are installed, or made in place.
+"""
 
 import os
 import sys
@@ -6,14 +11,73 @@ from pathlib import Path
 
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-os.chdir(ROOT)  # Cython finds kvit/_native/*.pxd by qualified name, from here
+PACKAGE = Path("kvit", "_native")
+DECLARATIONS = ROOT / "build" / "declarations"  # the package tree in which Cython looks
+os.chdir(ROOT)
 sys.path.insert(0, str(ROOT / "kernels"))
 
 from codegen.build import build_kernels, choose_jobs  # noqa: E402
 from codegen.errors import BuildError  # noqa: E402
 from codegen.toolchain import find_cuda_include  # noqa: E402
+
+
+def native_sources(suffix):
+    """The files of pyx/ with this suffix; their stems are the names of modules, and no two are the same."""
+    return sorted((ROOT / "pyx").glob(f"*/*{suffix}"))
+
+
+def declarations():
+    return [*native_sources(".pxd"), *native_sources(".pyi")]
+
+
+def copy_declarations(folder, *suffixes):
+    """Make `folder` hold the declarations of pyx/ with these suffixes, and no others."""
+    folder.mkdir(parents=True, exist_ok=True)
+    wanted = {path.name: path for suffix in suffixes for path in native_sources(suffix)}
+    for suffix in suffixes:
+        for old in folder.glob(f"*{suffix}"):
+            if old.name not in wanted:
+                old.unlink()
+    for name, path in wanted.items():
+        copy_if_changed(path, folder / name)
+
+
+def copy_if_changed(source, target):
+    content = source.read_bytes()
+    if not target.exists() or target.read_bytes() != content:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(content)
+
+
+def lay_out_declarations():
+    """The package tree: kvit/capi.pxd and kvit/_native/<name>.pxd, and files that make packages of folders."""
+    copy_declarations(DECLARATIONS / PACKAGE, ".pxd")
+    copy_if_changed(ROOT / "kvit" / "capi.pxd", DECLARATIONS / "kvit" / "capi.pxd")
+    for folder in (DECLARATIONS / "kvit", DECLARATIONS / PACKAGE):
+        (folder / "__init__.py").touch()
+
+
+class BuildPackage(build_py):
+    """The Python files, and beside them what `cimport` and type checkers read of the compiled modules."""
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:  # BuildNative puts them into the source tree then
+            copy_declarations(Path(self.build_lib) / PACKAGE, ".pxd", ".pyi")
+
+    def get_output_mapping(self):
+        declared = {
+            str(Path(self.build_lib) / PACKAGE / path.name): path.relative_to(ROOT).as_posix()
+            for path in declarations()
+        }
+        return {**super().get_output_mapping(), **declared}
+
+    def get_outputs(self, include_bytecode=1):
+        declared = [str(Path(self.build_lib) / PACKAGE / path.name) for path in declarations()]
+        return [*super().get_outputs(include_bytecode), *declared]
 
 
 class BuildNative(build_ext):
@@ -25,7 +89,9 @@ class BuildNative(build_ext):
             self.include_dirs += [str(ROOT / "kernels"), str(ROOT / "kvit" / "include"), str(find_cuda_include())]
             self.translate()
             super().run()
-            if not self.is_in_place():
+            if self.is_in_place():
+                copy_declarations(ROOT / PACKAGE, ".pxd", ".pyi")
+            else:
                 self.remove_strangers()
             build_kernels(
                 ROOT / "kernels",
@@ -43,13 +109,11 @@ class BuildNative(build_ext):
         """Cython to C, under build/ and not beside the sources. Not in threads, as the base class would have it."""
         from Cython.Build import cythonize
 
-        # Cython does not see that a module depends on its own .pxd, which lies in another folder.
-        declared = max(path.stat().st_mtime for path in (ROOT / "kvit").rglob("*.pxd"))
-        made = [path.stat().st_mtime for path in ROOT.glob("build/cython/pyx/*.c")]
+        lay_out_declarations()
         translated = cythonize(
             [Extension(module.name, module.sources) for module in self.extensions],
             build_dir="build/cython",
-            force=declared > min(made, default=0),
+            include_path=[str(DECLARATIONS)],
             compiler_directives={"language_level": 3, "embedsignature": True},
         )
         for module, new in zip(self.extensions, translated, strict=True):
@@ -81,8 +145,8 @@ def native_modules():
             extra_compile_args=["-O2", "-g0", "-fvisibility=hidden"],
             extra_link_args=["-s"],
         )
-        for path in sorted((ROOT / "pyx").glob("*.pyx"))
+        for path in native_sources(".pyx")
     ]
 
 
-setup(ext_modules=native_modules(), cmdclass={"build_ext": BuildNative})
+setup(ext_modules=native_modules(), cmdclass={"build_ext": BuildNative, "build_py": BuildPackage})

@@ -162,7 +162,7 @@ def _attention_from_c(case: Case, by_graph: bool) -> Burst:
         call_us = _compile(Path(folder)).call_us
     ordinal = kvit.Device.of(case.stream.device).ordinal
     buffers = (case.pool[0], case.pool[1], case.pages, case.lengths, case.q, case.out, case.lse)
-    memory = (*(buffer.pointer for buffer in buffers), case.stream.cuda_handle)
+    memory = (*(buffer.pointer for buffer in buffers), case.stream.handle)
     shapes = case.pool.shape[1:], (_BATCH, _QUERY_HEADS, _SLOTS)
     return partial(call_us, ordinal, memory, *shapes, by_graph, _CALLS)
 
@@ -180,7 +180,7 @@ def cuda_bindings(case: Case) -> Burst:
         case.stream.synchronize,
         launch=driver.cuLaunchKernel,
         kernel=driver.CUfunction(int(kernel)),
-        stream=driver.CUstream(case.stream.cuda_handle),
+        stream=driver.CUstream(case.stream.handle),
         at=ctypes.addressof(address),
         held=(params, address),
     )
@@ -194,7 +194,7 @@ def cupy(case: Case) -> Burst:
     burst = burst_of("kernel((1,), (128,), (array,))", case.stream.synchronize, kernel=kernel, array=cp.zeros(1, "f4"))
 
     def on_stream() -> float:
-        with cp.cuda.ExternalStream(case.stream.cuda_handle):
+        with cp.cuda.ExternalStream(case.stream.handle):
             return burst()
 
     return on_stream

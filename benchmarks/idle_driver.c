@@ -30,6 +30,32 @@ typedef struct KernelNode {
 __attribute__((visibility("default"))) KernelNode idle_node;
 __attribute__((visibility("default"))) unsigned char idle_argument[16];
 
+// CUlaunchAttribute and CUlaunchConfig of cuda.h; of the attributes, what kvit sets.
+enum { CLUSTER_DIMENSION = 4, PROGRAMMATIC_STREAM_SERIALIZATION = 6 };
+
+typedef union AttributeValue {
+  char pad[64];
+  unsigned int cluster[3];
+  int overlap;
+} AttributeValue;
+
+typedef struct Attribute {
+  int id;
+  char pad[4];
+  AttributeValue value;
+} Attribute;
+
+typedef struct LaunchConfig {
+  unsigned int grid[3], block[3], shared_bytes;
+  void* stream;
+  Attribute* attributes;
+  unsigned int num_attributes;
+} LaunchConfig;
+
+// How the last kernel was launched, and in what clusters the last kernel node is. No attribute: 0.
+__attribute__((visibility("default"))) unsigned int idle_grid[3], idle_cluster[3], idle_node_cluster[3];
+__attribute__((visibility("default"))) int idle_overlap = 0;
+
 static int nothing(void) { return SUCCESS; }
 
 static int failure(void) { return UNKNOWN; }
@@ -104,8 +130,29 @@ static int mem_alloc(void** data, size_t num_bytes) {
   return posix_memalign(data, 256, num_bytes);
 }
 
-static int launch(void) {
+static int launch(void* kernel, unsigned int x, unsigned int y, unsigned int z) {
+  (void)kernel;
+  const unsigned int grid[3] = {x, y, z};
+  memcpy(idle_grid, grid, sizeof idle_grid);
+  memset(idle_cluster, 0, sizeof idle_cluster);
+  idle_overlap = 0;
   ++idle_launches;
+  return SUCCESS;
+}
+
+static int launch_with_attributes(const LaunchConfig* config, void* kernel) {
+  launch(kernel, config->grid[0], config->grid[1], config->grid[2]);
+  for (unsigned int i = 0; i < config->num_attributes; ++i) {
+    const Attribute* attribute = &config->attributes[i];
+    if (attribute->id == CLUSTER_DIMENSION) memcpy(idle_cluster, attribute->value.cluster, sizeof idle_cluster);
+    if (attribute->id == PROGRAMMATIC_STREAM_SERIALIZATION) idle_overlap = attribute->value.overlap;
+  }
+  return SUCCESS;
+}
+
+static int set_node_attribute(void* node, int id, const AttributeValue* value) {
+  (void)node;
+  if (id == CLUSTER_DIMENSION) memcpy(idle_node_cluster, value->cluster, sizeof idle_node_cluster);
   return SUCCESS;
 }
 
@@ -201,9 +248,10 @@ static const struct {
     {"cuGraphExecDestroy", destroy_graph},
     {"cuGraphInstantiateWithFlags", make_graph},  // cuGraphInstantiate, as cuda.h has it
     {"cuGraphExecKernelNodeSetParams", set_kernel_node},
+    {"cuGraphKernelNodeSetAttribute", set_node_attribute},
     {"cuGraphLaunch", graph_launch},
     {"cuLaunchKernel", launch},
-    {"cuLaunchKernelEx", launch},
+    {"cuLaunchKernelEx", launch_with_attributes},
     {"cuLibraryGetKernel", library_kernel},
     {"cuLibraryLoadData", make_handle},
     {"cuMemAllocAsync", mem_alloc},

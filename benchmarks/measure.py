@@ -43,7 +43,7 @@ class Graph:
     """A CUDA graph of the work that `record` gives to the stream, ready to be launched on it."""
 
     def __init__(self, stream: kvit.Stream, record: Callable[[], None]):
-        self._stream = driver.CUstream(stream.cuda_handle)
+        self._stream = driver.CUstream(stream.handle)
         mode = driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL
         call(driver.cuStreamBeginCapture, self._stream, mode)
         try:
@@ -175,7 +175,7 @@ def copy_gbps(stream: kvit.Stream, memory: RandomMemory, num_bytes: int) -> floa
     """10**9 bytes per second, read and written, of copying `num_bytes` on the device, none of them in L2."""
     copies = max(1, -(-_COPIED_BYTES // num_bytes))
     source, target = (memory.bytes(copies * num_bytes) for _ in range(2))
-    handle = driver.CUstream(stream.cuda_handle)
+    handle = driver.CUstream(stream.handle)
 
     def copy(offset: int) -> None:
         pointers = (driver.CUdeviceptr(buffer.pointer + offset) for buffer in (target, source))

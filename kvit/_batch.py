@@ -70,7 +70,7 @@ class SentTables:
         counts  rows of each sequence
         """
         # An attention call follows the append of the same tokens: the same table, unless something changed in between.
-        key = (held, counts, queue.cuda_handle)
+        key = (held, counts, queue.handle)
         if self._last is not None and self._last[0] == key:
             return self._last[1]
         starts = [0, *accumulate(len(pages) for pages, _ in held)]

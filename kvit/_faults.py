@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ._native.buffer import Buffer
-from ._native.ops import HoldsFaults
+from ._native.faults import HoldsFaults
 from ._native.stream import Stream
 from .errors import PageTableError
 
@@ -20,11 +20,11 @@ class FaultRecord(HoldsFaults):
         self.buffer = Buffer.empty(4, "int32", device)
         self.buffer.fill_bytes(0)
         self.buffer.stream.synchronize()  # kernels of any stream may write it from now on
-        self.last_queue = self.buffer.stream
+        self.last_stream = self.buffer.stream
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call; raise PageTableError if a kernel met a fault."""
-        queue = self.last_queue if stream is None else Stream.wrap(stream, self.buffer.device)
+        queue = self.last_stream if stream is None else Stream.wrap(stream, self.buffer.device)
         queue.synchronize()
         kind, sequence, slot, value = self.buffer.numpy().tolist()
         if kind:

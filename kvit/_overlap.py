@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-    from ._native.ops import PackedCache
+    from ._native.packed_cache import PackedCache
     from ._native.tensor import Tensor
     from .codecs import Codec
 

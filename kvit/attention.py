@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from . import _checks, _explain, codecs, dtypes, registry, tuning
 from ._batch import counts_of, sequences_of
 from ._faults import FaultRecord
-from ._native import ops
+from ._native import attention_launch
 from ._native.attention_call import AttentionCall
 from ._native.buffer import Buffer
 from ._native.context import Device
@@ -100,7 +100,7 @@ class Attention(Operation, AttentionCall):
         self.grid: int = device.num_sms * self.entry.facts["ctas_per_sm"]
         self._strands = math.gcd(self.grid, view.kv_heads)
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
-        kernel_launch = ops.AttentionLaunch(
+        kernel_launch = attention_launch.AttentionLaunch(
             self.entry,
             device,
             self.grid,
@@ -117,7 +117,7 @@ class Attention(Operation, AttentionCall):
             self.reads_ahead,
             launch == "graph",
         )
-        AttentionCall.__init__(self, kernel_launch, self._faults, view._packed, self.dtype.code)
+        AttentionCall.__init__(self, kernel_launch, self._faults, view.packed, self.dtype.code)
 
     @property
     def workspace_bytes(self) -> int:
@@ -276,8 +276,8 @@ def _call(view: CacheView, rows: int) -> tuning.Call:
     steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
     multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
     kv = codecs.key_of(*view.codecs)
-    by_pointer = view._packed.blocks is not None
-    has_lines = view._packed.may_have_lines
+    by_pointer = view.packed.blocks is not None
+    has_lines = view.packed.may_have_lines
     return tuning.Call(view.dtype.short, kv, view.head_dim, rows, view.page_size, multiple, by_pointer, has_lines)
 
 

@@ -97,7 +97,7 @@ class ConvertPages:
         for side in self._sides:
             if side.entry is not None:
                 page_ops.requantise(
-                    side.entry, home, source._packed, target._packed, *pages, side.index, self._in_place[side.index],
+                    side.entry, home, source.packed, target.packed, *pages, side.index, self._in_place[side.index],
                     faults, queue,
                 )  # fmt: skip
         if moved:
@@ -108,10 +108,10 @@ class ConvertPages:
                     into[side.index] = view._chunks[side.index] if isinstance(view, VllmPages) else (side.row_bytes, 0)
                     into[side.index + 2] = codecs.PARAM_BYTES, 0
             page_ops.relayout(
-                self._relayout, home, source._packed, target._packed, *pages, tuple(row_bytes), tuple(chunks[0]),
+                self._relayout, home, source.packed, target.packed, *pages, tuple(row_bytes), tuple(chunks[0]),
                 tuple(chunks[1]), faults, queue,
             )  # fmt: skip
-        self._faults.last_queue = queue
+        self._faults.last_stream = queue
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call; raise PageTableError if a kernel met a fault."""
@@ -148,11 +148,11 @@ class ConvertPages:
 
     def _check_overlap(self, source: Pages, target: Pages, same_pages: bool) -> None:
         """Decide what is done in place, or raise LayoutError. The last answer is kept: views do not change."""
-        key = (source._packed, target._packed, same_pages)
+        key = (source.packed, target.packed, same_pages)
         if self._checked is not None and all(old is new for old, new in zip(self._checked, key, strict=True)):
             return
-        old = _overlap.rows_of("source", source._packed, source.codecs, getattr(source, "_chunks", None))
-        new = _overlap.rows_of("target", target._packed, target.codecs, getattr(target, "_chunks", None))
+        old = _overlap.rows_of("source", source.packed, source.codecs, getattr(source, "_chunks", None))
+        new = _overlap.rows_of("target", target.packed, target.codecs, getattr(target, "_chunks", None))
         self._in_place = places_of(self._sides, old, new, same_pages)
         self._checked = key
 

@@ -56,9 +56,9 @@ class CopyPages(Operation):
         for entry, row_bytes in ((self._data, (*data, 0, 0)), (self._params, (0, 0, *params))):
             if any(row_bytes):
                 page_ops.copy_pages(
-                    entry, home, view._packed, source, target, chains, row_bytes, self._faults.buffer, queue
+                    entry, home, view.packed, source, target, chains, row_bytes, self._faults.buffer, queue
                 )
-        self._faults.last_queue = queue
+        self._faults.last_stream = queue
 
 
 class Flatten(Gather):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _checks, registry
-from ._native import ops
+from ._native import merge
 from ._native.buffer import Buffer
 from ._native.context import Device
 from ._native.stream import Stream
@@ -55,5 +55,5 @@ def merge_states(
     _checks.require_writable("lse", lse)
     _checks.require_device(device, out_b=out_b, out=out, lse_a=lse_a, lse_b=lse_b, lse=lse)
     entry = registry.find("merge", dtype=out_a.dtype.short)
-    ops.merge(entry, Device.of(device), out_a, lse_a, out_b, lse_b, out, lse, queue)
+    merge.merge(entry, Device.of(device), out_a, lse_a, out_b, lse_b, out, lse, queue)
     return out, lse

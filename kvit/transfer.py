@@ -28,7 +28,7 @@ class _Transfer(Operation, TransferCall):
         key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
         self.entry = registry.find(self._family, **key)
         TransferCall.__init__(
-            self, self.entry, self.device, self._faults, view._packed, self._family == "append", launch == "graph"
+            self, self.entry, self.device, self._faults, view.packed, self._family == "append", launch == "graph"
         )
 
 
@@ -127,8 +127,8 @@ class Append(_Transfer):
         home = Device.of(self.device)
         fault = self._faults.buffer
         extras["graph"] = self._graph
-        row_ops.append(self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, **extras)
-        self._faults.last_queue = queue
+        row_ops.append(self.entry, home, view.packed, table.packed, k, v, indptr, each, fault, queue, **extras)
+        self._faults.last_stream = queue
 
     def _turned(self, tokens: int, positions: Any, q: Any, q_out: Any, q_bias: Any, queue: Stream) -> dict[str, Tensor]:
         """What needs a rope, checked."""
@@ -211,10 +211,8 @@ class Gather(_Transfer):
         _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
         home = Device.of(self.device)
         fault = self._faults.buffer
-        row_ops.gather(
-            self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, graph=self._graph
-        )
-        self._faults.last_queue = queue
+        row_ops.gather(self.entry, home, view.packed, table.packed, k, v, indptr, each, fault, queue, graph=self._graph)
+        self._faults.last_stream = queue
 
 
 def rows_like_each_other(k: Any, v: Any, view: CacheView, queue: Stream) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from . import _checks, codecs, dtypes
 from ._native.buffer import Buffer
-from ._native.ops import PackedCache
+from ._native.packed_cache import PackedCache
 from ._native.tensor import Tensor
 from ._parameters import COMPUTE_DTYPES
 from .codecs import Codec
@@ -168,7 +168,7 @@ class TurboMindBlocks(CacheView):
         self.num_pages = blocks.shape[0]
         self.page_size, self.kv_heads, self.head_dim = shape
         steps = (0, *data), (0, *params)
-        self._packed = PackedCache(
+        self.packed = PackedCache(
             self.k, self.v, steps[0], steps[0], self.num_pages, *shape, compute.code,
             self.k_params, self.v_params, steps[1], steps[1],
             blocks=blocks, offsets=begins, memory=pieces,
@@ -177,7 +177,7 @@ class TurboMindBlocks(CacheView):
     @property
     def blocks(self) -> Tensor | None:
         """Addresses of the blocks; None if they lie at a stride."""
-        return self._packed.blocks
+        return self.packed.blocks
 
     @property
     def nbytes(self) -> int:

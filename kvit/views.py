@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from . import _checks, codecs, dtypes
-from ._native.ops import HoldsCache, HoldsTable, PackedCache, PackedTable
+from ._native.packed_cache import HoldsCache, PackedCache
+from ._native.packed_table import HoldsTable, PackedTable
 from ._native.tensor import Tensor
 from ._parameters import compute_dtype, parameters
 from .errors import ShapeError
@@ -97,7 +98,7 @@ class CacheView(HoldsCache):
         self.dtype: dtypes.Dtype = compute_dtype(
             None if dtype is None else dtypes.dtype_of(dtype), k=k, v=v, k_params=self.k_params, v_params=self.v_params
         )
-        self._packed = PackedCache(
+        self.packed = PackedCache(
             k,
             v,
             self._strides(names, k),
@@ -186,7 +187,7 @@ class PageTable(HoldsTable):
         self.pages: Tensor = pages
         self.indptr: Tensor | None = indptr
         self.lengths: Tensor = lengths
-        self._packed = PackedTable(pages, indptr, lengths)
+        self.packed = PackedTable(pages, indptr, lengths)
 
     @property
     def device(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from . import _checks, codecs, dtypes
-from ._native.ops import PackedCache
+from ._native.packed_cache import PackedCache
 from ._native.tensor import Tensor
 from ._parameters import compute_dtype, parameters
 from .codecs import Codec
@@ -74,7 +74,7 @@ class VllmPages:
         self.layout = "vLLM"
         self._chunks = ((_SPLIT_BYTES, k_raw.strides[2]), (_unit(v_codec), v_raw.strides[2]))
         params = self.k_params, self.v_params
-        self._packed = PackedCache(
+        self.packed = PackedCache(
             k_raw, v_raw, *(_row_strides(raw, 3) for raw in (k_raw, v_raw)), pages, page_size, kv_heads, head_dim,
             self.dtype.code, *params, *(None if pool is None else _row_strides(pool, 2) for pool in params),
         )  # fmt: skip

@@ -97,7 +97,7 @@ typedef struct kvit_fault {
   int32_t sequence, slot, value;
 } kvit_fault;
 
-// A CUstream (or cudaStream_t), which the caller owns. NULL: the legacy default stream. On the host NULL, or c_handle
+// A CUstream (or cudaStream_t), which the caller owns. NULL: the legacy default stream. On the host NULL, or handle
 // of a kvit.Stream("host").
 typedef struct CUstream_st* kvit_stream;
 

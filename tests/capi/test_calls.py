@@ -288,7 +288,7 @@ def test_calls_run_on_the_stream_of_the_caller(session, rng):
     q_there, out = to_device(q, "cuda:0"), kvit.Buffer.empty(q.shape, "bfloat16", "cuda:0")
     op = here.op()
     arguments = [pointer(capi.tensor(x)) for x in (q_there, out)]
-    here.api.attention(op, here.view, byref(here.table), *arguments, None, None, stream.cuda_handle)
-    here.api.op_check(op, stream.cuda_handle, None)  # waits for it
+    here.api.attention(op, here.view, byref(here.table), *arguments, None, None, stream.handle)
+    here.api.op_check(op, stream.handle, None)  # waits for it
     state, bound = case.expect(q)
     tolerances.assert_within(out.numpy(), state.out, bound)

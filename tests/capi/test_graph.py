@@ -55,7 +55,7 @@ class Engine:
         """What the host does in a step. The structs may go when it is done; the memory may not."""
         table = capi.table(self.slots, self.lengths)
         k, v, q, out = (pointer(capi.tensor(buffer)) for buffer in (self.k, self.v, self.q, self.out))
-        stream = self.stream.c_handle
+        stream = self.stream.handle
         self.api.append(self.append, self.view, byref(table), k, v, None, stream)
         self.api.attention(self.attention, self.view, byref(table), q, out, None, None, stream)
 
@@ -73,7 +73,7 @@ class Engine:
         self.out.stream.synchronize()
         launch()
         for op in (self.append, self.attention):
-            self.api.op_check(op, self.stream.c_handle, None)
+            self.api.op_check(op, self.stream.handle, None)
         reference.append(self.cache, self.plain(), k, v)
         state = reference.paged_attention(q, self.cache, self.plain())
         positive = reference.Cache(self.cache.k, np.abs(self.cache.v), "NHD")
@@ -116,7 +116,7 @@ def test_calls_and_launches_of_their_graph_take_turns(engine):
 def test_a_refusal_leaves_the_capture_as_it_was(engine):
     with kvit.Graph.capture(engine.stream) as graph:
         with pytest.raises(capi.Refused, match="q is NULL"):
-            engine.api.attention(engine.attention, engine.view, None, None, None, None, None, engine.stream.c_handle)
+            engine.api.attention(engine.attention, engine.view, None, None, None, None, None, engine.stream.handle)
         engine.call()
     engine.step(graph.launch)
 
@@ -124,8 +124,8 @@ def test_a_refusal_leaves_the_capture_as_it_was(engine):
 def test_a_stream_of_the_host_is_known_while_it_lives(api, rng):
     engine = Engine(api, rng, "host", [5])
     engine.step(engine.call)
-    gone = kvit.Stream("host").c_handle
-    for handle in (gone, 77, engine.stream.c_handle + 8):
+    gone = kvit.Stream("host").handle
+    for handle in (gone, 77, engine.stream.handle + 8):
         refused = f"stream is {handle:#x}, which is none of the host's; give NULL"
         table, rows = capi.table(engine.slots, engine.lengths), pointer(capi.tensor(engine.q))
         with pytest.raises(capi.Refused, match=refused) as error:

@@ -62,10 +62,10 @@ def test_calls_follow_each_other_with_other_arguments_and_streams(api, rng, devi
     if device != "host":
         kvit.Stream.default(device).synchronize()
     for i, each in enumerate(cases):
-        table, stream = capi.table_of(each.page_table), streams[i % 2].c_handle
+        table, stream = capi.table_of(each.page_table), streams[i % 2].handle
         api.attention(op, views[i], byref(table), *arguments(on_device[i], outs[i]), None, None, stream)
     for stream in streams:
-        api.op_check(op, stream.c_handle, None)
+        api.op_check(op, stream.handle, None)
     for each, q, out in zip(cases, queries, outs, strict=True):
         state, bound = each.expect(q)
         tolerances.assert_within(out.numpy(), state.out, bound)
@@ -78,7 +78,7 @@ def test_a_call_is_captured_like_any_other(api, rng, device, case, view):
     op = api.op(view, query_heads=QUERY_HEADS, launch=capi.GRAPH)
     q, stream = case.queries(rng, 3, QUERY_HEADS), kvit.Stream(device)
     out, table = to_device(poisoned(q.shape, q.dtype), device), capi.table_of(case.page_table)
-    given = [*arguments(to_device(q, device), out), None, None, stream.c_handle]
+    given = [*arguments(to_device(q, device), out), None, None, stream.handle]
     with kvit.Graph.capture(stream) as graph:
         api.attention(op, view, byref(table), *given)
     stream.synchronize()
@@ -87,7 +87,7 @@ def test_a_call_is_captured_like_any_other(api, rng, device, case, view):
     for launch in (graph.launch, lambda: api.attention(op, view, byref(table), *given), graph.launch):
         out.fill_bytes(0xFF, stream)
         launch()
-        api.op_check(op, stream.c_handle, None)
+        api.op_check(op, stream.handle, None)
         tolerances.assert_within(out.numpy(), state.out, bound)
     api.op_destroy(op)
 
@@ -102,7 +102,7 @@ def test_threads_make_call_and_destroy_operations_of_their_own(api, rng, device,
         kvit.Stream.default(device).synchronize()
 
     def work(i):
-        stream = streams[i].c_handle
+        stream = streams[i].handle
         for _ in range(5):
             op = api.op(view, query_heads=QUERY_HEADS, launch=capi.GRAPH)
             for _ in range(10):

@@ -47,7 +47,7 @@ def test_operations_of_eight_threads_do_not_disturb_each_other(api, rng, device)
         kvit.Stream.default(device).synchronize()
 
     def work(i):
-        stream = None if streams[i] is None else streams[i].cuda_handle
+        stream = None if streams[i] is None else streams[i].handle
         op = api.op(view, query_heads=8)
         arguments = [pointer(capi.tensor(x)) for x in (places[i], outs[i])]
         for _ in range(ROUNDS):

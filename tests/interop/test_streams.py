@@ -89,7 +89,7 @@ def test_a_call_waits_for_the_stream_that_a_cuda_array_names(torch, decode):
 
 
 def test_a_torch_stream_waits_for_the_output_that_it_reads(torch, decode):
-    side, busy = torch.cuda.Stream(), torch.cuda.ExternalStream(decode.stream.cuda_handle)
+    side, busy = torch.cuda.Stream(), torch.cuda.ExternalStream(decode.stream.handle)
     copy = torch.empty(decode.q.shape, dtype=torch.bfloat16, device=DEVICE)
     late_copy(torch, decode, busy)
     out = decode.attend(decode.late)
@@ -129,12 +129,12 @@ def test_a_call_runs_on_a_stream_of_cuda_core(torch, decode):
     device = core.Device(0)
     device.set_current()
     stream = device.create_stream()
-    assert kvit.Stream.wrap(stream, DEVICE).cuda_handle == int(stream.handle)
+    assert kvit.Stream.wrap(stream, DEVICE).handle == int(stream.handle)
     late_copy(torch, decode, torch.cuda.ExternalStream(int(stream.handle)))
     out = decode.attend(decode.late, stream)
     stream.sync()
     decode.assert_right(out.numpy())
-    assert int(device.create_stream(decode.stream).handle) == decode.stream.cuda_handle
+    assert int(device.create_stream(decode.stream).handle) == decode.stream.handle
 
 
 def test_memory_of_cuda_core_holds_a_pool(decode):
@@ -160,14 +160,14 @@ def test_a_call_waits_for_cupys_arrays_and_runs_on_its_streams(torch, decode, wh
         if where == "CuPy's stream":
             out = decode.attend(decode.late, side)
         else:
-            out = decode.attend(kvit.Tensor.wrap(seen, "bfloat16", stream=decode.stream.cuda_handle))
+            out = decode.attend(kvit.Tensor.wrap(seen, "bfloat16", stream=decode.stream.handle))
     assert not side.done, "the host waited: nothing of this test was late"
     decode.assert_right(out.numpy())
 
 
 def test_numba_waits_for_the_stream_of_a_buffer(torch, decode):
     cuda = need("numba.cuda", "Numba")
-    late_copy(torch, decode, torch.cuda.ExternalStream(decode.stream.cuda_handle))
+    late_copy(torch, decode, torch.cuda.ExternalStream(decode.stream.handle))
     lengths = kvit.Buffer.empty(4, "int32", DEVICE, decode.stream)
     lengths.fill_bytes(1)
     array = cuda.as_cuda_array(lengths)

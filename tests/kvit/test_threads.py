@@ -136,7 +136,7 @@ def test_ten_thousand_calls_from_eight_threads_leave_nothing(device):
         for _ in range(rounds):
             call.run()
             call.run(out=None)  # allocated, and given back at once
-            call.run(stream=None if device == "host" else call.stream.cuda_handle, out=None)
+            call.run(stream=None if device == "host" else call.stream.handle, out=None)
             with pytest.raises(kvit.ShapeError):
                 call.run(out=misshapen)
         call.stream.synchronize()

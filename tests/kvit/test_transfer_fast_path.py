@@ -128,7 +128,7 @@ def test_a_call_keeps_none_of_its_arguments_but_the_stream(rng, device):
     append(*arguments, stream=stream)
     gather(*arguments[2:], *arguments[:2], stream=stream)
     assert [sys.getrefcount(argument) for argument in arguments] == before
-    assert append._faults.last_queue is stream and gather._faults.last_queue is stream
+    assert append._faults.last_stream is stream and gather._faults.last_stream is stream
     stream.synchronize()
 
 

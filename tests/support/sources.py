@@ -18,6 +18,6 @@ def sources(*suffixes: str, under: tuple[str, ...] = FOLDERS) -> list[Path]:
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in folder.rglob("*"):
-        generated = path.suffix in {".c", ".cpp"} and path.parent == ROOT / "pyx"
+        generated = path.suffix in {".pxd", ".pyi"} and path.parent == ROOT / "kvit" / "_native"
         if path.is_file() and not generated and BUILT.isdisjoint(path.relative_to(ROOT).parts):
             yield path

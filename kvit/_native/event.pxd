@@ -1,8 +1,0 @@
-# A point in a stream.
-from kvit._native.context cimport Device
-
-
-cdef class Event:
-    cdef void *handle
-    cdef Device home
-    cdef bint has_timing

@@ -1,0 +1,182 @@
+"""The cache that owns its memory, for C: kvit.PagedCache behind a handle.
+
+Every function is the same few lines: enter Python, find the objects of the handles, hold the cache's lock, call. The
+lock makes whole calls follow one another, which the GIL alone does not.
+"""
+import threading
+
+import kvit
+
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_handle cimport HANDLE_CACHE, destroy
+from kvit._native.capi_object cimport ObjectRef, decref, find, find_all, hand_out, hold
+from kvit._native.capi_option cimport answer, check_size, check_target, is_causal, to_dtype, to_layout
+from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
+from kvit._native.capi_view cimport publish_view
+from kvit._native.checks cimport DeviceId, device_id_of
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
+
+
+cdef int32_t cache_create(const kvit_cache_options *options, kvit_cache **cache) noexcept nogil:
+    return create(options, cache) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexcept with gil:
+    try:
+        check_size(options, sizeof(kvit_cache_options), "kvit_cache_options")
+        check_target(cache, "cache", "kvit_cache")
+        given = {
+            "dtype": to_dtype(options.dtype, "dtype of kvit_cache_options"),
+            "k": to_dtype(options.k_dtype, "k_dtype of kvit_cache_options"),
+            "v": to_dtype(options.v_dtype, "v_dtype of kvit_cache_options"),
+            "k_scale": to_tensor(options.k_scale, "k_scale", True),
+            "v_scale": to_tensor(options.v_scale, "v_scale", True),
+        }
+        made = kvit.PagedCache(
+            options.pages, options.page_size, options.kv_heads, options.head_dim,
+            layout=to_layout(options.layout, "HND"),
+            device=to_device(options.device_type, options.device_id),
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        cache[0] = <kvit_cache *>hand_out(HANDLE_CACHE, hold(made, threading.Lock()), decref)
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogil:
+    return query(cache, info) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
+    cdef kvit_cache_info found
+    cdef ObjectRef ref
+    cdef DeviceId device
+    try:
+        ref = find(cache, HANDLE_CACHE)
+        memset(&found, 0, sizeof(found))
+        with ref.lock:
+            device = device_id_of(ref.value.view.k)
+            found.dtype = ref.value.dtype.code
+            found.k_dtype = ref.value.view.k.dtype.code
+            found.v_dtype = ref.value.view.v.dtype.code
+            found.num_pages = ref.value.num_pages
+            found.num_free_pages = ref.value.num_free_pages
+            found.page_size = ref.value.page_size
+            found.bytes = ref.value.nbytes
+            found.kv_heads = ref.value.kv_heads
+            found.head_dim = ref.value.head_dim
+            found.device_type = device.type
+            found.device_id = device.ordinal
+        return answer(info, &found, sizeof(found), b"kvit_cache_info")
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil:
+    return destroy(cache, HANDLE_CACHE)
+
+
+cdef object to_counts(const int64_t *lengths, int64_t count):
+    return None if lengths == NULL else [lengths[i] for i in range(count)]
+
+
+cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
+                          const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept nogil:
+    return append(cache, sequences, count, k, v, lengths, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
+                    const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(cache, HANDLE_CACHE)
+        seqs = find_all(sequences, count)
+        with ref.lock:
+            ref.value.append(
+                seqs, to_tensor(k, "k"), to_tensor(v, "v"), to_counts(lengths, count),
+                stream=to_stream(stream, device_id_of(ref.value.view.k)),
+            )
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
+                             const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale,
+                             int32_t mask, kvit_stream stream) noexcept nogil:
+    if not has_python():
+        return KVIT_ERROR_NO_INTERPRETER
+    return attend(cache, sequences, count, q, out, lse, lengths, scale, mask, stream)
+
+
+cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
+                    const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale, int32_t mask,
+                    kvit_stream stream) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(cache, HANDLE_CACHE)
+        seqs = find_all(sequences, count)
+        causal = is_causal(mask)
+        with ref.lock:
+            kvit.attention(
+                to_tensor(q, "q"), ref.value, seqs, to_counts(lengths, count), out=to_tensor(out, "out"),
+                lse=to_tensor(lse, "lse", True), causal=causal, scale=scale or None,
+                stream=to_stream(stream, device_id_of(ref.value.view.k)),
+            )
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
+                          const kvit_tensor *v, kvit_stream stream) noexcept nogil:
+    return gather(cache, sequences, count, k, v, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
+                    const kvit_tensor *v, kvit_stream stream) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(cache, HANDLE_CACHE)
+        seqs = find_all(sequences, count)
+        with ref.lock:
+            ref.value.gather_into(
+                seqs, to_tensor(k, "k"), to_tensor(v, "v"), stream=to_stream(stream, device_id_of(ref.value.view.k))
+            )
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t cache_view(kvit_cache *cache, kvit_view **view) noexcept nogil:
+    return export_view(cache, view) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t export_view(kvit_cache *cache, kvit_view **view) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(cache, HANDLE_CACHE)
+        check_target(view, "view", "kvit_view")
+        view[0] = publish_view(ref.value.view)
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil:
+    return check(cache, stream, fault) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(cache, HANDLE_CACHE)
+        with ref.lock:
+            ref.value.check(to_stream(stream, device_id_of(ref.value.view.k)))
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error, fault)

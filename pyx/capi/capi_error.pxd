@@ -1,0 +1,17 @@
+# How the C API says what went wrong: a status, and words that each thread has for itself.
+from libc.stdint cimport int32_t
+
+from kvit.capi cimport kvit_fault
+
+cdef enum:
+    ERROR_BYTES = 2048                 # of the words, the NUL included; longer ones are cut
+
+# The calling thread's words; ERROR_BYTES that may be written.
+cdef char *error_text() noexcept nogil
+
+# Whether Python can be entered. Where it cannot, the last error of the thread says so. What takes the GIL is a function
+# of its own, called once this is known: one that may take it goes through Python whether it did or not.
+cdef bint has_python() noexcept nogil
+
+# Keeps the words of an exception for the thread, and returns its status. `fault` gets what a PageTableError says.
+cdef int32_t set_last_error(object error, kvit_fault *fault=*) noexcept

@@ -1,0 +1,228 @@
+"""Operations of the C API: made once with the GIL, called without it."""
+import kvit
+
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from kvit._native.attention_call cimport AttentionCall
+from kvit._native.attention_launch cimport AttentionLaunch
+from kvit._native.buffer cimport Buffer
+from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
+from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, read_options, to_dtype, to_launch
+from kvit._native.capi_tensor cimport to_stream, to_tensor
+from kvit._native.capi_view cimport ViewState
+from kvit._native.context cimport device_of
+from kvit._native.module cimport Kernel, load_kernel
+from kvit._native.row_ops cimport shares_of
+from kvit._native.spans cimport span_of
+from kvit._native.tensor cimport Tensor
+from kvit._native.transfer_call cimport TransferCall
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
+
+from kvit._native.capi_error import ArgumentError
+
+cdef extern from "<stddef.h>":
+    const size_t OP_OPTIONS_BEFORE_LAUNCH "offsetof(kvit_op_options, launch)"
+
+
+cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
+    return create(options, op) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with gil:
+    cdef kvit_op_options wanted
+    cdef Slot *view = NULL
+    cdef OpState *state
+    cdef int32_t status
+    try:
+        read_options(&wanted, options, OP_OPTIONS_BEFORE_LAUNCH, sizeof(wanted), "kvit_op_options")
+        check_target(op, "op", "kvit_op")
+        status = pin(wanted.view, HANDLE_VIEW, &view)
+        if status != KVIT_OK:
+            return status
+        try:
+            state = make_state(&wanted, <ViewState *>view.state)
+        finally:
+            unpin(view)
+        op[0] = <kvit_op *>publish(HANDLE_OP, state, drop)
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) except NULL:
+    cdef OpState *state
+    if options.kind == KVIT_OP_ATTENTION:
+        operation = make_attention(options, <object>view.view)
+    elif options.kind == KVIT_OP_APPEND:
+        operation = kvit.Append(<object>view.view, launch=to_launch(options.launch))
+    elif options.kind == KVIT_OP_GATHER:
+        operation = kvit.Gather(<object>view.view, launch=to_launch(options.launch))
+    else:
+        raise ArgumentError(
+            f"kind is {options.kind}; give KVIT_OP_ATTENTION (0), KVIT_OP_APPEND (1) or KVIT_OP_GATHER (2)"
+        )
+    state = <OpState *>calloc(1, sizeof(OpState))
+    if state == NULL:
+        raise MemoryError("no memory for another operation")
+    try:
+        state.kind = options.kind
+        state.type = view.type
+        state.dtype = view.type.dtype
+        if options.kind == KVIT_OP_ATTENTION:
+            keep_attention(state, operation)
+        else:
+            keep_transfer(state, operation)
+    except BaseException:
+        free(state)
+        raise
+    state.operation = <void *>operation
+    Py_INCREF(operation)
+    Py_INCREF(<object>state.kernel)
+    Py_INCREF(<object>state.graph)
+    return state
+
+
+cdef object make_attention(const kvit_op_options *options, object view):
+    return kvit.Attention(
+        view,
+        options.query_heads,
+        dtype=to_dtype(options.dtype, "kvit_op_options"),
+        scale=options.scale or None,
+        causal=is_causal(options.mask),
+        tokens_per_sequence=max(1, options.tokens_per_sequence),
+        workspace=to_tensor(options.workspace, "workspace", True),
+        split_tokens=options.split_tokens or None,
+        reads_ahead=is_set(options.reads_ahead, "reads_ahead"),
+        launch=to_launch(options.launch),
+    )
+
+
+cdef int keep_attention(OpState *state, object operation) except -1:
+    cdef AttentionLaunch launch = (<AttentionCall>operation).launch
+    state.plan = launch.plan
+    state.kernel = <void *>launch.kernel
+    state.graph = <void *>launch.graph
+    state.fault = launch.plan.constants.fault
+    state.dtype = (<AttentionCall>operation).query_dtype
+    state.query_heads = launch.plan.constants.num_query_heads
+    state.workspace_bytes = operation.workspace_bytes
+    add_memory(state, launch.partials, False)
+    add_memory(state, launch.fault, True)
+    return 0
+
+
+cdef int keep_transfer(OpState *state, object operation) except -1:
+    cdef Buffer fault = operation._faults.buffer
+    cdef Kernel kernel = load_kernel(operation.entry, device_of(operation.device))  # kept by its module
+    state.kernel = <void *>kernel
+    state.graph = <void *>(<TransferCall>operation)._graph
+    state.shares = shares_of(operation.entry, device_of(operation.device))
+    state.fault = <KvitFault *>fault.memory.data
+    add_memory(state, fault, True)
+    return 0
+
+
+cdef void add_memory(OpState *state, Tensor tensor, bint is_pre_dependency) noexcept:
+    state.spans[state.num_spans] = span_of(&tensor.memory, True)
+    state.spans[state.num_spans].pre_dependency = is_pre_dependency
+    state.num_spans += 1
+
+
+cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
+    cdef kvit_op_info found
+    cdef Slot *slot
+    cdef OpState *state
+    cdef int32_t status = pin(op, HANDLE_OP, &slot)
+    if status != KVIT_OK:
+        return status
+    state = <OpState *>slot.state
+    memset(&found, 0, sizeof(found))
+    found.kind = state.kind
+    found.workspace_bytes = state.workspace_bytes
+    found.dtype = state.dtype
+    found.k_dtype = state.type.k_dtype
+    found.v_dtype = state.type.v_dtype
+    found.query_heads = state.query_heads
+    found.kv_heads = state.type.kv_heads
+    found.head_dim = state.type.head_dim
+    found.device_type = state.type.device.type
+    found.device_id = state.type.device.ordinal
+    status = answer(info, &found, sizeof(found), b"kvit_op_info")
+    unpin(slot)
+    return status
+
+
+cdef int32_t op_explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept nogil:
+    return explain(op, text, capacity, length) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept with gil:
+    cdef Slot *slot
+    cdef int32_t status = pin(op, HANDLE_OP, &slot)
+    if status != KVIT_OK:
+        return status
+    try:
+        write_text(describe(<OpState *>slot.state), text, capacity, length)
+    except BaseException as error:
+        status = set_last_error(error)
+    unpin(slot)
+    return status
+
+
+cdef str describe(const OpState *state):
+    operation = <object>state.operation
+    if state.kind == KVIT_OP_ATTENTION:
+        return operation.explain()
+    return (
+        f"{operation.entry.symbol} on {operation.device}\n"
+        f"  grid       CTAs of {state.shares.warps} warps, each for "
+        f"{state.shares.heads_per_pass} KV heads of a token{' at a time' if state.shares.resident else ''}\n"
+        f"{operation._explain_launch()}"
+    )
+
+
+cdef int write_text(str text, char *target, size_t capacity, size_t *length) except -1:
+    cdef bytes encoded = text.encode()
+    cdef size_t fitting
+    if target == NULL and capacity != 0:
+        raise ArgumentError(f"text is NULL and capacity {capacity}; give memory, or capacity 0 to ask for the length")
+    if length != NULL:
+        length[0] = len(encoded)
+    if capacity != 0:
+        fitting = min(<size_t>len(encoded), capacity - 1)
+        memcpy(target, <const char *>encoded, fitting)
+        target[fitting] = 0
+    return 0
+
+
+cdef int32_t op_check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept nogil:
+    return check(op, stream, fault) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept with gil:
+    cdef Slot *slot
+    cdef int32_t status = pin(op, HANDLE_OP, &slot)
+    if status != KVIT_OK:
+        return status
+    try:
+        (<object>(<OpState *>slot.state).operation).check(to_stream(stream, (<OpState *>slot.state).type.device))
+    except BaseException as error:
+        status = set_last_error(error, fault)
+    unpin(slot)
+    return status
+
+
+cdef int32_t op_destroy(kvit_op *op) noexcept nogil:
+    return destroy(op, HANDLE_OP)
+
+
+cdef int32_t drop(void *state) noexcept:
+    Py_DECREF(<object>(<OpState *>state).operation)
+    Py_DECREF(<object>(<OpState *>state).kernel)
+    Py_DECREF(<object>(<OpState *>state).graph)
+    free(state)
+    return KVIT_OK

@@ -1,0 +1,88 @@
+"""Options and answers of the C API: structs that begin with their size, and the constants in them."""
+from libc.string cimport memcpy, memset
+
+from kvit._native.capi_error cimport has_python, set_last_error
+from kvit.capi cimport (
+    KVIT_ERROR_NO_INTERPRETER, KVIT_LAUNCH_DIRECT, KVIT_LAUNCH_GRAPH, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND,
+    KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK,
+)
+
+from kvit._native.capi_error import ArgumentError
+from kvit.dtypes import BY_CODE
+from kvit.errors import DtypeError
+
+
+cdef object to_dtype(int32_t code, str name):
+    if code == 0:
+        return None
+    found = BY_CODE.get(code)
+    if found is None:
+        known = ", ".join([f"{dtype.code} ({dtype})" for dtype in BY_CODE.values()])
+        raise DtypeError(f"{name} has dtype {code}; the codes are {known}")
+    return found
+
+
+cdef str to_layout(int32_t layout, str default):
+    found = {KVIT_LAYOUT_DEFAULT: default, KVIT_LAYOUT_NHD: "NHD", KVIT_LAYOUT_HND: "HND"}.get(layout)
+    if found is None:
+        raise ArgumentError(f"layout is {layout}; give KVIT_LAYOUT_NHD (1) or KVIT_LAYOUT_HND (2)")
+    return found
+
+
+cdef bint is_causal(int32_t mask) except -1:
+    if mask not in (KVIT_MASK_CAUSAL, KVIT_MASK_NONE):
+        raise ArgumentError(f"mask is {mask}; give KVIT_MASK_CAUSAL (0) or KVIT_MASK_NONE (1)")
+    return mask == KVIT_MASK_CAUSAL
+
+
+cdef bint is_set(int32_t option, str name) except -1:
+    if option not in (0, 1):
+        raise ArgumentError(f"{name} is {option}; give 0 or 1")
+    return option
+
+
+cdef str to_launch(int32_t launch):
+    found = {KVIT_LAUNCH_DIRECT: "direct", KVIT_LAUNCH_GRAPH: "graph"}.get(launch)
+    if found is None:
+        raise ArgumentError(f"launch is {launch}; give KVIT_LAUNCH_DIRECT (0) or KVIT_LAUNCH_GRAPH (1)")
+    return found
+
+
+cdef int check_target(const void *target, str name, str kind) except -1:
+    if target == NULL:
+        raise ArgumentError(f"{name} is NULL; give the address of a {kind} *")
+    return 0
+
+
+cdef int read_options(void *read, const void *options, uint32_t first, uint32_t known, str name) except -1:
+    if options == NULL or (<const uint32_t *>options)[0] != first:
+        check_size(options, known, name)
+    memset(read, 0, known)
+    memcpy(read, options, (<const uint32_t *>options)[0])
+    return 0
+
+
+cdef int check_size(const void *options, uint32_t known, str name) except -1:
+    cdef uint32_t size
+    if options == NULL:
+        raise ArgumentError(f"the {name} is NULL; give the address of one")
+    size = (<const uint32_t *>options)[0]  # the first member of every struct that grows
+    if size != known:
+        raise ArgumentError(f"{name}.size is {size}; set it to sizeof({name}), which is {known} in this kvit")
+    return 0
+
+
+cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil:
+    if info == NULL or (<uint32_t *>info)[0] != known:
+        return refuse_size(info, known, name) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    (<uint32_t *>found)[0] = known
+    memcpy(info, found, known)
+    return KVIT_OK
+
+
+cdef int32_t refuse_size(const void *info, uint32_t known, const char *name) noexcept with gil:
+    try:
+        check_size(info, known, name.decode())
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)

@@ -1,0 +1,73 @@
+"""The calls of the C API that Python makes: with arguments that do not fit a launch as they are, and all merges.
+
+One set of checks has the words: the operations of kvit say what is wrong, or make of the arguments what does fit.
+"""
+import kvit
+
+from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_tensor cimport to_stream, to_tensor
+from kvit._native.capi_view cimport to_table
+from kvit._native.checks cimport device_id_of
+from kvit._native.tensor cimport Tensor
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
+
+from kvit._native.capi_error import ArgumentError
+
+_NAMES = {KVIT_OP_ATTENTION: "attention", KVIT_OP_APPEND: "append", KVIT_OP_GATHER: "gather"}
+
+
+cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
+                              const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                              kvit_stream stream) noexcept with gil:
+    try:
+        require_kind(op, KVIT_OP_ATTENTION)
+        (<object>op.operation)(
+            to_tensor(q, "q"), <object>view.view, to_table(table), out=to_tensor(out, "out"),
+            lse=to_tensor(lse, "lse", True), tokens=to_tensor(tokens, "tokens", True),
+            stream=to_stream(stream, op.type.device),
+        )
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
+                            const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *tokens,
+                            kvit_stream stream) noexcept with gil:
+    try:
+        require_kind(op, kind)
+        operation, cache = <object>op.operation, <object>view.view
+        rows = to_tensor(k, "k"), to_tensor(v, "v")
+        where = cache, to_table(table)
+        arguments = rows + where if kind == KVIT_OP_APPEND else where + rows
+        operation(*arguments, tokens=to_tensor(tokens, "tokens", True), stream=to_stream(stream, op.type.device))
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int require_kind(const OpState *op, int kind) except -1:
+    if op.kind != kind:
+        raise ArgumentError(f"the operation was made for {_NAMES[op.kind]}, and this is {_NAMES[kind]}; make another")
+    return 0
+
+
+cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
+                          const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
+                          kvit_stream stream) noexcept nogil:
+    return merge(out_a, lse_a, out_b, lse_b, out, lse, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t merge(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
+                   const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
+                   kvit_stream stream) noexcept with gil:
+    cdef Tensor a
+    try:
+        a = to_tensor(out_a, "out_a")
+        kvit.merge_states(
+            a, to_tensor(lse_a, "lse_a"), to_tensor(out_b, "out_b"), to_tensor(lse_b, "lse_b"),
+            out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True), stream=to_stream(stream, device_id_of(a)),
+        )
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)

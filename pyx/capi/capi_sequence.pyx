@@ -1,0 +1,116 @@
+"""Sequences of the caches of capi_cache, for C: kvit.Sequence behind handles."""
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_handle cimport HANDLE_CACHE, HANDLE_SEQUENCE, destroy
+from kvit._native.capi_object cimport ObjectRef, decref, find, hand_out, hold
+from kvit._native.capi_option cimport answer, check_target
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
+
+from kvit._native.capi_error import ArgumentError
+
+
+cdef int32_t sequence_create(kvit_cache *cache, kvit_sequence **sequence) noexcept nogil:
+    return create_sequence(cache, sequence) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t create_sequence(kvit_cache *cache, kvit_sequence **sequence) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(cache, HANDLE_CACHE)
+        check_target(sequence, "sequence", "kvit_sequence")
+        sequence[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(ref.value.sequence(), ref.lock), drop)
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t sequence_query(kvit_sequence *sequence, kvit_sequence_info *info) noexcept nogil:
+    return query_sequence(sequence, info) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t query_sequence(kvit_sequence *sequence, kvit_sequence_info *info) noexcept with gil:
+    cdef kvit_sequence_info found
+    cdef ObjectRef ref
+    try:
+        ref = find(sequence, HANDLE_SEQUENCE)
+        memset(&found, 0, sizeof(found))
+        with ref.lock:
+            found.length = len(ref.value)
+            found.num_pages = len(ref.value.pages)
+        return answer(info, &found, sizeof(found), b"kvit_sequence_info")
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t sequence_pages(kvit_sequence *sequence, int32_t *pages, int64_t capacity, int64_t *count) noexcept nogil:
+    return write_pages(sequence, pages, capacity, count) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t write_pages(kvit_sequence *sequence, int32_t *pages, int64_t capacity, int64_t *count) noexcept with gil:
+    cdef ObjectRef ref
+    cdef int64_t i
+    try:
+        ref = find(sequence, HANDLE_SEQUENCE)
+        if capacity < 0 or (pages == NULL and capacity != 0):
+            raise ArgumentError(f"pages is {'NULL' if pages == NULL else 'there'} and capacity {capacity}; give memory "
+                                "for so many, or capacity 0 to ask how many there are")
+        with ref.lock:
+            ids = ref.value.pages
+        for i in range(min(capacity, <int64_t>len(ids))):
+            pages[i] = ids[i]
+        if count != NULL:
+            count[0] = len(ids)
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t sequence_fork(kvit_sequence *sequence, kvit_sequence **fork) noexcept nogil:
+    return fork_sequence(sequence, fork) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t fork_sequence(kvit_sequence *sequence, kvit_sequence **fork) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(sequence, HANDLE_SEQUENCE)
+        check_target(fork, "fork", "kvit_sequence")
+        with ref.lock:
+            made = ref.value.fork()
+        fork[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, ref.lock), drop)
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t sequence_truncate(kvit_sequence *sequence, int64_t length) noexcept nogil:
+    return truncate_sequence(sequence, length) if has_python() else KVIT_ERROR_NO_INTERPRETER
+
+
+cdef int32_t truncate_sequence(kvit_sequence *sequence, int64_t length) noexcept with gil:
+    cdef ObjectRef ref
+    try:
+        ref = find(sequence, HANDLE_SEQUENCE)
+        with ref.lock:
+            ref.value.truncate(length)
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+
+
+cdef int32_t sequence_destroy(kvit_sequence *sequence) noexcept nogil:
+    return destroy(sequence, HANDLE_SEQUENCE)
+
+
+cdef int32_t drop(void *state) noexcept:
+    """Free the pages now, whoever else has the object."""
+    cdef ObjectRef ref = <ObjectRef>state
+    try:
+        with ref.lock:
+            ref.value.free()
+        return KVIT_OK
+    except BaseException as error:
+        return set_last_error(error)
+    finally:
+        decref(state)

@@ -1,0 +1,262 @@
+"""A view of somebody's memory: what every operation takes."""
+from math import prod
+
+from libc.stdint cimport int64_t, uintptr_t
+
+from kvit.dtypes import BY_CODE, dtype_of
+from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError
+
+# Types whose bits may be declared to be something else: plain integers, in which others' formats travel.
+_RAW_CODES = frozenset((KVIT_U8, KVIT_I8, KVIT_U16, KVIT_U32))
+
+cdef object view = None
+
+cdef enum:
+    NUM_DTYPES = 64                        # more than there are in enum KvitDtype
+
+cdef int[NUM_DTYPES] BITS                  # of an element, by enum KvitDtype
+for _dtype in BY_CODE.values():
+    BITS[_dtype.code] = _dtype.bits
+
+
+cdef class Tensor:
+    """Where somebody's elements lie: address, shape, strides in bytes, dtype, device. Keeps their owner alive.
+
+    A 4-bit type is packed two per byte along its last axis, element 0 in the low half; that axis has an even length and
+    its stride reads 0.
+    """
+
+    def __init__(self):
+        raise TypeError("Tensor.wrap(array) or Tensor.from_pointer(...) makes one")
+
+    @staticmethod
+    def wrap(source, dtype=None, stream=0) -> Tensor:
+        """View `source` where it is.
+
+        source  a Tensor (a kvit.Buffer is one), a numpy array (ml_dtypes types too), or an object with DLPack,
+                __cuda_array_interface__ or the buffer protocol
+        dtype   what the bytes are, where the source can only say "integers": same width, or uint8 read as packed uint4
+        stream  handle of the CUDA stream that will use the memory; 0 is the legacy default stream
+
+        Raises DtypeError (no kvit type fits), LayoutError (not readable in place), DeviceError (neither CPU nor CUDA).
+        """
+        global view
+        if view is None:  # import_array needs this module first
+            from kvit._native.import_array import view
+        return view(source, dtype, stream)
+
+    @staticmethod
+    def from_pointer(pointer, shape, dtype, device="host", *, strides=None, readonly=False, owner=None) -> Tensor:
+        """View raw memory: `pointer` is an address on `device` ("host", "cuda:N"), `strides` are in bytes.
+
+        The caller answers for the address; `owner` is kept alive with the view.
+        Raises LayoutError for a shape and strides that do not fit, or an address out of alignment.
+        """
+        cdef Tensor tensor = Tensor.__new__(Tensor)
+        tensor.memory.data = <void *><uintptr_t>pointer
+        tensor.owner = owner
+        tensor.memory.readonly = bool(readonly)
+        tensor.memory.device_type, tensor.memory.device_id = parse_device(str(device))
+        lay_out(tensor, dtype_of(dtype).code, tuple(shape), None if strides is None else tuple(strides))
+        check_memory(tensor)
+        return tensor
+
+    cdef bint is_contiguous(self) noexcept:
+        cdef int64_t step = self.bits // 8
+        cdef int i = self.memory.ndim - 1
+        if self.num_elements() == 0:
+            return True
+        if self.bits < 8:
+            if self.memory.ndim == 0 or self.memory.strides[i] != 0:
+                return False
+            step = self.memory.shape[i] * self.bits // 8
+            i -= 1
+        while i >= 0:
+            if self.memory.shape[i] != 1 and self.memory.strides[i] != step:
+                return False
+            step *= self.memory.shape[i]
+            i -= 1
+        return True
+
+    cdef bint is_dense_last(self) noexcept:
+        cdef int last = self.memory.ndim - 1
+        return last < 0 or self.memory.shape[last] <= 1 or self.memory.strides[last] == self.bits // 8
+
+    cdef int64_t num_elements(self) noexcept:
+        cdef int64_t count = 1
+        for i in range(self.memory.ndim):
+            count *= self.memory.shape[i]
+        return count
+
+    cdef void extent(self, uintptr_t *low, uintptr_t *high) noexcept:
+        extent_of(&self.memory, low, high)
+
+    def span(self) -> tuple:
+        """(lowest address touched, one past the highest); equal where there are no elements."""
+        cdef uintptr_t low, high
+        self.extent(&low, &high)
+        return low, high
+
+    @property
+    def shape(self) -> tuple:
+        """Elements along each axis."""
+        return tuple([self.memory.shape[i] for i in range(self.memory.ndim)])
+
+    @property
+    def strides(self) -> tuple:
+        """Bytes from one index to the next, along each axis."""
+        return tuple([self.memory.strides[i] for i in range(self.memory.ndim)])
+
+    @property
+    def dtype(self):
+        """kvit.dtypes.Dtype of the elements."""
+        return BY_CODE[self.memory.dtype]
+
+    @property
+    def device(self) -> str:
+        """"host" or "cuda:N"."""
+        return "host" if self.memory.device_type == ON_HOST else f"cuda:{self.memory.device_id}"
+
+    @property
+    def pointer(self) -> int:
+        """Address of element [0, 0, ...]."""
+        return <uintptr_t>self.memory.data
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all elements, gaps between them not counted."""
+        return (self.num_elements() * self.bits + 7) // 8
+
+    @property
+    def readonly(self) -> bool:
+        """Whether the source forbids writing."""
+        return self.memory.readonly != 0
+
+    def __repr__(self):
+        return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"
+
+
+cdef int bits_of(int dtype) noexcept nogil:
+    return BITS[dtype] if 0 <= dtype < NUM_DTYPES else 0
+
+
+cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) noexcept nogil:
+    cdef uintptr_t last = <uintptr_t>memory.data
+    cdef int64_t reach
+    cdef int bits = bits_of(memory.dtype)
+    cdef int i
+    low[0] = high[0] = last
+    for i in range(memory.ndim):
+        if memory.shape[i] == 0:
+            return
+    for i in range(memory.ndim):
+        reach = (memory.shape[i] - 1) * memory.strides[i]
+        if reach < 0:
+            low[0] += reach
+        else:
+            last += reach
+    # A packed 4-bit row ends half as many bytes after it begins as it has elements; all else after its last element.
+    high[0] = last + (bits // 8 if bits >= 8 else memory.shape[memory.ndim - 1] * bits // 8)
+
+
+cdef Tensor reinterpret(Tensor source, object dtype):
+    cdef Tensor tensor
+    cdef int last = source.memory.ndim - 1
+    wanted = dtype_of(dtype)
+    if wanted.code == source.memory.dtype:
+        return source
+    packs = source.memory.dtype == KVIT_U8 and wanted.bits == 4
+    if source.memory.dtype not in _RAW_CODES or not (packs or wanted.bits == source.bits):
+        raise DtypeError(f"{source.dtype} cannot be read as {wanted}; only integers of its width, or uint8 as uint4")
+    tensor = Tensor.__new__(Tensor)
+    tensor.owner = source
+    tensor.memory = source.memory
+    tensor.bits = source.bits
+    tensor.ready_stream = source.ready_stream
+    if packs:
+        if last >= 0:
+            tensor.memory.shape[last] *= 2
+        check_packed(tensor, last >= 0 and source.is_dense_last())
+        tensor.memory.strides[last] = 0
+    set_type(tensor, wanted.code)
+    return tensor
+
+
+cdef void set_type(Tensor tensor, int dtype) noexcept:
+    tensor.memory.dtype = dtype
+    tensor.bits = bits_of(dtype)
+
+
+cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1:
+    cdef int i
+    set_type(tensor, dtype)
+    check_ndim(len(shape))
+    tensor.memory.ndim = len(shape)
+    for i in range(tensor.memory.ndim):
+        tensor.memory.shape[i] = shape[i]
+        if tensor.memory.shape[i] < 0:
+            raise ShapeError(f"shape {shape} has a negative length")
+    if prod(shape) * tensor.bits >= 2**63:
+        raise ShapeError(f"shape {shape} of {tensor.dtype} is larger than any memory")
+    if strides is None:
+        return set_contiguous(tensor)
+    if len(strides) != len(shape):
+        raise LayoutError(f"shape {shape} and strides {tuple(strides)} differ in length")
+    for i in range(tensor.memory.ndim):
+        tensor.memory.strides[i] = strides[i]
+    if tensor.bits < 8:
+        check_packed(tensor, tensor.memory.ndim > 0 and tensor.memory.strides[tensor.memory.ndim - 1] == 0)
+    return 0
+
+
+cdef int set_contiguous(Tensor tensor) except -1:
+    cdef int i = tensor.memory.ndim - 1
+    cdef int64_t step = tensor.bits // 8
+    if tensor.bits < 8:
+        check_packed(tensor, tensor.memory.ndim > 0)
+        tensor.memory.strides[i] = 0
+        step = tensor.memory.shape[i] * tensor.bits // 8
+        i -= 1
+    while i >= 0:
+        tensor.memory.strides[i] = step
+        step *= tensor.memory.shape[i]
+        i -= 1
+    return 0
+
+
+cdef int check_packed(Tensor tensor, bint is_dense) except -1:
+    if not is_dense or tensor.memory.shape[tensor.memory.ndim - 1] % 2 != 0:
+        raise LayoutError(f"4-bit elements are packed in pairs: the last axis of {tensor.shape} must be dense and even")
+    return 0
+
+
+cdef int check_ndim(Py_ssize_t ndim) except -1:
+    if ndim > MAX_DIMS:
+        raise LayoutError(f"{ndim} dimensions are too many; kvit reads at most {MAX_DIMS}")
+    return 0
+
+
+cdef int check_memory(Tensor tensor) except -1:
+    """Every element lies at a multiple of its size, as a vector load needs it."""
+    cdef int64_t size = tensor.bits // 8
+    if tensor.num_elements() == 0:
+        return 0
+    if tensor.memory.data == NULL:
+        raise LayoutError(f"shape {tensor.shape} at address 0")
+    if size > 1:
+        if <uintptr_t>tensor.memory.data % size != 0:
+            raise LayoutError(f"{tensor.dtype} at address {tensor.pointer:#x}, no multiple of {size}; copy it first")
+        for i in range(tensor.memory.ndim):
+            if tensor.memory.shape[i] > 1 and tensor.memory.strides[i] % size != 0:
+                raise LayoutError(f"{tensor.dtype}, strides {tensor.strides}, no multiples of {size}; copy it first")
+    return 0
+
+
+cdef tuple parse_device(str device):
+    if device == "host":
+        return ON_HOST, 0
+    if device == "cuda":
+        return ON_CUDA, 0
+    if device.startswith("cuda:") and device[5:].isdecimal():
+        return ON_CUDA, int(device[5:])
+    raise DeviceError(f'device is {device!r}; give "host", "cuda" (the first GPU) or "cuda:N"')

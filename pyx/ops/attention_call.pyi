@@ -1,0 +1,35 @@
+"""A call of kvit.Attention: what fits as it is goes straight to the kernel, all else through Python first."""
+
+from typing import Any
+
+from kvit._native.attention_launch import AttentionLaunch
+from kvit._native.faults import HoldsFaults
+from kvit._native.packed_cache import PackedCache
+from kvit._native.tensor import Tensor
+from kvit.views import CacheView, PageTable
+
+class AttentionCall:
+    """The call of kvit.Attention, which derives from it."""
+
+    def __init__(self, launch: AttentionLaunch, faults: HoldsFaults, cache: PackedCache, dtype: int) -> None: ...
+    def __call__(
+        self,
+        q: Any,
+        view: CacheView,
+        table: PageTable,
+        *,
+        out: Any = None,
+        lse: Any = None,
+        tokens: Any = None,
+        stream: Any = None,
+    ) -> Tensor:
+        """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
+
+        q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
+        view    CacheView of the operation's shape; pages of any size
+        table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
+        out     like q, written in place; allocated if absent
+        lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
+        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as many
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+        """

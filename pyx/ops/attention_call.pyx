@@ -1,0 +1,83 @@
+"""A call of kvit.Attention: what fits as it is goes straight to the kernel, all else through Python first."""
+from kvit._native.attention_launch cimport AttentionLaunch
+from kvit._native.buffer cimport empty_buffer
+from kvit._native.checks cimport are_lse, are_rows
+from kvit._native.faults cimport HoldsFaults
+from kvit._native.import_array cimport as_tensor
+from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type
+from kvit._native.packed_table cimport HoldsTable, PackedTable
+from kvit._native.stream cimport Stream, stream_of
+from kvit._native.tensor cimport Tensor
+from kvit._native.tensor_map cimport can_copy
+
+
+cdef class AttentionCall:
+    """The call of kvit.Attention, which derives from it and adds `_fitting`.
+
+    launch  the kernel and its constants
+    faults  where kernels report; keeps the stream of the last call
+    cache   a cache of the shape and types that the operation is for; not kept
+    dtype   enum KvitDtype of queries and outputs
+    """
+
+    def __init__(self, AttentionLaunch launch not None, HoldsFaults faults not None, PackedCache cache not None,
+                 int dtype):
+        self.made_for(launch.kernel.dev, faults, cache)
+        self.launch = launch
+        self.query_heads = launch.plan.constants.num_query_heads
+        self.query_dtype = dtype
+
+    def __call__(self, q, view, table, *, out=None, lse=None, tokens=None, stream=None):
+        """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
+
+        q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
+        view    CacheView of the operation's shape; pages of any size
+        table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
+        out     like q, written in place; allocated if absent
+        lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
+        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as many
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence
+        that the table describes wrongly gives NaN, and check() says what is wrong. Quickest for kvit's own Buffers and
+        Tensors: other arrays are wrapped anew by every call.
+        Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
+        """
+        if self.launch is None:
+            raise TypeError("AttentionCall.__init__ was not called")
+        cdef Stream on_stream = stream_of(stream, self.dev)
+        cdef void *handle = NULL if self.dev.is_host else on_stream.c_stream
+        cdef Tensor rows = as_tensor(q, None, handle)
+        cdef Tensor target = None if out is None else as_tensor(out, None, handle)
+        cdef Tensor sums = None if lse is None else as_tensor(lse, None, handle)
+        cdef Tensor indptr = None if tokens is None else as_tensor(tokens, None, handle)
+        cdef int each = self.fits(rows, view, table, target, sums, indptr)
+        if each < 0:
+            rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, on_stream)
+        if target is None:
+            target = empty_buffer(rows.shape, self.query_dtype, self.dev, on_stream)
+        self.launch.run((<HoldsCache>view).packed, (<HoldsTable>table).packed, rows, target, sums, indptr, each,
+                        on_stream)
+        self.faults.last_stream = on_stream
+        return target
+
+    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept:
+        """Rows of q that each sequence has, 0 with `tokens`; -1 unless everything fits as it is."""
+        if not (isinstance(view, HoldsCache) and isinstance(table, HoldsTable)):
+            return -1
+        cdef PackedCache cache = (<HoldsCache>view).packed
+        cdef PackedTable packed = (<HoldsTable>table).packed
+        cdef int64_t rows = q.memory.shape[0]
+        if cache is None or packed is None or not is_same_type(&cache.type, &self.type):
+            return -1
+        if not (self.are_queries(q, -1, False) and can_copy(&cache.maps, self.launch.plan.boxes)):
+            return -1
+        if out is not None and not self.are_queries(out, rows, True):
+            return -1
+        if lse is not None and not are_lse(&lse.memory, self.type.device, rows, self.query_heads):
+            return -1
+        return self.fitting_each(rows, packed, tokens)
+
+    cdef bint are_queries(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
+        return are_rows(&rows.memory, self.type.device, self.query_dtype, tokens, self.query_heads, self.type.head_dim,
+                        is_written)

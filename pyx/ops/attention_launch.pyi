@@ -1,0 +1,28 @@
+# Launches of attention: constants packed once, a call's arguments by every launch.
+from kvit._native.context import Device
+from kvit._native.module import Kernel
+from kvit._native.tensor import Tensor
+from kvit.registry import Entry
+
+class AttentionLaunch:
+    """An attention kernel with its grid, its workspace and its constants."""
+
+    kernel: Kernel
+    partials: Tensor
+    fault: Tensor
+    def __init__(
+        self,
+        entry: Entry,
+        device: Device,
+        grid: int,
+        partitions: int,
+        partials: Tensor,
+        fault: Tensor,
+        num_query_heads: int,
+        group: int,
+        scale: float,
+        is_causal: bool,
+        split_tiles: int = 0,
+        reads_ahead: bool = False,
+        by_graph: bool = False,
+    ) -> None: ...

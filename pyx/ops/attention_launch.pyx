@@ -1,0 +1,89 @@
+"""Launches of attention: constants packed once, a call's arguments by every launch. All was checked by the caller."""
+from libc.string cimport memset
+
+from kvit._native.context cimport Device
+from kvit._native.kernel_graph cimport graph_of
+from kvit._native.launcher cimport launch
+from kvit._native.module cimport load_kernel
+from kvit._native.packed_cache cimport use_cache
+from kvit._native.packed_table cimport use_table
+from kvit._native.packers cimport memory_of, pack_lse, pack_rows, pack_tokens
+from kvit._native.params cimport KvitFault, divisor_of
+from kvit._native.spans cimport Spans, set_pre_dependency, use
+from kvit._native.tensor_map cimport copy_tensor_maps
+
+
+cdef class AttentionLaunch:
+    """An attention kernel with its grid, its workspace and its constants.
+
+    partitions   lines that the work is dealt out on: divides the grid and the KV heads
+    partials     float32 [grid, parts, rows, head_dim + 2], all zero
+    fault        int32 [4]
+    split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
+    reads_ahead  what is old may be read before the launch in front has ended
+    by_graph     launch the kernel by a graph of it
+    """
+
+    def __cinit__(self, object entry, Device device not None, unsigned int grid, int partitions,
+                  Tensor partials not None, Tensor fault not None, int num_query_heads, int group, float scale,
+                  bint is_causal, int split_tiles=0, bint reads_ahead=False, bint by_graph=False):
+        memset(&self.plan, 0, sizeof(AttentionPlan))
+        self.kernel = load_kernel(entry, device)
+        self.graph = graph_of(self.kernel) if by_graph else None
+        self.plan.config = self.kernel.config_of(grid)
+        self.partials = partials
+        self.fault = fault
+        self.plan.boxes = Boxes(entry.facts["box_tokens"], entry.facts["has_lines"])
+        self.plan.constants.group = divisor_of(group)
+        self.plan.constants.partials = <float *>partials.memory.data
+        self.plan.constants.fault = <KvitFault *>fault.memory.data
+        self.plan.constants.num_query_heads = num_query_heads
+        self.plan.constants.scale = scale
+        self.plan.constants.causal = is_causal
+        self.plan.constants.partitions = partitions
+        self.plan.constants.split_tiles = split_tiles
+        self.plan.constants.reads_ahead = reads_ahead
+
+    cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor indptr, int each,
+                 Stream stream) except -1:
+        if q.memory.shape[0] == 0 or table.value.num_sequences == 0:
+            return 0
+        cdef KvitDecodeParams params  # of this call alone: several threads may be at it
+        cdef Spans spans
+        cdef int count
+        if not pack_attention(&params, &self.plan, &cache.value, &cache.maps, &table.value, memory_of(indptr), each,
+                              &q.memory, &out.memory, memory_of(lse)):
+            cache.make_maps(self.plan.boxes, self.kernel.dev)
+            pack_attention(&params, &self.plan, &cache.value, &cache.maps, &table.value, memory_of(indptr), each,
+                           &q.memory, &out.memory, memory_of(lse))
+        spans.count = 0
+        use_cache(&spans, stream, cache, False)
+        use_table(&spans, stream, table)
+        use(&spans, stream, indptr, False)
+        if params.reads_ahead:
+            set_pre_dependency(&spans, 0)
+        use(&spans, stream, q, False)
+        use(&spans, stream, out, True)
+        use(&spans, stream, lse, True)
+        use(&spans, stream, self.partials, True)
+        count = spans.count
+        use(&spans, stream, self.fault, True)
+        set_pre_dependency(&spans, count)
+        return launch(self.kernel, &self.plan.config, &params, stream, &spans, self.graph)
+
+
+cdef bint pack_attention(KvitDecodeParams *params, const AttentionPlan *plan, const KvitCache *cache,
+                         const TensorMaps *maps, const KvitPageTable *table, const kvit_tensor *indptr, int each,
+                         const kvit_tensor *q, const kvit_tensor *out, const kvit_tensor *lse) noexcept nogil:
+    params[0] = plan.constants
+    params.cache = cache[0]
+    params.page_size = divisor_of(cache.page_size)
+    params.table = table[0]
+    pack_tokens(&params.tokens, indptr, each, q.shape[0])
+    pack_rows(&params.q, q)
+    pack_rows(&params.out, out)
+    pack_lse(&params.lse, lse)
+    if plan.boxes.tokens == 0:
+        return True
+    params.box_tokens = copy_tensor_maps(maps, plan.boxes, params.k_map.bytes, params.v_map.bytes)
+    return params.box_tokens != 0

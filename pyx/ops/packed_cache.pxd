@@ -1,0 +1,46 @@
+# K and V of a cache as kernels take them, packed once.
+from libc.stdint cimport int32_t
+
+from kvit._native.checks cimport DeviceId
+from kvit._native.context cimport Device
+from kvit._native.params cimport KvitCache
+from kvit._native.spans cimport Spans
+from kvit._native.stream cimport Stream
+from kvit._native.tensor cimport Tensor
+from kvit._native.tensor_map cimport Boxes, TensorMaps
+
+
+# What calls that were made for one cache ask of another: shape, dtypes (enum KvitDtype), device.
+cdef struct CacheType:
+    DeviceId device
+    int32_t dtype                      # of queries, of (scale, zero), and of rows that are appended
+    int32_t k_dtype
+    int32_t v_dtype
+    int32_t kv_heads
+    int32_t head_dim
+
+cdef bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil
+
+
+cdef class PackedCache:
+    cdef KvitCache value
+    cdef CacheType type
+    cdef TensorMaps maps               # made when a kernel first asks for them
+    cdef readonly Tensor k
+    cdef readonly Tensor v
+    cdef readonly Tensor k_params
+    cdef readonly Tensor v_params
+    cdef readonly Tensor blocks
+    cdef readonly tuple memory
+
+    # Makes the maps of boxes of at most `tokens`, for kernels on `device`.
+    cdef int make_maps(self, Boxes boxes, Device device) except -1
+
+
+# What kvit.CacheView derives from: a call finds `packed` without a look-up.
+cdef class HoldsCache:
+    cdef public PackedCache packed
+
+
+# Lets a launch touch all of a cache, once its producers are done.
+cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_written) except -1

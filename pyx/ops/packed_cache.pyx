@@ -1,0 +1,130 @@
+"""K and V of a cache as kernels take them, packed once."""
+from libc.stdint cimport uintptr_t
+from libc.string cimport memcmp, memset
+
+from kvit._native.checks cimport device_id_of
+from kvit._native.params cimport KvitPool
+from kvit._native.spans cimport use
+from kvit._native.tensor_map cimport MappedPool, describe_maps, make_tensor_maps
+
+
+cdef enum:
+    PAIR = 2                               # elements of a token's parameters, where these are integers'
+
+
+cdef class PackedCache:
+    """K and V of a cache as kernels take them.
+
+    k, v                  memory of the pools, any shape
+    strides               (page, token, head) in bytes, of K and of V
+    dtype                 enum KvitDtype of queries and of (scale, zero); K's where that is 16 bits wide
+    k_params, v_params    memory of the parameters, None where the codec has none, with their strides
+    blocks                int64 [num_pages], addresses of pages; None: pages lie at their strides
+    offsets               with blocks: where K, V and their parameters begin in a page; the tensors above are empty
+                          then, and say types alone
+    memory                with blocks: what their addresses point into
+    """
+
+    def __cinit__(self, Tensor k not None, Tensor v not None, tuple k_strides, tuple v_strides, int num_pages,
+                  int page_size, int num_kv_heads, int head_dim, int dtype=0, Tensor k_params=None,
+                  Tensor v_params=None, tuple k_params_strides=None, tuple v_params_strides=None,
+                  Tensor blocks=None, tuple offsets=None, tuple memory=()):
+        memset(&self.value, 0, sizeof(KvitCache))
+        self.k = k
+        self.v = v
+        self.k_params = k_params
+        self.v_params = v_params
+        set_pool(&self.value.pool[0], k, k_strides)
+        set_pool(&self.value.pool[1], v, v_strides)
+        if k_params is not None:
+            set_pool(&self.value.pool[2], k_params, k_params_strides)
+        if v_params is not None:
+            set_pool(&self.value.pool[3], v_params, v_params_strides)
+        self.value.num_pages = num_pages
+        self.value.page_size = page_size
+        self.value.num_kv_heads = num_kv_heads
+        self.value.head_dim = head_dim
+        self.type.device = device_id_of(k)
+        self.type.dtype = dtype if dtype else k.memory.dtype
+        self.type.k_dtype = k.memory.dtype
+        self.type.v_dtype = v.memory.dtype
+        self.type.kv_heads = num_kv_heads
+        self.type.head_dim = head_dim
+        self.blocks = blocks
+        self.memory = memory
+        if blocks is not None:
+            self.value.blocks = <const void *const *>blocks.memory.data
+            for pool in range(4):
+                self.value.pool[pool].base = <void *><uintptr_t>offsets[pool]
+            return  # a tensor map has strides and no pointers
+        cdef MappedPool keys = mapped(&self.value.pool[0], k, head_dim)
+        cdef MappedPool values = mapped(&self.value.pool[1], v, head_dim)
+        cdef MappedPool key_pairs, value_pairs
+        if k_params is not None:
+            key_pairs = mapped(&self.value.pool[2], k_params, PAIR)
+        if v_params is not None:
+            value_pairs = mapped(&self.value.pool[3], v_params, PAIR)
+        describe_maps(&self.maps, &keys, &values, &key_pairs if has_pairs(k_params) else NULL,
+                      &value_pairs if has_pairs(v_params) else NULL, page_size)
+
+    @property
+    def shape(self) -> tuple:
+        """(pages, page_size, kv_heads, head_dim)."""
+        return self.value.num_pages, self.value.page_size, self.value.num_kv_heads, self.value.head_dim
+
+    @property
+    def pools(self) -> tuple:
+        """(base, page stride, token stride, head stride) of K, V and their parameters; zeros where there is none."""
+        return tuple([(<uintptr_t>pool.base, pool.page_stride, pool.token_stride, pool.head_stride)
+                      for pool in self.value.pool])
+
+    @property
+    def may_have_lines(self) -> bool:
+        """Whether rows of fewer than 128 bytes and the parameters of integers lie one after the other in a page."""
+        return self.maps.may_have_lines
+
+    cdef int make_maps(self, Boxes boxes, Device device) except -1:
+        cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.head_dim)
+        cdef MappedPool v = mapped(&self.value.pool[1], self.v, self.value.head_dim)
+        return make_tensor_maps(&self.maps, boxes, device, &k, &v, self.value.num_pages, self.value.page_size,
+                                self.value.num_kv_heads)
+
+
+cdef class HoldsCache:
+    """Base of kvit.CacheView."""
+
+
+cdef bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil:
+    return memcmp(a, b, sizeof(CacheType)) == 0
+
+
+cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:
+    cdef Tensor piece
+    use(spans, stream, cache.k, is_writable)
+    use(spans, stream, cache.v, is_writable)
+    use(spans, stream, cache.k_params, is_writable)
+    use(spans, stream, cache.v_params, is_writable)
+    use(spans, stream, cache.blocks, False)
+    for piece in cache.memory:
+        use(spans, stream, piece, is_writable)
+    return 0
+
+
+cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int head_dim) noexcept:
+    cdef MappedPool found
+    found.base = pool.base
+    found.page_stride = pool.page_stride
+    found.token_stride = pool.token_stride
+    found.head_stride = pool.head_stride
+    found.row_bytes = tensor.bits * head_dim // 8
+    return found
+
+
+cdef bint has_pairs(Tensor params) noexcept:
+    """Whether parameters are (scale, zero), in 16 bits each; float8 has a scale in 32."""
+    return params is not None and params.bits == 16
+
+
+cdef void set_pool(KvitPool *pool, Tensor tensor, tuple strides) except *:
+    pool.base = tensor.memory.data
+    pool.page_stride, pool.token_stride, pool.head_stride = strides

@@ -1,0 +1,40 @@
+# cython: cdivision=True
+"""A page table as kernels take it, packed once."""
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+from kvit._native.packers cimport memory_of
+from kvit._native.spans cimport use
+
+
+cdef class PackedTable:
+    """A page table as kernels take it, all int32: pages [sequences, slots], or [entries] with `indptr`."""
+
+    def __cinit__(self, Tensor pages not None, Tensor indptr, Tensor lengths not None):
+        self.pages = pages
+        self.indptr = indptr
+        self.lengths = lengths
+        pack_table(&self.value, &pages.memory, memory_of(indptr), &lengths.memory)
+
+
+cdef class HoldsTable:
+    """Base of kvit.PageTable."""
+
+
+cdef void pack_table(KvitPageTable *table, const kvit_tensor *pages, const kvit_tensor *indptr,
+                     const kvit_tensor *lengths) noexcept nogil:
+    memset(table, 0, sizeof(KvitPageTable))
+    table.pages = <const int32_t *>pages.data
+    table.lengths = <const int32_t *>lengths.data
+    table.num_sequences = <int32_t>lengths.shape[0]
+    table.max_pages = <int32_t>pages.shape[pages.ndim - 1]
+    if indptr == NULL:
+        table.row_stride = pages.strides[0] // <int64_t>sizeof(int32_t)
+    else:
+        table.indptr = <const int32_t *>indptr.data
+
+
+cdef int use_table(Spans *spans, Stream stream, PackedTable table) except -1:
+    use(spans, stream, table.pages, False)
+    use(spans, stream, table.indptr, False)
+    return use(spans, stream, table.lengths, False)

@@ -1,0 +1,44 @@
+"""Packs and launches what moves whole pages. Shapes, dtypes, devices and overlaps were checked by the caller."""
+
+from kvit._native.context import Device
+from kvit._native.packed_cache import PackedCache
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.registry import Entry
+
+def copy_pages(
+    entry: Entry,
+    device: Device,
+    cache: PackedCache,
+    source: Tensor,
+    target: Tensor,
+    chains: Tensor | None,
+    row_bytes: tuple[int, int, int, int],
+    fault: Tensor,
+    stream: Stream | None,
+) -> None: ...
+def relayout(
+    entry: Entry,
+    device: Device,
+    source: PackedCache,
+    target: PackedCache,
+    source_pages: Tensor | None,
+    target_pages: Tensor | None,
+    row_bytes: tuple[int, int, int, int],
+    source_chunks: tuple[tuple[int, int], ...],
+    target_chunks: tuple[tuple[int, int], ...],
+    fault: Tensor,
+    stream: Stream | None,
+) -> None: ...
+def requantise(
+    entry: Entry,
+    device: Device,
+    source: PackedCache,
+    target: PackedCache,
+    source_pages: Tensor | None,
+    target_pages: Tensor | None,
+    side: int,
+    is_in_order: bool,
+    fault: Tensor,
+    stream: Stream | None,
+) -> None: ...

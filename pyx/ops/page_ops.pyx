@@ -1,0 +1,136 @@
+"""Packs and launches what moves whole pages. Shapes, dtypes, devices and overlaps were checked by the caller."""
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memset
+
+from kvit._native.context cimport Device
+from kvit._native.driver_table cimport LaunchConfig
+from kvit._native.launcher cimport launch
+from kvit._native.module cimport Kernel, load_kernel
+from kvit._native.packed_cache cimport PackedCache, use_cache
+from kvit._native.packers cimport address_of
+from kvit._native.params cimport KvitCopyPagesParams, KvitFault, KvitRelayoutParams, KvitRequantiseParams
+from kvit._native.spans cimport Spans, use
+from kvit._native.stream cimport Stream, stream_of
+from kvit._native.tensor cimport Tensor
+
+cdef enum:
+    MOST_CTAS = 65536      # more than any GPU runs at once; kernels that take any grid go round
+
+
+def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
+               Tensor target not None, Tensor chains, tuple row_bytes, Tensor fault not None, object stream):
+    """Copy pages source[i] to target[i], int32 [count], in the order that chains, int32 [chains + 1], ask for.
+
+    row_bytes  of a row in each pool; 0 leaves it alone
+    """
+    cdef KvitCopyPagesParams params
+    cdef Spans spans
+    cdef Stream on_stream = stream_of(stream, device)
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    params.cache = cache.value
+    params.source = <const int32_t *>source.memory.data
+    params.target = <const int32_t *>target.memory.data
+    params.count = <int32_t>source.memory.shape[0]
+    params.num_chains = params.count
+    if chains is not None:
+        params.chains = <const int32_t *>chains.memory.data
+        params.num_chains = <int32_t>chains.memory.shape[0] - 1
+    for pool in range(4):
+        params.row_bytes[pool] = row_bytes[pool]
+    params.fault = <KvitFault *>fault.memory.data
+    if params.count == 0 or params.num_chains <= 0:
+        return
+    use_cache(&spans, on_stream, cache, True)
+    use(&spans, on_stream, source, False)
+    use(&spans, on_stream, target, False)
+    use(&spans, on_stream, chains, False)
+    use(&spans, on_stream, fault, True)
+    launch_ctas(entry, device, &params, <unsigned int>(params.num_chains * cache.value.num_kv_heads), on_stream, &spans)
+
+
+def relayout(object entry, Device device not None, PackedCache source not None, PackedCache target not None,
+             Tensor source_pages, Tensor target_pages, tuple row_bytes, tuple source_chunks, tuple target_chunks,
+             Tensor fault not None, object stream):
+    """Copy rows of pages to the rows of other pages, pool by pool. Page lists int32 [count]; None: 0, 1, ...
+
+    row_bytes      of a row in each pool; 0 leaves it alone
+    source_chunks  (bytes, stride) of each pool's rows, as KvitChunks says
+    """
+    cdef KvitRelayoutParams params
+    cdef Spans spans
+    cdef Stream on_stream = stream_of(stream, device)
+    cdef int64_t tokens = entry.facts["tile_tokens"]
+    cdef int64_t tiles = (source.value.page_size + tokens - 1) // tokens
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    params.source = source.value
+    params.target = target.value
+    params.count = count_of(source, source_pages, target_pages)
+    for pool in range(4):
+        params.row_bytes[pool] = row_bytes[pool]
+        params.source_chunks[pool].bytes, params.source_chunks[pool].stride = source_chunks[pool]
+        params.target_chunks[pool].bytes, params.target_chunks[pool].stride = target_chunks[pool]
+    params.source_pages = <const int32_t *>address_of(source_pages)
+    params.target_pages = <const int32_t *>address_of(target_pages)
+    params.fault = <KvitFault *>fault.memory.data
+    if params.count == 0:
+        return
+    use_both(&spans, on_stream, source, target, source_pages, target_pages, fault)
+    launch_ctas(entry, device, &params, most_ctas(params.count * source.value.num_kv_heads * tiles), on_stream, &spans)
+
+
+def requantise(object entry, Device device not None, PackedCache source not None, PackedCache target not None,
+               Tensor source_pages, Tensor target_pages, int side, bint is_in_order, Tensor fault not None,
+               object stream):
+    """Decode K (side 0) or V (1) of pages, and encode them into other pages. Page lists int32 [count]; None: 0, 1, ...
+
+    is_in_order  each page is read before it is overwritten, by one CTA
+    """
+    cdef KvitRequantiseParams params
+    cdef Spans spans
+    cdef Stream on_stream = stream_of(stream, device)
+    cdef int64_t rows = <int64_t>source.value.page_size * source.value.num_kv_heads
+    cdef int64_t batch = <int64_t>entry.threads // (source.value.head_dim // 8) * <int64_t>entry.facts["passes"]
+    cdef int64_t parts = 1 if is_in_order else (rows + batch - 1) // batch
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    params.source = source.value
+    params.target = target.value
+    params.count = count_of(source, source_pages, target_pages)
+    params.source_pages = <const int32_t *>address_of(source_pages)
+    params.target_pages = <const int32_t *>address_of(target_pages)
+    params.fault = <KvitFault *>fault.memory.data
+    params.side = side
+    if params.count == 0:
+        return
+    params.parts = <int32_t>max(1, min(parts, 0x7FFFFFFF // params.count))
+    params.in_order = is_in_order
+    use_both(&spans, on_stream, source, target, source_pages, target_pages, fault)
+    launch_ctas(entry, device, &params, <unsigned int>(params.parts * params.count), on_stream, &spans)
+
+
+cdef int launch_ctas(object entry, Device device, const void *params, unsigned int ctas, Stream stream,
+                     const Spans *spans) except -1:
+    cdef Kernel kernel = load_kernel(entry, device)
+    cdef LaunchConfig config = kernel.config_of(ctas)
+    return launch(kernel, &config, params, stream, spans)
+
+
+cdef unsigned int most_ctas(int64_t items) noexcept:
+    return <unsigned int>min(items, MOST_CTAS)
+
+
+cdef int32_t count_of(PackedCache source, Tensor source_pages, Tensor target_pages) noexcept:
+    if source_pages is not None:
+        return <int32_t>source_pages.memory.shape[0]
+    return source.value.num_pages if target_pages is None else <int32_t>target_pages.memory.shape[0]
+
+
+cdef int use_both(Spans *spans, Stream stream, PackedCache source, PackedCache target, Tensor source_pages,
+                  Tensor target_pages, Tensor fault) except -1:
+    use_cache(spans, stream, source, False)
+    use_cache(spans, stream, target, True)
+    use(spans, stream, source_pages, False)
+    use(spans, stream, target_pages, False)
+    return use(spans, stream, fault, True)

@@ -1,0 +1,164 @@
+# The launch structs of abi/params.h, as Cython sees them.
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+
+
+cdef extern from "abi/params.h":
+    ctypedef struct KvitPool:
+        void *base
+        int64_t page_stride
+        int64_t token_stride
+        int64_t head_stride
+
+    ctypedef struct KvitCache:
+        KvitPool[4] pool
+        int32_t num_pages
+        int32_t page_size
+        int32_t num_kv_heads
+        int32_t head_dim
+        const void *const *blocks
+
+    ctypedef struct KvitPageTable:
+        const int32_t *pages
+        const int32_t *indptr
+        const int32_t *lengths
+        int64_t row_stride
+        int32_t num_sequences
+        int32_t max_pages
+
+    ctypedef struct KvitRows:
+        void *base
+        int64_t token_stride
+        int64_t head_stride
+
+    ctypedef struct KvitLse:
+        float *base
+        int64_t token_stride
+        int64_t head_stride
+
+    enum:
+        KVIT_FAULT_NONE
+        KVIT_FAULT_PAGE
+        KVIT_FAULT_LENGTH
+        KVIT_FAULT_INDPTR
+        KVIT_FAULT_BLOCK
+
+    ctypedef struct KvitFault:
+        int32_t kind
+        int32_t sequence
+        int32_t slot
+        int32_t value
+
+    ctypedef struct KvitTokens:
+        const int32_t *indptr
+        int32_t each
+        int32_t total
+
+    ctypedef struct KvitDivisor:
+        uint32_t magic
+        int32_t shift
+
+    ctypedef struct KvitTensorMap:
+        unsigned char[128] bytes
+
+    ctypedef struct KvitDecodeParams:
+        KvitCache cache
+        KvitPageTable table
+        KvitTokens tokens
+        KvitRows q
+        KvitRows out
+        KvitLse lse
+        KvitFault *fault
+        float *partials
+        float scale
+        int32_t num_query_heads
+        int32_t causal
+        int32_t box_tokens
+        KvitDivisor page_size
+        KvitDivisor group
+        int32_t split_tiles
+        int32_t reads_ahead
+        int32_t partitions "strands"
+        int32_t[11] reserved
+        KvitTensorMap k_map
+        KvitTensorMap v_map
+
+    ctypedef struct KvitTransferParams:
+        KvitCache cache
+        KvitPageTable table
+        KvitTokens tokens
+        KvitRows k
+        KvitRows v
+        KvitFault *fault
+
+    ctypedef struct KvitRope:
+        const uint64_t *steps
+        const int32_t *positions
+        float attention_factor
+        int32_t rotary_dim
+        int32_t is_interleaved
+        int32_t reserved
+
+    ctypedef struct KvitAppendParams:
+        KvitTransferParams transfer
+        KvitRows q
+        KvitRows q_out
+        const void *k_bias
+        const void *v_bias
+        const void *q_bias
+        const int32_t *prefix_lengths
+        KvitRope rope
+        int32_t num_query_heads
+        int32_t passes
+
+    ctypedef struct KvitMergeParams:
+        KvitRows a
+        KvitRows b
+        KvitRows out
+        KvitLse lse_a
+        KvitLse lse_b
+        KvitLse lse
+        int32_t num_tokens
+        int32_t num_heads
+        int32_t head_dim
+        int32_t reserved
+
+    ctypedef struct KvitChunks:
+        int64_t bytes
+        int64_t stride
+
+    ctypedef struct KvitCopyPagesParams:
+        KvitCache cache
+        const int32_t *source
+        const int32_t *target
+        const int32_t *chains
+        int64_t[4] row_bytes
+        KvitFault *fault
+        int32_t count
+        int32_t num_chains
+
+    ctypedef struct KvitRelayoutParams:
+        KvitCache source
+        KvitCache target
+        KvitChunks[4] source_chunks
+        KvitChunks[4] target_chunks
+        int64_t[4] row_bytes
+        const int32_t *source_pages
+        const int32_t *target_pages
+        KvitFault *fault
+        int32_t count
+
+    ctypedef struct KvitRequantiseParams:
+        KvitCache source
+        KvitCache target
+        const int32_t *source_pages
+        const int32_t *target_pages
+        KvitFault *fault
+        int32_t count
+        int32_t side
+        int32_t parts
+        int32_t in_order
+
+
+cdef extern from "abi/divisor.h" nogil:
+    # Of a divisor >= 1.
+    KvitDivisor divisor_of "KvitDivisorOf"(int32_t divisor)

@@ -1,0 +1,52 @@
+"""Packs the launch structs of what moves rows, append and gather, and launches. All was checked by the caller."""
+
+from kvit._native.context import Device
+from kvit._native.kernel_graph import KernelGraph
+from kvit._native.packed_cache import PackedCache
+from kvit._native.packed_table import PackedTable
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.registry import Entry
+
+class PackedRope:
+    """How positions turn pairs of channels, as kernels take it."""
+
+    steps: Tensor
+    def __init__(self, steps: Tensor, is_interleaved: bool, attention_factor: float) -> None: ...
+
+def append(
+    entry: Entry,
+    device: Device,
+    cache: PackedCache,
+    table: PackedTable,
+    k: Tensor,
+    v: Tensor,
+    token_indptr: Tensor | None,
+    tokens_each: int,
+    fault: Tensor,
+    stream: Stream | None,
+    *,
+    k_bias: Tensor | None = None,
+    v_bias: Tensor | None = None,
+    prefix_lengths: Tensor | None = None,
+    rope: PackedRope | None = None,
+    positions: Tensor | None = None,
+    q: Tensor | None = None,
+    q_out: Tensor | None = None,
+    q_bias: Tensor | None = None,
+    graph: KernelGraph | None = None,
+) -> None: ...
+def gather(
+    entry: Entry,
+    device: Device,
+    cache: PackedCache,
+    table: PackedTable,
+    k: Tensor,
+    v: Tensor,
+    token_indptr: Tensor | None,
+    tokens_each: int,
+    fault: Tensor,
+    stream: Stream | None,
+    *,
+    graph: KernelGraph | None = None,
+) -> None: ...
