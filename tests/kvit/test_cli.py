@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -205,9 +206,8 @@ def test_an_unknown_family_is_told_beside_those_that_there_are():
 
 
 def test_a_reader_that_leaves_early_is_no_error_to_look_at():
-    done = subprocess.run(
-        f"{sys.executable} -m kvit kernels --json | head -c 1", shell=True, capture_output=True, text=True, timeout=60
-    )
+    command = f"{shlex.quote(sys.executable)} -m kvit kernels --json | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[", "")
 
 
