@@ -46,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         kvit.Device.of(options.device)
-    except kvit.KvitError as error:
+        idle_driver.compiler()
+    except kvit.NoGpuError as error:
+        reason = str(error).partition(". ")[0]
+        print(f"host: {reason}; give --device host, which measures all that needs no GPU", file=sys.stderr)
+        return 1
+    except (kvit.KvitError, FileNotFoundError) as error:
         print(f"host: {error}", file=sys.stderr)
         return 1
     starts = start_ms(options.device, options.rounds)
