@@ -77,34 +77,35 @@ def find_cuda_include(environ: Mapping[str, str] = os.environ, search_path: Sequ
 
 
 def bindings_language(include: Path, search_path: Sequence[str] | None = None) -> str:
-    """The language of modules that cimport cuda.bindings: "c", or "c++" where its headers are C++, as from 13.5 on.
+    """The language of modules that cimport cuda.bindings: "c", or "c++" for those that only C++ reads (13.4 on).
 
     include      the folder of cuda.h
     search_path  where Python packages are looked for; sys.path if absent
 
-    Raises BuildError: there are no cuda-bindings, or such as name what this cuda.h does not have.
+    Raises BuildError: there are no cuda-bindings, or such as name what this cuda.h does not have (13.5 on).
     """
     entries = sys.path if search_path is None else search_path
-    package = next(filter(Path.is_dir, (Path(entry or ".", "cuda", "bindings") for entry in entries)), None)
-    declarations = package / "cydriver.pxd" if package is not None else None
-    if package is None or declarations is None or not declarations.is_file():
+    packages = (Path(entry or ".", "cuda", "bindings") for entry in entries)
+    package = next((package for package in packages if (package / "cydriver.pxd").is_file()), None)
+    if package is None:
         raise BuildError(f"no cuda-bindings to build against. Install them with: pip install '{_BINDINGS}'")
-    if not re.search(r'cdef extern from "<', declarations.read_text(encoding="utf-8")):
-        return "c"
-    have = _number_in(include / "cuda.h", r"#define CUDA_VERSION (\d+)()")
     need = _number_in(package / "_version.py", r"""version = ['"](\d+)\.(\d+)""")
-    if have is not None and need is not None and (have[0] // 1000, have[0] % 1000 // 10) < need:
+    have = _number_in(include / "cuda.h", r"#define CUDA_VERSION (\d+)0(\d)0")
+    if need is None or need < (13, 4):
+        return "c"
+    if have is not None and have < need and need >= (13, 5):
+        newer = f"{need[0]}.{need[1]}"
         raise BuildError(
-            f"cuda-bindings {need[0]}.{need[1]} in {package} name what {include / 'cuda.h'} of CUDA {have[0] // 1000}."
-            f"{have[0] % 1000 // 10} does not have.\nInstall older ones with: pip install '{_BINDINGS}', or headers of "
-            f"CUDA {need[0]}.{need[1]}, or leave --no-build-isolation out: pip then takes the right ones by itself."
+            f"cuda-bindings {newer} in {package} name what {include / 'cuda.h'} of CUDA {have[0]}.{have[1]} does not "
+            f"have.\nInstall older ones with: pip install '{_BINDINGS}', or headers of CUDA {newer}, or leave "
+            "--no-build-isolation out: pip then takes the right ones by itself."
         )
     return "c++"
 
 
 def _number_in(path: Path, pattern: str) -> tuple[int, int] | None:
     found = re.search(pattern, path.read_text(encoding="utf-8")) if path.is_file() else None
-    return None if found is None else (int(found[1]), int(found[2] or 0))
+    return None if found is None else (int(found[1]), int(found[2]))
 
 
 def find_gxx(environ: Mapping[str, str] = os.environ) -> str:

@@ -103,11 +103,10 @@ def test_setuptools_gets_a_compiler_with_a_space_in_quotes(tmp_path):
     assert quoted_compilers({"CC": "gcc -m64", "PATH": "/usr/bin:/bin"}) == {}  # options, which setuptools knows
 
 
-def make_bindings(folder, version, *, is_cpp):
+def make_bindings(folder, version):
     package = folder / "cuda" / "bindings"
     package.mkdir(parents=True)
-    extern = 'cdef extern from "<type_traits>":\n    pass\n' if is_cpp else 'cdef extern from "cuda.h":\n    pass\n'
-    (package / "cydriver.pxd").write_text(extern)
+    (package / "cydriver.pxd").touch()
     (package / "_version.py").write_text(f"__version__ = version = '{version}'\n")
     return [str(folder)]
 
@@ -118,19 +117,27 @@ def make_headers(folder, version):
     return folder
 
 
-def test_modules_are_in_the_language_of_the_bindings_headers(tmp_path):
-    headers = make_headers(tmp_path / "include", 13050)
-    older = make_bindings(tmp_path / "older", "13.4.4", is_cpp=False)
-    newer = make_bindings(tmp_path / "newer", "13.5.0", is_cpp=True)
-    assert bindings_language(headers, older) == "c"
-    assert bindings_language(headers, newer) == "c++"
+@pytest.mark.parametrize(
+    ("bindings", "headers", "language"),
+    [
+        ("13.0.3", 13000, "c"),
+        ("13.3.1", 13000, "c"),
+        ("13.4.4", 13000, "c++"),  # cydriver.pxd calls an enum by its tag, which C does not know
+        ("13.5.0", 13050, "c++"),  # and includes <type_traits>
+        ("14.0.0", 14000, "c++"),
+    ],
+)
+def test_modules_are_in_a_language_that_reads_the_bindings(bindings, headers, language, tmp_path):
+    headers = make_headers(tmp_path / "include", headers)
+    assert bindings_language(headers, make_bindings(tmp_path / "site", bindings)) == language
 
 
 def test_bindings_that_are_newer_than_the_headers_are_found_before_anything_is_compiled(tmp_path):
     headers = make_headers(tmp_path / "include", 13000)
-    newer = make_bindings(tmp_path / "newer", "13.5.0", is_cpp=True)
     with pytest.raises(BuildError, match=r"cuda-bindings 13\.5 .*CUDA 13\.0 does not(?s:.*)cuda-bindings==13\.0\.\*"):
-        bindings_language(headers, newer)
-    assert bindings_language(headers, make_bindings(tmp_path / "older", "13.4.4", is_cpp=False)) == "c"
-    with pytest.raises(BuildError, match="no cuda-bindings to build against"):
-        bindings_language(headers, [str(tmp_path)])
+        bindings_language(headers, make_bindings(tmp_path / "site", "13.5.0"))
+
+
+def test_missing_bindings_are_an_error_that_says_what_to_install(tmp_path):
+    with pytest.raises(BuildError, match=r"no cuda-bindings(?s:.*)pip install 'cuda-bindings==13\.0\.\*'"):
+        bindings_language(make_headers(tmp_path / "include", 13000), [str(tmp_path)])
