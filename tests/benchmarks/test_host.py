@@ -9,6 +9,8 @@ import host
 import host_calls
 import pytest
 
+import kvit
+
 from support import ROOT
 
 
@@ -40,6 +42,13 @@ def test_a_device_that_is_not_there_is_told_without_a_traceback():
     done = run("--device", "gpu")
     assert (done.returncode, done.stdout) == (1, "")
     assert "device is 'gpu'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_processes_import_the_kvit_that_runs_and_not_the_folder_that_they_are_started_in(tmp_path, monkeypatch):
+    (tmp_path / "kvit").mkdir()
+    (tmp_path / "kvit" / "__init__.py").write_text("raise ImportError('the source, and not what is installed')\n")
+    monkeypatch.chdir(tmp_path)
+    assert host._run([sys.executable, "-c", "import kvit; print(kvit.__file__)"]).strip() == kvit.__file__
 
 
 NO_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
