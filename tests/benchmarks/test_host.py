@@ -10,7 +10,6 @@ import host_calls
 import pytest
 
 import kvit
-
 from support import ROOT
 
 
