@@ -19,9 +19,9 @@ DECLARATIONS = ROOT / "build" / "declarations"  # the package tree in which Cyth
 os.chdir(ROOT)
 sys.path.insert(0, str(ROOT / "kernels"))
 
-from codegen.build import build_kernels, choose_jobs  # noqa: E402
+from codegen.build import build_kernels, make_plan  # noqa: E402
 from codegen.errors import BuildError  # noqa: E402
-from codegen.toolchain import find_cuda_include  # noqa: E402
+from codegen.toolchain import bindings_language, find_cuda_include, quoted_compilers  # noqa: E402
 
 
 def native_sources(suffix):
@@ -85,10 +85,13 @@ class BuildNative(build_ext):
 
     def run(self):
         try:
-            self.parallel = self.parallel or choose_jobs()
-            self.include_dirs += [str(ROOT / "kernels"), str(ROOT / "kvit" / "include"), str(find_cuda_include())]
+            # What can be found wrong is found here, before a minute of compiling.
+            self.parallel = self.parallel or make_plan(ROOT / "kernels").jobs
+            cuda_include = find_cuda_include()
+            self.include_dirs += [str(ROOT / "kernels"), str(ROOT / "kvit" / "include"), str(cuda_include)]
+            self.speak(bindings_language(cuda_include))
             self.translate()
-            super().run()
+            self.compile_modules()
             if self.is_in_place():
                 copy_declarations(ROOT / PACKAGE, ".pxd", ".pyi")
             else:
@@ -105,13 +108,29 @@ class BuildNative(build_ext):
     def is_in_place(self):
         return self.inplace or self.editable_mode
 
+    def compile_modules(self):
+        """What the base class does, by compilers in any folder."""
+        quoted = quoted_compilers()
+        plain = {name: os.environ[name] for name in quoted}
+        os.environ.update(quoted)
+        try:
+            super().run()
+        finally:
+            os.environ.update(plain)
+
+    def speak(self, language):
+        """Compile what uses cuda.bindings in their language: "c" or "c++"."""
+        for module in self.extensions:
+            if "from cuda.bindings cimport" in (ROOT / module.sources[0]).read_text(encoding="utf-8"):
+                module.language = language
+
     def translate(self):
         """Cython to C, under build/ and not beside the sources. Not in threads, as the base class would have it."""
         from Cython.Build import cythonize
 
         lay_out_declarations()
         translated = cythonize(
-            [Extension(module.name, module.sources) for module in self.extensions],
+            [Extension(module.name, module.sources, language=module.language) for module in self.extensions],
             build_dir="build/cython",
             include_path=[str(DECLARATIONS)],
             compiler_directives={"language_level": 3, "embedsignature": True},

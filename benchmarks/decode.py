@@ -42,9 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     began = time.monotonic()
     try:
-        device = kvit.Device.of(options.device)
-        if device.is_host:
-            raise kvit.NoGpuError("the host backend proves arithmetic, not speed; give --device cuda:N")
+        device = measure.need_gpu(options.device)
         stream = kvit.Stream(device)
         measure.make_current(device)
         ceiling, results = run(options.cells, stream, options.replays, options.peers)

@@ -132,6 +132,12 @@ def table(results: Sequence[Result], dtype: str) -> str:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says. Returns the exit status."""
     options = _parse(arguments)
+    try:
+        kvit.Device.of(options.device if options.kernel else "host")
+    except kvit.KvitError as error:
+        hint = "; give --device host, where kernels compute the same" if isinstance(error, kvit.NoGpuError) else ""
+        print(f"fidelity: {str(error).partition('. ')[0]}{hint}", file=sys.stderr)
+        return 1
     results, refusals = [], {}
     with display.progress("fidelity") as step:
         cases = [

@@ -46,7 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     try:
         kvit.Device.of(options.device)
-    except kvit.KvitError as error:
+        idle_driver.compiler()
+    except kvit.NoGpuError as error:
+        reason = str(error).partition(". ")[0]
+        print(f"host: {reason}; give --device host, which measures all that needs no GPU", file=sys.stderr)
+        return 1
+    except (kvit.KvitError, FileNotFoundError) as error:
         print(f"host: {error}", file=sys.stderr)
         return 1
     starts = start_ms(options.device, options.rounds)
@@ -110,7 +115,11 @@ def idle_calls_us() -> dict[str, float | str]:
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    environment = dict(os.environ if environment is None else environment)
+    places = [str(Path(kvit.__file__).parents[1]), environment.get("PYTHONPATH")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, places))
+    # Not in the current folder: `python -c` looks there first, and would find the source instead of what is installed.
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=_CALLS.parent)
     if done.returncode:
         sys.exit(f"host: {' '.join(command[:2])} failed:\n{done.stderr}")
     return done.stdout

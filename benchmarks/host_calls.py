@@ -12,6 +12,7 @@ import json
 import statistics
 import struct
 import subprocess
+import sys
 import sysconfig
 import tempfile
 import timeit
@@ -272,16 +273,23 @@ def _compile(folder: Path) -> Any:
     return module
 
 
-def main() -> None:
-    """Measure in this process, whose driver was chosen when it started."""
+def main() -> int:
+    """Measure in this process, whose driver was chosen when it started. Returns the exit status."""
     parser = argparse.ArgumentParser(prog="host_calls", description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--idle", type=Path, metavar="FOLDER", help="the driver is the idle one; FOLDER may be written")
     options = parser.parse_args()
+    try:
+        measure.need_gpu(options.device)
+    except kvit.KvitError as error:
+        hint = " (--idle is for host.py, which starts this program on the idle driver)" if options.idle else ""
+        print(f"host_calls: {error}{hint}", file=sys.stderr)
+        return 1
     if options.idle is not None:
         pretend_kernels(options.idle)
     print(json.dumps(measure_all(options.device, options.idle is not None)))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,8 +14,12 @@ _ARCH = "compute_80"
 
 
 def compiler() -> str:
-    """The C compiler: $CC, else cc."""
-    return os.environ.get("CC", "cc")
+    """The C compiler: $CC, else cc. Raises FileNotFoundError where there is none."""
+    wanted = os.environ.get("CC", "cc")
+    found = shutil.which(wanted)
+    if found is None:
+        raise FileNotFoundError(f"no C compiler {wanted!r}. On Debian: apt install gcc. Or set CC to one.")
+    return found
 
 
 def build(folder: Path) -> dict[str, str]:

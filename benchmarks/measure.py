@@ -34,6 +34,25 @@ def call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
     return values[0] if values else None
 
 
+def need_gpu(name: str) -> kvit.Device:
+    """The GPU of this name, for a benchmark that measures nothing else.
+
+    Raises NoGpuError (the host, or there is no GPU: then it says what can be run), DeviceError.
+    """
+    try:
+        asked = kvit.Device.of(name)
+        if not asked.is_host:
+            return asked
+        kvit.Device.of("cuda:0")
+    except kvit.NoGpuError as error:
+        reason = str(error).partition(". ")[0]
+        raise kvit.NoGpuError(
+            f"{reason}; and the host backend proves arithmetic, not speed. Run this on a machine with a GPU; "
+            "`python benchmarks/host.py --device host` and `kvit selfcheck --device host` need none"
+        ) from None
+    raise kvit.NoGpuError("the host backend proves arithmetic, not speed; give --device cuda:N")
+
+
 def make_current(device: kvit.Device) -> None:
     """Make the device's primary context, in which kvit works, current: graphs are launched by us, not by kvit."""
     call(driver.cuCtxSetCurrent, call(driver.cuDevicePrimaryCtxRetain, call(driver.cuDeviceGet, device.ordinal)))

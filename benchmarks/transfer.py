@@ -121,9 +121,7 @@ def _stored(text: str) -> tuple[str, str]:
 
 def _measure(options: argparse.Namespace, setting: Setting) -> tuple[dict[int, float], list[Result]]:
     """The rates of copying so many bytes, and every operation on every cell."""
-    device = kvit.Device.of(options.device)
-    if device.is_host:
-        raise kvit.NoGpuError("the host backend proves arithmetic, not speed; give --device cuda:N")
+    device = measure.need_gpu(options.device)
     stream = kvit.Stream(device)
     measure.make_current(device)
     rng = np.random.default_rng(SEED)

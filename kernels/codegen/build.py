@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from codegen.emit import units_of, write_if_changed, write_units
 from codegen.errors import BuildError
@@ -14,7 +15,7 @@ from codegen.index import index_text, read_host_kernels
 from codegen.manifest import Manifest, load_manifest
 from codegen.ninja import HOST_LIBRARY, run_ninja, write_ninja
 from codegen.toml import read_toml
-from codegen.toolchain import find_cuda, find_gxx, find_ninja
+from codegen.toolchain import Cuda, find_cuda, find_gxx, find_ninja
 
 
 def project_version(root: Path) -> str:
@@ -59,6 +60,28 @@ def choose_jobs(environ: Mapping[str, str] = os.environ) -> int:
     return int(text)
 
 
+class Plan(NamedTuple):
+    """What will be compiled, and by what."""
+
+    manifest: Manifest
+    archs: tuple[str, ...]
+    cuda: Cuda | None  # None where archs is empty
+    gxx: str
+    ninja: str
+    jobs: int
+
+
+def make_plan(kernels: Path, archs: str | None = None, jobs: int | None = None) -> Plan:
+    """All that a build needs and can be found wrong before it begins. Arguments are those of build_kernels.
+
+    Raises BuildError.
+    """
+    manifest = load_manifest(kernels / "manifest.toml")
+    chosen = choose_archs(manifest, os.environ.get("KVIT_ARCHS") if archs is None else archs)
+    cuda = find_cuda() if chosen else None
+    return Plan(manifest, chosen, cuda, find_gxx(), find_ninja(), choose_jobs() if jobs is None else jobs)
+
+
 def build_kernels(
     kernels: Path, build: Path, out: Path, *, version: str, archs: str | None = None, jobs: int | None = None
 ) -> Path:
@@ -73,19 +96,15 @@ def build_kernels(
 
     Returns the path of index.json. Raises BuildError.
     """
-    manifest = load_manifest(kernels / "manifest.toml")
+    manifest, chosen, cuda, gxx, ninja, jobs = make_plan(kernels, archs, jobs)
     specs = manifest.specs()
-    chosen = choose_archs(manifest, os.environ.get("KVIT_ARCHS") if archs is None else archs)
-    cuda = find_cuda() if chosen else None
-    gxx = find_gxx()
     units = units_of(specs)
     write_units(units, build / "source")
     made = write_ninja(build, kernels, units, chosen, gxx, cuda)
-    jobs = choose_jobs() if jobs is None else jobs
     with_cuda = f"CUDA {cuda.version[0]}.{cuda.version[1]} of {cuda.root}" if cuda else "no CUDA compiler"
     print(f"kvit: {len(specs)} kernels for host {' '.join(chosen)}; {with_cuda}, {gxx}, {jobs} jobs", flush=True)
     try:
-        run_ninja(build, find_ninja(), jobs)
+        run_ninja(build, ninja, jobs)
     except subprocess.CalledProcessError:
         raise BuildError(f"a kernel does not compile; the compiler's message is above, its log under {build}") from None
     cuda_version = f"{cuda.version[0]}.{cuda.version[1]}" if cuda else None

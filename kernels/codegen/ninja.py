@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -92,7 +93,7 @@ def write_ninja(
             kernels=os.path.relpath(kernels, build),
             nvcc="cuda/bin/nvcc",
             fatbinary="cuda/bin/fatbinary",
-            gxx=gxx,
+            gxx=shlex.quote(gxx).replace("$", "$$"),  # once for the shell, once for ninja
             nvcc_flags=_NVCC_FLAGS,
             gxx_flags=_GXX_FLAGS,
         )

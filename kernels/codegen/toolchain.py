@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from codegen.errors import BuildError
 # The PTX of a newer toolkit is not understood by the oldest supported driver (r580, CUDA 13.0).
 CUDA_VERSION = (13, 0)
 CUDA_PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl,profiler]==13.0.*"
+_BINDINGS = "cuda-bindings==13.0.*"
 MIN_GXX = 11  # the first with all of C++20 that the headers use
 
 # cydriver.pxd includes the first two; the others are what nvcc itself includes before the first line of a kernel.
@@ -74,12 +76,46 @@ def find_cuda_include(environ: Mapping[str, str] = os.environ, search_path: Sequ
     )
 
 
+def bindings_language(include: Path, search_path: Sequence[str] | None = None) -> str:
+    """The language of modules that cimport cuda.bindings: "c", or "c++" for those that only C++ reads (13.4 on).
+
+    include      the folder of cuda.h
+    search_path  where Python packages are looked for; sys.path if absent
+
+    Raises BuildError: there are no cuda-bindings, or such as name what this cuda.h does not have (13.5 on).
+    """
+    entries = sys.path if search_path is None else search_path
+    packages = (Path(entry or ".", "cuda", "bindings") for entry in entries)
+    package = next((package for package in packages if (package / "cydriver.pxd").is_file()), None)
+    if package is None:
+        raise BuildError(f"no cuda-bindings to build against. Install them with: pip install '{_BINDINGS}'")
+    need = _number_in(package / "_version.py", r"""version = ['"](\d+)\.(\d+)""")
+    have = _number_in(include / "cuda.h", r"#define CUDA_VERSION (\d+)0(\d)0")
+    if need is None or need < (13, 4):
+        return "c"
+    if have is not None and have < need and need >= (13, 5):
+        newer = f"{need[0]}.{need[1]}"
+        raise BuildError(
+            f"cuda-bindings {newer} in {package} name what {include / 'cuda.h'} of CUDA {have[0]}.{have[1]} does not "
+            f"have.\nInstall older ones with: pip install '{_BINDINGS}', or headers of CUDA {newer}, or leave "
+            "--no-build-isolation out: pip then takes the right ones by itself."
+        )
+    return "c++"
+
+
+def _number_in(path: Path, pattern: str) -> tuple[int, int] | None:
+    found = re.search(pattern, path.read_text(encoding="utf-8")) if path.is_file() else None
+    return None if found is None else (int(found[1]), int(found[2]))
+
+
 def find_gxx(environ: Mapping[str, str] = os.environ) -> str:
     """The C++ compiler: CXX, else g++. Raises BuildError where it is missing or older than MIN_GXX."""
-    wanted = environ.get("CXX", "g++")
+    wanted = environ.get("CXX") or "g++"
     path = shutil.which(wanted, path=environ.get("PATH"))
     if path is None:
-        raise BuildError(f"no C++ compiler {wanted!r}. On Debian: apt install g++. Or set CXX to one.")
+        hint = f" CXX is one program, without options: {wanted!r} is not." if len(wanted.split()) > 1 else ""
+        raise BuildError(f"no C++ compiler {wanted!r}.{hint} On Debian: apt install g++. Or set CXX to one.")
+    path = os.path.abspath(path)  # ninja runs elsewhere
     version = subprocess.run(
         [path, "-dumpfullversion", "-dumpversion"], capture_output=True, text=True, check=False
     ).stdout
@@ -89,6 +125,19 @@ def find_gxx(environ: Mapping[str, str] = os.environ) -> str:
             f"{path} is GCC {version.strip()}; kvit is C++20 and needs GCC {MIN_GXX} or newer. Or set CXX."
         )
     return path
+
+
+def quoted_compilers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """CC and CXX where they are programs in folders with blanks, as a shell must read them.
+
+    setuptools takes these variables apart at blanks, so that they may hold options.
+    """
+    found = {name: environ.get(name, "") for name in ("CC", "CXX")}
+    return {
+        name: shlex.quote(program)
+        for name, program in found.items()
+        if len(program.split()) > 1 and shutil.which(program, path=environ.get("PATH"))
+    }
 
 
 def find_ninja() -> str:

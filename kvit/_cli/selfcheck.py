@@ -123,14 +123,16 @@ def _failure(case: Case, seed: int, device: str) -> tuple[str, bool] | None:
 
 
 def _seconds(text: str) -> float:
-    value = float(text)
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
     if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is no time; give seconds, more than 0")
+        raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, more than 0, such as 2.5")
     return value
 
 
 def _natural(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is negative; give 0 or more")
-    return value
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number or negative; give 0, 1, 2, ...")
+    return int(text)

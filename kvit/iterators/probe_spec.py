@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from kvit import registry
-from kvit.errors import KernelMissing
+from kvit.errors import KernelMissing, ShapeError
 from kvit.iterators.box_iterator import BoxIterator
 from kvit.iterators.gmem_iterator import GmemIterator
 from kvit.iterators.kv_layout import kv_layout, kv_thread_map, param_layout, param_thread_map
@@ -22,9 +22,21 @@ _BARRIER_BYTES = 8
 class _Spec:
     # What both families have in common.
     family: ClassVar[str]
+    names: ClassVar[Mapping[str, Sequence[str]]]
     element: str
     head_dim: int
+    tile: int
     stages: int
+
+    def __post_init__(self) -> None:
+        for name, known in self.names.items():
+            if getattr(self, name) not in known:
+                raise ShapeError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}")
+        for name in ("head_dim", "tile", "stages"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ShapeError(f"{name} is {value!r}; it must be a whole number of at least 1")
+        _ = self.iterators  # makes their maps and layouts, which refuse a tile that they cannot deal out
 
     @property
     def bits(self) -> int:
@@ -53,9 +65,18 @@ class _Spec:
 
 @dataclass(frozen=True)
 class ProbeSpec(_Spec):
-    """One kernel of family `probe`: a point of its axes in kernels/manifest.toml."""
+    """One kernel of family `probe`: a point of its axes in kernels/manifest.toml.
+
+    Raises ShapeError (a name or a count that no kernel can have), LayoutError (a tile that its iterator cannot deal
+    out). Whether the kernel is built is asked by probe.
+    """
 
     family: ClassVar[str] = "probe"
+    names: ClassVar[Mapping[str, Sequence[str]]] = {
+        "loader": ("sm70", "sm80"),
+        "element": tuple(_BITS),
+        "source": ("paged", "linear"),
+    }
 
     loader: str  # "sm70": through registers; "sm80": asynchronous copies
     element: str  # "f16", "bf16", "u8", "u4"; below 16 bits with (scale, zero) pairs in f16
@@ -95,8 +116,12 @@ class ProbeSpec(_Spec):
 
 @dataclass(frozen=True)
 class BoxProbeSpec(_Spec):
-    """One kernel of family `probe_boxes`, Sm90GmemIterator: a point of its axes in kernels/manifest.toml."""
+    """One kernel of family `probe_boxes`, Sm90GmemIterator: a point of its axes in kernels/manifest.toml.
 
+    Raises as ProbeSpec.
+    """
+
+    names: ClassVar[Mapping[str, Sequence[str]]] = {"element": ("f16", "u8", "u4")}
     family: ClassVar[str] = "probe_boxes"
     source: ClassVar[str] = "paged"
     threads: ClassVar[int] = WARP

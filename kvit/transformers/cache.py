@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import Cache, PretrainedConfig
 
+from .. import _checks
+from ..codecs import codec_of
 from ..errors import KernelMissing, ShapeError
 from ..views import Layout
 from .layer import KvitLayer
@@ -26,8 +28,9 @@ class KvitCache(Cache):
     them for another batch. Beams, forks and copies (copy.deepcopy) share pages and copy one when they write to it.
     Calls run on torch's current stream. Not safe to use from several threads, nor in torch.compile.
 
-    Raises KernelMissing (windows, caps: what kvit's attention does not do), ShapeError (scales); the first call raises
-    what PagedCache raises, and DtypeError for a model in float32. A call that runs out of pages raises CacheFull.
+    Raises KernelMissing (windows, caps: what kvit's attention does not do), ShapeError (counts, scales), DtypeError (no
+    way to store K or V), LayoutError; the first call raises what PagedCache raises of the model's own K, and DtypeError
+    for a model in float32. A call that runs out of pages raises CacheFull.
     """
 
     def __init__(
@@ -42,6 +45,11 @@ class KvitCache(Cache):
         v_scale: Any = None,
         layout: Layout = "HND",
     ):
+        _checks.require_counts(pages=pages, page_size=page_size)
+        _checks.require_layout(layout)
+        for stored in (k, v):
+            if stored is not None:
+                codec_of(stored)
         decoder = config.get_text_config(decoder=True)
         _refuse(decoder)
         count = decoder.num_hidden_layers

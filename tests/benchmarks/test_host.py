@@ -1,6 +1,7 @@
 """benchmarks/host.py, host_calls.py and idle_driver.py: what is timed runs, and what is missing says why."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -8,12 +9,13 @@ import host
 import host_calls
 import pytest
 
+import kvit
 from support import ROOT
 
 
-def run(*arguments):
+def run(*arguments, **options):
     command = [sys.executable, str(ROOT / "benchmarks" / "host.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
 def test_without_a_gpu_everything_but_the_driver_is_measured(tmp_path):
@@ -39,6 +41,55 @@ def test_a_device_that_is_not_there_is_told_without_a_traceback():
     done = run("--device", "gpu")
     assert (done.returncode, done.stdout) == (1, "")
     assert "device is 'gpu'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_processes_import_the_kvit_that_runs_and_not_the_folder_that_they_are_started_in(tmp_path, monkeypatch):
+    (tmp_path / "kvit").mkdir()
+    (tmp_path / "kvit" / "__init__.py").write_text("raise ImportError('the source, and not what is installed')\n")
+    monkeypatch.chdir(tmp_path)
+    assert host._run([sys.executable, "-c", "import kvit; print(kvit.__file__)"]).strip() == kvit.__file__
+
+
+NO_GPU = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
+
+
+@pytest.mark.parametrize("arguments", [(), ("--device", "cuda:1")])
+def test_without_a_gpu_the_next_step_is_an_option_of_this_program(arguments):
+    done = run(*arguments, env=NO_GPU)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "no CUDA GPU can be used" in done.stderr and "give --device host" in done.stderr
+    assert 'device="host"' not in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--device", "host"), ("--idle", "nowhere"), ("--device", "gpu")])
+def test_host_calls_without_its_driver_says_so_without_a_traceback(arguments):
+    command = [sys.executable, str(ROOT / "benchmarks" / "host_calls.py"), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=NO_GPU)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith("host_calls: ") and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["decode", "transfer"])
+@pytest.mark.parametrize("device", ["cuda:0", "host"])
+def test_a_benchmark_of_gpus_sends_nobody_from_the_host_to_a_gpu_that_is_not_there(name, device):
+    command = [sys.executable, str(ROOT / "benchmarks" / f"{name}.py"), "--device", device]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=NO_GPU)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "proves arithmetic, not speed. Run this on a machine with a GPU" in done.stderr
+    assert 'device="host"' not in done.stderr and "give --device" not in done.stderr
+
+
+def test_fidelity_of_kernels_without_a_gpu_is_one_line():
+    command = [sys.executable, str(ROOT / "benchmarks" / "fidelity.py"), "--kernel"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=NO_GPU)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.count("\n") == 1 and "give --device host" in done.stderr
+
+
+def test_a_missing_c_compiler_is_told_without_a_traceback():
+    done = run("--device", "host", env={**os.environ, "CC": "no-such-compiler"})
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "host: no C compiler 'no-such-compiler'. On Debian: apt install gcc. Or set CC to one.\n"
 
 
 def test_the_table_has_a_column_for_each_driver_and_tells_what_is_missing_below():

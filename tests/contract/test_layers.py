@@ -83,7 +83,8 @@ PYTHON = {
     "turbomind": VIEWS | {"views"},
     "vllm": VIEWS | {"views"},
     "sequence": LEAVES | {"_pages"},
-    "rope": LEAVES,
+    "_rope_config": set(),
+    "rope": LEAVES | {"_rope_config"},
     "_operation": VIEWS | {"views"},
     "transfer": VIEWS | {"views", "_operation", "rope"},
     "_page_lists": VIEWS,
@@ -100,7 +101,8 @@ PYTHON = {
     "cache": VIEWS
     | {"views", "_pages", "_storage", "_batch", "_requantise", "transfer"}
     | {"maintenance", "sequence", "attention", "rope"},
-    "transformers": LEAVES | {"views", "cache", "sequence", "attention"},  # nothing in kvit imports it
+    "transformers": LEAVES
+    | {"codecs", "_checks", "views", "cache", "sequence", "attention"},  # nothing in kvit imports it
     "__init__": None,  # names everything, and imports it when it is first used
     "__main__": {"_cli", "errors"},
     "_cli": None,

@@ -1,13 +1,12 @@
 """How every file is written: formatters and linters agree, files are short, and each says what it is for."""
 
-import shutil
 import subprocess
-import sysconfig
 
 import pytest
 
 from support import ROOT
 from support.sources import sources
+from support.tools import environment, find_tool
 
 CPP = (".h", ".cuh", ".hpp", ".cpp", ".cu")
 CYTHON = (".pyx", ".pxd")
@@ -16,9 +15,10 @@ MAX_LINES = 400  # at 300 a file is discussed; this is where the discussion ends
 
 def run_tool(name, *arguments):
     """Run a tool of the test environment; what it printed, or None where it is content. A missing tool is a failure."""
-    tool = shutil.which(name, path=sysconfig.get_path("scripts")) or shutil.which(name)
+    tool = find_tool(name)
     assert tool is not None, f"{name} is missing; run: pip install '.[test]'"
-    done = subprocess.run([tool, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, check=False)
+    command = [tool, *map(str, arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, env=environment())
     return None if done.returncode == 0 else done.stdout + done.stderr
 
 
@@ -42,6 +42,13 @@ def test_cpp_is_formatted():
 
 def test_cython_is_linted():
     check_with("cython-lint", *sources(*CYTHON))
+
+
+@pytest.mark.parametrize("name", ["ruff", "clang-format", "cython-lint"])
+def test_a_tool_works_where_nobody_activated_the_environment(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))  # `path/to/venv/bin/python -m pytest`: PATH knows nothing of the venv
+    arguments = sources(".pxd")[:1] if name == "cython-lint" else ["--version"]
+    assert run_tool(name, *arguments) is None
 
 
 def test_no_file_is_longer_than_anyone_reads():

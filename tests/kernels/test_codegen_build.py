@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import sys
 import time
 
@@ -14,8 +15,8 @@ from codegen.errors import BuildError
 from codegen.manifest import parse_manifest
 from codegen.ninja import run_ninja, write_ninja
 from codegen.toolchain import find_ninja
-from support import KERNELS
-from support.toolkit import make_toolkit
+from support import KERNELS, ROOT
+from support.toolkit import make_script, make_toolkit
 
 MANIFEST = """
 [targets]
@@ -232,6 +233,32 @@ def test_a_kernel_that_does_not_compile_is_a_build_error_that_shows_the_compiler
     with pytest.raises(BuildError, match="does not compile"):
         build(tree, monkeypatch, archs="none")
     assert "no sum today" in capfd.readouterr().out
+
+
+def test_a_compiler_in_a_folder_with_a_space_builds(tree, monkeypatch):
+    program = make_script(tree / "my $tools" / "g++", 'exec g++ "$@"')
+    monkeypatch.setenv("CXX", str(program))
+    (tree / "kernels" / "entry" / "value.cuh").write_text("inline constexpr int kValue = 41;\n")
+    assert build(tree, monkeypatch, archs="none")["archs"] == []
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"KVIT_ARCHS": "sm_12"}, "KVIT_ARCHS names sm_12"),
+        ({"KVIT_ARCHS": "none", "CXX": "no-such-compiler"}, "no C++ compiler 'no-such-compiler'"),
+        ({"KVIT_ARCHS": "none", "KVIT_JOBS": "many"}, "KVIT_JOBS is 'many'"),
+    ],
+)
+def test_what_is_wrong_is_said_before_any_module_is_translated_or_compiled(environ, words, tmp_path):
+    folders = ["--build-lib", str(tmp_path / "lib"), "--build-temp", str(tmp_path / "temp")]
+    command = [sys.executable, str(ROOT / "setup.py"), "build_ext", *folders]
+    # The environment's own ninja and headers are found beside its packages; of PATH nothing is needed.
+    environ = {**os.environ, "PATH": "/usr/bin:/bin", **environ}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ, cwd=tmp_path)
+    assert done.returncode == 1 and f"kvit: {words}" in done.stderr, done.stderr
+    assert "ythoniz" not in done.stdout and "building" not in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_kvit_archs_chooses_in_the_order_of_the_manifest():

@@ -3,7 +3,7 @@
 import pytest
 
 from codegen.errors import BuildError
-from codegen.toolchain import find_cuda, find_cuda_include, find_gxx
+from codegen.toolchain import bindings_language, find_cuda, find_cuda_include, find_gxx, quoted_compilers
 from support.toolkit import make_script, make_toolkit
 
 
@@ -82,3 +82,62 @@ def test_an_old_gcc_is_an_error_that_says_which_is_needed(tmp_path):
     make_script(tmp_path / "g++", answer)
     with pytest.raises(BuildError, match=r"GCC 9\.4\.0.*needs GCC 11"):
         find_gxx({"PATH": f"{tmp_path}:/usr/bin:/bin"})
+
+
+def test_a_compiler_may_lie_in_a_folder_with_a_space_and_beside_us(tmp_path, monkeypatch):
+    program = make_script(tmp_path / "my tools" / "g++", 'exec g++ "$@"')
+    assert find_gxx({"CXX": str(program), "PATH": "/usr/bin:/bin"}) == str(program)
+    monkeypatch.chdir(tmp_path)
+    assert find_gxx({"CXX": "./my tools/g++", "PATH": "/usr/bin:/bin"}) == str(program)  # ninja runs in another folder
+    assert find_gxx({"CXX": "", "PATH": "/usr/bin:/bin"}) == find_gxx({"PATH": "/usr/bin:/bin"})
+
+
+def test_options_beside_the_compiler_are_refused_in_words():
+    with pytest.raises(BuildError, match=r"CXX is one program, without options: 'g\+\+ -m64' is not"):
+        find_gxx({"CXX": "g++ -m64", "PATH": "/usr/bin:/bin"})
+
+
+def test_setuptools_gets_a_compiler_with_a_space_in_quotes(tmp_path):
+    program = str(make_script(tmp_path / "my tools" / "gcc", ""))
+    assert quoted_compilers({"CC": program, "CXX": "g++"}) == {"CC": f"'{program}'"}
+    assert quoted_compilers({"CC": "gcc -m64", "PATH": "/usr/bin:/bin"}) == {}  # options, which setuptools knows
+
+
+def make_bindings(folder, version):
+    package = folder / "cuda" / "bindings"
+    package.mkdir(parents=True)
+    (package / "cydriver.pxd").touch()
+    (package / "_version.py").write_text(f"__version__ = version = '{version}'\n")
+    return [str(folder)]
+
+
+def make_headers(folder, version):
+    folder.mkdir()
+    (folder / "cuda.h").write_text(f"#define CUDA_VERSION {version}\n")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("bindings", "headers", "language"),
+    [
+        ("13.0.3", 13000, "c"),
+        ("13.3.1", 13000, "c"),
+        ("13.4.4", 13000, "c++"),  # cydriver.pxd calls an enum by its tag, which C does not know
+        ("13.5.0", 13050, "c++"),  # and includes <type_traits>
+        ("14.0.0", 14000, "c++"),
+    ],
+)
+def test_modules_are_in_a_language_that_reads_the_bindings(bindings, headers, language, tmp_path):
+    headers = make_headers(tmp_path / "include", headers)
+    assert bindings_language(headers, make_bindings(tmp_path / "site", bindings)) == language
+
+
+def test_bindings_that_are_newer_than_the_headers_are_found_before_anything_is_compiled(tmp_path):
+    headers = make_headers(tmp_path / "include", 13000)
+    with pytest.raises(BuildError, match=r"cuda-bindings 13\.5 .*CUDA 13\.0 does not(?s:.*)cuda-bindings==13\.0\.\*"):
+        bindings_language(headers, make_bindings(tmp_path / "site", "13.5.0"))
+
+
+def test_missing_bindings_are_an_error_that_says_what_to_install(tmp_path):
+    with pytest.raises(BuildError, match=r"no cuda-bindings(?s:.*)pip install 'cuda-bindings==13\.0\.\*'"):
+        bindings_language(make_headers(tmp_path / "include", 13000), [str(tmp_path)])

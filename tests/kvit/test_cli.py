@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -205,10 +206,35 @@ def test_an_unknown_family_is_told_beside_those_that_there_are():
 
 
 def test_a_reader_that_leaves_early_is_no_error_to_look_at():
-    done = subprocess.run(
-        f"{sys.executable} -m kvit kernels --json | head -c 1", shell=True, capture_output=True, text=True, timeout=60
-    )
+    command = f"{shlex.quote(sys.executable)} -m kvit kernels --json | head -c 1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[", "")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"], ids=["buffered", "unbuffered"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("info",),
+        ("info", "--json"),
+        ("kernels",),
+        ("--version",),
+        ("selfcheck", "--device", "host", "--seconds", "0.1"),
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_behind_the_output_is_told_without_a_traceback(arguments, unbuffered):
+    command = [sys.executable, "-m", "kvit", *arguments]
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, env=env)
+    assert (done.returncode, done.stderr) == (1, "kvit: the output cannot be written: No space left on device\n")
+
+
+def test_a_closed_output_is_no_reason_for_a_traceback():
+    command = f"{shlex.quote(sys.executable)} -m kvit info >&-"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_selfcheck_on_the_host_finds_nothing_wrong():
@@ -239,8 +265,11 @@ def test_selfcheck_of_all_devices_without_a_gpu_says_that_none_is_checked():
         (("--device", "gpu"), 1, '"cuda:N"'),
         (("--device", "host", "--case", "1000000"), 1, "cases 0 to"),
         (("--seconds", "0"), 2, "more than 0"),
-        (("--seconds", "soon"), 2, "soon"),
+        (("--seconds", "soon"), 2, "'soon' is no time; give seconds"),
+        (("--seconds", "nan"), 2, "'nan' is no time"),
         (("--seed", "-1"), 2, "negative"),
+        (("--seed", "x"), 2, "argument --seed: 'x' is no number"),
+        (("--case", "1.5"), 2, "argument --case: '1.5' is no number"),
     ],
 )
 def test_selfcheck_says_what_is_wrong_with_its_arguments(arguments, status, words):

@@ -160,14 +160,48 @@ def test_a_failure_names_the_case_and_the_command_that_repeats_it(monkeypatch, c
     assert first in capsys.readouterr().out
 
 
+class Clock:
+    """A clock that goes on by a second for each case: what fits into a time depends on no machine's speed."""
+
+    def __init__(self, monkeypatch):
+        self.cases = 0
+        monkeypatch.setattr(selfcheck, "time", self)
+        monkeypatch.setattr(selfcheck, "_failure", self._count(selfcheck._failure))
+
+    def monotonic(self):
+        return float(self.cases)
+
+    def _count(self, failure):
+        def counted(*arguments):
+            self.cases += 1
+            return failure(*arguments)
+
+        return counted
+
+
 def test_an_exception_in_a_check_is_a_failure_and_not_the_end(monkeypatch, capsys):
     def explode(trial):
         raise ZeroDivisionError("no such luck")
 
+    clock = Clock(monkeypatch)
     monkeypatch.setitem(CHECKS, "merge", explode)
     assert main(["selfcheck", "--device", "host", "--seconds", "0.1", "--seed", "9"]) == 1
     words = capsys.readouterr().out
     assert "ZeroDivisionError: no such luck" in words and f"{len(CHECKS)} of" in words
+    assert "1 FAILED" in words and clock.cases == len(CHECKS)
+
+
+def test_cases_run_until_the_time_is_up_whatever_the_machine(monkeypatch, capsys):
+    clock = Clock(monkeypatch)
+    for name in CHECKS:
+        monkeypatch.setitem(CHECKS, name, lambda trial: None)
+    for seconds, cases in (
+        (1, len(CHECKS)),
+        (len(CHECKS) + 4, len(CHECKS) + 4),
+    ):  # each check once, however little time
+        clock.cases = 0
+        assert main(["selfcheck", "--device", "host", "--seconds", str(seconds), "--seed", "9"]) == 0
+        assert f"host: {cases} of" in capsys.readouterr().out and clock.cases == cases
 
 
 def test_a_plan_has_every_check_on_every_shape_once_and_each_check_among_the_first():

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from .tools import find_tool
+
 # Floating-point work besides the matrix instructions: arithmetic, comparisons, conversions.
 ARITHMETIC = frozenset(
     {
@@ -44,9 +46,9 @@ class Code(NamedTuple):
 
 def tool(name: str) -> str:
     """A program of the CUDA toolkit: of the Python environment, PATH or the usual place. Fails where there is none."""
-    packaged = [Path(entry) / "nvidia" / "cu13" / "bin" / name for entry in sys.path]
-    usual = [*packaged, Path(os.environ.get("CUDA_HOME", "/usr/local/cuda")) / "bin" / name]
-    found = shutil.which(name) or next((str(path) for path in usual if path.is_file()), None)
+    packaged = shutil.which(name, path=os.pathsep.join(f"{entry}/nvidia/cu13/bin" for entry in sys.path))
+    usual = os.path.join(os.environ.get("CUDA_HOME", "/usr/local/cuda"), "bin")
+    found = packaged or find_tool(name) or shutil.which(name, path=usual)
     assert found is not None, f"{name} is missing; run: pip install '.[test]'"
     return found
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvit.errors import LayoutError, ShapeError
 from kvit.iterators import IDENTITY, RakedThreadMap, SmemLayout, bank_conflicts, copy_conflicts, matrix_conflicts
 
 
@@ -22,6 +23,32 @@ from kvit.iterators import IDENTITY, RakedThreadMap, SmemLayout, bank_conflicts,
 )
 def test_turns_of_known_accesses(addresses, access_bytes, turns):
     assert bank_conflicts(list(addresses), access_bytes) == turns
+
+
+@pytest.mark.parametrize(
+    ("addresses", "access_bytes", "error", "words"),
+    [
+        ([1], 4, LayoutError, "1 is no address of 4 bytes; addresses must be multiples of 4"),
+        (range(8, 8 + 8 * 16, 16), 16, LayoutError, "8 is no address of 16 bytes"),
+        ([-4], 4, LayoutError, "-4 is no address"),
+        (range(0, 96, 3), 3, ShapeError, "access_bytes is 3; a lane moves 1, 2, 4, 8, 16 bytes"),
+        ([0], 0, ShapeError, "access_bytes is 0"),
+        ([0], -4, ShapeError, "access_bytes is -4"),
+        ([0], 32, ShapeError, "access_bytes is 32"),
+        (range(0, 33 * 4, 4), 4, ShapeError, r"shape \[33\]; give one for each lane, 32 at most"),
+        ([[0, 4]], 4, ShapeError, r"shape \[1, 2\]"),
+        ([0.5, 4.0], 4, ShapeError, "addresses are float64"),
+    ],
+)
+def test_what_no_warp_can_access_is_refused(addresses, access_bytes, error, words):
+    with pytest.raises(error, match=words):
+        bank_conflicts(list(addresses), access_bytes)
+
+
+@pytest.mark.parametrize("tokens", [4, 12])
+def test_a_tile_without_whole_matrices_is_refused(tokens):
+    with pytest.raises(ShapeError, match="no whole number of matrices of 8 tokens by 8 channels of 16 bits"):
+        matrix_conflicts(SmemLayout(tokens, 64, 4, 64, IDENTITY), 16)
 
 
 def test_rows_of_128_bytes_without_a_swizzle_read_eight_tokens_in_eight_turns():

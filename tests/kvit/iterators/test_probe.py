@@ -1,5 +1,7 @@
 """kvit/iterators/probe.py, prediction.py: what a probe refuses. What it finds is tested with the kernels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -14,6 +16,36 @@ TABLE = Table(np.zeros((1, 2), np.int32), np.array([20], np.int32))
 
 def given(k=POOL, **which):
     return ProbeInput({"k": k, "v": POOL}, TABLE, **which)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"loader": "sm75"}, "loader is 'sm75'; it must be sm70 or sm80"),
+        ({"element": "f32"}, "element is 'f32'; it must be f16 or bf16 or u8 or u4"),
+        ({"source": "pages"}, "source is 'pages'; it must be paged or linear"),
+        ({"head_dim": 0}, "head_dim is 0; it must be a whole number of at least 1"),
+        ({"tile": 64.0}, "tile is 64.0"),
+        ({"stages": True}, "stages is True"),
+        ({"head_dim": 72}, "head_dim 72 in 16 bits has no layout"),
+    ],
+)
+def test_a_spec_that_no_kernel_can_have_is_refused_when_it_is_made(change, words):
+    with pytest.raises((ShapeError, LayoutError), match=words):
+        replace(SPEC, **change)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"element": "bf16"}, "element is 'bf16'; it must be f16 or u8 or u4"),
+        ({"stages": -1}, "stages is -1"),
+        ({"tile": 12}, "12 tokens; the pattern repeats after 8"),
+    ],
+)
+def test_a_spec_of_boxes_that_no_kernel_can_have_is_refused_when_it_is_made(change, words):
+    with pytest.raises((ShapeError, LayoutError), match=words):
+        replace(BOXES, **change)
 
 
 @pytest.mark.parametrize("run", [predict, probe])

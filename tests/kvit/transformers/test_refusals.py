@@ -64,6 +64,21 @@ def test_scales_are_given_for_every_layer(model):
         KvitCache(model.config, 8, k="float8_e4m3", k_scale=np.ones(3, np.float32))
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"pages": 0}, kvit.ShapeError, "pages is 0; it must be 1 to"),
+        ({"page_size": -16}, kvit.ShapeError, "page_size is -16"),
+        ({"layout": "HDN"}, kvit.LayoutError, "layout is 'HDN'"),
+        ({"k": "int3"}, kvit.DtypeError, "int3"),
+        ({"v": "float32"}, kvit.DtypeError, "float32"),
+    ],
+)
+def test_what_no_cache_can_be_is_refused_when_it_is_made(model, options, error, message):
+    with pytest.raises(error, match=message):
+        KvitCache(model.config, **{"pages": 8, **options})
+
+
 @pytest.mark.parametrize("make_cache", [lambda: None, DynamicCache], ids=["default", "DynamicCache"])
 def test_another_cache_is_not_read_instead(model, prompt, make_cache):
     with pytest.raises(TypeError, match=r"layer 0 \(LlamaAttention\).*past_key_values=kvit.transformers.KvitCache"):

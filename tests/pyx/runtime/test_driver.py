@@ -39,10 +39,10 @@ def test_a_module_can_be_the_first_import(name):
 def test_importing_starts_no_cuda_and_imports_nothing_heavy():
     result = run_python(f"""
 import importlib, time
-start = time.perf_counter()
+start = time.process_time()  # of a core: a busy machine makes everything slow
 for name in {MODULES}:
     importlib.import_module("kvit._native." + name)
-assert time.perf_counter() - start < 1.0, "importing takes longer than a second"
+assert time.process_time() - start < 1.0, "importing takes longer than a second"
 heavy = {{"numpy", "ml_dtypes", "cuda.bindings.driver", "cuda.bindings.runtime"}} & set(sys.modules)
 assert not heavy, heavy
 with open("/proc/self/maps") as maps:
