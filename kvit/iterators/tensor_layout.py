@@ -22,7 +22,7 @@ class TensorLayout:
 
     row_bytes  of a token's channels, one head
     tokens     of the tile
-    has_lines  the map's rows are lines of 128 bytes, with several tokens where a token has fewer
+    is_packed  the map's rows are lines of 128 bytes, with several tokens where a token has fewer
 
     All sizes and offsets are in bytes. Raises LayoutError where the C++ layout would not compile: rows that no swizzle
     of the hardware serves, tiles that break its pattern off.
@@ -30,7 +30,7 @@ class TensorLayout:
 
     row_bytes: int
     tokens: int
-    has_lines: bool = False
+    is_packed: bool = False
 
     def __post_init__(self) -> None:
         if self.row_bytes not in (32, 64) and (self.row_bytes < 1 or self.row_bytes % _LINE):
@@ -52,7 +52,7 @@ class TensorLayout:
     @property
     def line_tokens(self) -> int:
         """Of a row of the map."""
-        return _LINE // self.span if self.has_lines else 1
+        return _LINE // self.span if self.is_packed else 1
 
     @property
     def chunks(self) -> int:
@@ -92,4 +92,4 @@ class TensorLayout:
         return "\n".join(lines)
 
     def __str__(self) -> str:
-        return f"TensorLayout<{self.row_bytes} bytes, {self.tokens}{', lines' * self.has_lines}>"
+        return f"TensorLayout<{self.row_bytes} bytes, {self.tokens}{', packed' * self.is_packed}>"

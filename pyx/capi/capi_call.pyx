@@ -108,8 +108,8 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
     cdef Spans spans
     cdef int each
     if (op.kind != KVIT_OP_ATTENTION or not is_for(op, view, stream) or not can_copy(view.maps, op.plan.boxes)
-            or not are_rows(q, op.type.device, op.dtype, -1, op.query_heads, op.type.head_dim, False)
-            or not are_rows(out, op.type.device, op.dtype, q.shape[0], op.query_heads, op.type.head_dim, True)
+            or not are_rows(q, op.type.device, op.dtype, -1, op.query_heads, op.type.k_dim, False)
+            or not are_rows(out, op.type.device, op.dtype, q.shape[0], op.query_heads, op.type.v_dim, True)
             or not (lse == NULL or are_lse(lse, op.type.device, q.shape[0], op.query_heads))
             or not pack_fitting_table(table, op.type.device, &packed)):
         return UNFIT
@@ -143,8 +143,8 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
     cdef int each
     cdef bint is_append = kind == KVIT_OP_APPEND
     if (op.kind != kind or not is_for(op, view, stream) or (is_append and view.is_readonly)
-            or not are_rows(k, op.type.device, op.dtype, -1, op.type.kv_heads, op.type.head_dim, not is_append)
-            or not are_rows(v, op.type.device, op.dtype, k.shape[0], op.type.kv_heads, op.type.head_dim, not is_append)
+            or not are_rows(k, op.type.device, op.dtype, -1, op.type.kv_heads, op.type.k_dim, not is_append)
+            or not are_rows(v, op.type.device, op.dtype, k.shape[0], op.type.kv_heads, op.type.v_dim, not is_append)
             or not pack_fitting_table(table, op.type.device, &packed)):
         return UNFIT
     each = rows_of_each(k.shape[0], packed.num_sequences, tokens, op.type.device)

@@ -18,7 +18,7 @@ cdef struct OpState:
     WarpShares shares                  # append, gather
     AttentionPlan plan                 # attention
     KvitFault *fault
-    KvitSpan[2] spans                  # memory of its own: partials, fault
+    KvitSpan[3] spans                  # memory of its own: workspace, tickets, fault
     int num_spans
     void *kernel                       # Kernel, a counted reference, as the next two are
     void *graph                        # KernelGraph that launches it; None: it is launched itself

@@ -110,7 +110,8 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     state.dtype = (<AttentionCall>operation).query_dtype
     state.query_heads = launch.plan.constants.num_query_heads
     state.workspace_bytes = operation.workspace_bytes
-    add_memory(state, launch.partials, False)
+    add_memory(state, launch.workspace, False)
+    add_memory(state, launch.tickets, True)
     add_memory(state, launch.fault, True)
     return 0
 
@@ -148,7 +149,7 @@ cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
     found.v_dtype = state.type.v_dtype
     found.query_heads = state.query_heads
     found.kv_heads = state.type.kv_heads
-    found.head_dim = state.type.head_dim
+    found.head_dim = state.type.k_dim
     found.device_type = state.type.device.type
     found.device_id = state.type.device.ordinal
     status = answer(info, &found, sizeof(found), b"kvit_op_info")

@@ -84,7 +84,7 @@ cdef int make_maps(PackedCache packed) except -1:
     if device.is_host or device.compute_capability >= (9, 0):
         while tokens >= KVIT_LEAST_BOX_TOKENS:
             packed.make_maps(Boxes(tokens, False), device)
-            if packed.maps.may_have_lines:
+            if packed.maps.may_be_packed:
                 packed.make_maps(Boxes(tokens, True), device)
             tokens //= 2
     return 0
@@ -111,7 +111,7 @@ cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
     found.num_pages = state.cache.num_pages
     found.page_size = state.cache.page_size
     found.kv_heads = state.cache.num_kv_heads
-    found.head_dim = state.cache.head_dim
+    found.head_dim = state.cache.k_dim
     found.device_type = state.type.device.type
     found.device_id = state.type.device.ordinal
     status = answer(info, &found, sizeof(found), b"kvit_view_info")

@@ -14,13 +14,13 @@ cdef enum:
 # What a kernel asks for.
 cdef struct Boxes:
     int tokens                         # most of a box, a power of two; 0: the kernel copies otherwise
-    bint has_lines                     # tokens of fewer than 128 bytes come in lines of 128
+    bint is_packed                     # tokens of fewer than 128 bytes come several to a row of 128
 
 
-# K's map, then V's, of boxes of KVIT_LEAST_BOX_TOKENS << i tokens; those with lines from NUM_BOXES on.
+# K's map, then V's, of boxes of KVIT_LEAST_BOX_TOKENS << i tokens; those with packed rows from NUM_BOXES on.
 cdef struct TensorMaps:
     int most_tokens                    # of a box of this cache; 0: no map can describe it
-    bint may_have_lines
+    bint may_be_packed
     unsigned int made                  # bit i: maps[i] are there
     unsigned char[2 * NUM_BOXES][2][128] maps
 
@@ -35,7 +35,7 @@ cdef struct MappedPool:
 
 
 # Writes which boxes lie in one page of both pools, and can be described. k_pairs, v_pairs: the parameters of integers,
-# which kernels with lines copy by twos; null where there are none.
+# which kernels with packed rows copy by twos; null where there are none.
 cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool *v, const MappedPool *k_pairs,
                         const MappedPool *v_pairs, int page_size) noexcept nogil
 

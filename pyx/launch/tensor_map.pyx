@@ -21,7 +21,7 @@ cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool 
                         const MappedPool *v_pairs, int page_size) noexcept nogil:
     cdef int tokens = MOST_BOX
     maps.most_tokens = 0
-    maps.may_have_lines = may_have_lines(k) and may_have_lines(v) and lie_by_twos(k_pairs) and lie_by_twos(v_pairs)
+    maps.may_be_packed = may_be_packed(k) and may_be_packed(v) and lie_by_twos(k_pairs) and lie_by_twos(v_pairs)
     if not (is_mappable(k) and is_mappable(v)):
         return
     while tokens >= KVIT_LEAST_BOX_TOKENS and page_size % tokens != 0:
@@ -37,7 +37,7 @@ cdef bint is_mappable(const MappedPool *pool) noexcept nogil:
     ) and <size_t>pool.base % STRIDE_MULTIPLE == 0 and strides % STRIDE_MULTIPLE == 0 and 0 <= strides < STRIDE_LIMIT
 
 
-cdef bint may_have_lines(const MappedPool *pool) noexcept nogil:
+cdef bint may_be_packed(const MappedPool *pool) noexcept nogil:
     return pool.row_bytes >= SPAN_BYTES or pool.token_stride == pool.row_bytes
 
 
@@ -49,20 +49,20 @@ cdef bint lie_by_twos(const MappedPool *pairs) noexcept nogil:
 
 
 cdef bint can_copy(const TensorMaps *maps, Boxes boxes) noexcept nogil:
-    return boxes.tokens == 0 or (maps.most_tokens > 0 and (maps.may_have_lines or not boxes.has_lines))
+    return boxes.tokens == 0 or (maps.most_tokens > 0 and (maps.may_be_packed or not boxes.is_packed))
 
 
 def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int num_pages, int page_size,
-                    int num_heads, int box_tokens, bint has_lines=False) -> bytes:
+                    int num_heads, int box_tokens, bint is_packed=False) -> bytes:
     """The KvitTensorMap of one pool, for a launch on `device` whose struct the caller packs.
 
     base        address of the pool on the device
     strides     (page, token, head), in bytes
     row_bytes   of a row, dense
     box_tokens  of a box: a power of two from 8 to 128 that divides page_size
-    has_lines   rows of fewer than 128 bytes, which lie one after the other, are taken in lines of 128
+    is_packed   several rows of fewer than 128 bytes, which lie one after the other, are one row of the map
 
-    Raises LayoutError (a pool that no map describes, or not by lines), ShapeError (another box), DriverError.
+    Raises LayoutError (a pool that no map describes, or none with packed rows), ShapeError (another box), DriverError.
     """
     cdef Device dev = device_of(device)
     cdef MappedPool pool
@@ -77,9 +77,9 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
             f"64 bytes or whole lines of {SPAN_BYTES}, the address and strides multiples of {STRIDE_MULTIPLE}, strides "
             f"not negative and below 2^40"
         )
-    if has_lines and not may_have_lines(&pool):
+    if is_packed and not may_be_packed(&pool):
         raise LayoutError(
-            f"rows of {row_bytes} bytes lie {strides[1]} bytes apart; for lines they must lie one after the other"
+            f"rows of {row_bytes} bytes lie {strides[1]} bytes apart; to be packed they must lie one after the other"
         )
     if box_tokens not in [KVIT_LEAST_BOX_TOKENS << i for i in range(NUM_BOXES)] or page_size % box_tokens != 0:
         raise ShapeError(
@@ -88,7 +88,7 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
         )
     entered = dev.enter()
     try:
-        encode(map, Boxes(box_tokens, has_lines), dev, &pool, num_pages, page_size, num_heads)
+        encode(map, Boxes(box_tokens, is_packed), dev, &pool, num_pages, page_size, num_heads)
     finally:
         dev.leave(entered)
     return (<const char *>map)[:sizeof(map)]
@@ -130,30 +130,30 @@ cdef int index_of(Boxes boxes) noexcept nogil:
     cdef int index = 0
     while KVIT_LEAST_BOX_TOKENS << index < boxes.tokens:
         index += 1
-    return index + NUM_BOXES if boxes.has_lines else index
+    return index + NUM_BOXES if boxes.is_packed else index
 
 
 cdef int encode(unsigned char *map, Boxes boxes, Device dev, const MappedPool *pool, int num_pages, int page_size,
                 int num_heads) except -1:
     cdef int span = SPAN_BYTES if pool.row_bytes >= SPAN_BYTES else pool.row_bytes
-    cdef int line_tokens = SPAN_BYTES // span if boxes.has_lines else 1
-    cdef int box_rows = boxes.tokens // line_tokens
+    cdef int packed_tokens = SPAN_BYTES // span if boxes.is_packed else 1
+    cdef int box_rows = boxes.tokens // packed_tokens
     cdef KvitHostTensorMap host
     # An axis has at least one place, and a step, even where nobody takes it.
-    cdef int64_t[5] extents = [span * line_tokens, page_size // line_tokens, pool.row_bytes // span, num_heads,
+    cdef int64_t[5] extents = [span * packed_tokens, page_size // packed_tokens, pool.row_bytes // span, num_heads,
                                max(1, num_pages)]
-    cdef int64_t[4] strides = [pool.token_stride * line_tokens, span, pool.head_stride, pool.page_stride]
+    cdef int64_t[4] strides = [pool.token_stride * packed_tokens, span, pool.head_stride, pool.page_stride]
     for axis in range(4):
         if strides[axis] < STRIDE_MULTIPLE:
             strides[axis] = STRIDE_MULTIPLE
     if not dev.is_host:
-        check(encode_tensor_map(map, pool.base, extents, strides, span * line_tokens, box_rows, dense_bytes(pool)),
+        check(encode_tensor_map(map, pool.base, extents, strides, span * packed_tokens, box_rows, dense_bytes(pool)),
               b"cuTensorMapEncodeTiled")
         return 0
     host.base = pool.base
     host.extents = extents
     host.strides = strides
-    host.box_bytes = span * line_tokens
+    host.box_bytes = span * packed_tokens
     host.box_tokens = box_rows
     host.magic = KVIT_HOST_TENSOR_MAP
     memcpy(map, &host, sizeof(host))

@@ -12,4 +12,4 @@ cdef class AttentionCall(CacheCall):
     cdef int query_dtype               # enum KvitDtype of queries and outputs
 
     cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept
-    cdef bint are_queries(self, Tensor rows, int64_t tokens, bint is_written) noexcept
+    cdef bint are_heads(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept

@@ -55,7 +55,7 @@ cdef class AttentionCall:
         if each < 0:
             rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, on_stream)
         if target is None:
-            target = empty_buffer(rows.shape, self.query_dtype, self.dev, on_stream)
+            target = empty_buffer((*rows.shape[:2], self.type.v_dim), self.query_dtype, self.dev, on_stream)
         self.launch.run((<HoldsCache>view).packed, (<HoldsTable>table).packed, rows, target, sums, indptr, each,
                         on_stream)
         self.faults.last_stream = on_stream
@@ -70,14 +70,14 @@ cdef class AttentionCall:
         cdef int64_t rows = q.memory.shape[0]
         if cache is None or packed is None or not is_same_type(&cache.type, &self.type):
             return -1
-        if not (self.are_queries(q, -1, False) and can_copy(&cache.maps, self.launch.plan.boxes)):
+        if not (self.are_heads(q, -1, self.type.k_dim, False) and can_copy(&cache.maps, self.launch.plan.boxes)):
             return -1
-        if out is not None and not self.are_queries(out, rows, True):
+        if out is not None and not self.are_heads(out, rows, self.type.v_dim, True):
             return -1
         if lse is not None and not are_lse(&lse.memory, self.type.device, rows, self.query_heads):
             return -1
         return self.fitting_each(rows, packed, tokens)
 
-    cdef bint are_queries(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
-        return are_rows(&rows.memory, self.type.device, self.query_dtype, tokens, self.query_heads, self.type.head_dim,
+    cdef bint are_heads(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept:
+        return are_rows(&rows.memory, self.type.device, self.query_dtype, tokens, self.query_heads, channels,
                         is_written)

@@ -22,7 +22,8 @@ cdef class AttentionLaunch:
     cdef AttentionPlan plan
     cdef readonly Kernel kernel
     cdef KernelGraph graph             # that launches it; None: it is launched itself
-    cdef readonly Tensor partials
+    cdef readonly Tensor workspace
+    cdef readonly Tensor tickets       # its head
     cdef readonly Tensor fault
 
     # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.

@@ -8,7 +8,7 @@ class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants."""
 
     kernel: Kernel
-    partials: Tensor
+    workspace: Tensor
     fault: Tensor
     def __init__(
         self,
@@ -16,7 +16,7 @@ class AttentionLaunch:
         device: Device,
         grid: int,
         partitions: int,
-        partials: Tensor,
+        workspace: Tensor,
         fault: Tensor,
         num_query_heads: int,
         group: int,

@@ -17,25 +17,28 @@ cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
 
     partitions   lines that the work is dealt out on: divides the grid and the KV heads
-    partials     float32 [grid, parts, rows, head_dim + 2], all zero
+    workspace    uint8, all zero: as abi/params.h has it, for this grid
     fault        int32 [4]
-    split_tiles  every head is cut after each so many tiles; 0: where a CTA's share ends
+    split_tiles  every head is cut after each so many tiles; 0: where a CTA's range ends
     reads_ahead  what is old may be read before the launch in front has ended
     by_graph     launch the kernel by a graph of it
     """
 
     def __cinit__(self, object entry, Device device not None, unsigned int grid, int partitions,
-                  Tensor partials not None, Tensor fault not None, int num_query_heads, int group, float scale,
+                  Tensor workspace not None, Tensor fault not None, int num_query_heads, int group, float scale,
                   bint is_causal, int split_tiles=0, bint reads_ahead=False, bint by_graph=False):
         memset(&self.plan, 0, sizeof(AttentionPlan))
         self.kernel = load_kernel(entry, device)
         self.graph = graph_of(self.kernel) if by_graph else None
         self.plan.config = self.kernel.config_of(grid)
-        self.partials = partials
+        self.workspace = workspace
+        # CTAs take their tickets before the launch in front has ended.
+        self.tickets = Tensor.from_pointer(workspace.pointer, (entry.facts["workspace_head_bytes"],), "uint8",
+                                           workspace.device, owner=workspace)
         self.fault = fault
-        self.plan.boxes = Boxes(entry.facts["box_tokens"], entry.facts["has_lines"])
+        self.plan.boxes = Boxes(entry.facts["box_tokens"], entry.facts["is_packed"])
         self.plan.constants.group = divisor_of(group)
-        self.plan.constants.partials = <float *>partials.memory.data
+        self.plan.constants.workspace = workspace.memory.data
         self.plan.constants.fault = <KvitFault *>fault.memory.data
         self.plan.constants.num_query_heads = num_query_heads
         self.plan.constants.scale = scale
@@ -65,8 +68,9 @@ cdef class AttentionLaunch:
         use(&spans, stream, q, False)
         use(&spans, stream, out, True)
         use(&spans, stream, lse, True)
-        use(&spans, stream, self.partials, True)
+        use(&spans, stream, self.workspace, True)
         count = spans.count
+        use(&spans, stream, self.tickets, True)
         use(&spans, stream, self.fault, True)
         set_pre_dependency(&spans, count)
         return launch(self.kernel, &self.plan.config, &params, stream, &spans, self.graph)

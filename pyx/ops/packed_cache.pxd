@@ -17,7 +17,7 @@ cdef struct CacheType:
     int32_t k_dtype
     int32_t v_dtype
     int32_t kv_heads
-    int32_t head_dim
+    int32_t k_dim, v_dim
 
 cdef bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil
 

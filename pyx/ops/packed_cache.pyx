@@ -1,5 +1,5 @@
 """K and V of a cache as kernels take them, packed once."""
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int16_t, uintptr_t
 from libc.string cimport memcmp, memset
 
 from kvit._native.checks cimport device_id_of
@@ -17,6 +17,7 @@ cdef class PackedCache:
 
     k, v                  memory of the pools, any shape
     strides               (page, token, head) in bytes, of K and of V
+    k_dim, v_dim          channels of a row of K and of V
     dtype                 enum KvitDtype of queries and of (scale, zero); K's where that is 16 bits wide
     k_params, v_params    memory of the parameters, None where the codec has none, with their strides
     blocks                int64 [num_pages], addresses of pages; None: pages lie at their strides
@@ -26,7 +27,7 @@ cdef class PackedCache:
     """
 
     def __cinit__(self, Tensor k not None, Tensor v not None, tuple k_strides, tuple v_strides, int num_pages,
-                  int page_size, int num_kv_heads, int head_dim, int dtype=0, Tensor k_params=None,
+                  int page_size, int num_kv_heads, int k_dim, int v_dim, int dtype=0, Tensor k_params=None,
                   Tensor v_params=None, tuple k_params_strides=None, tuple v_params_strides=None,
                   Tensor blocks=None, tuple offsets=None, tuple memory=()):
         memset(&self.value, 0, sizeof(KvitCache))
@@ -43,13 +44,15 @@ cdef class PackedCache:
         self.value.num_pages = num_pages
         self.value.page_size = page_size
         self.value.num_kv_heads = num_kv_heads
-        self.value.head_dim = head_dim
+        self.value.k_dim = <int16_t>k_dim
+        self.value.v_dim = <int16_t>v_dim
         self.type.device = device_id_of(k)
         self.type.dtype = dtype if dtype else k.memory.dtype
         self.type.k_dtype = k.memory.dtype
         self.type.v_dtype = v.memory.dtype
         self.type.kv_heads = num_kv_heads
-        self.type.head_dim = head_dim
+        self.type.k_dim = k_dim
+        self.type.v_dim = v_dim
         self.blocks = blocks
         self.memory = memory
         if blocks is not None:
@@ -57,8 +60,8 @@ cdef class PackedCache:
             for pool in range(4):
                 self.value.pool[pool].base = <void *><uintptr_t>offsets[pool]
             return  # a tensor map has strides and no pointers
-        cdef MappedPool keys = mapped(&self.value.pool[0], k, head_dim)
-        cdef MappedPool values = mapped(&self.value.pool[1], v, head_dim)
+        cdef MappedPool keys = mapped(&self.value.pool[0], k, k_dim)
+        cdef MappedPool values = mapped(&self.value.pool[1], v, v_dim)
         cdef MappedPool key_pairs, value_pairs
         if k_params is not None:
             key_pairs = mapped(&self.value.pool[2], k_params, PAIR)
@@ -69,8 +72,9 @@ cdef class PackedCache:
 
     @property
     def shape(self) -> tuple:
-        """(pages, page_size, kv_heads, head_dim)."""
-        return self.value.num_pages, self.value.page_size, self.value.num_kv_heads, self.value.head_dim
+        """(pages, page_size, kv_heads, k_dim, v_dim)."""
+        return (self.value.num_pages, self.value.page_size, self.value.num_kv_heads, self.value.k_dim,
+                self.value.v_dim)
 
     @property
     def pools(self) -> tuple:
@@ -79,13 +83,13 @@ cdef class PackedCache:
                       for pool in self.value.pool])
 
     @property
-    def may_have_lines(self) -> bool:
+    def may_be_packed(self) -> bool:
         """Whether rows of fewer than 128 bytes and the parameters of integers lie one after the other in a page."""
-        return self.maps.may_have_lines
+        return self.maps.may_be_packed
 
     cdef int make_maps(self, Boxes boxes, Device device) except -1:
-        cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.head_dim)
-        cdef MappedPool v = mapped(&self.value.pool[1], self.v, self.value.head_dim)
+        cdef MappedPool k = mapped(&self.value.pool[0], self.k, self.value.k_dim)
+        cdef MappedPool v = mapped(&self.value.pool[1], self.v, self.value.v_dim)
         return make_tensor_maps(&self.maps, boxes, device, &k, &v, self.value.num_pages, self.value.page_size,
                                 self.value.num_kv_heads)
 
@@ -110,13 +114,13 @@ cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writa
     return 0
 
 
-cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int head_dim) noexcept:
+cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int channels) noexcept:
     cdef MappedPool found
     found.base = pool.base
     found.page_stride = pool.page_stride
     found.token_stride = pool.token_stride
     found.head_stride = pool.head_stride
-    found.row_bytes = tensor.bits * head_dim // 8
+    found.row_bytes = tensor.bits * channels // 8
     return found
 
 

@@ -1,5 +1,5 @@
 # The launch structs of abi/params.h, as Cython sees them.
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint64_t
 
 
 cdef extern from "abi/params.h":
@@ -14,7 +14,8 @@ cdef extern from "abi/params.h":
         int32_t num_pages
         int32_t page_size
         int32_t num_kv_heads
-        int32_t head_dim
+        int16_t k_dim
+        int16_t v_dim
         const void *const *blocks
 
     ctypedef struct KvitPageTable:
@@ -68,7 +69,7 @@ cdef extern from "abi/params.h":
         KvitRows out
         KvitLse lse
         KvitFault *fault
-        float *partials
+        void *workspace
         float scale
         int32_t num_query_heads
         int32_t causal
@@ -77,7 +78,7 @@ cdef extern from "abi/params.h":
         KvitDivisor group
         int32_t split_tiles
         int32_t reads_ahead
-        int32_t partitions "strands"
+        int32_t partitions
         int32_t[11] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map

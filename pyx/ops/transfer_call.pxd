@@ -17,4 +17,4 @@ cdef class TransferCall(CacheCall):
     cdef bint into_pages               # append; else gather
 
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept
-    cdef bint are_transferred(self, Tensor rows, int64_t tokens, bint is_written) noexcept
+    cdef bint are_transferred(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept

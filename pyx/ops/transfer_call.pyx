@@ -64,16 +64,16 @@ cdef class TransferCall:
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept:
         """Whether the rows fit the cache, and what would be written may be."""
         cdef bint is_written = not self.into_pages
-        if not (is_same_type(&cache.type, &self.type) and self.are_transferred(k, -1, is_written)
-                and self.are_transferred(v, k.memory.shape[0], is_written)):
+        if not (is_same_type(&cache.type, &self.type) and self.are_transferred(k, -1, self.type.k_dim, is_written)
+                and self.are_transferred(v, k.memory.shape[0], self.type.v_dim, is_written)):
             return False
         return is_written or not (
             cache.k.memory.readonly or cache.v.memory.readonly or is_locked_pair(cache.k_params, cache.type.dtype)
             or is_locked_pair(cache.v_params, cache.type.dtype)
         )
 
-    cdef bint are_transferred(self, Tensor rows, int64_t tokens, bint is_written) noexcept:
-        return are_rows(&rows.memory, self.type.device, self.type.dtype, tokens, self.type.kv_heads, self.type.head_dim,
+    cdef bint are_transferred(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept:
+        return are_rows(&rows.memory, self.type.device, self.type.dtype, tokens, self.type.kv_heads, channels,
                         is_written)
 
 

@@ -13,7 +13,7 @@ cdef extern from "platform/host_api.h":
         const void *base
         int64_t bytes
         int32_t writable
-        int32_t pre_dependency "any_time"
+        int32_t pre_dependency
 
     ctypedef void (*KvitHostBody)(const void *params, char *shared) noexcept nogil
 
