@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from kvit._native.ops import AttentionLaunch, HoldsFaults, PackedCache
+from kvit._native.ops import AttentionLaunch, HoldsCache, HoldsFaults, HoldsTable, PackedCache
 from kvit._native.tensor import Tensor
-from kvit.views import CacheView, PageTable
 
 class AttentionCall:
     """The call of kvit.Attention, which derives from it."""
@@ -13,8 +12,8 @@ class AttentionCall:
     def __call__(
         self,
         q: Any,
-        view: CacheView,
-        table: PageTable,
+        view: HoldsCache,
+        table: HoldsTable,
         *,
         out: Any = None,
         lse: Any = None,

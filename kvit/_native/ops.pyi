@@ -5,7 +5,7 @@ from kvit._native.context import Device
 from kvit._native.module import Kernel
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.registry import Entry
+from kvit.selection.registry import KernelInfo
 
 class PackedCache:
     """K and V of a cache as kernels take them."""
@@ -75,7 +75,7 @@ class AttentionLaunch:
     box_tokens: int
     def __init__(
         self,
-        entry: Entry,
+        entry: KernelInfo,
         device: Device,
         grid: int,
         strands: int,
@@ -91,7 +91,7 @@ class AttentionLaunch:
     ) -> None: ...
 
 def merge(
-    entry: Entry,
+    entry: KernelInfo,
     device: Device,
     a: Tensor,
     lse_a: Tensor,

@@ -4,7 +4,7 @@ from typing import Any
 
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.ops import HoldsFaults, PackedCache
-from kvit.registry import Entry
+from kvit.selection.registry import KernelInfo
 
 class TransferCall:
     """What kvit.Append and kvit.Gather derive from."""
@@ -12,7 +12,7 @@ class TransferCall:
     _graph: KernelGraph | None
     def __init__(
         self,
-        entry: Entry,
+        entry: KernelInfo,
         device: str,
         faults: HoldsFaults,
         cache: PackedCache,

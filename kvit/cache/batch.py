@@ -4,40 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, chain
-from typing import TYPE_CHECKING, TypeAlias
 
-from ._native.stream import Stream
-from ._native.tensor import Tensor
-from ._storage import upload
-from .errors import ShapeError
-from .sequence import Sequence
-from .views import PageTable
-
-if TYPE_CHECKING:
-    from .cache import PagedCache
-
-HeldTokens: TypeAlias = tuple[tuple[int, ...], int]
-"""The pages of a sequence, and how many tokens are in them."""
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.cache.page_pool import PagePool, SequencePages
+from kvit.cache.sequence import Sequence
+from kvit.cache.storage import upload
+from kvit.errors import ShapeError
+from kvit.layouts.views import PageTable
 
 
-def sequences_of(cache: PagedCache, seqs: Iterable[Sequence], distinct: bool = False) -> list[Sequence]:
-    """The sequences as a list, after a check that they are live, the cache's, and different if they must be.
+def numbers_of(pool: PagePool, seqs: Iterable[Sequence], distinct: bool = False) -> list[int]:
+    """The numbers of the sequences in the pool, after a check that they are live, of this pool, and different if they
+    must be.
 
     Raises ShapeError, SequenceFreed.
     """
-    held = list(seqs)
+    numbers = []
     first: dict[int, int] = {}
-    for i, seq in enumerate(held):
+    for i, seq in enumerate(seqs):
         if not isinstance(seq, Sequence):
             raise ShapeError(f"seqs[{i}] is a {type(seq).__name__}; give sequences from cache.sequence()")
-        if seq.cache is not cache:
+        if seq.cache.pool is not pool:
             raise ShapeError(f"seqs[{i}] belongs to another cache; append, gather and attend each in its own")
-        seq.pages  # noqa: B018  (raises SequenceFreed)
-        if distinct and first.setdefault(id(seq), i) != i:
+        number = seq.number
+        pool.pages_of(number)  # raises SequenceFreed
+        if distinct and first.setdefault(number, i) != i:
             raise ShapeError(
-                f"seqs[{i}] is seqs[{first[id(seq)]}] again; give each sequence once, with all its new tokens"
+                f"seqs[{i}] is seqs[{first[number]}] again; give each sequence once, with all its new tokens"
             )
-    return held
+        numbers.append(number)
+    return numbers
 
 
 def counts_of(name: str, tokens: int, num_sequences: int, lengths: Iterable[int] | None) -> list[int]:
@@ -64,19 +61,20 @@ class SentTables:
     def __init__(self) -> None:
         self._last: tuple[tuple, tuple[PageTable, Tensor | None]] | None = None
 
-    def send(self, held: list[HeldTokens], counts: list[int], queue: Stream) -> tuple[PageTable, Tensor | None]:
+    def send(self, of_each: list[SequencePages], counts: list[int], stream: Stream) -> tuple[PageTable, Tensor | None]:
         """The page table, and where each sequence's rows begin if they have different numbers of them; in one copy.
 
-        counts  rows of each sequence
+        of_each  pages and tokens of each sequence
+        counts   rows of each sequence
         """
         # An attention call follows the append of the same tokens: the same table, unless something changed in between.
-        key = (held, counts, queue.cuda_handle)
+        key = (of_each, counts, stream.cuda_handle)
         if self._last is not None and self._last[0] == key:
             return self._last[1]
-        starts = [0, *accumulate(len(pages) for pages, _ in held)]
+        starts = [0, *accumulate(len(pages) for pages, _ in of_each)]
         rows = [0, *accumulate(counts)] if len(set(counts)) > 1 else []
-        lengths = [length for _, length in held]
-        packed = upload([*chain.from_iterable(pages for pages, _ in held), *starts, *lengths, *rows], queue)
+        lengths = [length for _, length in of_each]
+        packed = upload([*chain.from_iterable(pages for pages, _ in of_each), *starts, *lengths, *rows], stream)
         ends = list(accumulate(map(len, (starts, lengths, rows)), initial=starts[-1]))
         indptr, length, row = (packed[start:end] for start, end in zip(ends, ends[1:], strict=False))
         table = PageTable(indptr=indptr, indices=packed[: starts[-1]], lengths=length)

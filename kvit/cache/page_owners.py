@@ -1,4 +1,4 @@
-"""Which pages of a cache are in use, and by how many sequences: plain bookkeeping on the host, no device memory."""
+"""How many sequences own each page of a cache, what growing takes of them, and how pages move to the front."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from typing import NamedTuple
 
-from .errors import CacheFull
+from kvit.errors import CacheFull
 
 
-class PagePool:
+class PageOwners:
     """Counts the owners of every page. A page with none is free."""
 
     def __init__(self, num_pages: int):
@@ -27,7 +27,7 @@ class PagePool:
         return len(self._free)
 
     def owners(self, page: int) -> int:
-        """How many sequences hold a page."""
+        """How many sequences own a page."""
         return self._owners[page]
 
     def take(self, count: int) -> list[int]:
@@ -101,21 +101,25 @@ def chains_of(moves: Mapping[int, int]) -> list[list[tuple[int, int]]]:
 
 
 class Growth(NamedTuple):
-    """How sequences grow by new tokens: what each holds afterwards, and what must be copied first."""
+    """How sequences grow by new tokens: what each has afterwards, and what must be copied first."""
 
     pages: list[tuple[int, ...]]  # of each sequence
     lengths: list[int]
-    copies: list[tuple[int, int]]  # (a part full page that others hold too, the private page that takes its place)
+    copies: list[tuple[int, int]]  # (a part full page that others have too, the private page that takes its place)
     taken: list[int]  # every page that was free before
 
 
 def grow(
-    pool: PagePool, pages: Sequence[Sequence[int]], lengths: Sequence[int], counts: Sequence[int], page_size: int
+    page_owners: PageOwners,
+    pages: Sequence[Sequence[int]],
+    lengths: Sequence[int],
+    counts: Sequence[int],
+    page_size: int,
 ) -> Growth:
     """Take the pages for `counts` new tokens of each sequence, or raise CacheFull and change nothing.
 
-    New tokens go into the last page of a sequence while it has room. If other sequences hold that page too it is copied
-    first, except by its last holder: of two forks that grow in the same call, one copies and the other keeps the
+    New tokens go into the last page of a sequence while it has room. If other sequences have that page too it is copied
+    first, except by the last that does: of two forks that grow in the same call, one copies and the other keeps the
     original.
 
     The pages that copies replace still count this sequence as an owner: release them once the copy is under way.
@@ -123,21 +127,21 @@ def grow(
     left = Counter[int]()  # how many sequences of this call have already left a page for a copy of it
     copied: list[int | None] = []
     needed = 0
-    for held, length, count in zip(pages, lengths, counts, strict=True):
-        last = held[-1] if count and length % page_size else None
-        if last is not None and pool.owners(last) - left[last] > 1:
+    for before, length, count in zip(pages, lengths, counts, strict=True):
+        last = before[-1] if count and length % page_size else None
+        if last is not None and page_owners.owners(last) - left[last] > 1:
             left[last] += 1
             needed += 1
         else:
             last = None
         copied.append(last)
-        needed += num_pages(length + count, page_size) - len(held)
+        needed += num_pages(length + count, page_size) - len(before)
 
-    taken = pool.take(needed)
+    taken = page_owners.take(needed)
     unused = iter(taken)
     growth = Growth([], [length + count for length, count in zip(lengths, counts, strict=True)], [], taken)
-    for held, length, last in zip(pages, growth.lengths, copied, strict=True):
-        after = list(held)
+    for before, length, last in zip(pages, growth.lengths, copied, strict=True):
+        after = list(before)
         if last is not None:
             after[-1] = next(unused)
             growth.copies.append((last, after[-1]))

@@ -5,24 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import accumulate, chain
 from typing import Any, Literal
-from weakref import WeakValueDictionary
 
-from . import _checks, codecs, dtypes
-from ._batch import SentTables, counts_of, sequences_of
-from ._faults import FaultRecord
-from ._native.buffer import Buffer
-from ._native.context import Device
-from ._native.stream import Stream
-from ._pages import PagePool, chains_of, grow
-from ._parameters import compute_dtype
-from ._storage import new_pools, upload
-from .attention import Attention
-from .errors import ShapeError
-from .maintenance import CopyPages, Flatten
-from .rope import Rope
-from .sequence import Sequence
-from .transfer import Append, rows_like_each_other
-from .views import CacheView, Layout, PageTable
+from kvit import _checks, codecs, dtypes
+from kvit._native.buffer import Buffer
+from kvit._native.context import Device
+from kvit._native.stream import Stream
+from kvit.cache.batch import SentTables, counts_of, numbers_of
+from kvit.cache.page_owners import chains_of
+from kvit.cache.page_pool import PagePool
+from kvit.cache.sequence import Sequence
+from kvit.cache.storage import new_pools, upload
+from kvit.errors import ShapeError
+from kvit.layouts.parameters import compute_dtype
+from kvit.layouts.views import CacheView, Layout, PageTable
+from kvit.ops.append import Append
+from kvit.ops.attention import Attention
+from kvit.ops.copy_pages import CopyPages
+from kvit.ops.faults import FaultRecord
+from kvit.ops.gather import Flatten
+from kvit.ops.rope import Rope
+from kvit.ops.transfer import rows_like_each_other
 
 
 class PagedCache:
@@ -74,31 +76,29 @@ class PagedCache:
         self.head_dim = head_dim
         self.dtype = compute
         self.device: str = view.device
-        self._pool = PagePool(pages)
-        self._sequences: WeakValueDictionary[int, Sequence] = WeakValueDictionary()
-        self._num_made = 0
-        self._faults = FaultRecord(self.device)
         self.rope = rope
+        self.pool = PagePool(pages, page_size)
+        self.tables = SentTables()
+        self._faults = FaultRecord(self.device)
         self._use(view)
-        self._tables = SentTables()
 
     def _use(self, view: CacheView) -> None:
         """Keep K and V in this memory from now on."""
         self.view = view
-        self._append = Append(view, rope=self.rope, _faults=self._faults)
-        self._flatten = Flatten(view, _faults=self._faults)
-        self._copy = CopyPages(view, _faults=self._faults)
+        self._append = Append(view, rope=self.rope, faults=self._faults)
+        self._flatten = Flatten(view, faults=self._faults)
+        self._copy = CopyPages(view, faults=self._faults)
         self._operations: dict[tuple, Attention] = {}
 
     @property
     def num_pages(self) -> int:
         """Pages in the pool."""
-        return self._pool.num_pages
+        return self.pool.num_pages
 
     @property
     def num_free_pages(self) -> int:
-        """Pages that no sequence holds."""
-        return self._pool.num_free
+        """Pages that no sequence has."""
+        return self.pool.num_free
 
     @property
     def nbytes(self) -> int:
@@ -107,7 +107,7 @@ class PagedCache:
 
     def sequence(self) -> Sequence:
         """A new sequence without tokens; it takes pages as it grows."""
-        return Sequence(self)
+        return Sequence(self, self.pool.new_sequence())
 
     def append(
         self,
@@ -132,23 +132,21 @@ class PagedCache:
         LayoutError before any page is taken or written. Returns before the work is done.
         Defined by kvit.reference.append.
         """
-        held = sequences_of(self, seqs, distinct=True)
-        queue = Stream.wrap(stream, self.device)
-        k, v = rows_like_each_other(k, v, self.view, queue)
-        counts = counts_of("k", k.shape[0], len(held), lengths)
-        growth = grow(self._pool, [seq.pages for seq in held], [len(seq) for seq in held], counts, self.page_size)
+        numbers = numbers_of(self.pool, seqs, distinct=True)
+        stream = Stream.wrap(stream, self.device)
+        k, v = rows_like_each_other(k, v, self.view, stream)
+        counts = counts_of("k", k.shape[0], len(numbers), lengths)
+        growth = self.pool.grow(numbers, counts)
         try:
             if growth.copies:
-                source, target = (upload(list(pages), queue) for pages in zip(*growth.copies, strict=True))
-                self._copy(self.view, source, target, stream=queue)
-            table, indptr = self._tables.send(list(zip(growth.pages, growth.lengths, strict=True)), counts, queue)
-            self._append(k, v, self.view, table, tokens=indptr, q=q, q_out=q_out, stream=queue)
+                source, target = (upload(list(pages), stream) for pages in zip(*growth.copies, strict=True))
+                self._copy(self.view, source, target, stream=stream)
+            table, indptr = self.tables.send(growth.after, counts, stream)
+            self._append(k, v, self.view, table, tokens=indptr, q=q, q_out=q_out, stream=stream)
         except BaseException:
-            self._pool.release(growth.taken)
+            self.pool.undo(growth)
             raise
-        for seq, pages, length in zip(held, growth.pages, growth.lengths, strict=True):
-            seq._pages, seq._length = pages, length
-        self._pool.release(source for source, _ in growth.copies)
+        self.pool.keep(growth)
 
     def gather(self, seqs: Iterable[Sequence], *, stream: Any = None) -> tuple[Buffer, Buffer, Buffer]:
         """The tokens of sequences, end to end: flatten in layout NHD, in memory of their own.
@@ -177,21 +175,21 @@ class PagedCache:
         Returns k, v, and int32 indptr [sequences + 1] as gather does. The work may not be done yet.
         Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError. Defined by kvit.reference.gather.
         """
-        held = sequences_of(self, seqs)
-        queue = Stream.wrap(stream, self.device)
-        starts = [0, *accumulate(len(seq) for seq in held)]
+        of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
+        stream = Stream.wrap(stream, self.device)
+        starts = [0, *accumulate(length for _, length in of_each)]
         if starts[-1] > _checks.MOST:
             raise ShapeError(f"the sequences have {starts[-1]} tokens; at most {_checks.MOST} can be gathered at once")
         axes = {"tokens": starts[-1], "kv_heads": self.kv_heads, "head_dim": self.head_dim}
         if layout == "HND":
             axes = {name: axes[name] for name in ("kv_heads", "tokens", "head_dim")}
         if out is None:
-            out = tuple(Buffer.empty(tuple(axes.values()), self.dtype, self.device, queue) for _ in range(2))
+            out = tuple(Buffer.empty(tuple(axes.values()), self.dtype, self.device, stream) for _ in range(2))
         for name, rows in zip(("out[0]", "out[1]"), out, strict=True):
-            _checks.require_shape(name, _checks.tensor(name, rows, self.dtype, queue), **axes)
-        indptr = upload(starts, queue)
-        table = self.table(held, stream=queue)
-        self._flatten(self.view, table, *out, layout=layout, tokens=indptr, stream=queue)
+            _checks.require_shape(name, _checks.tensor(name, rows, self.dtype, stream), **axes)
+        indptr = upload(starts, stream)
+        table, _ = self.tables.send(of_each, [0] * len(of_each), stream)
+        self._flatten(self.view, table, *out, layout=layout, tokens=indptr, stream=stream)
         return *out, indptr
 
     def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
@@ -199,14 +197,14 @@ class PagedCache:
 
         Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError.
         """
-        held = sequences_of(self, seqs)
+        seqs = list(seqs)
         k, v = rows_like_each_other(k, v, self.view, Stream.wrap(stream, self.device))
-        tokens = sum(len(seq) for seq in held)
+        tokens = sum(length for _, length in self.pool.pages_of_all(numbers_of(self.pool, seqs)))
         if tokens != k.shape[0]:
             raise ShapeError(f"k has {k.shape[0]} rows and the sequences {tokens} tokens; give a row for each token")
         for name, rows in (("k", k), ("v", v)):
             _checks.require_writable(name, rows)
-        return self.flatten(held, out=(k, v), stream=stream)[2]
+        return self.flatten(seqs, out=(k, v), stream=stream)[2]
 
     def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:
         """Move pages to the front of the pool. Sequences keep their tokens; the ids of their pages change.
@@ -218,17 +216,14 @@ class PagedCache:
         Returns how many pages moved, before they have. Page tables that were made before, in captured graphs too, name
         pages that others may have now: make them anew. Defined by kvit.reference.copy_pages, all pages at once.
         """
-        queue = Stream.wrap(stream, self.device)
-        held = [seq for seq in self._sequences.values() if not seq.is_freed]
-        moves = self._pool.moves_to_front([seq.pages for seq in held] if order == "sequences" else None)
+        stream = Stream.wrap(stream, self.device)
+        moves = self.pool.moves_to_front(by_sequence=order == "sequences")
         if moves:
             plan = chains_of(moves)
-            source, target = (upload(list(pages), queue) for pages in zip(*chain.from_iterable(plan), strict=True))
-            starts = upload([0, *accumulate(map(len, plan))], queue)
-            self._copy(self.view, source, target, chains=starts, stream=queue)
-            self._pool.move(moves)
-            for seq in held:
-                seq._pages = tuple(moves.get(page, page) for page in seq.pages)
+            source, target = (upload(list(pages), stream) for pages in zip(*chain.from_iterable(plan), strict=True))
+            starts = upload([0, *accumulate(map(len, plan))], stream)
+            self._copy(self.view, source, target, chains=starts, stream=stream)
+            self.pool.rename(moves)
         return len(moves)
 
     def requantise(
@@ -245,16 +240,15 @@ class PagedCache:
         Raises DtypeError, KernelMissing (no kernels for the pair, or no such change), LayoutError (float8 that stays,
         with other scales); nothing has changed then. Defined by kvit.reference.convert_pages.
         """
-        queue = Stream.wrap(stream, self.device)
-        from ._requantise import requantised  # with all that converts pages, which most caches never are
+        stream = Stream.wrap(stream, self.device)
+        from kvit.cache.requantise import requantised  # with all that converts pages, which most caches never are
 
-        self._use(requantised(self.view, (k, v), (k_scale, v_scale), self._pool.used(), self._faults, queue))
+        self._use(requantised(self.view, (k, v), (k_scale, v_scale), self.pool.used(), self._faults, stream))
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
         """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""
-        held = sequences_of(self, seqs)
-        queue = Stream.wrap(stream, self.device)
-        return self._tables.send([(seq.pages, len(seq)) for seq in held], [0] * len(held), queue)[0]
+        of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
+        return self.tables.send(of_each, [0] * len(of_each), Stream.wrap(stream, self.device))[0]
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
@@ -264,13 +258,8 @@ class PagedCache:
         """
         self._faults.check(stream)
 
-    def _know(self, sequence: Sequence) -> None:
-        """Remember a sequence for as long as it lives: defragment moves the pages of all."""
-        self._num_made += 1
-        self._sequences[self._num_made] = sequence
-
-    def _attention(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
-        """The operation for these words, made on first use."""
+    def operation(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
+        """The Attention of kvit.attention's calls of this kind, made by the first of them."""
         group = _checks.group_size(query_heads, self.kv_heads)
         rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
         key = (query_heads, rows, causal, scale)
@@ -281,7 +270,7 @@ class PagedCache:
                 causal=causal,
                 scale=scale,
                 tokens_per_sequence=tokens_per_sequence,
-                _faults=self._faults,
+                faults=self._faults,
             )
         return self._operations[key]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import codecs, registry
-from ._native.buffer import Buffer
-from ._native.context import Device
-from ._native.stream import Stream
-from .codecs import Codec
-from .dtypes import Dtype
-from .views import CacheView, Layout
+from kvit import codecs
+from kvit._native.buffer import Buffer
+from kvit._native.context import Device
+from kvit._native.stream import Stream
+from kvit.codecs import Codec
+from kvit.dtypes import Dtype
+from kvit.layouts.views import CacheView, Layout
+from kvit.selection import registry
 
 
 def new_pools(
@@ -19,7 +20,7 @@ def new_pools(
     compute: Dtype,
     sides: tuple[Codec, Codec],
     scales: tuple[Any, Any],
-    home: Device,
+    device: Device,
 ) -> CacheView:
     """Pools of (pages, page_size, kv_heads, head_dim), of any content.
 
@@ -28,8 +29,8 @@ def new_pools(
     pages, page_size, kv_heads, head_dim = shape
     registry.find("append", dtype=compute.short, kv=codecs.key_of(*sides), head_dim=head_dim)
     rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
-    pools = [Buffer.empty((*rows, head_dim), codec.dtype, home) for codec in sides]
-    params = [Buffer.empty((*rows, 2), compute, home) if codec.params == "pair" else None for codec in sides]
+    pools = [Buffer.empty((*rows, head_dim), codec.dtype, device) for codec in sides]
+    params = [Buffer.empty((*rows, 2), compute, device) if codec.params == "pair" else None for codec in sides]
     return CacheView(
         *pools,
         layout=layout,
@@ -41,8 +42,8 @@ def new_pools(
     )
 
 
-def upload(integers: list[int], queue: Stream) -> Buffer:
+def upload(integers: list[int], stream: Stream) -> Buffer:
     """int32 in device memory. Returns when they are there."""
     import numpy
 
-    return Buffer.from_numpy(numpy.array(integers, numpy.int32), queue.device, queue)
+    return Buffer.from_numpy(numpy.array(integers, numpy.int32), stream.device, stream)

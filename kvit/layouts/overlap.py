@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from . import codecs
-from .errors import LayoutError
+from kvit import codecs
+from kvit.errors import LayoutError
 
 if TYPE_CHECKING:
     import numpy
     from numpy.typing import NDArray
 
-    from ._native.ops import PackedCache
-    from ._native.tensor import Tensor
-    from .codecs import Codec
+    from kvit._native.ops import PackedCache
+    from kvit._native.tensor import Tensor
+    from kvit.codecs import Codec
 
 
 class Rows(NamedTuple):

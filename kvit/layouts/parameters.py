@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, codecs, dtypes
-from ._native.buffer import Buffer
-from ._native.tensor import Tensor
-from .codecs import Codec
-from .errors import DtypeError, ShapeError
+from kvit import _checks, codecs, dtypes
+from kvit._native.buffer import Buffer
+from kvit._native.tensor import Tensor
+from kvit.codecs import Codec
+from kvit.errors import DtypeError, ShapeError
 
 COMPUTE_DTYPES = (dtypes.float16, dtypes.bfloat16)
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, codecs, dtypes
-from ._native.buffer import Buffer
-from ._native.ops import PackedCache
-from ._native.tensor import Tensor
-from ._parameters import COMPUTE_DTYPES
-from .codecs import Codec
-from .errors import DtypeError, LayoutError, ShapeError
-from .views import CacheView, PageTable
+from kvit import _checks, codecs, dtypes
+from kvit._native.buffer import Buffer
+from kvit._native.ops import PackedCache
+from kvit._native.tensor import Tensor
+from kvit.codecs import Codec
+from kvit.errors import DtypeError, LayoutError, ShapeError
+from kvit.layouts.parameters import COMPUTE_DTYPES
+from kvit.layouts.views import CacheView, PageTable
 
 
 class TurboMindBlocks(CacheView):

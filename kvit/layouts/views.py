@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from . import _checks, codecs, dtypes
-from ._native.ops import HoldsCache, HoldsTable, PackedCache, PackedTable
-from ._native.tensor import Tensor
-from ._parameters import compute_dtype, parameters
-from .errors import ShapeError
+from kvit import _checks, codecs, dtypes
+from kvit._native.ops import HoldsCache, HoldsTable, PackedCache, PackedTable
+from kvit._native.tensor import Tensor
+from kvit.errors import ShapeError
+from kvit.layouts.parameters import compute_dtype, parameters
 
 Layout = Literal["NHD", "HND"]
 
@@ -39,6 +39,9 @@ class CacheView(HoldsCache):
 
     Raises ShapeError, DtypeError, DeviceError (on two devices), LayoutError (strides, alignment).
     """
+
+    chunks: tuple[tuple[int, int], tuple[int, int]] | None = None
+    """Rows are not cut into pieces, as those of VllmPages are."""
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class CacheView(HoldsCache):
         rows = {name: length for name, length in lengths.items() if name != "head_dim"}
         self.k_params = parameters("k", self.codecs[0], k_params, k_scale, rows, k.device)
         self.v_params = parameters("v", self.codecs[1], v_params, v_scale, rows, k.device)
-        self._has_unit_scale = k_scale is None, v_scale is None
+        self.has_unit_scale: tuple[bool, bool] = (k_scale is None, v_scale is None)
         self.dtype: dtypes.Dtype = compute_dtype(
             None if dtype is None else dtypes.dtype_of(dtype), k=k, v=v, k_params=self.k_params, v_params=self.v_params
         )

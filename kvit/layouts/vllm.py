@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, codecs, dtypes
-from ._native.ops import PackedCache
-from ._native.tensor import Tensor
-from ._parameters import compute_dtype, parameters
-from .codecs import Codec
-from .errors import ShapeError
+from kvit import _checks, codecs, dtypes
+from kvit._native.ops import PackedCache
+from kvit._native.tensor import Tensor
+from kvit.codecs import Codec
+from kvit.errors import ShapeError
+from kvit.layouts.parameters import compute_dtype, parameters
 
 _SPLIT_BYTES = 16
 """Of a chunk of a row of K in vLLM's layout: x elements."""
@@ -65,14 +65,15 @@ class VllmPages:
         self.codecs = k_codec, v_codec
         self.k_params = parameters("k", k_codec, k_params, k_scale, rows, self.device)
         self.v_params = parameters("v", v_codec, v_params, v_scale, rows, self.device)
-        self._has_unit_scale = k_scale is None, v_scale is None
+        self.has_unit_scale: tuple[bool, bool] = (k_scale is None, v_scale is None)
         self.dtype: dtypes.Dtype = compute_dtype(
             None if dtype is None else dtypes.dtype_of(dtype),
             k=k_raw, v=v_raw, k_params=self.k_params, v_params=self.v_params,
         )  # fmt: skip
         self.num_pages, self.kv_heads, self.page_size, self.head_dim = pages, kv_heads, page_size, head_dim
         self.layout = "vLLM"
-        self._chunks = ((_SPLIT_BYTES, k_raw.strides[2]), (_unit(v_codec), v_raw.strides[2]))
+        # (bytes, stride) of the pieces that rows of K and of V are cut into
+        self.chunks = ((_SPLIT_BYTES, k_raw.strides[2]), (_unit(v_codec), v_raw.strides[2]))
         params = self.k_params, self.v_params
         self._packed = PackedCache(
             k_raw, v_raw, *(_row_strides(raw, 3) for raw in (k_raw, v_raw)), pages, page_size, kv_heads, head_dim,

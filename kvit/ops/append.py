@@ -1,50 +1,37 @@
-"""Rows of K and V into pages and out of them, and pages to pages: the operations on raw buffers."""
+"""New rows of K and V into their pages, biased, turned and encoded on the way."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, codecs, dtypes, registry
-from ._faults import FaultRecord
-from ._native import row_ops
-from ._native.buffer import Buffer
-from ._native.context import Device
-from ._native.stream import Stream
-from ._native.tensor import Tensor
-from ._native.transfer_call import TransferCall
-from ._operation import Launch, Operation, split_tokens
-from .errors import LayoutError, ShapeError
-from .rope import Rope
-from .views import CacheView, PageTable
+from kvit import _checks, dtypes
+from kvit._native import row_ops
+from kvit._native.buffer import Buffer
+from kvit._native.context import Device
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.errors import LayoutError, ShapeError
+from kvit.layouts.views import CacheView, PageTable
+from kvit.ops.faults import FaultRecord
+from kvit.ops.operation import Launch, rows_per_sequence
+from kvit.ops.rope import Rope
+from kvit.ops.transfer import Transfer, checked_rows, rows_like_each_other
 
 
-class _Transfer(Operation, TransferCall):
-    """What moves rows one way or the other: a kernel of `_family`, chosen once."""
-
-    _family: str
-
-    def __init__(self, view: CacheView, *, launch: Launch = "direct", _faults: FaultRecord | None = None):
-        Operation.__init__(self, view, _faults, launch)
-        key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.head_dim}
-        self.entry = registry.find(self._family, **key)
-        TransferCall.__init__(
-            self, self.entry, self.device, self._faults, view._packed, self._family == "append", launch == "graph"
-        )
-
-
-class Append(_Transfer):
+class Append(Transfer):
     """Writes new K and V into their pages, for one shape of cache; rotates K, and Q, on the way. A call is one launch.
 
     view    CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
     rope    Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
     launch  "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
+    faults  record of faults to share with other operations; its own if absent
 
     Raises KernelMissing (nothing built covers the shape), ShapeError (a rope of another head_dim), NoGpuError,
     ValueError (an unknown launch).
     Defined by kvit.reference.append.
     """
 
-    _family = "append"
+    family = "append"
     _rope: row_ops.PackedRope | None = None
 
     def __init__(
@@ -53,9 +40,9 @@ class Append(_Transfer):
         *,
         rope: Rope | None = None,
         launch: Launch = "direct",
-        _faults: FaultRecord | None = None,
+        faults: FaultRecord | None = None,
     ):
-        super().__init__(view, launch=launch, _faults=_faults)
+        super().__init__(view, launch=launch, faults=faults)
         if rope is not None and rope.head_dim != self.head_dim:
             raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
         self.rope = rope
@@ -104,33 +91,35 @@ class Append(_Transfer):
         is_plain = k_bias is v_bias is prefix_lengths is positions is q is q_out is q_bias is None
         if is_plain and self._launched(k, v, view, table, tokens, stream, self._rope):
             return
-        queue = Stream.wrap(stream, self.device)
+        stream = Stream.wrap(stream, self.device)
         self._check_view(view)
         _checks.require_writable("view.k", view.k)
         _checks.require_writable("view.v", view.v)
         for name, params in (("view.k_params", view.k_params), ("view.v_params", view.v_params)):
             if params is not None and params.dtype is view.dtype:  # the scales of float8 are only read
                 _checks.require_writable(name, params)
-        k, v = rows_like_each_other(k, v, view, queue)
-        each, indptr = split_tokens("k", k, table.num_sequences, tokens, queue)
+        k, v = rows_like_each_other(k, v, view, stream)
+        each, indptr = rows_per_sequence("k", k, table.num_sequences, tokens, stream)
         _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
         extras: dict[str, Any] = {}
         if k_bias is not None:
-            extras["k_bias"] = self._bias("k_bias", k_bias, self.kv_heads, queue)
+            extras["k_bias"] = self._bias("k_bias", k_bias, self.kv_heads, stream)
         if v_bias is not None:
-            extras["v_bias"] = self._bias("v_bias", v_bias, self.kv_heads, queue)
+            extras["v_bias"] = self._bias("v_bias", v_bias, self.kv_heads, stream)
         if prefix_lengths is not None:
-            extras["prefix_lengths"] = self._integers("prefix_lengths", prefix_lengths, queue, table.num_sequences)
+            extras["prefix_lengths"] = self._integers("prefix_lengths", prefix_lengths, stream, table.num_sequences)
         if self._rope is not None:
             extras["rope"] = self._rope
-        extras.update(self._turned(k.shape[0], positions, q, q_out, q_bias, queue))
-        home = Device.of(self.device)
-        fault = self._faults.buffer
+        extras.update(self._rotated(k.shape[0], positions, q, q_out, q_bias, stream))
+        device = Device.of(self.device)
+        fault = self.faults.buffer
         extras["graph"] = self._graph
-        row_ops.append(self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, **extras)
-        self._faults.last_queue = queue
+        row_ops.append(self.kernel, device, view._packed, table._packed, k, v, indptr, each, fault, stream, **extras)
+        self.faults.last_queue = stream
 
-    def _turned(self, tokens: int, positions: Any, q: Any, q_out: Any, q_bias: Any, queue: Stream) -> dict[str, Tensor]:
+    def _rotated(
+        self, tokens: int, positions: Any, q: Any, q_out: Any, q_bias: Any, stream: Stream
+    ) -> dict[str, Tensor]:
         """What needs a rope, checked."""
         if positions is q is q_out is q_bias is None:
             return {}
@@ -138,26 +127,28 @@ class Append(_Transfer):
             raise ShapeError("positions and q are for rows that turn; give Append a rope")
         found: dict[str, Tensor] = {}
         if positions is not None:
-            found["positions"] = self._integers("positions", positions, queue, tokens)
+            found["positions"] = self._integers("positions", positions, stream, tokens)
         if q is None:
             if q_out is not None or q_bias is not None:
                 raise ShapeError("q_out and q_bias are of q; give q too")
             return found
-        q = _rows("q", q, self.dtype, self.device, queue, tokens=tokens, query_heads=None, head_dim=self.head_dim)
+        q = checked_rows(
+            "q", q, self.dtype, self.device, stream, tokens=tokens, query_heads=None, head_dim=self.head_dim
+        )
         heads = q.shape[1]
         if q_out is None:
             q_out = q
         else:
             axes = {"tokens": tokens, "query_heads": heads, "head_dim": self.head_dim}
-            q_out = _rows("q_out", q_out, self.dtype, self.device, queue, **axes)
+            q_out = checked_rows("q_out", q_out, self.dtype, self.device, stream, **axes)
         _checks.require_writable("q_out", q_out)
         found.update(q=q, q_out=q_out)
         if q_bias is not None:
-            found["q_bias"] = self._bias("q_bias", q_bias, heads, queue)
+            found["q_bias"] = self._bias("q_bias", q_bias, heads, stream)
         return found
 
-    def _bias(self, name: str, source: Any, heads: int, queue: Stream) -> Tensor:
-        found = _checks.tensor(name, source, self.dtype, queue)
+    def _bias(self, name: str, source: Any, heads: int, stream: Stream) -> Tensor:
+        found = _checks.tensor(name, source, self.dtype, stream)
         _checks.require_shape(name, found, heads=heads, head_dim=self.head_dim)
         _checks.require_rows(name, found)
         row_bytes = self.head_dim * self.dtype.bits // 8
@@ -166,70 +157,13 @@ class Append(_Transfer):
         _checks.require_device(self.device, **{name: found})
         return found
 
-    def _integers(self, name: str, source: Any, queue: Stream, count: int) -> Tensor:
-        found = _checks.tensor(name, source, dtypes.int32, queue)
+    def _integers(self, name: str, source: Any, stream: Stream, count: int) -> Tensor:
+        found = _checks.tensor(name, source, dtypes.int32, stream)
         axis = "sequences" if name == "prefix_lengths" else "tokens"
         _checks.require_shape(name, found, **{axis: count})
         _checks.require_dense(name, found)
         _checks.require_device(self.device, **{name: found})
         return found
-
-
-class Gather(_Transfer):
-    """Copies tokens out of their pages into contiguous memory, for one shape of cache. A call is one launch.
-
-    view    CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
-    launch  "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
-
-    Raises KernelMissing (nothing built covers the shape), NoGpuError, ValueError (an unknown launch).
-    Defined by kvit.reference.gather.
-    """
-
-    _family = "gather"
-
-    def __call__(
-        self, view: CacheView, table: PageTable, k: Any, v: Any, *, tokens: Any = None, stream: Any = None
-    ) -> None:
-        """Fill the rows of k and v with the last tokens of the sequences. Returns before the work is done.
-
-        k, v    [tokens, kv_heads, head_dim], sequence after sequence, in the view's dtype; written
-        table   PageTable: token j of a sequence's n rows comes from position length - n + j
-        tokens  int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
-        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
-
-        A token that the table gives no place comes out as NaN, and check() says why.
-        Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
-        """
-        if self._launched(k, v, view, table, tokens, stream):
-            return
-        queue = Stream.wrap(stream, self.device)
-        self._check_view(view)
-        k, v = rows_like_each_other(k, v, view, queue)
-        _checks.require_writable("k", k)
-        _checks.require_writable("v", v)
-        each, indptr = split_tokens("k", k, table.num_sequences, tokens, queue)
-        _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
-        home = Device.of(self.device)
-        fault = self._faults.buffer
-        row_ops.gather(
-            self.entry, home, view._packed, table._packed, k, v, indptr, each, fault, queue, graph=self._graph
-        )
-        self._faults.last_queue = queue
-
-
-def rows_like_each_other(k: Any, v: Any, view: CacheView, queue: Stream) -> tuple[Tensor, Tensor]:
-    """k and v as rows that kernels can copy to or from the pages of `view`."""
-    axes = {"kv_heads": view.kv_heads, "head_dim": view.head_dim}
-    k = _rows("k", k, view.dtype, view.device, queue, tokens=None, **axes)
-    return k, _rows("v", v, view.dtype, view.device, queue, tokens=k.shape[0], **axes)
-
-
-def _rows(name: str, source: Any, dtype: dtypes.Dtype, device: str, queue: Stream, **axes: int | None) -> Tensor:
-    found = _checks.tensor(name, source, dtype, queue)
-    _checks.require_shape(name, found, **axes)
-    _checks.require_rows(name, found)
-    _checks.require_device(device, **{name: found})
-    return found
 
 
 def _pack_rope(rope: Rope, device: str) -> row_ops.PackedRope:

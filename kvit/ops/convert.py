@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, _overlap, codecs, registry
-from ._conversion import Pages, Side, places_of
-from ._faults import FaultRecord
-from ._native import page_ops
-from ._native.context import Device
-from ._native.stream import Stream
-from ._native.tensor import Tensor
-from ._page_lists import page_list, require_writable
-from .errors import DtypeError, ShapeError
-from .views import CacheView
-from .vllm import VllmPages
+from kvit import _checks, codecs
+from kvit._native import page_ops
+from kvit._native.context import Device
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.errors import DtypeError, ShapeError
+from kvit.layouts import overlap
+from kvit.layouts.views import CacheView
+from kvit.layouts.vllm import VllmPages
+from kvit.ops.convert_side import Pages, Side, places_of
+from kvit.ops.faults import FaultRecord
+from kvit.ops.page_lists import page_list, require_writable
+from kvit.selection import registry
 
 
 class ConvertPages:
@@ -32,7 +34,7 @@ class ConvertPages:
     (no such change of codec is built), NoGpuError. Defined by kvit.reference.convert_pages.
     """
 
-    def __init__(self, source: Pages, target: Pages, *, _faults: FaultRecord | None = None):
+    def __init__(self, source: Pages, target: Pages, *, faults: FaultRecord | None = None):
         _require_pages(source, target)
         self.kv_heads, self.head_dim, self.device = source.kv_heads, source.head_dim, source.device
         self.dtype = source.dtype
@@ -43,7 +45,7 @@ class ConvertPages:
             Side(side, source, target, *pair)
             for side, pair in enumerate(zip(source.codecs, target.codecs, strict=True))
         )
-        self._faults = FaultRecord(self.device) if _faults is None else _faults
+        self.faults = FaultRecord(self.device) if faults is None else faults
         self._codecs = source.codecs, target.codecs
         self._layouts = isinstance(source, VllmPages), isinstance(target, VllmPages)
         self._relayout = registry.find("relayout", tokens=32)
@@ -76,10 +78,10 @@ class ConvertPages:
         Raises ShapeError, DtypeError, DeviceError, LayoutError (overlap, memory that is read-only); nothing is launched
         then.
         """
-        queue = Stream.wrap(stream, self.device)
+        stream = Stream.wrap(stream, self.device)
         _require_pages(source, target)
         self._check_shapes(source, target)
-        pages = page_list("source_pages", source_pages, queue), page_list("target_pages", target_pages, queue)
+        pages = page_list("source_pages", source_pages, stream), page_list("target_pages", target_pages, stream)
         if None not in pages:
             _checks.require_shape("target_pages (like source_pages)", pages[1], count=pages[0].shape[0])
         elif pages == (None, None) and source.num_pages != target.num_pages:
@@ -92,36 +94,36 @@ class ConvertPages:
             self.device, source=source.k, target=target.k, source_pages=pages[0], target_pages=pages[1]
         )
         self._check_overlap(source, target, _same_list(*pages))
-        home, faults = Device.of(self.device), self._faults.buffer
-        moved = [side for side in self._sides if side.entry is None]
+        device, faults = Device.of(self.device), self.faults.buffer
+        moved = [side for side in self._sides if side.kernel is None]
         for side in self._sides:
-            if side.entry is not None:
+            if side.kernel is not None:
                 page_ops.requantise(
-                    side.entry, home, source._packed, target._packed, *pages, side.index, self._in_place[side.index],
-                    faults, queue,
+                    side.kernel, device, source._packed, target._packed, *pages, side.index, self._in_place[side.index],
+                    faults, stream,
                 )  # fmt: skip
         if moved:
             row_bytes, chunks = [0, 0, 0, 0], [[(1, 0)] * 4, [(1, 0)] * 4]
             for side in moved:
                 row_bytes[side.index], row_bytes[side.index + 2] = side.row_bytes, side.param_bytes
                 for into, view in zip(chunks, (source, target), strict=True):
-                    into[side.index] = view._chunks[side.index] if isinstance(view, VllmPages) else (side.row_bytes, 0)
+                    into[side.index] = (side.row_bytes, 0) if view.chunks is None else view.chunks[side.index]
                     into[side.index + 2] = codecs.PARAM_BYTES, 0
             page_ops.relayout(
-                self._relayout, home, source._packed, target._packed, *pages, tuple(row_bytes), tuple(chunks[0]),
-                tuple(chunks[1]), faults, queue,
+                self._relayout, device, source._packed, target._packed, *pages, tuple(row_bytes), tuple(chunks[0]),
+                tuple(chunks[1]), faults, stream,
             )  # fmt: skip
-        self._faults.last_queue = queue
+        self.faults.last_queue = stream
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call; raise PageTableError if a kernel met a fault."""
-        self._faults.check(stream)
+        self.faults.check(stream)
 
     def explain(self) -> str:
         """Which kernels move K and V, and how."""
         moved = f"{self._relayout.symbol}, bytes as they are"
-        entries = [side.entry for side in self._sides]
-        k, v = (moved if entry is None else f"{entry.symbol}, decoded and encoded" for entry in entries)
+        kernels = [side.kernel for side in self._sides]
+        k, v = (moved if kernel is None else f"{kernel.symbol}, decoded and encoded" for kernel in kernels)
         return f"K: {k}\nV: {v}"
 
     def _check_shapes(self, source: Pages, target: Pages) -> None:
@@ -151,8 +153,8 @@ class ConvertPages:
         key = (source._packed, target._packed, same_pages)
         if self._checked is not None and all(old is new for old, new in zip(self._checked, key, strict=True)):
             return
-        old = _overlap.rows_of("source", source._packed, source.codecs, getattr(source, "_chunks", None))
-        new = _overlap.rows_of("target", target._packed, target.codecs, getattr(target, "_chunks", None))
+        old = overlap.rows_of("source", source._packed, source.codecs, source.chunks)
+        new = overlap.rows_of("target", target._packed, target.codecs, target.chunks)
         self._in_place = places_of(self._sides, old, new, same_pages)
         self._checked = key
 

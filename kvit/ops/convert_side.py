@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-from . import _overlap, codecs, registry
-from ._page_lists import belongs_to_rows
-from .codecs import Codec
-from .errors import LayoutError, ShapeError
-from .views import CacheView
-from .vllm import VllmPages
+from kvit import codecs
+from kvit.codecs import Codec
+from kvit.errors import LayoutError, ShapeError
+from kvit.layouts import overlap
+from kvit.layouts.views import CacheView
+from kvit.layouts.vllm import VllmPages
+from kvit.ops.page_lists import belongs_to_rows
+from kvit.selection import registry
 
 Pages: TypeAlias = CacheView | VllmPages
 """What ConvertPages reads and writes."""
 
-_Rows: TypeAlias = tuple[_overlap.Rows | None, ...]
+_Rows: TypeAlias = tuple[overlap.Rows | None, ...]
 
 
 class Side:
@@ -24,7 +26,7 @@ class Side:
         self.index, self.old, self.new = index, old, new
         self.row_bytes = old.dtype.bytes_for(source.head_dim)
         self.param_bytes = 0
-        self.entry: registry.Entry | None = None
+        self.kernel: registry.KernelInfo | None = None
         name = "kv"[index]
         if old is new:
             most = registry.find("relayout", tokens=32).facts["most_row_bytes"]
@@ -42,16 +44,16 @@ class Side:
             raise ShapeError(
                 f"head_dim is {source.head_dim}; codecs of rows are changed at head_dim 8, 16, 32, 64, 128 and 256"
             )
-        self.entry = registry.find("requantise", dtype=source.dtype.short, change=f"{old.short}_{new.short}")
+        self.kernel = registry.find("requantise", dtype=source.dtype.short, change=f"{old.short}_{new.short}")
 
     def check_scales(self, source: Pages, target: Pages) -> None:
         """float8 that stays float8 is moved as it is, so its scales must be the same, or move along."""
-        if self.entry is not None or self.old.params == "":
+        if self.kernel is not None or self.old.params == "":
             return
         old, new = (view.k_params if self.index == 0 else view.v_params for view in (source, target))
         assert old is not None and new is not None, f"{self.old} has parameters"
         self.param_bytes = codecs.PARAM_BYTES if belongs_to_rows(old) and belongs_to_rows(new) else 0
-        if self.param_bytes or (source._has_unit_scale[self.index] and target._has_unit_scale[self.index]):
+        if self.param_bytes or (source.has_unit_scale[self.index] and target.has_unit_scale[self.index]):
             return
         if (old.pointer, old.shape, old.strides) != (new.pointer, new.shape, new.strides):
             name = "kv"[self.index]
@@ -66,41 +68,41 @@ def places_of(sides: tuple[Side, ...], old: _Rows, new: _Rows, same_pages: bool)
 
     Requantised sides go first, K before V; sides that are moved go last, and in one launch.
     """
-    order = sorted(sides, key=lambda side: (side.entry is None, side.index))
+    order = sorted(sides, key=lambda side: (side.kernel is None, side.index))
     in_place = [False, False]
     written = [pool for side in sides for pool in _written(side, new)]
     for i, rows in enumerate(written):
         for other in written[i + 1 :]:
-            _overlap.refuse_if_they_meet(rows, other, "both are written")
+            overlap.refuse_if_they_meet(rows, other, "both are written")
     for i, side in enumerate(order):
         codes, params = new[side.index], new[side.index + 2]
         source, source_params = old[side.index], old[side.index + 2]
         assert codes is not None and source is not None, "K and V have rows"
         later = [pool for other in order[i + 1 :] for pool in (old[other.index], old[other.index + 2])]
-        if side.entry is None:  # with the other moved side, if any, in one launch
+        if side.kernel is None:  # with the other moved side, if any, in one launch
             later += [
-                pool for other in order if other.entry is None for pool in (old[other.index], old[other.index + 2])
+                pool for other in order if other.kernel is None for pool in (old[other.index], old[other.index + 2])
             ]
         for rows in _written(side, new):
             for other in later:
-                _overlap.refuse_if_they_meet(rows, other, "it has not been read when that is written")
-        if side.entry is None:
+                overlap.refuse_if_they_meet(rows, other, "it has not been read when that is written")
+        if side.kernel is None:
             continue
         if side.new.params == "scale":
-            _overlap.refuse_if_they_meet(codes, params, "it is read until the last row is written")
-        _overlap.refuse_if_they_meet(codes, source_params, "it is read while rows are written")
-        in_place[side.index] = _overlap.is_in_place(source, codes)
+            overlap.refuse_if_they_meet(codes, params, "it is read until the last row is written")
+        overlap.refuse_if_they_meet(codes, source_params, "it is read while rows are written")
+        in_place[side.index] = overlap.is_in_place(source, codes)
         if side.new.params == "pair" and params is not None:
-            _overlap.refuse_parameters_of_other_pages(params, source, source_params)
+            overlap.refuse_parameters_of_other_pages(params, source, source_params)
             in_place[side.index] |= any(
-                rows is not None and _overlap.meet(params, rows) for rows in (source, source_params)
+                rows is not None and overlap.meet(params, rows) for rows in (source, source_params)
             )
         if in_place[side.index] and not same_pages:
             raise LayoutError(
                 "target lies over source, and source_pages are not target_pages; in place, a page is converted to "
                 "itself: give the same list for both, or none"
             )
-        most = side.entry.facts["most_rows_in_order"]
+        most = side.kernel.facts["most_rows_in_order"]
         if in_place[side.index] and source.tokens * source.heads > most:
             raise ShapeError(
                 f"a page has {source.tokens * source.heads} rows; in place, pages of at most {most} are converted"
@@ -108,8 +110,8 @@ def places_of(sides: tuple[Side, ...], old: _Rows, new: _Rows, same_pages: bool)
     return in_place[0], in_place[1]
 
 
-def _written(side: Side, new: _Rows) -> list[_overlap.Rows]:
+def _written(side: Side, new: _Rows) -> list[overlap.Rows]:
     """The pools that converting a side writes: codes, and parameters unless they are the user's scales."""
-    writes_params = side.new.params == "pair" or (side.entry is None and side.param_bytes != 0)
+    writes_params = side.new.params == "pair" or (side.kernel is None and side.param_bytes != 0)
     pools = (new[side.index], new[side.index + 2] if writes_params else None)
     return [pool for pool in pools if pool is not None]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._native.buffer import Buffer
-from ._native.ops import HoldsFaults
-from ._native.stream import Stream
-from .errors import PageTableError
+from kvit._native.buffer import Buffer
+from kvit._native.ops import HoldsFaults
+from kvit._native.stream import Stream
+from kvit.errors import PageTableError
 
 # enum KvitFaultKind of kernels/abi/params.h
 _PAGE, _LENGTH, _INDPTR, _BLOCK = 1, 2, 3, 4
@@ -24,8 +24,8 @@ class FaultRecord(HoldsFaults):
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call; raise PageTableError if a kernel met a fault."""
-        queue = self.last_queue if stream is None else Stream.wrap(stream, self.buffer.device)
-        queue.synchronize()
+        stream = self.last_queue if stream is None else Stream.wrap(stream, self.buffer.device)
+        stream.synchronize()
         kind, sequence, slot, value = self.buffer.numpy().tolist()
         if kind:
             self.buffer.fill_bytes(0)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import _checks, registry
-from ._native import ops
-from ._native.buffer import Buffer
-from ._native.context import Device
-from ._native.stream import Stream
-from ._native.tensor import Tensor
-from .errors import ShapeError
+from kvit import _checks
+from kvit._native import ops
+from kvit._native.buffer import Buffer
+from kvit._native.context import Device
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.errors import ShapeError
+from kvit.selection import registry
 
 _WORD_BYTES = 4  # what a lane of the kernel moves at a time
 
@@ -31,10 +32,10 @@ def merge_states(
     """
     out_a = _checks.tensor("out_a", out_a)
     device = out_a.device
-    queue = Stream.wrap(stream, device)
-    out_b = _checks.tensor("out_b", out_b, out_a.dtype, queue)
+    stream = Stream.wrap(stream, device)
+    out_b = _checks.tensor("out_b", out_b, out_a.dtype, stream)
     out = (
-        Buffer.empty(out_a.shape, out_a.dtype, device, queue)
+        Buffer.empty(out_a.shape, out_a.dtype, device, stream)
         if out is None
         else _checks.tensor("out", out, out_a.dtype)
     )
@@ -47,13 +48,13 @@ def merge_states(
     for name, found in (("out_a", out_a), ("out_b", out_b), ("out", out)):
         _checks.require_shape(name, found, **axes)
         _checks.require_rows(name, found, _WORD_BYTES)
-    lse = Buffer.empty(out_a.shape[:2], "float32", device, queue) if lse is None else lse
+    lse = Buffer.empty(out_a.shape[:2], "float32", device, stream) if lse is None else lse
     lse_a, lse_b, lse = (
         _checks.lse(name, found, out_a.shape) for name, found in (("lse_a", lse_a), ("lse_b", lse_b), ("lse", lse))
     )
     _checks.require_writable("out", out)
     _checks.require_writable("lse", lse)
     _checks.require_device(device, out_b=out_b, out=out, lse_a=lse_a, lse_b=lse_b, lse=lse)
-    entry = registry.find("merge", dtype=out_a.dtype.short)
-    ops.merge(entry, Device.of(device), out_a, lse_a, out_b, lse_b, out, lse, queue)
+    kernel = registry.find("merge", dtype=out_a.dtype.short)
+    ops.merge(kernel, Device.of(device), out_a, lse_a, out_b, lse_b, out, lse, stream)
     return out, lse

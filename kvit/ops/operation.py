@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from . import _checks, codecs, dtypes
-from ._faults import FaultRecord
-from ._native.stream import Stream
-from ._native.tensor import Tensor
-from .errors import DtypeError, ShapeError
-from .views import CacheView
+from kvit import _checks, codecs, dtypes
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.errors import DtypeError, ShapeError
+from kvit.layouts.views import CacheView
+from kvit.ops.faults import FaultRecord
 
 Launch = Literal["direct", "graph"]
 """How an operation gives its kernel to the driver."""
@@ -21,7 +21,11 @@ _LAUNCHES = {
 
 
 class Operation:
-    """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then."""
+    """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then.
+
+    view    CacheView of the caches to come
+    faults  record of the faults that kernels meet, to share with other operations; its own if absent
+    """
 
     def __init__(self, view: CacheView, faults: FaultRecord | None, launch: Launch = "direct"):
         if launch not in _LAUNCHES:
@@ -32,17 +36,18 @@ class Operation:
         self.codecs = view.codecs
         self.dtype = view.dtype
         self.device = view.device
-        self._faults = FaultRecord(self.device) if faults is None else faults
+        self.faults = FaultRecord(self.device) if faults is None else faults
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
 
         The error names the sequence, the slot and the value that it met first; it is told once.
         """
-        self._faults.check(stream)
+        self.faults.check(stream)
 
-    def _explain_launch(self) -> str:
-        return f"  launch     {self.launch}: {_LAUNCHES[self.launch]}"
+    def explain_launch(self) -> str:
+        """A line on how this operation gives its kernel to the driver."""
+        return explain_launch(self.launch)
 
     def _check_view(self, view: CacheView) -> None:
         if not isinstance(view, CacheView):
@@ -59,10 +64,17 @@ class Operation:
             )
 
 
-def split_tokens(name: str, rows: Tensor, num_sequences: int, tokens: Any, queue: Stream) -> tuple[int, Tensor | None]:
+def explain_launch(launch: Launch) -> str:
+    """The line of `explain` that says how a kernel is given to the driver."""
+    return f"  launch     {launch}: {_LAUNCHES[launch]}"
+
+
+def rows_per_sequence(
+    name: str, rows: Tensor, num_sequences: int, tokens: Any, stream: Stream
+) -> tuple[int, Tensor | None]:
     """How the rows of a call belong to sequences: (rows of each, None), or (0, where each begins)."""
     if tokens is not None:
-        indptr = _checks.tensor("tokens", tokens, dtypes.int32, queue)
+        indptr = _checks.tensor("tokens", tokens, dtypes.int32, stream)
         _checks.require_shape("tokens", indptr, **{"sequences + 1": num_sequences + 1})
         _checks.require_dense("tokens", indptr)
         return 0, indptr

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from . import _checks, dtypes
-from ._native.stream import Stream
-from ._native.tensor import Tensor
+from kvit import _checks, dtypes
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
 
 if TYPE_CHECKING:
-    from ._conversion import Pages
+    from kvit.ops.convert_side import Pages
 
 
-def page_list(name: str, pages: Any, queue: Stream) -> Tensor | None:
+def page_list(name: str, pages: Any, stream: Stream) -> Tensor | None:
     if pages is None:
         return None
-    found = _checks.tensor(name, pages, dtypes.int32, queue)
+    found = _checks.tensor(name, pages, dtypes.int32, stream)
     _checks.require_shape(name, found, count=None)
     _checks.require_dense(name, found)
     return found

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import ShapeError
+from kvit.errors import ShapeError
 
 _TURN = 2.0**64  # steps per turn: phases wrap around where unsigned 64-bit numbers do
 _SCALINGS = ("default", "linear", "ntk", "dynamic", "yarn", "llama3")

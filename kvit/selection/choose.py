@@ -1,4 +1,4 @@
-"""Which of the kernels that could serve a call does: a cost tuple over them, and tuning.json for what was measured.
+"""Which of the kernels that could serve a call does: a cost tuple over them, and rules.json for what was measured.
 
 Pure: a choice depends on its arguments alone, so that any machine can ask what any GPU would run.
 """
@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from .errors import KernelMissing, LayoutError
-from .registry import AxisValue, Entry, best_target
+from kvit.errors import KernelMissing, LayoutError
+from kvit.selection.registry import AxisValue, KernelInfo, best_target
 
 Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """One line of tuning.json: which values of an axis come first, and where."""
+    """One line of rules.json: which values of an axis come first, and where."""
 
     axis: str
     order: tuple[AxisValue, ...]  # the best first; values that are not named come last
@@ -51,44 +51,33 @@ class Rule(NamedTuple):
 class Choice(NamedTuple):
     """The kernel for a call, and what it was compared with."""
 
-    entry: Entry
+    kernel: KernelInfo
     call: Call
     terms: tuple[str, ...]  # what the numbers of a cost count; an earlier one outweighs all later ones
-    ranked: tuple[tuple[tuple[int, ...], Entry], ...]  # (cost, kernel), the cheapest first
-    refused: tuple[tuple[Entry, str], ...]  # kernels that cannot serve the call, and why
-    rules: tuple[Rule, ...]  # of the table, that gave terms of the cost
+    ranked: tuple[tuple[tuple[int, ...], KernelInfo], ...]  # (cost, kernel), the cheapest first
+    refused: tuple[tuple[KernelInfo, str], ...]  # kernels that cannot serve the call, and why
+    rules: tuple[Rule, ...]  # of rules.json, that gave terms of the cost
     wanted: Wanted  # what the user asked for
 
 
-class Table(NamedTuple):
-    """tuning.json."""
-
-    rules: tuple[Rule, ...]
-    peaks: Mapping[str, int]  # name of a card, as its driver says it -> 10**9 bytes per second of its memory, at most
-
-
 @functools.cache
-def installed() -> Table:
-    """The table that kvit ships. Its peaks are bus width times data rate, or what is published where that is round.
-
-    All agree with published specifications; only the peak of "NVIDIA H100 80GB HBM3" was measured against.
-    """
-    return parse((Path(__file__).parent / "tuning.json").read_text(encoding="utf-8"))
+def installed_rules() -> tuple[Rule, ...]:
+    """The rules that kvit ships."""
+    return parse_rules((Path(__file__).parent / "rules.json").read_text(encoding="utf-8"))
 
 
-def parse(text: str) -> Table:
-    """A table from its JSON. Raises TypeError for a key that no rule has or one that is missing."""
-    rows = json.loads(text)
-    rules = tuple(Rule(**{**row, "order": tuple(row["order"])}) for row in rows["prefer"])
+def parse_rules(text: str) -> tuple[Rule, ...]:
+    """Rules from their JSON. Raises TypeError for a key that no rule has or one that is missing."""
+    rules = tuple(Rule(**{**row, "order": tuple(row["order"])}) for row in json.loads(text))
     for rule in rules:
         unknown = [name for name in rule.when if name not in Call._fields]
         if unknown:
             raise TypeError(f"`when` names {unknown[0]}; a call has {', '.join(Call._fields)}")
-    return Table(rules, {card["name"]: card["peak_gbps"] for card in rows["cards"]})
+    return rules
 
 
 def choose(
-    candidates: Iterable[Entry],
+    candidates: Iterable[KernelInfo],
     call: Call,
     compute_capability: tuple[int, int] | None,
     *,
@@ -101,7 +90,7 @@ def choose(
                         the first is taken
     compute_capability  (major, minor) of the GPU; None: the host, which runs every kernel
     wanted              narrows the candidates
-    rules               tuning.json's if absent
+    rules               rules.json's if absent
 
     The cost, its first number before its second: how often K and V are read (once for each `rows` query rows); the
     place of each axis in the order that a rule gives it, the first rule that applies; query rows that stay idle.
@@ -109,42 +98,44 @@ def choose(
     `has_lines`.
     Raises KernelMissing (`wanted` is none of the candidates, or the GPU runs none), LayoutError (none reads the pages).
     """
-    entries = tuple(candidates)
+    kernels = tuple(candidates)
     arch = "host" if compute_capability is None else "sm_{}{}".format(*compute_capability)
-    asked = tuple(entry for entry in entries if _is_wanted(entry, wanted))
+    asked = tuple(kernel for kernel in kernels if _is_wanted(kernel, wanted))
     if not asked:
-        raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(entries)}")
-    reasons = [(entry, why_not(entry, call, compute_capability, arch)) for entry in asked]
-    fitting = [entry for entry, reason in reasons if reason is None]
-    refused = tuple((entry, reason) for entry, reason in reasons if reason is not None)
+        raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
+    reasons = [(kernel, why_not(kernel, call, compute_capability, arch)) for kernel in asked]
+    fitting = [kernel for kernel, reason in reasons if reason is None]
+    refused = tuple((kernel, reason) for kernel, reason in reasons if reason is not None)
     if not fitting:
-        if compute_capability is not None and not any(best_target(compute_capability, entry.archs) for entry in asked):
+        if compute_capability is not None and not any(
+            best_target(compute_capability, kernel.archs) for kernel in asked
+        ):
             asked[0].target(compute_capability)  # raises KernelMissing, with the next step
-        words = "; ".join(f"{entry.symbol} {reason}" for entry, reason in refused)
-        raise LayoutError(f"no kernel reads this cache on {arch}: {words}; {_listed(entries)}")
+        words = "; ".join(f"{kernel.symbol} {reason}" for kernel, reason in refused)
+        raise LayoutError(f"no kernel reads this cache on {arch}: {words}; {_listed(kernels)}")
 
     deciding: dict[str, Rule] = {}
-    for rule in installed().rules if rules is None else rules:
+    for rule in installed_rules() if rules is None else rules:
         if rule.axis in fitting[0].axes and rule.applies(call, arch):
             deciding.setdefault(rule.axis, rule)
 
-    def cost(entry: Entry) -> tuple[int, ...]:
-        height = int(entry.axes["rows"])
+    def cost(kernel: KernelInfo) -> tuple[int, ...]:
+        height = int(kernel.axes["rows"])
         reads = -(-call.rows // height)
-        places = (_place(rule.order, entry.axes[axis]) for axis, rule in deciding.items())
+        places = (_place(rule.order, kernel.axes[axis]) for axis, rule in deciding.items())
         return reads, *places, reads * height - call.rows
 
-    ranked = tuple(sorted(((cost(entry), entry) for entry in fitting), key=lambda pair: pair[0]))
+    ranked = tuple(sorted(((cost(kernel), kernel) for kernel in fitting), key=lambda pair: pair[0]))
     terms = ("reads of K and V", *deciding, "idle rows")
     return Choice(ranked[0][1], call, terms, ranked, refused, tuple(deciding.values()), wanted)
 
 
-def why_not(entry: Entry, call: Call, compute_capability: tuple[int, int] | None, arch: str) -> str | None:
+def why_not(kernel: KernelInfo, call: Call, compute_capability: tuple[int, int] | None, arch: str) -> str | None:
     """Why this kernel cannot serve the call, or None where it can."""
-    facts = entry.facts
+    facts = kernel.facts
     tokens, num_bytes = facts.get("page_multiple", 1), facts.get("stride_multiple", 1)
-    if compute_capability is not None and best_target(compute_capability, entry.archs) is None:
-        return f"is built for {', '.join(entry.archs) or 'the host alone'}, not for {arch}"
+    if compute_capability is not None and best_target(compute_capability, kernel.archs) is None:
+        return f"is built for {', '.join(kernel.archs) or 'the host alone'}, not for {arch}"
     if call.page_size % tokens:
         return f"needs pages of a multiple of {tokens} tokens; these have {call.page_size}"
     if call.stride_multiple % num_bytes:
@@ -156,18 +147,18 @@ def why_not(entry: Entry, call: Call, compute_capability: tuple[int, int] | None
     return None
 
 
-def _is_wanted(entry: Entry, wanted: Wanted) -> bool:
+def _is_wanted(kernel: KernelInfo, wanted: Wanted) -> bool:
     if wanted is None:
         return True
     if isinstance(wanted, str):
-        return entry.symbol == wanted
+        return kernel.symbol == wanted
     if isinstance(wanted, Mapping):
-        return wanted.items() <= dict(entry.axes).items()
+        return wanted.items() <= dict(kernel.axes).items()
     raise TypeError(f"kernel is a {type(wanted).__name__}; give a symbol, or a mapping of axes to values")
 
 
-def _listed(entries: Iterable[Entry]) -> str:
-    return f"choose from {', '.join(entry.symbol for entry in entries)}"
+def _listed(kernels: Iterable[KernelInfo]) -> str:
+    return f"choose from {', '.join(kernel.symbol for kernel in kernels)}"
 
 
 def _holds(wish: Any, value: Any) -> bool:

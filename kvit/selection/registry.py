@@ -15,7 +15,7 @@ from kvit.errors import DtypeError, KernelMissing
 
 AxisValue: TypeAlias = int | str
 
-KERNELS = Path(__file__).resolve().parent / "_kernels"
+KERNELS = Path(__file__).resolve().parents[1] / "_kernels"
 """Folder of what was compiled: <arch>/<family>_<unit>.fatbin, libkvit_host.so, index.json."""
 
 _TARGETS_ARE_LISTED = "[targets] of kernels/manifest.toml lists what can be built."
@@ -26,7 +26,7 @@ _OLDEST = (8, 0)
 _EMBEDDED = {(8, 7)}
 
 
-class Entry(NamedTuple):
+class KernelInfo(NamedTuple):
     """One kernel that was built."""
 
     symbol: str
@@ -90,22 +90,22 @@ class Registry:
         self.kvit: str = index["kvit"]
         self.cuda: str | None = index["cuda"]
         self.archs: tuple[str, ...] = tuple(index["archs"])
-        self._entries = tuple(_entry(row, folder) for row in index["kernels"])
+        self._kernels = tuple(_kernel_info(row, folder) for row in index["kernels"])
         # The attention path asks for the same few keys over and over.
         self._candidates = functools.lru_cache(maxsize=1024)(self._search)
 
-    def all(self) -> tuple[Entry, ...]:
+    def all(self) -> tuple[KernelInfo, ...]:
         """Every kernel, in the order of kernels/manifest.toml."""
-        return self._entries
+        return self._kernels
 
-    def candidates(self, family: str, **axes: AxisValue) -> tuple[Entry, ...]:
+    def candidates(self, family: str, **axes: AxisValue) -> tuple[KernelInfo, ...]:
         """The kernels of a family that agree with every axis given, in the manifest's order; empty where none does.
 
         Raises TypeError for an axis that the family does not have.
         """
         return self._candidates(family, tuple(axes.items()))
 
-    def find(self, family: str, **axes: AxisValue) -> Entry:
+    def find(self, family: str, **axes: AxisValue) -> KernelInfo:
         """The one kernel at this point of the family's axes.
 
         Raises KernelMissing, which says what exists nearby; TypeError where several kernels agree with `axes`.
@@ -118,18 +118,18 @@ class Registry:
         free = [axis for axis in found[0].axes if axis not in axes]
         raise TypeError(f"{len(found)} kernels agree with {_words(family, axes)}; give {', '.join(free)} too")
 
-    def _search(self, family: str, axes: tuple[tuple[str, AxisValue], ...]) -> tuple[Entry, ...]:
-        members = [entry for entry in self._entries if entry.family == family]
+    def _search(self, family: str, axes: tuple[tuple[str, AxisValue], ...]) -> tuple[KernelInfo, ...]:
+        members = [kernel for kernel in self._kernels if kernel.family == family]
         for axis, _ in axes:
             if members and axis not in members[0].axes:
                 raise TypeError(f"{family} has no axis {axis!r}; its axes are {', '.join(members[0].axes)}")
         wanted = set(axes)
-        return tuple(entry for entry in members if wanted <= set(entry.axes.items()))
+        return tuple(kernel for kernel in members if wanted <= set(kernel.axes.items()))
 
     def _what_exists(self, family: str, axes: Mapping[str, AxisValue]) -> str:
         members = self.candidates(family)
         if not members:
-            families = ", ".join(dict.fromkeys(entry.family for entry in self._entries))
+            families = ", ".join(dict.fromkeys(kernel.family for kernel in self._kernels))
             return (
                 f"no kernel family {family}; built families are {families}.\n"
                 f"  Add [{family}] to kernels/manifest.toml and reinstall."
@@ -174,12 +174,12 @@ class Registry:
         return f"  The nearest pair that is built is k='{found[0]}', v='{found[1]}' ({change}).\n"
 
 
-def find(family: str, **axes: AxisValue) -> Entry:
+def find(family: str, **axes: AxisValue) -> KernelInfo:
     """Registry.find among the installed kernels."""
     return installed().find(family, **axes)
 
 
-def candidates(family: str, **axes: AxisValue) -> tuple[Entry, ...]:
+def candidates(family: str, **axes: AxisValue) -> tuple[KernelInfo, ...]:
     """Registry.candidates among the installed kernels."""
     return installed().candidates(family, **axes)
 
@@ -219,15 +219,15 @@ def _parse_arch(arch: str) -> tuple[str, tuple[int, int], str]:
     return match[1], (int(match[2]), int(match[3])), match[4]
 
 
-def _entry(row: dict, folder: Path) -> Entry:
+def _kernel_info(row: dict, folder: Path) -> KernelInfo:
     fields = {name: row[name] for name in ("symbol", "family", "unit", "params", "params_bytes")}
     fields |= {name: row[name] for name in ("threads", "shared_bytes", "min_ctas")}
     axes, facts = MappingProxyType(row["axes"]), MappingProxyType(row["facts"])
-    return Entry(**fields, axes=axes, facts=facts, archs=tuple(row["archs"]), folder=folder)
+    return KernelInfo(**fields, axes=axes, facts=facts, archs=tuple(row["archs"]), folder=folder)
 
 
-def _values(entries: Iterable[Entry], axis: str) -> tuple[AxisValue, ...]:
-    return tuple(dict.fromkeys(entry.axes[axis] for entry in entries))
+def _values(kernels: Iterable[KernelInfo], axis: str) -> tuple[AxisValue, ...]:
+    return tuple(dict.fromkeys(kernel.axes[axis] for kernel in kernels))
 
 
 def _words(family: str, axes: Mapping[str, AxisValue]) -> str:
@@ -239,6 +239,6 @@ def _built(axis: str, values: Iterable[AxisValue]) -> str:
     return f"built {plural} are {', '.join(map(str, values))}"
 
 
-def all() -> tuple[Entry, ...]:
+def all() -> tuple[KernelInfo, ...]:
     """Registry.all of the installed kernels."""
     return installed().all()

@@ -5,12 +5,12 @@ import ctypes
 import numpy as np
 import pytest
 
-from kvit import registry
 from kvit._native.buffer import Buffer
 from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
 from kvit._native.stream import Stream
 from kvit.errors import DtypeError, HostBackendError, ShapeError
+from kvit.selection import registry
 
 ROW_BYTES = 8
 CTAS = 4  # a CTA for each of 2 pairs and 2 heads

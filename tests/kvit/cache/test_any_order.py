@@ -89,7 +89,7 @@ class Caches(RuleBasedStateMachine):
     @invariant()
     def no_page_is_lost(self):
         pages = [page for seq in self.sequences for page in seq.pages]
-        assert [self.cache._pool.owners(page) for page in range(8)] == [pages.count(page) for page in range(8)]
+        assert [self.cache.pool.owners(page) for page in range(8)] == [pages.count(page) for page in range(8)]
         assert self.cache.num_free_pages == 8 - len(set(pages))
 
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import kvit
 from kvit import reference
-from kvit._pages import PagePool, chains_of
+from kvit.cache.page_owners import PageOwners, chains_of
 from support.caches import BFLOAT16, NO_PAGE, assert_cache_attention, held, new_cache, new_tokens, poisoned, to_device
 from support.stored import full_stored
 
@@ -169,7 +169,7 @@ def test_chains_do_any_moves_in_an_order_that_loses_nothing(permutation, count):
 
 
 def test_a_pool_moves_owners_with_their_pages():
-    pool = PagePool(6)
+    pool = PageOwners(6)
     pages = pool.take(5)
     pool.share([pages[4]])
     pool.release([0, 2])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from kvit._pages import PagePool, grow, num_pages
+from kvit.cache.page_owners import PageOwners, grow, num_pages
 from kvit.errors import CacheFull
 
 
@@ -14,13 +14,13 @@ def snapshot(pool):
 
 
 def test_a_fresh_pool_hands_out_pages_from_zero():
-    pool = PagePool(4)
+    pool = PageOwners(4)
     assert pool.take(3) == [0, 1, 2]
     assert pool.num_free == 1
 
 
 def test_taking_too_many_says_how_many_are_needed_and_free_and_takes_none():
-    pool = PagePool(5)
+    pool = PageOwners(5)
     pool.take(3)
     before = snapshot(pool)
     with pytest.raises(CacheFull, match="needs 3 more pages and has 2 free of 5"):
@@ -29,7 +29,7 @@ def test_taking_too_many_says_how_many_are_needed_and_free_and_takes_none():
 
 
 def test_a_page_is_free_again_only_when_its_last_owner_leaves():
-    pool = PagePool(1)
+    pool = PageOwners(1)
     [page] = pool.take(1)
     pool.share([page])
     pool.release([page])
@@ -39,14 +39,14 @@ def test_a_page_is_free_again_only_when_its_last_owner_leaves():
 
 
 def test_growth_within_the_last_page_takes_nothing():
-    pool = PagePool(2)
+    pool = PageOwners(2)
     [page] = pool.take(1)
     growth = grow(pool, [(page,)], [3], [5], page_size=8)
     assert (growth.pages, growth.lengths, growth.copies, growth.taken) == ([(page,)], [8], [], [])
 
 
 def test_a_shared_full_page_is_kept_and_a_shared_part_full_page_is_copied():
-    pool = PagePool(8)
+    pool = PageOwners(8)
     full, part = pool.take(2)
     pool.share([full, part])
     growth = grow(pool, [(full, part)], [5], [1], page_size=4)
@@ -56,7 +56,7 @@ def test_a_shared_full_page_is_kept_and_a_shared_part_full_page_is_copied():
 
 
 def test_the_last_of_the_holders_that_grow_together_keeps_the_original():
-    pool = PagePool(8)
+    pool = PageOwners(8)
     [part] = pool.take(1)
     pool.share([part])
     growth = grow(pool, [(part,), (part,)], [1, 1], [1, 1], page_size=4)
@@ -66,14 +66,14 @@ def test_the_last_of_the_holders_that_grow_together_keeps_the_original():
 
 
 def test_a_sequence_that_gets_no_token_copies_nothing():
-    pool = PagePool(2)
+    pool = PageOwners(2)
     [part] = pool.take(1)
     pool.share([part])
     assert grow(pool, [(part,)], [1], [0], page_size=4).copies == []
 
 
 def test_growth_counts_the_copies_too_before_it_takes_anything():
-    pool = PagePool(2)
+    pool = PageOwners(2)
     part, _ = pool.take(2)
     pool.share([part])
     before = snapshot(pool)
@@ -94,7 +94,7 @@ class Pages(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.pool = PagePool(12)
+        self.pool = PageOwners(12)
         self.sequences = []  # (pages, token ids)
         self.content = {}  # (page, row) -> token id, as the kernels would leave it
         self.next_token = 0

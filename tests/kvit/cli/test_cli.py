@@ -9,8 +9,8 @@ import zipfile
 import pytest
 
 import kvit as library
-from kvit import registry
 from kvit._cli import capacity, sizes
+from kvit.selection import registry
 
 
 def kvit(*arguments, **options):

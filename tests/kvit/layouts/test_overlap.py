@@ -1,9 +1,9 @@
-"""kvit._overlap against sets of bytes: whether rows lie over each other."""
+"""kvit.layouts.overlap against sets of bytes: whether rows lie over each other."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvit._overlap import Rows, meet
+from kvit.layouts.overlap import Rows, meet
 
 PERIOD = 64
 

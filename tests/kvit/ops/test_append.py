@@ -143,7 +143,7 @@ def test_warps_that_move_their_heads_in_several_passes_miss_none(rng, device, pa
     # Nine heads of 128 are three passes: so many tokens that warps have one each, two and one, or all three.
     probe = kvit.Append(Setup(rng, pair, heads=9, head_dim=128, device=device).view)
     home = kvit.Device.of(device)
-    tokens = home.num_sms * probe.entry.min_ctas * probe.entry.facts["warps"] * passes // 3 - 1
+    tokens = home.num_sms * probe.kernel.min_ctas * probe.kernel.facts["warps"] * passes // 3 - 1
     case = Setup(rng, pair, heads=9, head_dim=128, lengths=[tokens], device=device)
     rope = kvit.Rope(128)
     k, v = case.rows([tokens])

@@ -70,17 +70,17 @@ def test_several_new_tokens_see_each_other_only_if_they_may(rng, device, causal)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 3, 4, 6, 8, 12])
-def test_heads_are_dealt_out_to_strands_of_the_grid(rng, device, kv_heads):
-    # More heads than strands, as many, and one strand where grid and heads have no common divisor; fewer tiles on a
-    # strand than it has CTAs (the last batch), and heads that several CTAs share (the first).
+def test_heads_are_dealt_out_to_partitions_of_the_grid(rng, device, kv_heads):
+    # More heads than partitions, as many, and one partition where grid and heads have no common divisor; fewer tiles on
+    # a partition than it has CTAs (the last batch), and heads that several CTAs share (the first).
     for lengths in ([700, 0, 130], [1]):
         case = make_case(rng, lengths, kv_heads=kv_heads, device=device)
         q = case.queries(rng, len(lengths), 2 * kv_heads)
         assert_attention(case, q)
         op = kvit.Attention(case.view, 2 * kv_heads)
-        strands = math.gcd(op.grid, kv_heads)
-        shares = f"{kv_heads // strands} of {kv_heads} KV heads on {op.grid // strands} of the CTAs"
-        assert f"strands    {strands}, each of {shares}" in op.explain()
+        partitions = math.gcd(op.grid, kv_heads)
+        shares = f"{kv_heads // partitions} of {kv_heads} KV heads on {op.grid // partitions} of the CTAs"
+        assert f"partitions {partitions}, each of {shares}" in op.explain()
 
 
 def test_sequences_may_have_different_numbers_of_new_tokens(rng, device):
@@ -239,7 +239,7 @@ def test_an_indptr_out_of_order_is_reported_and_writes_nothing(rng, device):
 def test_the_workspace_is_exactly_what_it_says_and_does_not_grow_with_the_batch(rng, device):
     case = make_case(rng, [20], device=device)
     op = kvit.Attention(case.view, 8)
-    rows = op.entry.axes["rows"]
+    rows = op.kernel.axes["rows"]
     assert op.workspace_bytes == op.workspace.nbytes == op.grid * 2 * rows * (64 + 2) * 4
 
 
@@ -257,7 +257,7 @@ def test_a_workspace_may_be_shared_by_operations_of_the_same_kernel(rng, device)
 
 def test_the_kernel_is_the_one_that_wastes_least(rng):
     view = make_case(rng, [4]).view
-    rows = {(heads, each): kvit.Attention(view, heads, tokens_per_sequence=each).entry.axes["rows"] for heads, each in
+    rows = {(heads, each): kvit.Attention(view, heads, tokens_per_sequence=each).kernel.axes["rows"] for heads, each in
             [(8, 1), (16, 1), (18, 1), (8, 2), (8, 3), (64, 1)]}  # fmt: skip
     assert rows == {(8, 1): 8, (16, 1): 8, (18, 1): 16, (8, 2): 8, (8, 3): 16, (64, 1): 16}
 
@@ -266,11 +266,11 @@ def test_a_kernel_may_be_asked_for_by_name_or_by_its_axes(rng, device):
     case = make_case(rng, [70, 33], device=device)
     q = case.queries(rng, 2, 8)
     taller = kvit.Attention(case.view, 8, kernel={"rows": 16})
-    assert taller.entry.axes["rows"] == 16 != kvit.Attention(case.view, 8).entry.axes["rows"]
-    assert kvit.Attention(case.view, 8, kernel=taller.entry.symbol).entry is taller.entry
+    assert taller.kernel.axes["rows"] == 16 != kvit.Attention(case.view, 8).kernel.axes["rows"]
+    assert kvit.Attention(case.view, 8, kernel=taller.kernel.symbol).kernel is taller.kernel
     state, bound = case.expect(q)
     assert_within(taller(to_device(q, device), case.view, case.page_table).numpy(), state.out, bound)
-    with pytest.raises(kvit.KernelMissing, match=f"kernel='fastest'.*choose from.*{taller.entry.symbol}"):
+    with pytest.raises(kvit.KernelMissing, match=f"kernel='fastest'.*choose from.*{taller.kernel.symbol}"):
         kvit.Attention(case.view, 8, kernel="fastest")
 
 
@@ -279,7 +279,7 @@ def test_strides_that_nobody_takes_do_not_limit_the_choice():
 
     def multiple(shape, strides):
         pool = kvit.Tensor.from_pointer(memory.pointer, shape, "bfloat16", "host", strides=strides, owner=memory)
-        return kvit.Attention(kvit.CacheView(pool, pool), 4)._choice.call.stride_multiple
+        return kvit.Attention(kvit.CacheView(pool, pool), 4).plan.choice.call.stride_multiple
 
     assert multiple((4, 8, 2, 64), (2304, 288, 144, 2)) == 144  # rows of 72 channels, of which 64 are read
     assert multiple((1, 8, 2, 64), (7, 256, 128, 2)) == 128  # there is one page, and no way to the next

@@ -115,7 +115,7 @@ def test_check_waits_for_the_stream_of_the_last_call(rng, device):
     stream, op = kvit.Stream(device), kvit.Attention(case.view, 4)
     op(to_device(case.queries(rng, 2, 4), device), case.view, case.page_table, stream=stream)
     op.check()
-    assert op._faults.last_queue is stream and stream.is_done()
+    assert op.faults.last_queue is stream and stream.is_done()
 
 
 @pytest.mark.parametrize("call", ["attend", "write"])

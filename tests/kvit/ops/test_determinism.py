@@ -151,7 +151,7 @@ def test_the_same_sequences_in_another_cache_of_the_same_codecs_give_the_same_bi
         Batch(np.random.default_rng(seed), pair, [130, 7, 64], device=device, page_size=size) for size in (16, 64)
     )
     op = kvit.Attention(first.cache.view, GROUP)
-    same = kvit.Attention(second.cache.view, GROUP, kernel=op.entry.symbol)  # other kernels may add up in other orders
+    same = kvit.Attention(second.cache.view, GROUP, kernel=op.kernel.symbol)  # other kernels may add up in other orders
     assert_same_bits(first.attend(op), second.attend(same))
 
 

@@ -31,7 +31,7 @@ def test_whoever_joins_parts_takes_them_back(rng, device, head_dim, group, split
     op, out = attend(case, q, split_tokens=split_tokens)
     state, bound = case.expect(q)
     assert_within(out, state.out, bound)
-    rows = op.grid * op.entry.axes["rows"] * (20 if split_tokens else 2)  # behind them what a CTA holds for itself
+    rows = op.grid * op.kernel.axes["rows"] * (20 if split_tokens else 2)  # behind them what a CTA holds for itself
     floats = rows * head_dim, rows * 2
     words = op.workspace.numpy().view(np.uint32).ravel()
     assert not words[: sum(floats)].any()

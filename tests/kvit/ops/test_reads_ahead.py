@@ -25,7 +25,7 @@ def test_the_same_bits_as_without_behind_the_append_that_wrote_the_new_tokens(rn
     view, table = case.view, case.page_table
     append, waits = kvit.Append(view), kvit.Attention(view, QUERY_HEADS, tokens_per_sequence=each)
     ahead = kvit.Attention(view, QUERY_HEADS, tokens_per_sequence=each, reads_ahead=True)
-    assert ahead.entry is waits.entry and ahead.reads_ahead and not waits.reads_ahead
+    assert ahead.kernel is waits.kernel and ahead.reads_ahead and not waits.reads_ahead
     stream = kvit.Stream(device)
     held = to_device(np.array(lengths, np.int32), device)
     table = kvit.PageTable(table.pages, lengths=held)

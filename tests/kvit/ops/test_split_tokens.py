@@ -1,7 +1,6 @@
 """Attention with split_tokens: a sequence gives the same bits in any batch, at any place in it, and on any grid."""
 
 import contextlib
-import importlib
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from hypothesis import strategies as st
 import kvit
 from kvit import reference
 from kvit._native.context import Device
+from kvit.ops import plan
 from support import tolerances
 from support.caches import BFLOAT16, FLOAT16, make_case, make_table, poisoned, to_device
 from support.quantised import Quantised
@@ -39,7 +39,7 @@ class Sequences:
     def op(self, copies="async", tiles=1, **options):
         """An Attention with splits of so many tiles."""
         kernel = {"copies": copies}
-        tile = kvit.Attention(self.case.view, self.heads, kernel=kernel).entry.facts["tile_tokens"]
+        tile = kvit.Attention(self.case.view, self.heads, kernel=kernel).kernel.facts["tile_tokens"]
         return kvit.Attention(self.case.view, self.heads, kernel=kernel, split_tokens=tiles * tile, **options)
 
     def attend(self, op, batch):
@@ -94,16 +94,15 @@ class Exactly(int):
 @contextlib.contextmanager
 def with_grid(ctas):
     """Operations made inside have so many CTAs, whatever their kernel and their device say."""
-    module = importlib.import_module("kvit.attention")  # kvit.attention is the function of that name
-    choose = module._choose
+    choose = plan._choose_kernel
 
     def choice_of(*arguments):
         found = choose(*arguments)
-        facts = {**found.entry.facts, "ctas_per_sm": Exactly(ctas)}
-        return found._replace(entry=found.entry._replace(facts=facts))
+        facts = {**found.kernel.facts, "ctas_per_sm": Exactly(ctas)}
+        return found._replace(kernel=found.kernel._replace(facts=facts))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_choose", choice_of)
+        patch.setattr(plan, "_choose_kernel", choice_of)
         yield
 
 
@@ -190,7 +189,7 @@ def test_a_new_token_gives_the_same_bits_alone_and_among_others_of_its_sequence(
     q = case.queries(rng, 3 * each, 8)
     options = {"tokens_per_sequence": each, "split_tokens": tile, "kernel": {"copies": "async", "rows": 8}}
     op = kvit.Attention(case.view, 8, **options)
-    assert op.entry.facts["tile_tokens"] == tile
+    assert op.kernel.facts["tile_tokens"] == tile
     together = op(to_device(q, device), case.view, case.page_table).numpy().reshape(3, each, 8, 64)
     for i in range(each):
         lengths = [length - each + 1 + i for length in case.table.lengths]
@@ -227,7 +226,7 @@ def test_a_sequence_of_more_splits_than_the_tree_holds_is_cut_less_often(rng, de
     # The same 64 pages over and over: 1025 tiles and a bit.
     case = make_case(rng, [1024], page_size=16, kv_heads=1, device=device)
     op = kvit.Attention(case.view, 2, kernel={"copies": "async"}, split_tokens=128)
-    assert op.entry.facts["most_splits"] == 1024 and op.entry.facts["tile_tokens"] == 128
+    assert op.kernel.facts["most_splits"] == 1024 and op.kernel.facts["tile_tokens"] == 128
     lengths = [1025 * 128 + 3, 500]
     pages = [np.resize(case.table.pages[0], -(-length // 16)) for length in lengths]
     q = case.queries(rng, 2, 2)
@@ -288,7 +287,7 @@ def test_what_a_cta_holds_for_itself_may_begin_with_any_bytes(rng, device):
 def test_the_workspace_is_exactly_what_it_says_and_none_other_is_taken(rng, device):
     sequences = Sequences(rng, [300], device=device)
     op, plain = sequences.op(), kvit.Attention(sequences.case.view, sequences.heads, kernel={"copies": "async"})
-    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 30 * op.entry.axes["rows"] * (64 + 2) * 4
+    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 30 * op.kernel.axes["rows"] * (64 + 2) * 4
     with pytest.raises(kvit.ShapeError, match=f"{plain.workspace_bytes} bytes .*needs {op.workspace_bytes}; .*split_t"):
         sequences.op(workspace=plain.workspace)
     shared = sequences.op(workspace=op.workspace, tiles=2)

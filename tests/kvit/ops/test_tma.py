@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 import kvit
-from kvit import registry
 from kvit._native.context import Device
+from kvit.selection import registry
 from support.caches import BFLOAT16, make_case, poisoned, to_device, view_like
 from support.quantised import Quantised
 from support.tolerances import assert_within
@@ -66,8 +66,8 @@ def test_lines_are_taken_where_rows_lie_one_after_the_other_and_refused_by_name_
     with pytest.raises(kvit.LayoutError, match="one after the other in a page"):
         kvit.Attention(apart.view, 8, kernel=LINES)
     if device != "host":
-        assert kvit.Attention(near.view, 8).entry.axes["copies"] == "lines"
-        assert kvit.Attention(apart.view, 8).entry.axes["copies"] == "tensor"
+        assert kvit.Attention(near.view, 8).kernel.axes["copies"] == "lines"
+        assert kvit.Attention(apart.view, 8).kernel.axes["copies"] == "tensor"
 
 
 @pytest.mark.parametrize("place", ["apart", "at an odd place"])
@@ -112,7 +112,7 @@ def test_pages_that_no_box_divides_are_refused_by_name(rng, device):
         op(q, odd.view, odd.page_table)
     with pytest.raises(kvit.LayoutError, match="multiple of 8 tokens; these have 10"):
         kvit.Attention(odd.view, 8, kernel=TENSOR)
-    assert kvit.Attention(odd.view, 8).entry.axes["copies"] == "async"
+    assert kvit.Attention(odd.view, 8).kernel.axes["copies"] == "async"
 
 
 def test_an_operation_of_several_new_tokens_hides_what_comes_after_them(rng, device):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import kvit
-from kvit._operation import Operation
+from kvit.ops.operation import Operation
 from support.caches import BFLOAT16, make_case, new_cache, new_tokens, on_gpu, poisoned, to_device
 
 
@@ -128,7 +128,7 @@ def test_a_call_keeps_none_of_its_arguments_but_the_stream(rng, device):
     append(*arguments, stream=stream)
     gather(*arguments[2:], *arguments[:2], stream=stream)
     assert [sys.getrefcount(argument) for argument in arguments] == before
-    assert append._faults.last_queue is stream and gather._faults.last_queue is stream
+    assert append.faults.last_queue is stream and gather.faults.last_queue is stream
     stream.synchronize()
 
 

@@ -1,13 +1,13 @@
-"""kvit/tuning.py: the cheapest kernel that can serve a call, on any GPU, without one."""
+"""kvit/selection/choose.py: the cheapest kernel that can serve a call, on any GPU, without one."""
 
 import json
 
 import pytest
 
-from kvit import registry, tuning
 from kvit.errors import KernelMissing, LayoutError
-from kvit.registry import best_target
-from kvit.tuning import Call, Rule, choose
+from kvit.selection import cards, registry
+from kvit.selection.choose import Call, Rule, choose, installed_rules, parse_rules
+from kvit.selection.registry import best_target
 
 EVERYWHERE, HOPPER_ALONE = ("sm_80", "sm_90a", "compute_80"), ("sm_90a",)
 AMPERE, HOPPER, BLACKWELL, HOST = (8, 0), (9, 0), (10, 0), None
@@ -15,7 +15,7 @@ AMPERE, HOPPER, BLACKWELL, HOST = (8, 0), (9, 0), (10, 0), None
 
 def kernel(rows, loader="sm80", archs=EVERYWHERE, **facts):
     """One that was not built: its axes, and what it needs."""
-    return registry.Entry(
+    return registry.KernelInfo(
         symbol=f"kvit_decode__{loader}_h{rows}",
         family="decode",
         unit="all",
@@ -52,28 +52,28 @@ def chosen(rows=4, gpu=HOPPER, candidates=BOTH, rules=(PREFER_BULK,), wanted=Non
 @pytest.mark.parametrize(("rows", "height"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 16), (24, 16), (64, 16)])
 def test_k_and_v_are_read_as_seldom_as_possible_and_then_by_the_fewest_idle_rows(rows, height):
     for gpu in (AMPERE, HOPPER, BLACKWELL, HOST):
-        assert chosen(rows, gpu).entry.axes["rows"] == height
+        assert chosen(rows, gpu).kernel.axes["rows"] == height
 
 
 def test_a_rule_decides_on_its_architecture_alone():
-    assert chosen(gpu=HOPPER).entry.axes["loader"] == "sm90"
-    assert chosen(gpu=AMPERE).entry.axes["loader"] == "sm80"
-    assert chosen(gpu=HOST).entry.axes["loader"] == "sm80"  # runs all: the first in the manifest, as no rule speaks
-    assert chosen(gpu=HOPPER, rules=()).entry.axes["loader"] == "sm80"
+    assert chosen(gpu=HOPPER).kernel.axes["loader"] == "sm90"
+    assert chosen(gpu=AMPERE).kernel.axes["loader"] == "sm80"
+    assert chosen(gpu=HOST).kernel.axes["loader"] == "sm80"  # runs all: the first in the manifest, as no rule speaks
+    assert chosen(gpu=HOPPER, rules=()).kernel.axes["loader"] == "sm80"
 
 
 def test_the_first_rule_that_applies_decides():
     small_pages = Rule("loader", ("sm80",), "a box would hold 8 tokens", when={"page_size": {"max": 15}})
     coded = Rule("loader", ("sm80",), "the codes are small", when={"kv": ["i8", "i4"]})
     rules = (small_pages, coded, PREFER_BULK)
-    assert chosen(page_size=8, rules=rules).entry.axes["loader"] == "sm80"
-    assert chosen(page_size=16, rules=rules).entry.axes["loader"] == "sm90"
+    assert chosen(page_size=8, rules=rules).kernel.axes["loader"] == "sm80"
+    assert chosen(page_size=16, rules=rules).kernel.axes["loader"] == "sm90"
     assert chosen(page_size=16, rules=rules).rules == (PREFER_BULK,)
     assert chosen(page_size=8, rules=rules[::-1]).rules == (PREFER_BULK,)
 
 
 def test_a_second_read_of_the_cache_outweighs_any_preference():
-    assert chosen(16, candidates=(kernel(16), bulk(8))).entry.axes["loader"] == "sm80"
+    assert chosen(16, candidates=(kernel(16), bulk(8))).kernel.axes["loader"] == "sm80"
 
 
 def test_an_axis_that_no_kernel_has_decides_nothing():
@@ -94,7 +94,7 @@ def test_an_axis_that_no_kernel_has_decides_nothing():
 )
 def test_a_kernel_that_cannot_serve_the_call_is_left_out_with_the_reason(change, reason):
     found = chosen(**change)
-    assert found.entry == kernel(8)
+    assert found.kernel == kernel(8)
     assert [entry.symbol for entry, _ in found.refused] == ["kvit_decode__sm90_h8", "kvit_decode__sm90_h16"]
     assert all(reason in why for _, why in found.refused)
 
@@ -102,13 +102,13 @@ def test_a_kernel_that_cannot_serve_the_call_is_left_out_with_the_reason(change,
 def test_costs_are_ranked_and_the_cheapest_is_the_choice():
     found = chosen(9)
     assert [cost for cost, _ in found.ranked] == [(1, 0, 7), (1, 1, 7), (2, 0, 7), (2, 1, 7)]
-    assert found.ranked[0][1] is found.entry
+    assert found.ranked[0][1] is found.kernel
 
 
 def test_a_symbol_or_axes_narrow_the_choice():
-    assert chosen(wanted="kvit_decode__sm80_h16").entry == kernel(16)
-    assert chosen(wanted={"loader": "sm80"}).entry == kernel(8)
-    assert chosen(wanted={"rows": 16, "loader": "sm90"}).entry == bulk(16)
+    assert chosen(wanted="kvit_decode__sm80_h16").kernel == kernel(16)
+    assert chosen(wanted={"loader": "sm80"}).kernel == kernel(8)
+    assert chosen(wanted={"rows": 16, "loader": "sm90"}).kernel == bulk(16)
 
 
 @pytest.mark.parametrize("wanted", ["kvit_decode__sm80_h32", {"rows": 32}, {"weather": "dry"}], ids=str)
@@ -134,24 +134,27 @@ def test_wanting_something_else_than_a_name_or_axes_is_a_type_error():
         chosen(wanted=16)
 
 
-# --- tuning.json ----------------------------------------------------------------------------------------------------
+# --- rules.json and cards.json --------------------------------------------------------------------------------------
 
 
-def test_the_shipped_table_serves_every_built_shape_on_every_architecture():
+def test_the_shipped_rules_serve_every_built_shape_on_every_architecture():
     built = registry.candidates("decode")
     for key in {(entry.axes["dtype"], entry.axes["kv"], entry.axes["head_dim"]) for entry in built}:
         candidates = registry.candidates("decode", **dict(zip(("dtype", "kv", "head_dim"), key, strict=True)))
         archs = {arch for entry in candidates for arch in entry.archs}
         for gpu in (HOST, *(gpu for gpu in (AMPERE, HOPPER, BLACKWELL) if best_target(gpu, archs))):
             for page_size in (1, 20, 64):
-                assert choose(candidates, Call(*key, 4, page_size), gpu).entry in candidates
+                assert choose(candidates, Call(*key, 4, page_size), gpu).kernel in candidates
 
 
-def test_the_shipped_table_gives_reasons_and_peaks_that_memory_can_have():
-    table = tuning.installed()
-    assert all(rule.why and rule.order for rule in table.rules)
-    assert 3300 <= table.peaks["NVIDIA H100 80GB HBM3"] <= 3400  # 5120 bits at 2.62 GHz, twice a cycle
-    assert all(100 < peak < 20_000 for peak in table.peaks.values())
+def test_the_shipped_rules_give_reasons():
+    assert installed_rules() and all(rule.why and rule.order for rule in installed_rules())
+
+
+def test_the_shipped_cards_have_peaks_that_memory_can_have():
+    peaks = cards.peaks_gbps()
+    assert 3300 <= peaks["NVIDIA H100 80GB HBM3"] <= 3400  # 5120 bits at 2.62 GHz, twice a cycle
+    assert all(100 < peak < 20_000 for peak in peaks.values())
 
 
 @pytest.mark.parametrize(
@@ -163,6 +166,6 @@ def test_the_shipped_table_gives_reasons_and_peaks_that_memory_can_have():
     ],
     ids=["missing", "misspelt", "no field"],
 )
-def test_a_table_with_a_slip_in_it_is_an_error(rule, match):
+def test_rules_with_a_slip_in_them_are_an_error(rule, match):
     with pytest.raises(TypeError, match=match):
-        tuning.parse(json.dumps({"prefer": [rule], "cards": []}))
+        parse_rules(json.dumps([rule]))

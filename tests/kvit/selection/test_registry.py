@@ -1,12 +1,12 @@
-"""kvit/registry.py: finding kernels, choosing the file for a GPU, and saying what exists where nothing fits."""
+"""kvit/selection/registry.py: finding kernels, choosing the file for a GPU, saying what exists where nothing fits."""
 
 import json
 
 import pytest
 
-from kvit import registry
 from kvit.errors import KernelMissing
-from kvit.registry import Registry, best_target
+from kvit.selection import registry
+from kvit.selection.registry import Registry, best_target
 
 
 def kernel(dtype, head_dim, archs=("sm_80", "sm_90a", "compute_80")):
