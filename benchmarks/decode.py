@@ -29,9 +29,9 @@ from inputs import Inputs
 from report import Result, cliffs, complaints, summary, table
 
 import kvit
-from kvit import tuning
 from kvit._cli import devices, display, info
 from kvit._cli.compare import Mismatch
+from kvit.selection import cards
 
 SEED = 20
 _QUICK_REPLAYS = 4
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "device": device.name,
         "compute_capability": list(device.compute_capability),
         "num_sms": device.num_sms,
-        "peak_gbps": tuning.installed().peaks.get(device.name),
+        "peak_gbps": cards.peaks_gbps().get(device.name),
         "driver": devices.driver_release(),
         "cuda": devices.cuda_version(),
         "kvit": info.version(),
@@ -128,7 +128,7 @@ def time_cell(inputs: Inputs, replays: int = measure.REPLAYS, with_peers: bool =
         op.check(inputs.stream)
     times = dict(zip(ready, (round(it, 3) for it in peer_us), strict=True))
     found = {name: times.get(name, peer) for name, peer in peers.items()}
-    return Result(inputs.cell, us, ahead_us, ops[-1].entry.symbol, found)
+    return Result(inputs.cell, us, ahead_us, ops[-1].kernel.symbol, found)
 
 
 def prove(inputs: Inputs, op: kvit.Attention, views: Sequence[kvit.CacheView]) -> None:

@@ -27,7 +27,7 @@ from cuda.bindings import driver
 from idle_driver import compiler, pretend_kernels
 
 import kvit
-from kvit import registry
+from kvit.selection import registry
 
 # Short of what a driver queues, or the GPU's time would be counted too.
 _CALLS = 200

@@ -32,7 +32,7 @@ def build(folder: Path) -> dict[str, str]:
 
 def pretend_kernels(folder: Path) -> None:
     """Make kvit find a file for each of its kernels in `folder`, whatever was built: the idle driver reads none."""
-    from kvit import registry
+    from kvit.selection import registry
 
     index = json.loads((registry.KERNELS / "index.json").read_text(encoding="utf-8"))
     index["archs"] = [_ARCH]

@@ -13,10 +13,11 @@ from cuda.bindings import driver
 from numpy.typing import NDArray
 
 import kvit
-from kvit import dtypes, registry
+from kvit import dtypes
 from kvit._cli.compare import expect
 from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
+from kvit.selection import registry
 
 REPLAYS = 10
 CALLS_PER_GRAPH = 20  # a graph's own start is spread over so many calls

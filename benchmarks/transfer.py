@@ -159,14 +159,14 @@ def time_cell(inputs: Inputs) -> Iterator[Result]:
         us = rotating_us(inputs, append)
         op.check(stream)
         num_bytes = cell.kv_bytes(setting) + with_queries * cell.query_bytes(setting)
-        yield Result(name, cell, num_bytes, us, op.entry.symbol)
+        yield Result(name, cell, num_bytes, us, op.kernel.symbol)
 
     gather_op = kvit.Gather(inputs.views[0])
     gather = gathering(inputs, gather_op)
     prove_gather(inputs, gather_op, gather)  # of the rows that the last append left
     us = rotating_us(inputs, gather)
     gather_op.check(stream)
-    yield Result("gather", cell, cell.kv_bytes(setting), us, gather_op.entry.symbol)
+    yield Result("gather", cell, cell.kv_bytes(setting), us, gather_op.kernel.symbol)
 
 
 def rotating_us(inputs: Inputs, call: Call) -> float:

@@ -12,8 +12,9 @@ from ._native.event import Event
 from ._native.graph import Graph
 from ._native.stream import Stream
 from ._native.tensor import Tensor
-from .attention import Attention, attention
-from .cache import PagedCache
+from .cache.attention import attention
+from .cache.paged_cache import PagedCache
+from .cache.sequence import Sequence
 from .errors import (
     CacheFull,
     DeviceError,
@@ -28,17 +29,18 @@ from .errors import (
     SequenceFreed,
     ShapeError,
 )
-from .maintenance import CopyPages, Flatten
-from .merging import merge_states
-from .rope import Rope
-from .sequence import Sequence
-from .transfer import Append, Gather
-from .views import CacheView, PageTable
+from .layouts.views import CacheView, PageTable
+from .ops.append import Append
+from .ops.attention import Attention
+from .ops.copy_pages import CopyPages
+from .ops.gather import Flatten, Gather
+from .ops.merge import merge_states
+from .ops.rope import Rope
 
 if TYPE_CHECKING:
-    from .conversion import ConvertPages
-    from .turbomind import TurboMindBlocks
-    from .vllm import VllmPages
+    from .layouts.turbomind import TurboMindBlocks
+    from .layouts.vllm import VllmPages
+    from .ops.convert import ConvertPages
 
 __all__ = [
     "Append",
@@ -79,7 +81,7 @@ __all__ = [
 
 
 # Modules that few programs need: imported when a name is first asked for, so that the others start sooner.
-_ASKED_FOR = {"ConvertPages": "conversion", "TurboMindBlocks": "turbomind", "VllmPages": "vllm"}
+_ASKED_FOR = {"ConvertPages": "ops.convert", "TurboMindBlocks": "layouts.turbomind", "VllmPages": "layouts.vllm"}
 
 
 def __getattr__(name: str) -> Any:

@@ -17,9 +17,9 @@ MOST = 2**31 - 1
 """Largest count of rows, pages or tokens: kernels index them with int32. Offsets in memory are 64 bits wide."""
 
 
-def tensor(name: str, source: Any, dtype: Dtype | None = None, queue: Stream | None = None) -> Tensor:
+def tensor(name: str, source: Any, dtype: Dtype | None = None, stream: Stream | None = None) -> Tensor:
     """View `source` in place. Raw integers of the same width pass as `dtype`: numpy alone has no bfloat16."""
-    found = Tensor.wrap(source, stream=0 if queue is None or queue.device == "host" else queue.handle)
+    found = Tensor.wrap(source, stream=0 if stream is None else stream.handle)
     if dtype is None or found.dtype is dtype:
         return found
     try:

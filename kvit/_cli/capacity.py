@@ -6,10 +6,11 @@ import argparse
 import re
 from typing import Any
 
-from kvit import codecs, dtypes, registry
+from kvit import codecs, dtypes
 from kvit._cli import display
-from kvit._parameters import compute_dtype
 from kvit.errors import ShapeError
+from kvit.layouts.parameters import compute_dtype
+from kvit.selection import registry
 
 _UNITS = {unit: 1000**power for power, unit in enumerate(("", "kb", "mb", "gb", "tb"))}
 _UNITS |= {unit: 1024**power for power, unit in enumerate(("b", "kib", "mib", "gib", "tib"))}

@@ -23,7 +23,7 @@ def _attend(trial: Trial, cache: RawCache, counts: list[int] | None, causal: boo
     tokens = len(cache.lengths) if counts is None else sum(counts)
     q = trial.random(tokens, query_heads, trial.shape.head_dim)
     op = kvit.Attention(cache.view, query_heads, causal=causal, tokens_per_sequence=max(counts or [1]))
-    trial.chosen["kernel"] = op.entry.symbol
+    trial.chosen["kernel"] = op.kernel.symbol
     table, held = cache.page_table(trial), trial.upload(q)
     indptr = None if counts is None else trial.upload(np.cumsum([0, *counts]).astype(np.int32))
     results = []

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 import kvit
-from kvit import codecs, reference, registry
+from kvit import codecs, reference
 from kvit._cli.compare import CODED_SCORE_BOUND, attention_bound, expect_close, expect_same
 from kvit._cli.trial import Trial
+from kvit.selection import registry
 
 
 def check_quantised(trial: Trial) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from kvit import registry
 from kvit._native import driver
 from kvit._native.context import Device
 from kvit.errors import KvitError
+from kvit.selection import registry
 
 
 def gpus() -> tuple[list[Device], str | None]:
@@ -23,7 +23,7 @@ def all_devices() -> list[Device]:
     return [Device.of("host"), *gpus()[0]]
 
 
-def target_on(entry: registry.Entry, device: Device) -> str | None:
+def target_on(entry: registry.KernelInfo, device: Device) -> str | None:
     """What runs where this kernel is launched on the device: "host", a member of entry.archs, None if nothing can."""
     if device.compute_capability is None or device.shared_bytes is None:
         return "host"

@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from kvit import registry
 from kvit._cli import capacity, devices, display, sizes
 from kvit.errors import KernelMissing
+from kvit.selection import registry
 
 _PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "rich", "matplotlib")
 _HOST_LIBRARY = "libkvit_host.so"

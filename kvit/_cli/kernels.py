@@ -6,9 +6,9 @@ import argparse
 import json
 from typing import Any
 
-from kvit import registry
 from kvit._cli import devices, display
 from kvit.errors import KernelMissing
+from kvit.selection import registry
 
 
 def add_to(commands: Any) -> None:
@@ -26,14 +26,14 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([_row(entry, present) for entry in entries], indent=2))
     else:
-        families: dict[str, list[registry.Entry]] = {}
+        families: dict[str, list[registry.KernelInfo]] = {}
         for entry in entries:
             families.setdefault(entry.family, []).append(entry)
         print("\n\n".join(_text(family, present) for family in families.values()))
     return 0
 
 
-def _selected(families: list[str] | None) -> list[registry.Entry]:
+def _selected(families: list[str] | None) -> list[registry.KernelInfo]:
     entries = registry.all()
     built = dict.fromkeys(entry.family for entry in entries)
     for family in families or ():
@@ -42,7 +42,7 @@ def _selected(families: list[str] | None) -> list[registry.Entry]:
     return [entry for entry in entries if not families or entry.family in families]
 
 
-def _row(entry: registry.Entry, present: list[devices.Device]) -> dict[str, Any]:
+def _row(entry: registry.KernelInfo, present: list[devices.Device]) -> dict[str, Any]:
     return {
         "symbol": entry.symbol,
         "family": entry.family,
@@ -56,7 +56,7 @@ def _row(entry: registry.Entry, present: list[devices.Device]) -> dict[str, Any]
     }
 
 
-def _text(family: list[registry.Entry], present: list[devices.Device]) -> str:
+def _text(family: list[registry.KernelInfo], present: list[devices.Device]) -> str:
     axes = list(family[0].axes)
     header = ("symbol", *axes, "threads", "shared bytes", "built for", *map(str, present))
     rows = [
@@ -74,5 +74,5 @@ def _text(family: list[registry.Entry], present: list[devices.Device]) -> str:
     return f"{title}\n{display.table(header, rows, '  ')}"
 
 
-def _targets(entry: registry.Entry, present: list[devices.Device]) -> list[str | None]:
+def _targets(entry: registry.KernelInfo, present: list[devices.Device]) -> list[str | None]:
     return [devices.target_on(entry, device) for device in present]

@@ -9,10 +9,10 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvit import registry
 from kvit._cli import devices, display
 from kvit._native.context import Device
 from kvit.errors import DriverError, KernelMissing, KvitError
+from kvit.selection import registry
 
 if TYPE_CHECKING:
     from kvit._cli.trial import Shape

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from kvit import registry
 from kvit.iterators._params import NUM_POOLS, KvitCache, KvitPageTable, KvitPool, KvitProbeParams, KvitTensorMap
 from kvit.iterators.prediction import POOLS, Probe, ProbeInput, box_tokens_of, check_input
 from kvit.iterators.probe_spec import BoxProbeSpec, ProbeSpec, spec_of
 from kvit.iterators.tiles import NO_FAULT, Fault, FaultKind
+from kvit.selection import registry
 
 if TYPE_CHECKING:
     from kvit._native.tensor import Tensor

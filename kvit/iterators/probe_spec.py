@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from kvit import registry
 from kvit.errors import KernelMissing, ShapeError
 from kvit.iterators.box_iterator import BoxIterator
 from kvit.iterators.gmem_iterator import GmemIterator
 from kvit.iterators.kv_layout import kv_layout, kv_thread_map, param_layout, param_thread_map
 from kvit.iterators.raked_thread_map import WARP
 from kvit.iterators.tensor_layout import TensorLayout
+from kvit.selection import registry
 
 _WARPS = 4
 _BITS = {"f16": 16, "bf16": 16, "u8": 8, "u4": 4}

@@ -117,11 +117,11 @@ cdef int keep_attention(OpState *state, object operation) except -1:
 
 
 cdef int keep_transfer(OpState *state, object operation) except -1:
-    cdef Buffer fault = operation._faults.buffer
-    cdef Kernel kernel = load_kernel(operation.entry, device_of(operation.device))  # kept by its module
+    cdef Buffer fault = operation.faults.buffer
+    cdef Kernel kernel = load_kernel(operation.kernel, device_of(operation.device))  # kept by its module
     state.kernel = <void *>kernel
     state.graph = <void *>(<TransferCall>operation)._graph
-    state.shares = shares_of(operation.entry, device_of(operation.device))
+    state.shares = shares_of(operation.kernel, device_of(operation.device))
     state.fault = <KvitFault *>fault.memory.data
     add_memory(state, fault, True)
     return 0
@@ -179,10 +179,10 @@ cdef str describe(const OpState *state):
     if state.kind == KVIT_OP_ATTENTION:
         return operation.explain()
     return (
-        f"{operation.entry.symbol} on {operation.device}\n"
+        f"{operation.kernel.symbol} on {operation.device}\n"
         f"  grid       CTAs of {state.shares.warps} warps, each for "
         f"{state.shares.heads_per_pass} KV heads of a token{' at a time' if state.shares.resident else ''}\n"
-        f"{operation._explain_launch()}"
+        f"{operation.explain_launch()}"
     )
 
 

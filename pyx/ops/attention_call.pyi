@@ -4,9 +4,9 @@ from typing import Any
 
 from kvit._native.attention_launch import AttentionLaunch
 from kvit._native.faults import HoldsFaults
-from kvit._native.packed_cache import PackedCache
+from kvit._native.packed_cache import HoldsCache, PackedCache
+from kvit._native.packed_table import HoldsTable
 from kvit._native.tensor import Tensor
-from kvit.views import CacheView, PageTable
 
 class AttentionCall:
     """The call of kvit.Attention, which derives from it."""
@@ -15,8 +15,8 @@ class AttentionCall:
     def __call__(
         self,
         q: Any,
-        view: CacheView,
-        table: PageTable,
+        view: HoldsCache,
+        table: HoldsTable,
         *,
         out: Any = None,
         lse: Any = None,

@@ -2,7 +2,7 @@
 from kvit._native.context import Device
 from kvit._native.module import Kernel
 from kvit._native.tensor import Tensor
-from kvit.registry import Entry
+from kvit.selection.registry import KernelInfo
 
 class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants."""
@@ -12,7 +12,7 @@ class AttentionLaunch:
     fault: Tensor
     def __init__(
         self,
-        entry: Entry,
+        entry: KernelInfo,
         device: Device,
         grid: int,
         partitions: int,

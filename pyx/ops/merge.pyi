@@ -2,10 +2,10 @@
 from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.registry import Entry
+from kvit.selection.registry import KernelInfo
 
 def merge(
-    entry: Entry,
+    entry: KernelInfo,
     device: Device,
     a: Tensor,
     lse_a: Tensor,

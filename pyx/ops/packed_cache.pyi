@@ -11,7 +11,7 @@ class PackedCache:
     blocks: Tensor | None
     memory: tuple[Tensor, ...]
     @property
-    def shape(self) -> tuple[int, int, int, int]: ...
+    def shape(self) -> tuple[int, int, int, int, int]: ...
     @property
     def pools(self) -> tuple[tuple[int, int, int, int], ...]: ...
     @property
@@ -25,7 +25,8 @@ class PackedCache:
         num_pages: int,
         page_size: int,
         num_kv_heads: int,
-        head_dim: int,
+        k_dim: int,
+        v_dim: int,
         dtype: int = 0,
         k_params: Tensor | None = None,
         v_params: Tensor | None = None,

@@ -4,10 +4,10 @@ from kvit._native.context import Device
 from kvit._native.packed_cache import PackedCache
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.registry import Entry
+from kvit.selection.registry import KernelInfo
 
 def copy_pages(
-    entry: Entry,
+    entry: KernelInfo,
     device: Device,
     cache: PackedCache,
     source: Tensor,
@@ -18,7 +18,7 @@ def copy_pages(
     stream: Stream | None,
 ) -> None: ...
 def relayout(
-    entry: Entry,
+    entry: KernelInfo,
     device: Device,
     source: PackedCache,
     target: PackedCache,
@@ -31,7 +31,7 @@ def relayout(
     stream: Stream | None,
 ) -> None: ...
 def requantise(
-    entry: Entry,
+    entry: KernelInfo,
     device: Device,
     source: PackedCache,
     target: PackedCache,

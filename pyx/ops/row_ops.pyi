@@ -6,7 +6,7 @@ from kvit._native.packed_cache import PackedCache
 from kvit._native.packed_table import PackedTable
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.registry import Entry
+from kvit.selection.registry import KernelInfo
 
 class PackedRope:
     """How positions turn pairs of channels, as kernels take it."""
@@ -15,7 +15,7 @@ class PackedRope:
     def __init__(self, steps: Tensor, is_interleaved: bool, attention_factor: float) -> None: ...
 
 def append(
-    entry: Entry,
+    entry: KernelInfo,
     device: Device,
     cache: PackedCache,
     table: PackedTable,
@@ -37,7 +37,7 @@ def append(
     graph: KernelGraph | None = None,
 ) -> None: ...
 def gather(
-    entry: Entry,
+    entry: KernelInfo,
     device: Device,
     cache: PackedCache,
     table: PackedTable,

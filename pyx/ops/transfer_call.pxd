@@ -10,7 +10,7 @@ from kvit._native.tensor cimport Tensor
 
 
 cdef class TransferCall(CacheCall):
-    cdef object entry                  # kvit.registry.Entry
+    cdef object entry                  # kvit.selection.registry.KernelInfo
     cdef Kernel kernel                 # None until the first call, or until there is a graph of it
     cdef readonly KernelGraph _graph   # that launches it; None: it is launched itself
     cdef WarpShares shares             # of its warps

@@ -4,8 +4,9 @@ from typing import Any
 
 from kvit._native.faults import HoldsFaults
 from kvit._native.kernel_graph import KernelGraph
+from kvit._native.faults import HoldsFaults
 from kvit._native.packed_cache import PackedCache
-from kvit.registry import Entry
+from kvit.selection.registry import KernelInfo
 
 class TransferCall:
     """What kvit.Append and kvit.Gather derive from."""
@@ -13,7 +14,7 @@ class TransferCall:
     _graph: KernelGraph | None
     def __init__(
         self,
-        entry: Entry,
+        entry: KernelInfo,
         device: str,
         faults: HoldsFaults,
         cache: PackedCache,

@@ -11,7 +11,7 @@ cdef class Library:
 
 
 cdef class Kernel:
-    cdef readonly object entry         # kvit.registry.Entry
+    cdef readonly object entry         # kvit.selection.registry.KernelInfo
     cdef Device dev
     cdef readonly Library library      # None on the host
     cdef void *handle                  # CUkernel; NULL on the host

@@ -5,7 +5,7 @@ import subprocess
 
 import pytest
 
-from kvit import registry
+from kvit.selection import registry
 from support import KERNELS, ROOT
 from support.manifest import the_manifest
 from support.sources import sources

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from kvit import registry
+from kvit.selection import registry
 from support import KERNELS
 from support.manifest import manifest, the_manifest
 from support.sass import entries_of

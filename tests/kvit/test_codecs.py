@@ -3,8 +3,9 @@
 import pytest
 
 import kvit
-from kvit import codecs, dtypes, registry
+from kvit import codecs, dtypes
 from kvit.codecs import BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, FLOAT16, INT4, INT8
+from kvit.selection import registry
 
 
 @pytest.mark.parametrize(

@@ -170,7 +170,7 @@ def step():
 
 def test_threads_that_are_the_first_to_use_kvit_load_each_kernel_once(device):
     program = f"""{STEP}
-from kvit import registry
+from kvit.selection import registry
 from kvit._native.module import Kernel
 found, barrier = [], threading.Barrier(8)
 def work():

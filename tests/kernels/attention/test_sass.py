@@ -2,7 +2,8 @@
 
 import pytest
 
-from kvit import codecs, dtypes, registry
+from kvit import codecs, dtypes
+from kvit.selection import registry
 from support.sass import ARITHMETIC, MATRIX, count, disassemble, matrix_loop, parse
 
 CUBINS = [arch for arch in registry.installed().archs if arch.startswith("sm_")]

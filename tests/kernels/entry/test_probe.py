@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from kvit.iterators import ProbeInput, ProbeSpec, Table, _params, predict, probe, spec_of
-from kvit.registry import candidates
+from kvit.selection.registry import candidates
 from support.manifest import manifest
 from support.probes import assert_same, make_pools, page_spans, scattered_table, used_tokens
 

@@ -3,7 +3,7 @@
 import pytest
 
 from kvit.iterators import BoxProbeSpec, ProbeInput, box_sizes, predict, probe, spec_of
-from kvit.registry import candidates
+from kvit.selection.registry import candidates
 from support.manifest import manifest
 from support.probes import assert_same, make_pools, page_spans, scattered_table
 

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import kvit
-from kvit import registry
 from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
+from kvit.selection import registry
 from support.manifest import manifest
 
 SPECS = manifest("read")

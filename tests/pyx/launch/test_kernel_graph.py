@@ -8,7 +8,6 @@ import struct
 import numpy as np
 import pytest
 
-from kvit import registry
 from kvit._native.buffer import Buffer
 from kvit._native.graph import Graph
 from kvit._native.kernel_graph import KernelGraph
@@ -16,6 +15,7 @@ from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
 from kvit._native.stream import Stream
 from kvit.errors import DeviceError, HostBackendError
+from kvit.selection import registry
 from support.processes import run_idle
 from support.threads import run_side_by_side
 
@@ -133,7 +133,7 @@ def test_a_stream_of_another_device_is_refused():
 
 IDLE = """
 from cuda.bindings import driver
-from kvit import registry
+from kvit.selection import registry
 from kvit._native.graph import Graph
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.launcher import launch_bytes

@@ -5,13 +5,13 @@ import ctypes
 import numpy as np
 import pytest
 
-from kvit import registry
 from kvit._native.buffer import Buffer
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
 from kvit._native.stream import Stream
 from kvit.errors import DtypeError, HostBackendError, ShapeError
+from kvit.selection import registry
 from support.processes import run_idle
 
 ROW_BYTES = 8

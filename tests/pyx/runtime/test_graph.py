@@ -8,7 +8,6 @@ import threading
 import numpy as np
 import pytest
 
-from kvit import registry
 from kvit._native.buffer import Buffer
 from kvit._native.event import Event
 from kvit._native.graph import Graph
@@ -16,6 +15,7 @@ from kvit._native.launcher import launch_bytes
 from kvit._native.module import Kernel
 from kvit._native.stream import Stream
 from kvit.errors import DeviceError, DriverError, HostBackendError, KvitError
+from kvit.selection import registry
 
 WORDS = 64
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from kvit import registry
 from kvit._native import host
 from kvit.errors import HostBackendError
+from kvit.selection import registry
 
 
 @pytest.fixture

@@ -2,9 +2,9 @@
 
 import pytest
 
-from kvit import registry
 from kvit._native.module import Kernel
 from kvit.errors import HostBackendError, KernelMissing
+from kvit.selection import registry
 
 
 @pytest.fixture

@@ -1,0 +1,56 @@
+"""kvit.attention: attention to sequences of a PagedCache, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from kvit import _checks
+from kvit._native.buffer import Buffer
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.cache.batch import counts_of, numbers_of
+from kvit.cache.paged_cache import PagedCache
+from kvit.cache.sequence import Sequence
+
+
+def attention(
+    q: Any,
+    cache: PagedCache,
+    seqs: Iterable[Sequence],
+    lengths: Iterable[int] | None = None,
+    *,
+    out: Any = None,
+    lse: Any = None,
+    return_lse: bool = False,
+    causal: bool = True,
+    scale: float | None = None,
+    stream: Any = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Attend the last tokens of each sequence to all its tokens in the cache.
+
+    q           [tokens, query_heads, head_dim], sequence after sequence, in the cache's dtype
+    seqs        sequences of `cache`; their new K and V were appended before
+    lengths     how many rows of q each sequence has; equally many if absent
+    out         like q, written in place; allocated if absent
+    lse         float32 [tokens, query_heads], written in place; allocated if absent and return_lse
+    causal      query i of n sees keys up to length - n + i; else all keys of its sequence
+    scale       of the scores, before exp; head_dim ** -0.5 if absent
+    stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+    Returns out, or (out, lse) if return_lse. A sequence with no tokens gives zeros and lse = -inf.
+    Raises ShapeError, DtypeError, DeviceError, LayoutError, SequenceFreed, KernelMissing; nothing is launched then.
+    Defined by kvit.reference.paged_attention.
+    """
+    stream = Stream.wrap(stream, cache.device)
+    q = _checks.tensor("q", q, None, stream)
+    _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
+    numbers = numbers_of(cache.pool, seqs)
+    counts = counts_of("q", q.shape[0], len(numbers), lengths)
+    op = cache.operation(q.shape[1], max(counts, default=1), causal, scale)
+    q = _checks.tensor("q", q, op.dtype)
+    if return_lse and lse is None:
+        lse = Buffer.empty(q.shape[:2], "float32", cache.device, stream)
+    table, indptr = cache.tables.send(cache.pool.pages_of_all(numbers), counts, stream)
+    out = op(q, cache.view, table, out=out, lse=lse, tokens=indptr, stream=stream)
+    return (out, lse) if return_lse else out

@@ -1,0 +1,281 @@
+"""A cache that owns its pages: hands them to sequences, shares them between forks, and moves tokens in and out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import accumulate, chain
+from typing import Any, Literal
+
+from kvit import _checks, codecs, dtypes
+from kvit._native.buffer import Buffer
+from kvit._native.context import Device
+from kvit._native.stream import Stream
+from kvit.cache.batch import SentTables, counts_of, numbers_of
+from kvit.cache.page_owners import chains_of
+from kvit.cache.page_pool import PagePool
+from kvit.cache.sequence import Sequence
+from kvit.cache.storage import new_pools, upload
+from kvit.errors import ShapeError
+from kvit.layouts.parameters import compute_dtype
+from kvit.layouts.views import CacheView, Layout, PageTable
+from kvit.ops.append import Append
+from kvit.ops.attention import Attention
+from kvit.ops.copy_pages import CopyPages
+from kvit.ops.faults import FaultRecord
+from kvit.ops.gather import Flatten
+from kvit.ops.rope import Rope
+from kvit.ops.transfer import rows_like_each_other
+
+
+class PagedCache:
+    """K and V of many sequences in one pool of pages on one device.
+
+    pages       in the pool; a page holds page_size tokens of all KV heads
+    page_size   any number of tokens from 1
+    dtype       of queries, and of rows of K and V before they are stored: "bfloat16" or "float16"
+    k, v        how they are stored: "int8", "int4", "float8_e4m3", "float8_e5m2", or the dtype itself, if absent;
+                docs/quantisation.md says which pair to use when
+    k_scale     of float8, as in CacheView: float32, [] or [kv_heads]; rows are stored as row / scale. 1 if absent
+    v_scale     the same
+    layout      how a page lies in memory: "HND" (a head's tokens side by side) or "NHD"
+    rope        how append turns K, and Q with it; K is stored as it comes if absent
+    device      "cuda:0", ..., or "host", which needs no GPU
+
+    Calls given no stream run on the device's default stream. Calls on different streams must be ordered by the caller
+    (Event), frees of sequences among them: a page that goes back is handed out again at once. Not safe to call from
+    several threads.
+
+    Raises ShapeError, DtypeError, LayoutError, KernelMissing (dtype and head_dim that no kernel covers), NoGpuError.
+    Paging: Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, 2023.
+    """
+
+    def __init__(
+        self,
+        pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        *,
+        dtype: Any = "bfloat16",
+        k: Any = None,
+        v: Any = None,
+        k_scale: Any = None,
+        v_scale: Any = None,
+        layout: Layout = "HND",
+        rope: Rope | None = None,
+        device: str | Device = "cuda:0",
+    ):
+        _checks.require_counts(pages=pages, page_size=page_size, kv_heads=kv_heads, head_dim=head_dim)
+        _checks.require_layout(layout)
+        compute = compute_dtype(dtypes.dtype_of(dtype))
+        sides = tuple(codecs.codec_of(compute if stored is None else stored) for stored in (k, v))
+        shape = (pages, page_size, kv_heads, head_dim)
+        view = new_pools(shape, layout, compute, sides, (k_scale, v_scale), Device.of(device))
+        self.page_size = page_size
+        self.kv_heads = kv_heads
+        self.head_dim = head_dim
+        self.dtype = compute
+        self.device: str = view.device
+        self.rope = rope
+        self.pool = PagePool(pages, page_size)
+        self.tables = SentTables()
+        self._faults = FaultRecord(self.device)
+        self._use(view)
+
+    def _use(self, view: CacheView) -> None:
+        """Keep K and V in this memory from now on."""
+        self.view = view
+        self._append = Append(view, rope=self.rope, faults=self._faults)
+        self._flatten = Flatten(view, faults=self._faults)
+        self._copy = CopyPages(view, faults=self._faults)
+        self._operations: dict[tuple, Attention] = {}
+
+    @property
+    def num_pages(self) -> int:
+        """Pages in the pool."""
+        return self.pool.num_pages
+
+    @property
+    def num_free_pages(self) -> int:
+        """Pages that no sequence has."""
+        return self.pool.num_free
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of K, V and their parameters, used or not."""
+        return self.view.nbytes
+
+    def sequence(self) -> Sequence:
+        """A new sequence without tokens; it takes pages as it grows."""
+        return Sequence(self, self.pool.new_sequence())
+
+    def append(
+        self,
+        seqs: Iterable[Sequence],
+        k: Any,
+        v: Any,
+        lengths: Iterable[int] | None = None,
+        *,
+        q: Any = None,
+        q_out: Any = None,
+        stream: Any = None,
+    ) -> None:
+        """Add tokens to the end of sequences. With a rope, rows of k turn to their places in the sequences.
+
+        seqs     sequences of this cache, each at most once
+        k, v     [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence
+        lengths  how many of the tokens each sequence gets; equally many if absent
+        q        [tokens, query_heads, head_dim], with a rope: turned as k is, into q_out, or in place if that is absent
+        stream   Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or
+        LayoutError before any page is taken or written. Returns before the work is done.
+        Defined by kvit.reference.append.
+        """
+        numbers = numbers_of(self.pool, seqs, distinct=True)
+        stream = Stream.wrap(stream, self.device)
+        k, v = rows_like_each_other(k, v, self.view, stream)
+        counts = counts_of("k", k.shape[0], len(numbers), lengths)
+        growth = self.pool.grow(numbers, counts)
+        try:
+            if growth.copies:
+                source, target = (upload(list(pages), stream) for pages in zip(*growth.copies, strict=True))
+                self._copy(self.view, source, target, stream=stream)
+            table, indptr = self.tables.send(growth.after, counts, stream)
+            self._append(k, v, self.view, table, tokens=indptr, q=q, q_out=q_out, stream=stream)
+        except BaseException:
+            self.pool.undo(growth)
+            raise
+        self.pool.keep(growth)
+
+    def gather(self, seqs: Iterable[Sequence], *, stream: Any = None) -> tuple[Buffer, Buffer, Buffer]:
+        """The tokens of sequences, end to end: flatten in layout NHD, in memory of their own.
+
+        Returns k and v [tokens, kv_heads, head_dim], and int32 indptr [sequences + 1]: sequence s has rows indptr[s] to
+        indptr[s + 1]. All three are on the cache's device; the work may not be done yet.
+        Raises SequenceFreed, ShapeError. Defined by kvit.reference.gather.
+        """
+        return self.flatten(seqs, stream=stream)
+
+    def flatten(
+        self,
+        seqs: Iterable[Sequence],
+        *,
+        layout: Layout = "NHD",
+        out: tuple[Any, Any] | None = None,
+        stream: Any = None,
+    ) -> tuple[Any, Any, Buffer]:
+        """The tokens of sequences, end to end and decoded, in dense memory.
+
+        layout  of k and v. "NHD": [tokens, kv_heads, head_dim]; "HND": [kv_heads, tokens, head_dim]
+        out     (k, v) in the cache's dtype and on its device, written in place; any strides, dense channels;
+                allocated if absent
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Returns k, v, and int32 indptr [sequences + 1] as gather does. The work may not be done yet.
+        Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError. Defined by kvit.reference.gather.
+        """
+        of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
+        stream = Stream.wrap(stream, self.device)
+        starts = [0, *accumulate(length for _, length in of_each)]
+        if starts[-1] > _checks.MOST:
+            raise ShapeError(f"the sequences have {starts[-1]} tokens; at most {_checks.MOST} can be gathered at once")
+        axes = {"tokens": starts[-1], "kv_heads": self.kv_heads, "head_dim": self.head_dim}
+        if layout == "HND":
+            axes = {name: axes[name] for name in ("kv_heads", "tokens", "head_dim")}
+        if out is None:
+            out = tuple(Buffer.empty(tuple(axes.values()), self.dtype, self.device, stream) for _ in range(2))
+        for name, rows in zip(("out[0]", "out[1]"), out, strict=True):
+            _checks.require_shape(name, _checks.tensor(name, rows, self.dtype, stream), **axes)
+        indptr = upload(starts, stream)
+        table, _ = self.tables.send(of_each, [0] * len(of_each), stream)
+        self._flatten(self.view, table, *out, layout=layout, tokens=indptr, stream=stream)
+        return *out, indptr
+
+    def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
+        """Flatten into the caller's k and v [tokens, kv_heads, head_dim], a row for each token. Returns indptr.
+
+        Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError.
+        """
+        seqs = list(seqs)
+        k, v = rows_like_each_other(k, v, self.view, Stream.wrap(stream, self.device))
+        tokens = sum(length for _, length in self.pool.pages_of_all(numbers_of(self.pool, seqs)))
+        if tokens != k.shape[0]:
+            raise ShapeError(f"k has {k.shape[0]} rows and the sequences {tokens} tokens; give a row for each token")
+        for name, rows in (("k", k), ("v", v)):
+            _checks.require_writable(name, rows)
+        return self.flatten(seqs, out=(k, v), stream=stream)[2]
+
+    def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:
+        """Move pages to the front of the pool. Sequences keep their tokens; the ids of their pages change.
+
+        order   "front": as few moves as possible; free pages come last. "sequences": also each sequence's pages one
+                after another, in the order in which sequences were made; a page that several hold comes with the first
+        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Returns how many pages moved, before they have. Page tables that were made before, in captured graphs too, name
+        pages that others may have now: make them anew. Defined by kvit.reference.copy_pages, all pages at once.
+        """
+        stream = Stream.wrap(stream, self.device)
+        moves = self.pool.moves_to_front(by_sequence=order == "sequences")
+        if moves:
+            plan = chains_of(moves)
+            source, target = (upload(list(pages), stream) for pages in zip(*chain.from_iterable(plan), strict=True))
+            starts = upload([0, *accumulate(map(len, plan))], stream)
+            self._copy(self.view, source, target, chains=starts, stream=stream)
+            self.pool.rename(moves)
+        return len(moves)
+
+    def requantise(
+        self, *, k: Any = None, v: Any = None, k_scale: Any = None, v_scale: Any = None, stream: Any = None
+    ) -> None:
+        """Store K and V in another way from now on. Sequences keep their tokens and their pages.
+
+        k, v              as in PagedCache; what is absent stays as it is
+        k_scale, v_scale  of float8, as in PagedCache
+        stream            Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Takes new memory and gives the old back: both are held while pages are converted. ConvertPages works in place,
+        on memory of your own. Returns before the work is done.
+        Raises DtypeError, KernelMissing (no kernels for the pair, or no such change), LayoutError (float8 that stays,
+        with other scales); nothing has changed then. Defined by kvit.reference.convert_pages.
+        """
+        stream = Stream.wrap(stream, self.device)
+        from kvit.cache.requantise import requantised  # with all that converts pages, which most caches never are
+
+        self._use(requantised(self.view, (k, v), (k_scale, v_scale), self.pool.used(), self._faults, stream))
+
+    def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
+        """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""
+        of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
+        return self.tables.send(of_each, [0] * len(of_each), Stream.wrap(stream, self.device))[0]
+
+    def check(self, stream: Any = None) -> None:
+        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
+
+        Tables that the cache makes are right; a fault means that its memory or a table was overwritten by somebody
+        else.
+        """
+        self._faults.check(stream)
+
+    def operation(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
+        """The Attention of kvit.attention's calls of this kind, made by the first of them."""
+        group = _checks.group_size(query_heads, self.kv_heads)
+        rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
+        key = (query_heads, rows, causal, scale)
+        if key not in self._operations:
+            self._operations[key] = Attention(
+                self.view,
+                query_heads,
+                causal=causal,
+                scale=scale,
+                tokens_per_sequence=tokens_per_sequence,
+                faults=self._faults,
+            )
+        return self._operations[key]
+
+    def __repr__(self) -> str:
+        return (
+            f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, "
+            f"{self.kv_heads} KV heads, head_dim {self.head_dim}, {self.view.holds}, {self.view.layout}, {self.device})"
+        )

@@ -1,0 +1,173 @@
+"""New rows of K and V into their pages, biased, turned and encoded on the way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from kvit import _checks, dtypes
+from kvit._native import row_ops
+from kvit._native.buffer import Buffer
+from kvit._native.context import Device
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.errors import LayoutError, ShapeError
+from kvit.layouts.views import CacheView, PageTable
+from kvit.ops.faults import FaultRecord
+from kvit.ops.operation import Launch, rows_per_sequence
+from kvit.ops.rope import Rope
+from kvit.ops.transfer import Transfer, checked_rows, rows_like_each_other
+
+
+class Append(Transfer):
+    """Writes new K and V into their pages, for one shape of cache; rotates K, and Q, on the way. A call is one launch.
+
+    view    CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    rope    Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
+    launch  "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
+    faults  record of faults to share with other operations; its own if absent
+
+    Raises KernelMissing (nothing built covers the shape), ShapeError (a rope of another head_dim), NoGpuError,
+    ValueError (an unknown launch).
+    Defined by kvit.reference.append.
+    """
+
+    family = "append"
+    _rope: row_ops.PackedRope | None = None
+
+    def __init__(
+        self,
+        view: CacheView,
+        *,
+        rope: Rope | None = None,
+        launch: Launch = "direct",
+        faults: FaultRecord | None = None,
+    ):
+        super().__init__(view, launch=launch, faults=faults)
+        if rope is not None and rope.head_dim != self.head_dim:
+            raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
+        self.rope = rope
+        self._rope = None if rope is None else _pack_rope(rope, self.device)
+
+    def __call__(
+        self,
+        k: Any,
+        v: Any,
+        view: CacheView,
+        table: PageTable,
+        *,
+        tokens: Any = None,
+        k_bias: Any = None,
+        v_bias: Any = None,
+        prefix_lengths: Any = None,
+        positions: Any = None,
+        q: Any = None,
+        q_out: Any = None,
+        q_bias: Any = None,
+        stream: Any = None,
+    ) -> None:
+        """Write the rows of k and v as the last tokens of their sequences. Returns before the work is done.
+
+        k, v            [tokens, kv_heads, head_dim], sequence after sequence, in the view's dtype; any strides, dense
+                        channels: slices of one packed tensor of queries, keys and values will do
+        view            CacheView of the operation's shape; its pages are written
+        table           PageTable whose lengths include the new tokens: token j of n goes to position length - n + j
+        tokens          int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
+        k_bias, v_bias  [kv_heads, head_dim] in the view's dtype: added in float32, before anything else. Weights: a
+                        launch right in front must not write them
+        prefix_lengths  int32 [sequences] on the device: tokens of lower positions lie in pages that sequences share and
+                        that nobody writes any more. They are skipped: neither they nor their pages are looked at
+        positions       int32 [tokens] on the device: what rows of k and q are turned to; the tokens' places in their
+                        sequences if absent. Where rows are stored does not depend on it
+        q               [tokens, query_heads, head_dim] in the view's dtype: turned as k is, those of skipped tokens too
+        q_out           like q, written; q itself, in place, if absent
+        q_bias          [query_heads, head_dim], as k_bias
+        stream          Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        Rows are biased and turned in float32 and rounded to the view's dtype before they are encoded: the cache holds
+        the bits that separate steps would have left. A token that the table gives no place is not written, and its
+        q_out is NaN if it has no position either; check() says why.
+        Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
+        """
+        is_plain = k_bias is v_bias is prefix_lengths is positions is q is q_out is q_bias is None
+        if is_plain and self._launched(k, v, view, table, tokens, stream, self._rope):
+            return
+        stream = Stream.wrap(stream, self.device)
+        self._check_view(view)
+        _checks.require_writable("view.k", view.k)
+        _checks.require_writable("view.v", view.v)
+        for name, params in (("view.k_params", view.k_params), ("view.v_params", view.v_params)):
+            if params is not None and params.dtype is view.dtype:  # the scales of float8 are only read
+                _checks.require_writable(name, params)
+        k, v = rows_like_each_other(k, v, view, stream)
+        each, indptr = rows_per_sequence("k", k, table.num_sequences, tokens, stream)
+        _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
+        extras: dict[str, Any] = {}
+        if k_bias is not None:
+            extras["k_bias"] = self._bias("k_bias", k_bias, self.kv_heads, stream)
+        if v_bias is not None:
+            extras["v_bias"] = self._bias("v_bias", v_bias, self.kv_heads, stream)
+        if prefix_lengths is not None:
+            extras["prefix_lengths"] = self._integers("prefix_lengths", prefix_lengths, stream, table.num_sequences)
+        if self._rope is not None:
+            extras["rope"] = self._rope
+        extras.update(self._rotated(k.shape[0], positions, q, q_out, q_bias, stream))
+        device = Device.of(self.device)
+        fault = self.faults.buffer
+        extras["graph"] = self._graph
+        row_ops.append(self.kernel, device, view.packed, table.packed, k, v, indptr, each, fault, stream, **extras)
+        self.faults.last_stream = stream
+
+    def _rotated(
+        self, tokens: int, positions: Any, q: Any, q_out: Any, q_bias: Any, stream: Stream
+    ) -> dict[str, Tensor]:
+        """What needs a rope, checked."""
+        if positions is q is q_out is q_bias is None:
+            return {}
+        if self._rope is None:
+            raise ShapeError("positions and q are for rows that turn; give Append a rope")
+        found: dict[str, Tensor] = {}
+        if positions is not None:
+            found["positions"] = self._integers("positions", positions, stream, tokens)
+        if q is None:
+            if q_out is not None or q_bias is not None:
+                raise ShapeError("q_out and q_bias are of q; give q too")
+            return found
+        q = checked_rows(
+            "q", q, self.dtype, self.device, stream, tokens=tokens, query_heads=None, head_dim=self.head_dim
+        )
+        heads = q.shape[1]
+        if q_out is None:
+            q_out = q
+        else:
+            axes = {"tokens": tokens, "query_heads": heads, "head_dim": self.head_dim}
+            q_out = checked_rows("q_out", q_out, self.dtype, self.device, stream, **axes)
+        _checks.require_writable("q_out", q_out)
+        found.update(q=q, q_out=q_out)
+        if q_bias is not None:
+            found["q_bias"] = self._bias("q_bias", q_bias, heads, stream)
+        return found
+
+    def _bias(self, name: str, source: Any, heads: int, stream: Stream) -> Tensor:
+        found = _checks.tensor(name, source, self.dtype, stream)
+        _checks.require_shape(name, found, heads=heads, head_dim=self.head_dim)
+        _checks.require_rows(name, found)
+        row_bytes = self.head_dim * self.dtype.bits // 8
+        if heads > 1 and found.strides[0] != row_bytes:
+            raise LayoutError(f"{name} has rows {found.strides[0]} bytes apart; they must be dense ({row_bytes} bytes)")
+        _checks.require_device(self.device, **{name: found})
+        return found
+
+    def _integers(self, name: str, source: Any, stream: Stream, count: int) -> Tensor:
+        found = _checks.tensor(name, source, dtypes.int32, stream)
+        axis = "sequences" if name == "prefix_lengths" else "tokens"
+        _checks.require_shape(name, found, **{axis: count})
+        _checks.require_dense(name, found)
+        _checks.require_device(self.device, **{name: found})
+        return found
+
+
+def _pack_rope(rope: Rope, device: str) -> row_ops.PackedRope:
+    import numpy
+
+    steps = numpy.array(rope.steps, numpy.uint64).view(numpy.int64)
+    return row_ops.PackedRope(Buffer.from_numpy(steps, device), rope.interleaved, rope.attention_factor)

@@ -1,0 +1,93 @@
+"""What operations on a cache share: the shape that they were made for, and the record of what their kernels met."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from kvit import _checks, codecs, dtypes
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.errors import DtypeError, ShapeError
+from kvit.layouts.views import CacheView, dims_key
+from kvit.ops.faults import FaultRecord
+
+Launch = Literal["direct", "graph"]
+"""How an operation gives its kernel to the driver."""
+
+_LAUNCHES = {
+    "direct": "the kernel itself, by every call",
+    "graph": "a graph of the kernel, with the parameters of every call: the calls of this operation take turns",
+}
+
+
+class Operation:
+    """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then.
+
+    view    CacheView of the caches to come
+    faults  record of the faults that kernels meet, to share with other operations; its own if absent
+    """
+
+    def __init__(self, view: CacheView, faults: FaultRecord | None, launch: Launch = "direct"):
+        if launch not in _LAUNCHES:
+            raise ValueError(f'launch is {launch!r}; give "direct" or "graph"')
+        self.launch = launch
+        self.kv_heads = view.kv_heads
+        self.k_dim, self.v_dim = view.k_dim, view.v_dim
+        self.codecs = view.codecs
+        self.dtype = view.dtype
+        self.device = view.device
+        self.faults = FaultRecord(self.device) if faults is None else faults
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a row of K, and of a query; of V and of outputs too, unless v_dim says otherwise."""
+        return self.k_dim
+
+    def check(self, stream: Any = None) -> None:
+        """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
+
+        The error names the sequence, the slot and the value that it met first; it is told once.
+        """
+        self.faults.check(stream)
+
+    def explain_launch(self) -> str:
+        """A line on how this operation gives its kernel to the driver."""
+        return explain_launch(self.launch)
+
+    def _check_view(self, view: CacheView) -> None:
+        if not isinstance(view, CacheView):
+            raise TypeError(f"view is a {type(view).__name__}; give a kvit.CacheView (ConvertPages makes its pages)")
+        if (view.kv_heads, view.k_dim, view.v_dim) != (self.kv_heads, self.k_dim, self.v_dim):
+            dims = dims_key(self.k_dim, self.v_dim)
+            raise ShapeError(
+                f"the view has {view.kv_heads} KV heads and head_dim {view.dims}; the operation was made for "
+                f"{self.kv_heads} and {dims}; make another {type(self).__name__} for this view"
+            )
+        if view.codecs != self.codecs or view.dtype is not self.dtype:
+            raise DtypeError(
+                f"the view holds {view.holds}; the operation was made for {codecs.describe(*self.codecs, self.dtype)}; "
+                f"make another {type(self).__name__} for this view"
+            )
+
+
+def explain_launch(launch: Launch) -> str:
+    """The line of `explain` that says how a kernel is given to the driver."""
+    return f"  launch     {launch}: {_LAUNCHES[launch]}"
+
+
+def rows_per_sequence(
+    name: str, rows: Tensor, num_sequences: int, tokens: Any, stream: Stream
+) -> tuple[int, Tensor | None]:
+    """How the rows of a call belong to sequences: (rows of each, None), or (0, where each begins)."""
+    if tokens is not None:
+        indptr = _checks.tensor("tokens", tokens, dtypes.int32, stream)
+        _checks.require_shape("tokens", indptr, **{"sequences + 1": num_sequences + 1})
+        _checks.require_dense("tokens", indptr)
+        return 0, indptr
+    count = rows.shape[0]
+    if count % max(1, num_sequences) or (count and not num_sequences):
+        raise ShapeError(
+            f"{name} has {count} rows for {num_sequences} sequences; give tokens, an int32 indptr, if sequences have "
+            "different numbers of rows"
+        )
+    return count // max(1, num_sequences), None

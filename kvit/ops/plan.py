@@ -1,0 +1,142 @@
+"""What an Attention does, decided once: its kernel, its grid, where heads are cut, and the memory that it works in."""
+
+from __future__ import annotations
+
+import math
+import operator
+from typing import NamedTuple
+
+from kvit import _checks, codecs, dtypes
+from kvit._native.context import Device
+from kvit.errors import DtypeError, ShapeError
+from kvit.layouts.views import CacheView
+from kvit.ops.operation import Launch
+from kvit.selection import choose, registry
+from kvit.selection.registry import KernelInfo
+
+
+class AttentionPlan(NamedTuple):
+    """All that is fixed before an Attention's first call: by the view, the GPU and the caller; never by lengths."""
+
+    choice: choose.Choice  # the kernel, and what it was compared with
+    device: str
+    query_heads: int
+    kv_heads: int
+    grid: int  # CTAs
+    partitions: int  # lines of work, each with its share of KV heads and of CTAs
+    split_tokens: int | None  # heads are cut at multiples of so many tokens; None: evenly over the grid
+    workspace_bytes: int  # that calls use besides their arguments, whatever the batch
+    token_bytes: int  # that a call reads of K, V and their parameters for each token
+    scale: float  # of the scores, before exp
+    causal: bool
+    reads_ahead: bool
+    launch: Launch
+
+    @property
+    def kernel(self) -> KernelInfo:
+        """The kernel that was chosen."""
+        return self.choice.kernel
+
+    @property
+    def group(self) -> int:
+        """Query heads that share a KV head."""
+        return self.query_heads // self.kv_heads
+
+    @property
+    def rows(self) -> int:
+        """Query rows of each KV head of a sequence that the kernel was chosen for: new tokens x group."""
+        return self.choice.call.rows
+
+    @property
+    def split_tiles(self) -> int:
+        """Tiles of a split; 0 without split_tokens."""
+        return (self.split_tokens or 0) // self.kernel.facts["tile_tokens"]
+
+
+def plan_attention(
+    view: CacheView,
+    query_heads: int,
+    *,
+    dtype: dtypes.Dtype,
+    scale: float,
+    causal: bool,
+    tokens_per_sequence: int,
+    wanted: choose.Wanted,
+    split_tokens: int | None,
+    reads_ahead: bool,
+    launch: Launch,
+) -> AttentionPlan:
+    """The plan of an Attention; the arguments are those of kvit.Attention.
+
+    Raises ShapeError (heads, split_tokens), DtypeError (queries of another dtype than the view's), KernelMissing,
+    LayoutError (no kernel reads such pages).
+    """
+    group = _checks.group_size(query_heads, view.kv_heads)
+    device = Device.of(view.device)
+    choice = _choose_kernel(dtype, view, group * max(1, tokens_per_sequence), device, wanted)
+    split = None if split_tokens is None else _whole_tiles(split_tokens, choice.kernel)
+    grid = device.num_sms * choice.kernel.facts["ctas_per_sm"]
+    return AttentionPlan(
+        choice=choice,
+        device=view.device,
+        query_heads=query_heads,
+        kv_heads=view.kv_heads,
+        grid=grid,
+        partitions=math.gcd(grid, view.kv_heads),
+        split_tokens=split,
+        workspace_bytes=_workspace_bytes(choice.kernel, grid, split is not None),
+        token_bytes=_token_bytes(view),
+        scale=scale,
+        causal=causal,
+        reads_ahead=reads_ahead,
+        launch=launch,
+    )
+
+
+def call_on(view: CacheView, rows: int) -> choose.Call:
+    """What the choice of a kernel for this cache depends on; `rows` as in AttentionPlan."""
+    steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
+    multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
+    kv = codecs.key_of(*view.codecs)
+    by_pointer = view.packed.blocks is not None
+    is_packed = view.packed.may_be_packed
+    return choose.Call(view.dtype.short, kv, view.dims, rows, view.page_size, multiple, by_pointer, is_packed)
+
+
+def _choose_kernel(
+    dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, wanted: choose.Wanted
+) -> choose.Choice:
+    key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims}
+    found = registry.candidates("decode", **key)
+    if not found:
+        registry.find("decode", **key)  # raises KernelMissing and says what is built
+    if dtype is not view.dtype:
+        raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
+    return choose.choose(found, call_on(view, rows), device.compute_capability, wanted=wanted)
+
+
+def _whole_tiles(split_tokens: int, kernel: KernelInfo) -> int:
+    """split_tokens, if it is a number of whole tiles of the kernel. Raises ShapeError."""
+    tokens, tile = operator.index(split_tokens), kernel.facts["tile_tokens"]
+    most = (2**31 - 1) // tile * tile
+    if tokens % tile or not 0 < tokens <= most:
+        below = tokens // tile * tile
+        nearest = sorted({min(max(near, tile), most) for near in (below, below + tile)})
+        raise ShapeError(
+            f"split_tokens is {tokens}; the tiles of {kernel.symbol} have {tile} tokens, and a split is a number of "
+            f"whole tiles; the nearest that would do: {', '.join(map(str, nearest))}"
+        )
+    return tokens
+
+
+def _workspace_bytes(kernel: KernelInfo, grid: int, has_splits: bool) -> int:
+    """A head, and what each CTA leaves for others to join: the kernel says how much of both."""
+    return kernel.facts["workspace_head_bytes"] + grid * kernel.facts["split_part_bytes" if has_splits else "part_bytes"]
+
+
+def _token_bytes(view: CacheView) -> int:
+    """What a call reads for each token: K, V and their parameters, unless those serve all tokens."""
+    dims = (view.k_dim, 0 if view.shares_kv else view.v_dim)
+    codes = sum(codec.dtype.bytes_for(dim) for codec, dim in zip(view.codecs, dims, strict=True))
+    own = [params for params in (view.k_params, view.v_params) if params is not None and len(params.shape) > 1]
+    return view.kv_heads * (codes + codecs.PARAM_BYTES * len(own))

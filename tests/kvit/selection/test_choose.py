@@ -1,0 +1,171 @@
+"""kvit/selection/choose.py: the cheapest kernel that can serve a call, on any GPU, without one."""
+
+import json
+
+import pytest
+
+from kvit.errors import KernelMissing, LayoutError
+from kvit.selection import cards, registry
+from kvit.selection.choose import Call, Rule, choose, installed_rules, parse_rules
+from kvit.selection.registry import best_target
+
+EVERYWHERE, HOPPER_ALONE = ("sm_80", "sm_90a", "compute_80"), ("sm_90a",)
+AMPERE, HOPPER, BLACKWELL, HOST = (8, 0), (9, 0), (10, 0), None
+
+
+def kernel(rows, loader="sm80", archs=EVERYWHERE, **facts):
+    """One that was not built: its axes, and what it needs."""
+    return registry.KernelInfo(
+        symbol=f"kvit_decode__{loader}_h{rows}",
+        family="decode",
+        unit="all",
+        axes={"dtype": "bf16", "kv": "b16", "head_dim": 128, "rows": rows, "loader": loader},
+        params="KvitDecodeParams",
+        params_bytes=340,
+        threads=128,
+        shared_bytes=1024,
+        min_ctas=2,
+        facts=facts,
+        archs=archs,
+        folder=registry.KERNELS,
+    )
+
+
+def bulk(rows):
+    """One that copies by descriptors: it needs whole boxes of 8 tokens, at equal distances, on sm_90a."""
+    return kernel(rows, "sm90", HOPPER_ALONE, page_multiple=8, stride_multiple=16, needs_strides=1)
+
+
+BOTH = (kernel(8), kernel(16), bulk(8), bulk(16))
+PREFER_BULK = Rule("loader", ("sm90", "sm80"), "bulk copies are asked for by one thread", arch="sm_90")
+
+
+def call(rows=4, page_size=64, **rest):
+    return Call("bf16", "b16", 128, rows, page_size, **rest)
+
+
+def chosen(rows=4, gpu=HOPPER, candidates=BOTH, rules=(PREFER_BULK,), wanted=None, **rest):
+    return choose(candidates, call(rows, **rest), gpu, rules=rules, wanted=wanted)
+
+
+# 8 and 16 fill a tile; 9 and 24 waste some of one; 17 needs two of the taller and three of the other.
+@pytest.mark.parametrize(("rows", "height"), [(1, 8), (8, 8), (9, 16), (16, 16), (17, 16), (24, 16), (64, 16)])
+def test_k_and_v_are_read_as_seldom_as_possible_and_then_by_the_fewest_idle_rows(rows, height):
+    for gpu in (AMPERE, HOPPER, BLACKWELL, HOST):
+        assert chosen(rows, gpu).kernel.axes["rows"] == height
+
+
+def test_a_rule_decides_on_its_architecture_alone():
+    assert chosen(gpu=HOPPER).kernel.axes["loader"] == "sm90"
+    assert chosen(gpu=AMPERE).kernel.axes["loader"] == "sm80"
+    assert chosen(gpu=HOST).kernel.axes["loader"] == "sm80"  # runs all: the first in the manifest, as no rule speaks
+    assert chosen(gpu=HOPPER, rules=()).kernel.axes["loader"] == "sm80"
+
+
+def test_the_first_rule_that_applies_decides():
+    small_pages = Rule("loader", ("sm80",), "a box would hold 8 tokens", when={"page_size": {"max": 15}})
+    coded = Rule("loader", ("sm80",), "the codes are small", when={"kv": ["i8", "i4"]})
+    rules = (small_pages, coded, PREFER_BULK)
+    assert chosen(page_size=8, rules=rules).kernel.axes["loader"] == "sm80"
+    assert chosen(page_size=16, rules=rules).kernel.axes["loader"] == "sm90"
+    assert chosen(page_size=16, rules=rules).rules == (PREFER_BULK,)
+    assert chosen(page_size=8, rules=rules[::-1]).rules == (PREFER_BULK,)
+
+
+def test_a_second_read_of_the_cache_outweighs_any_preference():
+    assert chosen(16, candidates=(kernel(16), bulk(8))).kernel.axes["loader"] == "sm80"
+
+
+def test_an_axis_that_no_kernel_has_decides_nothing():
+    found = chosen(rules=(Rule("weather", ("dry", "wet"), "who knows"), PREFER_BULK))
+    assert found.terms == ("reads of K and V", "loader", "idle rows")
+    assert found.ranked[0] == ((1, 0, 4), bulk(8))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"gpu": BLACKWELL}, "is built for sm_90a, not for sm_100"),
+        ({"page_size": 20}, "needs pages of a multiple of 8 tokens; these have 20"),
+        ({"stride_multiple": 8}, "needs strides of a multiple of 16 bytes; these are multiples of 8"),
+        ({"by_pointer": True}, "needs pages that lie at equal distances"),
+    ],
+    ids=["GPU", "page", "strides", "pointers"],
+)
+def test_a_kernel_that_cannot_serve_the_call_is_left_out_with_the_reason(change, reason):
+    found = chosen(**change)
+    assert found.kernel == kernel(8)
+    assert [entry.symbol for entry, _ in found.refused] == ["kvit_decode__sm90_h8", "kvit_decode__sm90_h16"]
+    assert all(reason in why for _, why in found.refused)
+
+
+def test_costs_are_ranked_and_the_cheapest_is_the_choice():
+    found = chosen(9)
+    assert [cost for cost, _ in found.ranked] == [(1, 0, 7), (1, 1, 7), (2, 0, 7), (2, 1, 7)]
+    assert found.ranked[0][1] is found.kernel
+
+
+def test_a_symbol_or_axes_narrow_the_choice():
+    assert chosen(wanted="kvit_decode__sm80_h16").kernel == kernel(16)
+    assert chosen(wanted={"loader": "sm80"}).kernel == kernel(8)
+    assert chosen(wanted={"rows": 16, "loader": "sm90"}).kernel == bulk(16)
+
+
+@pytest.mark.parametrize("wanted", ["kvit_decode__sm80_h32", {"rows": 32}, {"weather": "dry"}], ids=str)
+def test_what_is_no_candidate_is_refused_with_those_that_are(wanted):
+    with pytest.raises(KernelMissing, match="is none of those for dtype=bf16 kv=b16 head_dim=128") as caught:
+        chosen(wanted=wanted)
+    for entry in BOTH:
+        assert entry.symbol in str(caught.value)
+
+
+def test_a_wanted_kernel_that_cannot_read_the_pages_is_refused_with_the_reason_and_the_others():
+    with pytest.raises(LayoutError, match="multiple of 8 tokens; these have 20.*choose from.*sm80_h8"):
+        chosen(page_size=20, wanted={"loader": "sm90"})
+
+
+def test_a_gpu_that_runs_none_is_told_what_kernels_need():
+    with pytest.raises(KernelMissing, match=r"on sm_75; built targets are.*\n.*8.0 or newer"):
+        chosen(gpu=(7, 5))
+
+
+def test_wanting_something_else_than_a_name_or_axes_is_a_type_error():
+    with pytest.raises(TypeError, match="kernel is a int; give a symbol"):
+        chosen(wanted=16)
+
+
+# --- rules.json and cards.json --------------------------------------------------------------------------------------
+
+
+def test_the_shipped_rules_serve_every_built_shape_on_every_architecture():
+    built = registry.candidates("decode")
+    for key in {(entry.axes["dtype"], entry.axes["kv"], entry.axes["head_dim"]) for entry in built}:
+        candidates = registry.candidates("decode", **dict(zip(("dtype", "kv", "head_dim"), key, strict=True)))
+        archs = {arch for entry in candidates for arch in entry.archs}
+        for gpu in (HOST, *(gpu for gpu in (AMPERE, HOPPER, BLACKWELL) if best_target(gpu, archs))):
+            for page_size in (1, 20, 64):
+                assert choose(candidates, Call(*key, 4, page_size), gpu).kernel in candidates
+
+
+def test_the_shipped_rules_give_reasons():
+    assert installed_rules() and all(rule.why and rule.order for rule in installed_rules())
+
+
+def test_the_shipped_cards_have_peaks_that_memory_can_have():
+    peaks = cards.peaks_gbps()
+    assert 3300 <= peaks["NVIDIA H100 80GB HBM3"] <= 3400  # 5120 bits at 2.62 GHz, twice a cycle
+    assert all(100 < peak < 20_000 for peak in peaks.values())
+
+
+@pytest.mark.parametrize(
+    ("rule", "match"),
+    [
+        ({"axis": "rows", "order": [8]}, "why"),
+        ({"axis": "rows", "order": [8], "why": "", "whne": {}}, "whne"),
+        ({"axis": "rows", "order": [8], "why": "", "when": {"pagesize": 8}}, "`when` names pagesize; a call has dtype"),
+    ],
+    ids=["missing", "misspelt", "no field"],
+)
+def test_rules_with_a_slip_in_them_are_an_error(rule, match):
+    with pytest.raises(TypeError, match=match):
+        parse_rules(json.dumps([rule]))

@@ -1,0 +1,183 @@
+"""kvit/selection/registry.py: finding kernels, choosing the file for a GPU, saying what exists where nothing fits."""
+
+import json
+
+import pytest
+
+from kvit.errors import KernelMissing
+from kvit.selection import registry
+from kvit.selection.registry import Registry, best_target
+
+
+def kernel(dtype, head_dim, archs=("sm_80", "sm_90a", "compute_80")):
+    return {
+        "symbol": f"kvit_scale__{dtype}_d{head_dim}",
+        "family": "scale",
+        "unit": dtype,
+        "axes": {"dtype": dtype, "head_dim": head_dim},
+        "params": "KvitScaleParams",
+        "params_bytes": 64,
+        "threads": 128,
+        "shared_bytes": 1024,
+        "min_ctas": 1,
+        "facts": {"stages": 3},
+        "archs": list(archs),
+    }
+
+
+@pytest.fixture
+def built(tmp_path):
+    """Two axes with one combination left out: f16 at 128."""
+    kernels = [kernel("f16", 64), kernel("bf16", 64), kernel("bf16", 128)]
+    index = {
+        "version": 1,
+        "kvit": "1.2.3",
+        "cuda": "13.0",
+        "archs": ["sm_80", "sm_90a", "compute_80"],
+        "kernels": kernels,
+    }
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    return Registry(tmp_path)
+
+
+def test_find_gives_the_kernel_at_a_point_of_the_axes(built, tmp_path):
+    entry = built.find("scale", dtype="bf16", head_dim=128)
+    assert (entry.symbol, entry.threads, entry.facts["stages"]) == ("kvit_scale__bf16_d128", 128, 3)
+    assert entry.file("sm_90a") == tmp_path / "sm_90a" / "scale_bf16.fatbin"
+    assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.fatbin"
+
+
+def test_find_refuses_to_choose_among_several(built):
+    with pytest.raises(TypeError, match="2 kernels agree with scale dtype=bf16; give head_dim too"):
+        built.find("scale", dtype="bf16")
+
+
+def test_candidates_agree_with_the_axes_given_in_the_order_of_the_manifest(built):
+    assert [entry.symbol for entry in built.candidates("scale", head_dim=64)] == [
+        "kvit_scale__f16_d64",
+        "kvit_scale__bf16_d64",
+    ]
+    assert built.candidates("scale", dtype="f16", head_dim=128) == ()
+    assert built.candidates("scale") == built.all()
+
+
+def test_an_axis_that_the_family_does_not_have_is_a_mistake_of_the_caller(built):
+    with pytest.raises(TypeError, match="scale has no axis 'rows'; its axes are dtype, head_dim"):
+        built.candidates("scale", rows=8)
+
+
+@pytest.mark.parametrize(
+    ("axes", "message"),
+    [
+        (
+            {"dtype": "bf16", "head_dim": 96},
+            "scale dtype=bf16 head_dim=96; built head_dims are 64, 128.\n"
+            "  Add 96 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
+        ),
+        (
+            {"dtype": "f32", "head_dim": 96},
+            "scale dtype=f32 head_dim=96; built dtypes are f16, bf16; built head_dims are 64, 128.\n"
+            "  Add f32 to [scale] axes.dtype and 96 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
+        ),
+        (
+            {"dtype": "f16", "head_dim": 128},
+            "scale dtype=f16 head_dim=128; "
+            "with head_dim=128 built dtypes are bf16; with dtype=f16 built head_dims are 64.\n"
+            "  The `skip` rows of [scale] in kernels/manifest.toml say why it is left out.",
+        ),
+    ],
+)
+def test_a_missing_kernel_s_error_says_what_exists_nearby(built, axes, message):
+    with pytest.raises(KernelMissing) as raised:
+        built.find("scale", **axes)
+    assert str(raised.value) == message
+
+
+def cache_kernel(kv, head_dim=64):
+    row = kernel("bf16", head_dim)
+    return row | {"symbol": f"kvit_keep__{kv}_d{head_dim}", "family": "keep", "axes": row["axes"] | {"kv": kv}}
+
+
+@pytest.fixture
+def caches(tmp_path):
+    """A family that stores K and V; one pair is left out at head_dim 128."""
+    kernels = [cache_kernel(kv) for kv in ("b16", "i8", "i4", "i8_i4")] + [
+        cache_kernel(kv, 128) for kv in ("b16", "i8")
+    ]
+    (tmp_path / "index.json").write_text(
+        json.dumps({"version": 1, "kvit": "1.2.3", "cuda": None, "archs": [], "kernels": kernels})
+    )
+    return Registry(tmp_path)
+
+
+def test_a_missing_pair_s_error_names_the_nearest_pair_in_the_words_of_the_user(caches):
+    with pytest.raises(KernelMissing) as raised:
+        caches.find("keep", dtype="bf16", kv="i4_i8", head_dim=64)
+    assert str(raised.value) == (
+        "keep dtype=bf16 kv=i4_i8 head_dim=64; built kvs are b16, i8, i4, i8_i4.\n"
+        "  The nearest pair that is built is k='int8', v='int8' (32 bytes more per token and head).\n"
+        "  Add i4_i8 to [keep] axes.kv in kernels/manifest.toml and reinstall."
+    )
+    with pytest.raises(KernelMissing, match=r"(?s)The nearest .* k='int8', v='int8' \(64 bytes more .*`skip` rows"):
+        caches.find("keep", dtype="bf16", kv="i8_i4", head_dim=128)
+
+
+def test_no_pair_is_named_where_another_pair_would_not_help(caches):
+    for axes in ({"kv": "i8", "head_dim": 96}, {"kv": "i8", "head_dim": 64, "dtype": "f32"}, {"kv": "zzz"}):
+        with pytest.raises(KernelMissing) as raised:
+            caches.find("keep", **axes)
+        assert "nearest" not in str(raised.value)
+
+
+def test_an_unknown_family_s_error_lists_the_families(built):
+    with pytest.raises(KernelMissing, match="no kernel family shift; built families are scale"):
+        built.find("shift")
+
+
+def test_a_folder_without_an_index_says_how_to_build_one(tmp_path):
+    with pytest.raises(KernelMissing, match=r"no kernels are built: .*index\.json(?s:.*)pip install"):
+        Registry(tmp_path)
+
+
+# What runs where: CUDA C++ Programming Guide, binary and PTX compatibility.
+@pytest.mark.parametrize(
+    ("capability", "target"),
+    [
+        ((9, 0), "sm_90a"),  # its own, with the letter
+        ((8, 0), "sm_80"),
+        ((8, 6), "sm_80"),  # a cubin runs on later minor versions of its major version
+        ((8, 9), "sm_80"),
+        ((8, 7), "compute_80"),  # but not on the embedded part
+        ((10, 0), "compute_80"),  # sm_90a runs on 9.0 alone, so PTX is all that is left
+        ((12, 0), "compute_80"),
+        ((7, 5), None),  # PTX does not run on what is older than it
+    ],
+)
+def test_a_gpu_gets_the_best_target_that_it_can_run(capability, target):
+    assert best_target(capability, ["compute_80", "sm_80", "sm_90a"]) == target
+
+
+def test_nearer_targets_come_first():
+    assert best_target((8, 9), ["sm_80", "sm_86", "compute_80"]) == "sm_86"
+    assert best_target((8, 6), ["sm_80", "sm_89", "compute_80"]) == "sm_80"
+    assert best_target((9, 0), ["sm_90", "sm_90a"]) == "sm_90a"
+    assert best_target((12, 1), ["compute_80", "compute_90", "compute_90a"]) == "compute_90"
+    assert best_target((12, 0), ["sm_120", "compute_90"]) == "sm_120"
+
+
+def test_a_gpu_that_can_run_nothing_is_told_what_was_built(built):
+    entry = built.find("scale", dtype="f16", head_dim=64)
+    words = r"on sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Kernels need compute capability 8.0"
+    with pytest.raises(KernelMissing, match=words):
+        entry.target((7, 5))
+    with pytest.raises(KernelMissing, match=r"for sm_75; built targets are .*\.\n  Name sm_75 in KVIT_ARCHS"):
+        entry.file("sm_75")
+    without_ptx = entry._replace(archs=("sm_80", "sm_90a"))
+    with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_80"):
+        without_ptx.target((12, 0))
+
+
+def test_the_installed_kernels_are_found_by_their_own_axes():
+    for entry in registry.all():
+        assert registry.find(entry.family, **entry.axes) is entry
+        assert entry in registry.candidates(entry.family)
