@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import c_int32, c_int64, c_uint8, c_void_p
+from ctypes import c_int16, c_int32, c_int64, c_uint8, c_void_p
 
 NUM_POOLS = 4  # K, V, K parameters, V parameters
 
@@ -15,7 +15,8 @@ class KvitPool(ctypes.Structure):
 class KvitCache(ctypes.Structure):
     _fields_ = [
         ("pool", KvitPool * NUM_POOLS),
-        *((name, c_int32) for name in ("num_pages", "page_size", "num_kv_heads", "head_dim")),
+        *((name, c_int32) for name in ("num_pages", "page_size", "num_kv_heads")),
+        *((name, c_int16) for name in ("k_dim", "v_dim")),
         ("blocks", c_void_p),
     ]
 

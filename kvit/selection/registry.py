@@ -165,7 +165,7 @@ class Registry:
         except DtypeError:
             return ""
         built = [codecs.pair_of_key(str(kv), compute) for kv in _values(self.candidates(family, **others), "kv")]
-        head_dim = int(axes.get("head_dim", 128))
+        head_dim = int(str(axes.get("head_dim", 128)).split("x")[0])
         found = codecs.nearest_pair(wanted, built, head_dim)
         if found is None:
             return ""

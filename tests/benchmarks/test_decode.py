@@ -113,8 +113,8 @@ def test_a_run_measures_every_cell_and_says_how_far_it_is(monkeypatch, capfd):
     assert [result.cell for result in results] == cells
     assert [(result.us, result.ahead_us) for result in results] == [(50.0, 45.0), (60.0, 55.0)]
     assert [result.kernel for result in results] == [
-        "kvit_decode__bf16_b16_d64_h8_async",
-        "kvit_decode__bf16_i8_d64_h8_async",
+        "kvit_decode__bf16_b16_d64_h8_cp_async_plain",
+        "kvit_decode__bf16_i8_d64_h8_cp_async_plain",
     ]
     said = capfd.readouterr().err.splitlines()
     assert said[-1].startswith("[2/2] 2x40:2/1,int8,d64,HND: 60.0 us, 55.0 reading ahead") and len(said) == 5

@@ -9,7 +9,7 @@ CEILING = Ceiling(gbps=3000.0, num_bytes=2 << 30, kernel="kvit_read__x8", grid=2
 
 
 def result(text, us, ahead_us=None, **peers):
-    return Result(Cell.parse(text), us, ahead_us or us, "kvit_decode__bf16_b16_d128_h8", peers)
+    return Result(Cell.parse(text), us, ahead_us or us, "kvit_decode__bf16_b16_d128_h8_tma_plain", peers)
 
 
 def test_rates_are_bytes_of_k_and_v_over_time():

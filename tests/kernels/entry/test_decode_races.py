@@ -9,12 +9,12 @@ INCLUDES = """
 #include "entry/decode.cuh"
 
 // Three sequences: an empty one, one that two CTAs share, and one that a CTA finishes alone, so that every path of the
-// merge runs; of splits too: three of a tile each, of which one CTA joins the first two. Pages out of order, the last
+// combination runs; of splits too: three of a tile each, of which one CTA joins the first two. Pages out of order, the last
 // one of each sequence part full.
 static int32_t page_table[3][5] = {{0, 0, 0, 0, 0}, {3, 0, 2, 5, 6}, {4, 1, 0, 0, 0}};
 static int32_t lengths[3] = {0, 301, 70};
 static KvitFault fault;
-alignas(16) static float partials[2 * 30 * 8 * 68];
+alignas(16) static char workspace[kvit::kWorkspaceHeadBytes + 2 * 30 * 8 * 66 * 4];
 
 static KvitTensorMap MapOf(const char* base) {
   const KvitHostTensorMap host = {
@@ -27,7 +27,7 @@ static KvitTensorMap MapOf(const char* base) {
 
 # Tiles of 128 tokens either way.
 DECODE = """
-    using Kernel = DecodeKernel<Half, Plain, Plain, 64, 8, COPIES, TileShape<4, 32, 2, 2>>;
+    using Kernel = DecodeKernel<Half, Plain, Plain, Dims<64>, 8, COPIES, PlainVariant, TileShape<4, 32, 2, 2>>;
     static_assert(Kernel::kThreads == kThreads && Kernel::kSharedBytes <= kSharedBytes, "the case must fit the kernel");
     KvitDecodeParams p = {};
     p.cache.pool[0] = {params.input, 64 * 128, 128, 0};
@@ -35,13 +35,13 @@ DECODE = """
     p.cache.num_pages = 7;
     p.cache.page_size = 64;
     p.cache.num_kv_heads = 1;
-    p.cache.head_dim = 64;
+    p.cache.k_dim = p.cache.v_dim = 64;
     p.table = {&page_table[0][0], nullptr, lengths, 5, 3, 5};
     p.tokens = {nullptr, 2, 6};
     p.q = {params.input, 512, 128};
     p.out = {params.output, 512, 128};
     p.fault = &fault;
-    p.partials = partials;
+    p.workspace = workspace;
     p.scale = 0.125f;
     p.num_query_heads = 4;
     p.causal = 1;
@@ -57,7 +57,7 @@ DECODE = """
 
 SPANS = """
     {input, kBytes, 0, 0}, {output, kBytes, 1, 0}, {page_table, sizeof page_table, 0, 0},
-    {lengths, sizeof lengths, 0, 0}, {&fault, sizeof fault, 1, 0}, {partials, sizeof partials, 1, 0}
+    {lengths, sizeof lengths, 0, 0}, {&fault, sizeof fault, 1, 0}, {workspace, sizeof workspace, 1, 0}, {workspace, kvit::kWorkspaceHeadBytes, 1, 1}
 """
 
 
@@ -81,7 +81,7 @@ def run(programs, body, **options):
 
 
 @pytest.mark.parametrize("split_tiles", [0, 1])
-@pytest.mark.parametrize("copies", ["CpAsyncCopies", "TmaCopies"])
+@pytest.mark.parametrize("copies", ["CpAsyncCopies", "RegisterCopies", "TmaCopies"])
 def test_decode_has_no_data_race_and_the_same_bits_on_either_scheduler(programs, copies, split_tiles):
     body = DECODE.replace("COPIES", copies).replace("SPLIT", str(split_tiles))
     sanitized = run(programs, body, scheduler="threads", sanitize=True)

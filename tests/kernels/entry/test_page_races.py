@@ -28,7 +28,7 @@ REQUANTISE = """
     p.source.num_pages = p.target.num_pages = p.count = 1;
     p.source.page_size = p.target.page_size = 130;
     p.source.num_kv_heads = p.target.num_kv_heads = 1;
-    p.source.head_dim = p.target.head_dim = 64;
+    p.source.k_dim = p.source.v_dim = p.target.k_dim = p.target.v_dim = 64;
     p.parts = 1;
     p.in_order = IN_ORDER;
     Kernel::Run(p, shared);
@@ -43,7 +43,7 @@ COPY = """
     p.cache.num_pages = 5;
     p.cache.page_size = 40;
     p.cache.num_kv_heads = 1;
-    p.cache.head_dim = 64;
+    p.cache.k_dim = p.cache.v_dim = 64;
     // CTA 0 fills pages 0 to 2, which its chain turns round; CTA 1 pages 3 and 4.
     for (int byte = 4 * ThreadIndex(); byte < 5 * 40 * 128; byte += 4 * kThreads) {
       const bool is_mine = (byte / (40 * 128) < 3) == (BlockIndex() == 0);

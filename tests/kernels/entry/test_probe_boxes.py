@@ -41,7 +41,7 @@ def test_the_model_knows_the_size_of_every_kernel(spec):
 
 
 def test_every_swizzle_and_every_number_of_chunks_of_decode_is_probed():
-    decode = [entry.axes for entry in candidates("decode", copies="tensor")]
+    decode = [entry.axes for entry in candidates("decode", copies="tma")]
     bits = {"b16": 16, "i8": 8, "e4m3": 8, "i4": 4}
     sides = {(side, axes["head_dim"]) for axes in decode for side in bits if axes["kv"] == side}
     assert {head_dim * bits[side] // 8 for side, head_dim in sides} == {spec.row_bytes for spec in SPECS}

@@ -81,10 +81,10 @@ def test_guesses_are_wrong_for_some_places_and_right_for_others(programs):
     StoreGlobal(params.output + 8 * ThreadIndex(), LoadSpeculative(p));
     StoreGlobal(params.output + 8 * ThreadIndex() + 4, LoadSpeculative(p));
 """
-    speculative looks = np.frombuffer(programs.run(code, threads=64, output_bytes=512).output, np.int32).reshape(64, 2)
+    loaded = np.frombuffer(programs.run(code, threads=64, output_bytes=512).output, np.int32).reshape(64, 2)
     numbers = np.frombuffer(bytes(range(256)), np.int32)
-    assert 16 <= np.count_nonzero(speculative looks[:, 0] == numbers) <= 48
-    assert np.array_equal(speculative looks[:, 0], speculative looks[:, 1])
+    assert 16 <= np.count_nonzero(loaded[:, 0] == numbers) <= 48
+    assert np.array_equal(loaded[:, 0], loaded[:, 1])
 
 
 def test_shared_memory_starts_as_nan(programs):

@@ -174,7 +174,7 @@ def test_one_operation_serves_views_of_other_pages_and_lengths(rng, device):
         make_case(rng, [30], device=device),
         make_case(rng, [200, 3], page_size=5, layout="NHD", device=device),
     )
-    op = kvit.Attention(first.view, 4, kernel={"copies": "async"})  # which serve pages of any size
+    op = kvit.Attention(first.view, 4, kernel={"copies": "cp_async"})  # which serve pages of any size
     for case in (first, second):
         q = case.queries(rng, len(case.table.lengths), 4)
         state, bound = case.expect(q)
@@ -225,7 +225,7 @@ def case_rows(rng, tokens):
     return rng.standard_normal((2, tokens, 2, 64)).astype(BFLOAT16)
 
 
-def test_an_indptr_out_of_order_is_reported_and_writes_nothing(rng, device):
+def test_offsets_out_of_order_are_reported_and_the_rows_that_they_name_are_nan(rng, device):
     case = make_case(rng, [20, 20], device=device)
     op = kvit.Attention(case.view, 4)
     tokens = to_device(np.array([0, 5, 2], np.int32), device)
@@ -233,14 +233,48 @@ def test_an_indptr_out_of_order_is_reported_and_writes_nothing(rng, device):
     op(to_device(case.queries(rng, 2, 4), device), case.view, case.page_table, out=out, tokens=tokens)
     with pytest.raises(kvit.PageTableError, match="indptr"):
         op.check()
-    assert (out.numpy().view(np.uint16) == 0xFFFF).all()
+    written = out.numpy().view(np.uint16)
+    assert np.isnan(out.numpy().astype(np.float32)).all() and (written != 0xFFFF).all()
+
+
+def test_a_sequence_whose_offsets_reach_beyond_the_rows_is_nan_and_the_others_are_right(rng, device):
+    # The rows of the last sequence end behind q: entry 2, 3, is what is wrong.
+    case = make_case(rng, [20, 20], device=device)
+    op = kvit.Attention(case.view, 4)
+    q = case.queries(rng, 2, 4)
+    out = to_device(poisoned((2, 4, 64), BFLOAT16), device)
+    op(
+        to_device(q, device),
+        case.view,
+        case.page_table,
+        out=out,
+        tokens=to_device(np.array([0, 1, 3], np.int32), device),
+    )
+    with pytest.raises(kvit.PageTableError, match="entry 2 of an indptr is 3"):
+        op.check()
+    assert np.isnan(out.numpy()[1].astype(np.float32)).all() and (out.numpy()[1].view(np.uint16) != 0xFFFF).all()
+    state, bound = case.expect(q)
+    assert_within(out.numpy()[:1], state.out[:1], bound)
+
+
+@pytest.mark.parametrize("offsets", [[0, 1, 2], [1, 2, 3]])
+def test_rows_that_no_sequence_has_are_left_alone_without_a_fault(rng, device, offsets):
+    # Engines pad batches of a captured graph: rows behind the last offset, and before the first.
+    case = make_case(rng, [20, 20], device=device)
+    op = kvit.Attention(case.view, 4)
+    out = to_device(poisoned((4, 4, 64), BFLOAT16), device)
+    indptr = to_device(np.array(offsets, np.int32), device)
+    op(to_device(case.queries(rng, 4, 4), device), case.view, case.page_table, out=out, tokens=indptr)
+    op.check()
+    written = (out.numpy().view(np.uint16) != 0xFFFF).all(axis=(1, 2))
+    assert written.tolist() == [offsets[0] <= row < offsets[2] for row in range(4)]
 
 
 def test_the_workspace_is_exactly_what_it_says_and_does_not_grow_with_the_batch(rng, device):
     case = make_case(rng, [20], device=device)
     op = kvit.Attention(case.view, 8)
     rows = op.kernel.axes["rows"]
-    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 2 * rows * (64 + 2) * 4
+    assert op.workspace_bytes == op.workspace.nbytes == 256 + op.grid * 2 * rows * (64 + 2) * 4
 
 
 def test_a_workspace_may_be_shared_by_operations_of_the_same_kernel(rng, device):

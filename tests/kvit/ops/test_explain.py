@@ -15,8 +15,8 @@ def test_it_names_the_kernel_and_what_it_takes(rng):
         f"{op.kernel.facts['tile_tokens']} tokens x 8 rows",
         f"{op.kernel.shared_bytes} shared bytes",
         f"{op.workspace_bytes} bytes",
-        f"(1, 4)  {op.kernel.symbol}",
-        f"(1, 12)  {op.kernel.symbol.replace('_h8_', '_h16_')}",
+        f"(1, 0, 4)  {op.kernel.symbol}",
+        f"(1, 0, 12)  {op.kernel.symbol.replace('_h8_', '_h16_')}",
     ):
         assert words in op.explain()
     forced = kvit.Attention(make_case(rng, [4]).view, 8, kernel={"rows": 16})

@@ -18,7 +18,7 @@ from support.tolerances import assert_within
 
 # Every way to keep rows that both kinds of copies serve, and one that only cp.async does.
 PAIRS = [(None, None), ("int8", "int8"), ("int4", "int4"), ("float8_e4m3",) * 2, ("int8", "int4")]
-KERNELS = [(pair, copies) for pair in PAIRS for copies in ("async", "tensor")] + [(("float8_e5m2",) * 2, "async")]
+KERNELS = [(pair, copies) for pair in PAIRS for copies in ("cp_async", "tma")] + [(("float8_e5m2",) * 2, "cp_async")]
 # Of tiles of 64 to 256 tokens: many splits and few, one that is full, a part of one, and none.
 LENGTHS = [1300, 256, 0, 1, 700, 70]
 
@@ -36,7 +36,7 @@ class Sequences:
         self.lengths, self.device, self.heads = lengths, device, 2 * group
         self.q = rng.standard_normal((len(lengths), self.heads, head_dim)).astype(dtype)
 
-    def op(self, copies="async", tiles=1, **options):
+    def op(self, copies="cp_async", tiles=1, **options):
         """An Attention with splits of so many tiles."""
         kernel = {"copies": copies}
         tile = kvit.Attention(self.case.view, self.heads, kernel=kernel).kernel.facts["tile_tokens"]
@@ -107,7 +107,7 @@ def with_grid(ctas):
 
 
 def need(copies, device):
-    if copies == "tensor" and device != "host" and Device.of(device).compute_capability < (9, 0):
+    if copies == "tma" and device != "host" and Device.of(device).compute_capability < (9, 0):
         pytest.skip("no GPU with a tensor copy engine")
 
 
@@ -125,7 +125,7 @@ def test_a_sequence_gives_the_same_bits_in_any_batch(rng, device, pair, copies, 
 
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
 @pytest.mark.parametrize("head_dim", [128, 256])
-@pytest.mark.parametrize("copies", ["async", "tensor"])
+@pytest.mark.parametrize("copies", ["cp_async", "tma"])
 def test_wide_heads_too(rng, device, copies, head_dim, dtype):
     need(copies, device)
     sequences = Sequences(rng, LENGTHS, head_dim=head_dim, device=device, dtype=dtype)
@@ -136,7 +136,7 @@ def test_wide_heads_too(rng, device, copies, head_dim, dtype):
         sequences.assert_same(op, batch, alone)
 
 
-@pytest.mark.parametrize("copies", ["async", "tensor"])
+@pytest.mark.parametrize("copies", ["cp_async", "tma"])
 def test_any_grid_gives_the_same_bits(rng, device, copies):
     # From one CTA that has whole heads alone to more than there are splits, so that each has one of its own.
     need(copies, device)
@@ -162,9 +162,9 @@ def test_however_the_runs_of_ctas_lie_in_the_tree(tiles, ctas, split_tiles, seed
     rng = np.random.default_rng(seed)
     case = make_case(rng, [64] * 3, page_size=64, kv_heads=1)
     with with_grid(1):
-        single = kvit.Attention(case.view, 2, kernel={"copies": "async"}, split_tokens=split_tiles * 128)
+        single = kvit.Attention(case.view, 2, kernel={"copies": "cp_async"}, split_tokens=split_tiles * 128)
     with with_grid(ctas):
-        op = kvit.Attention(case.view, 2, kernel={"copies": "async"}, split_tokens=split_tiles * 128)
+        op = kvit.Attention(case.view, 2, kernel={"copies": "cp_async"}, split_tokens=split_tiles * 128)
     lengths = [max(0, count * 128 - i) for i, count in enumerate(tiles)]
     pages = [np.arange(-(-length // 64), dtype=np.int32) % 3 for length in lengths]
     q = case.queries(rng, len(tiles), 2)
@@ -187,7 +187,7 @@ def test_a_new_token_gives_the_same_bits_alone_and_among_others_of_its_sequence(
     case = make_case(rng, [700, tile + 2, 5], device=device)
     each = 5
     q = case.queries(rng, 3 * each, 8)
-    options = {"tokens_per_sequence": each, "split_tokens": tile, "kernel": {"copies": "async", "rows": 8}}
+    options = {"tokens_per_sequence": each, "split_tokens": tile, "kernel": {"copies": "cp_async", "rows": 8}}
     op = kvit.Attention(case.view, 8, **options)
     assert op.kernel.facts["tile_tokens"] == tile
     together = op(to_device(q, device), case.view, case.page_table).numpy().reshape(3, each, 8, 64)
@@ -204,7 +204,7 @@ def test_new_tokens_of_every_number_give_the_same_bits_in_any_batch(rng, device)
     counts, lengths = [3, 1, 40, 0, 2], [300, 700, 400, 9, 2]
     case = make_case(rng, lengths, device=device)
     q = case.queries(rng, sum(counts), 8)
-    op = kvit.Attention(case.view, 8, tokens_per_sequence=3, kernel={"copies": "async"}, split_tokens=256)
+    op = kvit.Attention(case.view, 8, tokens_per_sequence=3, kernel={"copies": "cp_async"}, split_tokens=256)
     starts = np.cumsum([0, *counts])
 
     def attend(order):
@@ -225,7 +225,7 @@ def test_new_tokens_of_every_number_give_the_same_bits_in_any_batch(rng, device)
 def test_a_sequence_of_more_splits_than_the_tree_holds_is_cut_less_often(rng, device):
     # The same 64 pages over and over: 1025 tiles and a bit.
     case = make_case(rng, [1024], page_size=16, kv_heads=1, device=device)
-    op = kvit.Attention(case.view, 2, kernel={"copies": "async"}, split_tokens=128)
+    op = kvit.Attention(case.view, 2, kernel={"copies": "cp_async"}, split_tokens=128)
     assert op.kernel.facts["most_splits"] == 1024 and op.kernel.facts["tile_tokens"] == 128
     lengths = [1025 * 128 + 3, 500]
     pages = [np.resize(case.table.pages[0], -(-length // 16)) for length in lengths]
@@ -243,7 +243,7 @@ def test_a_sequence_of_more_splits_than_the_tree_holds_is_cut_less_often(rng, de
 # --- what is wrong with a call, and what a call leaves behind --------------------------------------------------------
 
 
-@pytest.mark.parametrize("copies", ["async", "tensor"])
+@pytest.mark.parametrize("copies", ["cp_async", "tma"])
 def test_a_wrong_table_hurts_its_sequence_alone_and_leaves_the_workspace_zero(rng, device, copies):
     need(copies, device)
     sequences = Sequences(rng, LENGTHS, ("int8", "int8"), device=device)
@@ -286,8 +286,8 @@ def test_what_a_cta_holds_for_itself_may_begin_with_any_bytes(rng, device):
 
 def test_the_workspace_is_exactly_what_it_says_and_none_other_is_taken(rng, device):
     sequences = Sequences(rng, [300], device=device)
-    op, plain = sequences.op(), kvit.Attention(sequences.case.view, sequences.heads, kernel={"copies": "async"})
-    assert op.workspace_bytes == op.workspace.nbytes == op.grid * 30 * op.kernel.axes["rows"] * (64 + 2) * 4
+    op, plain = sequences.op(), kvit.Attention(sequences.case.view, sequences.heads, kernel={"copies": "cp_async"})
+    assert op.workspace_bytes == op.workspace.nbytes == 256 + op.grid * 30 * op.kernel.axes["rows"] * (64 + 2) * 4
     with pytest.raises(kvit.ShapeError, match=f"{plain.workspace_bytes} bytes .*needs {op.workspace_bytes}; .*split_t"):
         sequences.op(workspace=plain.workspace)
     shared = sequences.op(workspace=op.workspace, tiles=2)
@@ -300,7 +300,7 @@ def test_the_workspace_is_exactly_what_it_says_and_none_other_is_taken(rng, devi
 def test_splits_of_no_whole_number_of_tiles_are_refused(rng, tokens, nearest):
     view = make_case(rng, [4]).view
     with pytest.raises(kvit.ShapeError, match=f"split_tokens is {tokens}; .* tiles .* have 128 tokens.* do: {nearest}"):
-        kvit.Attention(view, 8, kernel={"copies": "async"}, split_tokens=tokens)
+        kvit.Attention(view, 8, kernel={"copies": "cp_async"}, split_tokens=tokens)
     with pytest.raises(TypeError):
         kvit.Attention(view, 8, split_tokens=128.0)
 
@@ -314,7 +314,7 @@ def test_splits_longer_than_any_sequence_leave_heads_whole(rng, device):
 
 def test_explain_says_how_the_work_is_cut(rng):
     sequences = Sequences(rng, [300])
-    plain = kvit.Attention(sequences.case.view, 8, kernel={"copies": "async"})
+    plain = kvit.Attention(sequences.case.view, 8, kernel={"copies": "cp_async"})
     assert "cut        evenly over the grid" in plain.explain() and plain.split_tokens is None
     op = sequences.op(tiles=2)
     assert op.split_tokens == 256
