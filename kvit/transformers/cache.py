@@ -6,8 +6,9 @@ from typing import Any
 
 from transformers import Cache, PretrainedConfig
 
-from ..errors import KernelMissing, ShapeError
-from ..views import Layout
+from kvit.errors import KernelMissing, ShapeError
+from kvit.layouts.views import Layout
+
 from .layer import KvitLayer
 from .padding import Padding
 
