@@ -74,9 +74,9 @@ def rows_of(
             continue
         row_bytes = sides[pool].dtype.bytes_for(shape[3]) if pool < 2 else codecs.PARAM_BYTES
         piece = (row_bytes, 0) if chunks is None or pool >= 2 else chunks[pool]
-        held: tuple[Tensor, ...] = packed.memory if blocks else (tensor,)
+        pieces: tuple[Tensor, ...] = packed.memory if blocks else (tensor,)
         label = f"{name}.{('k', 'v', 'k_params', 'v_params')[pool]}"
-        spans = tuple(part.span() for part in held)
+        spans = tuple(piece.span() for piece in pieces)
         found.append(Rows(label, *place, row_bytes, *piece, shape[1], shape[2], blocks, spans))
     return tuple(found)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 from kvit import _checks, codecs, dtypes
 from kvit._native.packed_cache import PackedCache
@@ -10,6 +10,7 @@ from kvit._native.tensor import Tensor
 from kvit.codecs import Codec
 from kvit.errors import ShapeError
 from kvit.layouts.parameters import compute_dtype, parameters
+from kvit.layouts.views import CacheView
 
 _SPLIT_BYTES = 16
 """Of a chunk of a row of K in vLLM's layout: x elements."""
@@ -90,6 +91,10 @@ class VllmPages:
             f"VllmPages({self.num_pages} pages of {self.page_size} tokens, {self.kv_heads} KV heads, "
             f"head_dim {self.head_dim}, {self.holds}, {self.device})"
         )
+
+
+Pages: TypeAlias = CacheView | VllmPages
+"""What ConvertPages reads and writes."""
 
 
 def _unit(codec: Codec) -> int:

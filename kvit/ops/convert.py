@@ -12,8 +12,8 @@ from kvit._native.tensor import Tensor
 from kvit.errors import DtypeError, ShapeError
 from kvit.layouts import overlap
 from kvit.layouts.views import CacheView
-from kvit.layouts.vllm import VllmPages
-from kvit.ops.convert_side import Pages, Side, places_of
+from kvit.layouts.vllm import Pages, VllmPages
+from kvit.ops.convert_side import Side, places_of
 from kvit.ops.faults import FaultRecord
 from kvit.ops.page_lists import page_list, require_writable
 from kvit.selection import registry

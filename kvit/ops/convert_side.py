@@ -8,13 +8,9 @@ from kvit import codecs
 from kvit.codecs import Codec
 from kvit.errors import LayoutError, ShapeError
 from kvit.layouts import overlap
-from kvit.layouts.views import CacheView
-from kvit.layouts.vllm import VllmPages
+from kvit.layouts.vllm import Pages, VllmPages
 from kvit.ops.page_lists import belongs_to_rows
 from kvit.selection import registry
-
-Pages: TypeAlias = CacheView | VllmPages
-"""What ConvertPages reads and writes."""
 
 _Rows: TypeAlias = tuple[overlap.Rows | None, ...]
 

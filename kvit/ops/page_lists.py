@@ -9,7 +9,7 @@ from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 
 if TYPE_CHECKING:
-    from kvit.ops.convert_side import Pages
+    from kvit.layouts.vllm import Pages
 
 
 def page_list(name: str, pages: Any, stream: Stream) -> Tensor | None:

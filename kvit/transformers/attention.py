@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..errors import KernelMissing
+from kvit.errors import KernelMissing
 
 NAME = "kvit"
 """Of the attention implementation."""

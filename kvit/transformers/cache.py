@@ -6,10 +6,10 @@ from typing import Any
 
 from transformers import Cache, PretrainedConfig
 
-from .. import _checks
-from ..codecs import codec_of
-from ..errors import KernelMissing, ShapeError
-from ..views import Layout
+from kvit import _checks
+from kvit.codecs import codec_of
+from kvit.errors import KernelMissing, ShapeError
+from kvit.layouts.views import Layout
 from .layer import KvitLayer
 from .padding import Padding
 

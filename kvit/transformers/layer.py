@@ -8,10 +8,11 @@ import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
-from ..attention import attention
-from ..cache import PagedCache
-from ..errors import DeviceError, DtypeError, KernelMissing, LayoutError, ShapeError
-from ..sequence import Sequence
+from kvit.cache.attention import attention
+from kvit.cache.paged_cache import PagedCache
+from kvit.cache.sequence import Sequence
+from kvit.errors import DeviceError, DtypeError, KernelMissing, LayoutError, ShapeError
+
 from .attention import LAYER, NAME
 from .padding import Padding
 

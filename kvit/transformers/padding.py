@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers.masking_utils import causal_mask_function
 
-from ..errors import KernelMissing, ShapeError
+from kvit.errors import KernelMissing, ShapeError
 
 
 def padding_mask(

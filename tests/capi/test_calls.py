@@ -252,7 +252,7 @@ def test_an_operation_explains_itself_in_the_callers_memory(session, rng, api):
     raw, length = explain(api, here.op(), 10)  # cut, and nothing written past the 10 bytes
     assert raw[:12] == expected[:9] + b"\0\xff\xff" and length == len(expected)
     raw, length = explain(api, here.op(capi.APPEND), 4096)
-    symbol = kvit.Append(case.view).entry.symbol
+    symbol = kvit.Append(case.view).kernel.symbol
     assert raw.startswith(f"{symbol} on host\n".encode())
 
 
@@ -268,7 +268,7 @@ def test_a_workspace_of_the_caller_is_used(session, rng, device):
 
 def test_splits_give_the_bits_of_python_in_any_batch(session, rng, device):
     here = session(make_case(rng, [700, 3], device=device))
-    split = kvit.Attention(here.case.view, QUERY_HEADS).entry.facts["tile_tokens"]
+    split = kvit.Attention(here.case.view, QUERY_HEADS).kernel.facts["tile_tokens"]
     in_python = kvit.Attention(here.case.view, QUERY_HEADS, split_tokens=split)
     op = here.op(split_tokens=split)
     assert here.api.ask("op_query", op, capi.OpInfo).workspace_bytes == in_python.workspace_bytes

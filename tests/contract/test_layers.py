@@ -1,6 +1,7 @@
 """Data goes down, imports point down: the layers of docs/architecture.md as tables, and every import held to them."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -18,11 +19,10 @@ CPP = {
     "platform": {"abi", "core"},
     "layout": CPP_VALUES,
     "quant": CPP_VALUES,
-    "mma": CPP_VALUES,
     "cache": CPP_VALUES | {"layout"},
-    "iterator": CPP_VALUES | {"layout", "quant", "mma", "cache"},
-    "attention": CPP_VALUES | {"layout", "quant", "mma", "cache", "iterator"},
-    "entry": CPP_VALUES | {"layout", "quant", "mma", "cache", "iterator", "attention"},
+    "iterator": CPP_VALUES | {"layout", "quant", "cache"},
+    "attention": CPP_VALUES | {"layout", "quant", "cache", "iterator"},
+    "entry": CPP_VALUES | {"layout", "quant", "cache", "iterator", "attention"},
 }
 
 # Folder of pyx/ -> its modules from the top down: each may cimport what stands on a later line, of any folder.
@@ -62,63 +62,47 @@ CYTHON = [
 # Imports against that order which wait for the first call: Tensor.wrap is import_array's, which is made of Tensors.
 CYTHON_LATE = {("tensor", "import_array")}
 
-# Python module or package of kvit -> what it may import of kvit, besides its own package.
+# Python module or package of kvit -> what it may import of kvit, besides its own package. Imports for type checkers
+# alone count too, and so do those that wait for a call.
 LEAVES = {"errors", "dtypes"}
-RUNTIME = LEAVES | {"_native", "registry"}
-VIEWS = RUNTIME | {"codecs", "_checks", "_faults", "_parameters"}
 PYTHON = {
     "errors": set(),
     "dtypes": {"errors"},
     "codecs": LEAVES,
     "reference": set(),  # numpy only: the definition depends on nothing that it defines
     "_native": LEAVES,
-    "registry": LEAVES | {"codecs"},
-    "_pages": LEAVES,
+    "selection": LEAVES | {"codecs"},
     "_checks": LEAVES | {"_native"},
-    "_faults": LEAVES | {"_native"},
-    "_parameters": RUNTIME | {"codecs", "_checks"},
-    "_overlap": LEAVES | {"codecs", "_native"},
-    "iterators": RUNTIME,
-    "views": VIEWS,
-    "turbomind": VIEWS | {"views"},
-    "vllm": VIEWS | {"views"},
-    "sequence": LEAVES | {"_pages"},
-    "_rope_config": set(),
-    "rope": LEAVES | {"_rope_config"},
-    "_operation": VIEWS | {"views"},
-    "transfer": VIEWS | {"views", "_operation", "rope"},
-    "_page_lists": VIEWS,
-    "maintenance": VIEWS | {"views", "_operation", "_page_lists", "transfer"},
-    "_conversion": VIEWS | {"views", "vllm", "_overlap", "_page_lists"},
-    "conversion": VIEWS | {"views", "vllm", "_overlap", "_page_lists", "_conversion"},
-    "merging": VIEWS,
-    "tuning": LEAVES | {"registry"},
-    "_explain": LEAVES | {"_native", "tuning"},
-    "_storage": VIEWS | {"views"},
-    "_batch": VIEWS | {"views", "_storage", "sequence"},
-    "attention": VIEWS | {"views", "_operation", "_batch", "tuning", "_explain"},
-    "_requantise": VIEWS | {"views", "_storage", "conversion"},
-    "cache": VIEWS
-    | {"views", "_pages", "_storage", "_batch", "_requantise", "transfer"}
-    | {"maintenance", "sequence", "attention", "rope"},
-    "transformers": LEAVES
-    | {"codecs", "_checks", "views", "cache", "sequence", "attention"},  # nothing in kvit imports it
-    "__init__": None,  # names everything, and imports it when it is first used
-    "__main__": {"_cli", "errors"},
-    "_cli": None,
+    "layouts": LEAVES | {"codecs", "_native", "_checks"},
+    "ops": LEAVES | {"codecs", "_native", "_checks", "selection", "layouts"},
+    "cache": LEAVES | {"codecs", "_native", "_checks", "selection", "layouts", "ops"},
+    "iterators": LEAVES | {"_native", "selection"},
+    "transformers": LEAVES | {"codecs", "_checks", "layouts", "cache"},  # nothing in kvit imports it
+    "__init__": LEAVES | {"_native", "layouts", "ops", "cache"},
+    "_cli": LEAVES | {"codecs", "reference", "_native", "selection", "layouts", "__init__"},
+    "__main__": {"errors", "_cli"},
 }
+# The declarations of the compiled modules for type checkers, which name what kernels are described by.
+STUBS = PYTHON["_native"] | {"selection"}
+
+# Names with an underscore that others have made for all: of named tuples, of transformers' configurations, and of what
+# compiled classes hold.
+NAMES_OF_OTHERS = {"_fields", "_replace", "_attn_implementation", "_packed"}
 
 # What kvit may import of others. The command line's niceties and the integration are extras, which only they import.
 THIRD_PARTY = {"numpy", "ml_dtypes", "cuda"}
 EXTRAS = {"_cli": {"rich", "matplotlib"}, "transformers": {"torch", "transformers"}}
 
 
-def test_layers_of_the_table_have_no_cycles():
-    # A module may only see modules that see less than it does.
-    for table in (CPP, PYTHON):
-        for name, seen in table.items():
-            for other in seen or ():
-                assert name not in (table[other] or ()), f"{name} and {other} see each other"
+@pytest.mark.parametrize("table", [CPP, PYTHON], ids=["C++", "Python"])
+def test_layers_of_the_table_have_no_cycles(table):
+    graphlib.TopologicalSorter(table).prepare()  # raises CycleError
+
+
+def test_every_layer_of_the_tables_exists():
+    assert [name for name in CPP if not (KERNELS / name).is_dir()] == []
+    layers = {path.with_suffix("").parts[1] for path in sources(".py", under=("kvit",))}
+    assert set(PYTHON) == layers
 
 
 @pytest.mark.parametrize("path", sources(".h", ".cuh", ".hpp", ".cpp", under=("kernels",)), ids=str)
@@ -185,44 +169,85 @@ def test_cython_imports_point_down(path):
 
 
 def imports_of(path):
-    """(module, line) of every import that runs: those under `if TYPE_CHECKING` are for type checkers alone."""
-    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
-    skipped = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            skipped.update(id(inner) for statement in node.body for inner in ast.walk(statement))
+    """(module, name or None, line) of every import, those under `if TYPE_CHECKING` and within functions too."""
     package = list(path.with_suffix("").parts)[:-1]
-    for node in ast.walk(tree):
-        if id(node) in skipped:
-            continue
+    for node in ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno) for alias in node.names)
+            yield from ((alias.name, None, node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             base += node.module.split(".") if node.module else []
-            # `from kvit import registry` names a module; `from kvit.errors import X` names something inside one.
-            if base == ["kvit"]:
-                yield from ((f"kvit.{alias.name}", node.lineno) for alias in node.names)
-            else:
-                yield ".".join(base), node.lineno
+            yield from ((".".join(base), alias.name, node.lineno) for alias in node.names)
 
 
-@pytest.mark.parametrize("path", sources(".py", under=("kvit",)), ids=str)
+def module_of(path):
+    """The dotted name of a file of kvit or of a declaration of a compiled module."""
+    if path.suffix == ".pyi":
+        return f"kvit._native.{path.stem}"
+    parts = path.with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def python_files():
+    return sources(".py", ".pyi", under=("kvit", "pyx"))
+
+
+@pytest.mark.parametrize("path", python_files(), ids=str)
 def test_python_imports_point_down(path):
-    name = path.with_suffix("").parts[1]
+    name = "_native" if path.suffix == ".pyi" else path.with_suffix("").parts[1]
     assert name in PYTHON, f"{path} is not in the table of layers; give it a place in {__file__}"
-    allowed = PYTHON[name]
-    for module, line in imports_of(path):
+    allowed = STUBS if path.suffix == ".pyi" else PYTHON[name]
+    for module, imported, line in imports_of(path):
         head, *rest = module.split(".")
         if head == "kvit":
-            other = rest[0] if rest else "__init__"
-            assert allowed is None or other == name or other in allowed, (
-                f"{path}:{line}: {name} may not import kvit.{other}"
-            )
+            # `from kvit import codecs` names a module; `from kvit.errors import X` names something inside one.
+            other = rest[0] if rest else imported or "__init__"
+            assert other == name or other in allowed, f"{path}:{line}: {name} may not import kvit.{other}"
         elif head not in sys.stdlib_module_names:
             assert head in THIRD_PARTY | EXTRAS.get(name, set()), (
                 f"{path}:{line}: {head} is no run-time dependency of kvit"
             )
+
+
+def test_no_python_modules_import_each_other_in_a_circle():
+    modules = {module_of(path): path for path in python_files()}
+    graph = {}
+    for name, path in modules.items():
+        graph[name] = seen = set()
+        for module, imported, _ in imports_of(path):
+            inner = f"{module}.{imported}"
+            seen.add(inner if inner in modules else module)
+        # A package's own file runs before its modules; that is an import of nothing but what stands in it.
+        seen &= modules.keys() - {name}
+    assert any(graph.values())
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
+
+
+def private_names(path):
+    """(name, line) of every attribute with an underscore in front that is read of an object of another class."""
+    tree = ast.parse((ROOT / path).read_text(encoding="utf-8"))
+    own = {}  # attribute -> names that the class around it has of its own: `self._x` somewhere, or a method `_x`
+    for scope in ast.walk(tree):
+        if isinstance(scope, ast.ClassDef):
+            inside = [node for node in ast.walk(scope) if isinstance(node, ast.Attribute)]
+            names = {node.attr for node in inside if is_self(node.value)}
+            names |= {node.name for node in scope.body if isinstance(node, ast.FunctionDef)}
+            own |= {node: names for node in inside}
+    for node in ast.walk(tree):
+        is_private = isinstance(node, ast.Attribute) and re.match(r"_(?!_)", node.attr)
+        if is_private and not is_self(node.value) and node.attr not in own.get(node, ()):
+            yield node.attr, node.lineno
+
+
+def is_self(node):
+    is_super = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super"
+    return is_super or (isinstance(node, ast.Name) and node.id in ("self", "cls"))
+
+
+@pytest.mark.parametrize("path", sources(".py", under=("kvit",)), ids=str)
+def test_nothing_reads_what_another_class_keeps_for_itself(path):
+    found = [f"{path}:{line}: {name}" for name, line in private_names(path) if name not in NAMES_OF_OTHERS]
+    assert found == []
 
 
 def test_importing_kvit_imports_no_more_than_its_dependencies():

@@ -1,4 +1,4 @@
-"""What append and gather guess before their turn: the bits of tables that the launch in front has only just written."""
+"""What append and gather read speculatively: the bits of tables that the launch in front has only just written."""
 
 import numpy as np
 import pytest
