@@ -94,6 +94,7 @@ class BuildNative(build_ext):
             self.compile_modules()
             if self.is_in_place():
                 copy_declarations(ROOT / PACKAGE, ".pxd", ".pyi")
+                self.remove_old_modules()
             else:
                 self.remove_strangers()
             build_kernels(
@@ -137,6 +138,13 @@ class BuildNative(build_ext):
         )
         for module, new in zip(self.extensions, translated, strict=True):
             module.sources, module.language = new.sources, new.language
+
+    def remove_old_modules(self):
+        """Drop modules of the source tree whose sources are gone: they would still be found when imported."""
+        names = {path.stem for path in native_sources(".pyx")}
+        for path in (ROOT / PACKAGE).glob("*.so"):
+            if path.name.split(".")[0] not in names:
+                path.unlink()
 
     def remove_strangers(self):
         """Drop what an earlier build left in build_lib, which a wheel would take along."""

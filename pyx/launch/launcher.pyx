@@ -109,8 +109,8 @@ cdef bint runs_on_host(const LaunchConfig *config) noexcept nogil:
 cdef int launch_failed(Kernel kernel, const LaunchConfig *config, int status, const char *call) except -1:
     if kernel.host != NULL and not runs_on_host(config):
         raise HostBackendError(
-            f"{kernel.entry.symbol}, grid {words_of(config.grid)}, cluster {words_of(config.cluster)}: the host backend "
-            "runs grids of one axis and no clusters; launch it on a GPU"
+            f"{kernel.entry.symbol}, grid {words_of(config.grid)}, cluster {words_of(config.cluster)}: the host "
+            "backend runs grids of one axis and no clusters; launch it on a GPU"
         )
     if kernel.host != NULL:
         return host_failed(kernel.host, config.grid.x)

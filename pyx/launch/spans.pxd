@@ -24,6 +24,16 @@ cdef void add_memory(Spans *spans, const kvit_tensor *memory, bint is_written) n
 # Lets what was added from `first` on be touched before the grid dependency sync: what the launch in front leaves alone.
 cdef void set_pre_dependency(Spans *spans, int first) noexcept nogil
 
-# Lets the launch touch a tensor once its producer is done. None is skipped; a GPU needs no spans. Raises LayoutError
-# for memory that is written and must not be, ShapeError for too many pieces.
-cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_written) except -1
+# Adds a tensor. Raises LayoutError for memory that is written and must not be, ShapeError for too many pieces.
+cdef int add_tensor(Spans *spans, Tensor tensor, bint is_written) except -1
+
+# Lets the launch touch a tensor once its producer is done. None is skipped; a GPU needs no spans. Raises as add_tensor.
+# Inline: a call has a dozen, of which most have nothing to do.
+cdef inline int use(Spans *spans, Stream stream, Tensor tensor, bint is_written) except -1:
+    if tensor is None:
+        return 0
+    if tensor.ready_stream != 0:
+        stream.order_after(tensor)
+    if stream.kept is not None:
+        stream.keep(tensor)
+    return add_tensor(spans, tensor, is_written) if stream.dev.is_host else 0

@@ -29,13 +29,7 @@ cdef void set_pre_dependency(Spans *spans, int first) noexcept nogil:
         spans.items[i].pre_dependency = 1
 
 
-cdef int use(Spans *spans, Stream stream, Tensor tensor, bint is_written) except -1:
-    if tensor is None:
-        return 0
-    stream.order_after(tensor)
-    stream.keep(tensor)
-    if not stream.dev.is_host:
-        return 0
+cdef int add_tensor(Spans *spans, Tensor tensor, bint is_written) except -1:
     if is_written and tensor.memory.readonly:
         raise LayoutError(f"{tensor!r} is read-only, and the kernel writes it; give memory that can be written")
     if spans.count == MAX_SPANS:

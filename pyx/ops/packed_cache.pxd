@@ -1,5 +1,6 @@
 # K and V of a cache as kernels take them, packed once.
 from libc.stdint cimport int32_t
+from libc.string cimport memcmp
 
 from kvit._native.checks cimport DeviceId
 from kvit._native.context cimport Device
@@ -19,7 +20,8 @@ cdef struct CacheType:
     int32_t kv_heads
     int32_t k_dim, v_dim
 
-cdef bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil
+cdef inline bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil:
+    return memcmp(a, b, sizeof(CacheType)) == 0
 
 
 cdef class PackedCache:

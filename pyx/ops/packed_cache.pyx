@@ -1,6 +1,6 @@
 """K and V of a cache as kernels take them, packed once."""
 from libc.stdint cimport int16_t, uintptr_t
-from libc.string cimport memcmp, memset
+from libc.string cimport memset
 
 from kvit._native.checks cimport device_id_of
 from kvit._native.params cimport KvitPool
@@ -96,10 +96,6 @@ cdef class PackedCache:
 
 cdef class HoldsCache:
     """Base of kvit.CacheView."""
-
-
-cdef bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil:
-    return memcmp(a, b, sizeof(CacheType)) == 0
 
 
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:

@@ -1,4 +1,4 @@
-"""pyx/lend: kvit.Buffer as a DLPack producer."""
+"""pyx/interop/export_array: kvit.Buffer as a DLPack producer."""
 
 import ctypes
 import gc

@@ -1,4 +1,4 @@
-"""pyx/borrow: every protocol by which somebody's memory comes in, none of which copies."""
+"""pyx/interop/import_array: every protocol by which somebody's memory comes in, none of which copies."""
 
 import array
 import gc

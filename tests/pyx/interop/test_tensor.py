@@ -1,4 +1,4 @@
-"""pyx/tensor: views of raw memory, their extent and their reinterpretation."""
+"""pyx/interop/tensor: views of raw memory, their extent and their reinterpretation."""
 
 import numpy as np
 import pytest

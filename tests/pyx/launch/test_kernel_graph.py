@@ -1,4 +1,4 @@
-"""pyx/kernel_graph: launches by a graph of a kernel are those of the kernel itself, whatever each is given.
+"""pyx/launch/kernel_graph: launches by a graph of a kernel are those of the kernel itself, whatever each is given.
 
 The kernel is `read`, which adds the sum of words to a total. What the driver is asked to do shows on the idle one.
 """

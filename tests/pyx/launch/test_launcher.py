@@ -1,4 +1,4 @@
-"""pyx/launcher: a kernel launched on parameters packed by hand. copy_pages, because it does nothing but move bytes."""
+"""pyx/launch/launcher: a kernel launched on parameters packed by hand; copy_pages, which only moves bytes."""
 
 import ctypes
 

@@ -1,4 +1,4 @@
-"""pyx/tensor_map: a map that the caller packs. That kernels copy by it is tested with the probes of boxes."""
+"""pyx/launch/tensor_map: a map that the caller packs. That kernels copy by it is tested with the probes of boxes."""
 
 import ctypes
 from ctypes import c_int32, c_int64

@@ -1,4 +1,4 @@
-"""pyx/row_ops: how many warps append has for its rows. What they do is tests/kvit/test_append's."""
+"""pyx/ops/row_ops: how many warps append has for its rows. What they do is tests/kvit/test_append's."""
 
 import pytest
 

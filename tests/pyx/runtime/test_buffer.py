@@ -1,4 +1,4 @@
-"""pyx/buffer: owned memory, in and out of numpy, for every dtype."""
+"""pyx/runtime/buffer: owned memory, in and out of numpy, for every dtype."""
 
 import ctypes
 import gc

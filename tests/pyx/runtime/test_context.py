@@ -1,4 +1,4 @@
-"""pyx/context: devices and the context that calls run in."""
+"""pyx/runtime/context: devices and the context that calls run in."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""pyx/driver and the import of the compiled modules, each in a process of its own."""
+"""pyx/runtime/driver and the import of the compiled modules, each in a process of its own."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""pyx/errors: what a failed driver call says."""
+"""pyx/runtime/errors: what a failed driver call says."""
 
 import pytest
 

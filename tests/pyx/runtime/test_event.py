@@ -1,4 +1,4 @@
-"""pyx/event: points in a stream."""
+"""pyx/runtime/event: points in a stream."""
 
 import time
 

@@ -1,4 +1,4 @@
-"""pyx/graph: what is captured, what is refused, and what a graph keeps. The kernel is `read`, which sums words."""
+"""pyx/runtime/graph: what is captured, what is refused, what a graph keeps. The kernel is `read`, a sum of words."""
 
 import contextlib
 import struct

@@ -1,4 +1,4 @@
-"""pyx/host: finding, loading and configuring the host backend."""
+"""pyx/runtime/host: finding, loading and configuring the host backend."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""pyx/module: kernels are loaded on first use, once per device."""
+"""pyx/runtime/module: kernels are loaded on first use, once per device."""
 
 import pytest
 

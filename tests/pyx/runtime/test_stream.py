@@ -1,4 +1,4 @@
-"""pyx/stream: owned, default and foreign streams."""
+"""pyx/runtime/stream: owned, default and foreign streams."""
 
 import pytest
 
