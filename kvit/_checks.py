@@ -19,7 +19,7 @@ MOST = 2**31 - 1
 
 def tensor(name: str, source: Any, dtype: Dtype | None = None, stream: Stream | None = None) -> Tensor:
     """View `source` in place. Raw integers of the same width pass as `dtype`: numpy alone has no bfloat16."""
-    found = Tensor.wrap(source, stream=0 if stream is None else stream.handle)
+    found = Tensor.wrap(source, stream=0 if stream is None or stream.device == "host" else stream.handle)
     if dtype is None or found.dtype is dtype:
         return found
     try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from ctypes import c_float
 from typing import Any
 
 from kvit import _checks, codecs, dtypes
@@ -12,11 +14,16 @@ from kvit.errors import DtypeError, ShapeError
 
 COMPUTE_DTYPES = (dtypes.float16, dtypes.bfloat16)
 
+_LEAST_SCALE = 2.0**-126  # the reciprocal of less is no finite float32
+
 
 def parameters(side: str, codec: Codec, params: Any, scale: Any, rows: dict[str, int], device: str) -> Tensor | None:
     """What the rows of K or V (`side`) are decoded with, checked; None where they are numbers already.
 
     rows  the axes of the pool without channels, in order; kv_heads is one of them
+
+    Scales of float8, one or one per head, are looked at where the host can read them. Those of a GPU are not, for that
+    would wait for it; nor are those of rows, which may be written later.
     """
     if params is not None and codec.params != "pair":
         raise DtypeError(f"{side}_params are of int8 and int4, and {side} is {codec}; leave them out")
@@ -39,8 +46,22 @@ def parameters(side: str, codec: Codec, params: Any, scale: Any, rows: dict[str,
             _checks.require_shape(f"{side}_scale", found, kv_heads=rows["kv_heads"])
         elif len(found.shape) != 0:
             _checks.require_shape(f"{side}_scale", found, **rows)
+        if scale is not None and len(found.shape) <= 1 and found.device == "host":
+            _require_scales(f"{side}_scale", found)
     _checks.require_device(device, **{f"{side}'s parameters": found})
     return found
+
+
+def _require_scales(name: str, found: Tensor) -> None:
+    """Raise DtypeError unless these are positive, finite and normal: rows are stored as row * (1 / scale)."""
+    count, stride = (found.shape[0], found.strides[0]) if found.shape else (1, 0)
+    for i in range(count):
+        value = c_float.from_address(found.pointer + i * stride).value
+        if not _LEAST_SCALE <= value < math.inf:
+            raise DtypeError(
+                f"{name}{f'[{i}]' if found.shape else ''} is {value}; a scale of float8 must be positive and a normal "
+                "float32, from 2^-126 to 3.4e38"
+            )
 
 
 def compute_dtype(dtype: dtypes.Dtype | None, **memory: Tensor | None) -> dtypes.Dtype:

@@ -6,9 +6,9 @@ Importing this package registers the implementation. It needs PyTorch and transf
 
 from transformers import AttentionInterface, AttentionMaskInterface
 
-from .attention import NAME, attend
-from .cache import KvitCache, KvitLayer
-from .padding import padding_mask
+from kvit.transformers.attention import NAME, attend
+from kvit.transformers.cache import KvitCache, KvitLayer
+from kvit.transformers.padding import padding_mask
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, padding_mask)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kvit.errors import KernelMissing
+from kvit.transformers.padding import WINDOW
 
 NAME = "kvit"
 """Of the attention implementation."""
@@ -29,6 +30,7 @@ _IGNORED = frozenset(
 )
 _ADVICE = {
     "sliding_window": "set config.sliding_window = None if no sequence gets longer than the window, or ",
+    "s_aux": "its softmax has sinks; ",
     "dropout": "call model.eval(), or ",
 }
 
@@ -61,17 +63,33 @@ def attend(
     if layer is None:
         raise TypeError(
             f"{place} got K and V that no KvitCache holds; give the model or generate() "
-            "past_key_values=kvit.transformers.KvitCache(model.config, pages=...)"
+            "past_key_values=kvit.transformers.KvitCache(model.config, pages=...). If it was given, and this is the "
+            "layer of an assistant_model, which generate() gives a cache of its own: load that model with another "
+            "attn_implementation"
         )
+    length = layer.get_seq_length() + key.shape[2]
+    window = getattr(attention_mask, WINDOW, None)
+    if window is not None:
+        raise KernelMissing(
+            f"{place} sees a window of {window} tokens and the sequences have {length}, padding included; kvit's "
+            f"attention sees all. Use another attn_implementation, or sequences of at most {window} tokens"
+        )
+    if others.get("sliding_window") is not None and length <= others["sliding_window"]:
+        del others["sliding_window"]  # it hides nothing yet
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     wishes = {name: wish for name, wish in others.items() if name not in _IGNORED and wish is not False}
     for name, wish in {"dropout": dropout or None, "is_causal": None if is_causal else False, **wishes}.items():
         if wish is not None:
             raise KernelMissing(
-                f"{place} asks for {name}={wish!r}, which kvit's attention does not do; "
+                f"{place} asks for {name}={_words(wish)}, which kvit's attention does not do; "
                 f"{_ADVICE.get(name, '')}use another attn_implementation for this model"
             )
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise KernelMissing(f"{place} wants gradients and kvit computes none; call the model under torch.no_grad()")
     return layer.attend(query, key, value, attention_mask, scaling), None
+
+
+def _words(wish: Any) -> str:
+    """A value as an error shows it: of a tensor, what it is and not its numbers."""
+    return f"a tensor of shape {list(wish.shape)}" if isinstance(wish, torch.Tensor) else repr(wish)

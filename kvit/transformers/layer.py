@@ -11,10 +11,9 @@ from transformers.cache_utils import CacheLayerMixin
 from kvit.cache.attention import attention
 from kvit.cache.paged_cache import PagedCache
 from kvit.cache.sequence import Sequence
-from kvit.errors import DeviceError, DtypeError, KernelMissing, LayoutError, ShapeError
-
-from .attention import LAYER, NAME
-from .padding import Padding
+from kvit.errors import DeviceError, DtypeError, KernelMissing, ShapeError
+from kvit.transformers.attention import LAYER, NAME
+from kvit.transformers.padding import Padding
 
 
 class KvitLayer(CacheLayerMixin):
@@ -89,12 +88,12 @@ class KvitLayer(CacheLayerMixin):
         """Store K and V of the real tokens and attend their queries; arguments and result are those of `attend`.
 
         K, V and queries are read where they are and the result is written where torch wants it, except in a pass with
-        padding among its new tokens.
+        padding among its new tokens, and where _rows copies.
         """
         batch, heads, new, head_dim = query.shape
         tokens = self._padding.tokens(mask, batch, new)
         tokens.check_past(self._mask, self._length)
-        rows = [_rows(name, states) for name, states in (("query", query), ("key", key), ("value", value))]
+        rows = [_rows(states) for states in (query, key, value)]
         if tokens.index is not None:
             # Padding lies between the rows of one sequence and the next, and kvit reads them end to end.
             rows = [states.index_select(0, tokens.index) for states in rows]
@@ -179,16 +178,14 @@ class KvitLayer(CacheLayerMixin):
         return f"KvitLayer({len(self.sequences)} sequences of {self._length} tokens in {self.paged!r})"
 
 
-def _rows(name: str, states: torch.Tensor) -> torch.Tensor:
-    """[batch, heads, tokens, head_dim] as the rows [batch * tokens, heads, head_dim] that kvit reads, in place."""
+def _rows(states: torch.Tensor) -> torch.Tensor:
+    """[batch, heads, tokens, head_dim] as the rows [batch * tokens, heads, head_dim] that kvit reads.
+
+    In place, unless the tokens of one sequence and the next are not evenly spaced, as in a batch behind a rotation of
+    some channels alone: those are copied.
+    """
     rows = states.transpose(1, 2)
-    try:
-        return rows.view(-1, *rows.shape[2:])
-    except RuntimeError:
-        raise LayoutError(
-            f"{name} [batch, heads, tokens, head_dim] has strides {list(states.stride())}: the tokens of one sequence "
-            "and the next are not evenly spaced, and kvit copies nothing by itself; use another attn_implementation"
-        ) from None
+    return rows.reshape(-1, *rows.shape[2:])
 
 
 def _device_of(states: torch.Tensor) -> str:

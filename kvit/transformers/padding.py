@@ -9,24 +9,48 @@ from transformers.masking_utils import causal_mask_function
 
 from kvit.errors import KernelMissing, ShapeError
 
+WINDOW = "kvit_window"
+"""Attribute of the mask of a window that hides tokens: attention refuses it, for not every model uses all its masks."""
+
 
 def padding_mask(
-    *, kv_length: int, mask_function: Any, attention_mask: torch.Tensor | None = None, **_: Any
+    *,
+    kv_length: int,
+    mask_function: Any,
+    attention_mask: torch.Tensor | None = None,
+    q_length: int | None = None,
+    q_offset: int | torch.Tensor = 0,
+    batch_size: int = 1,
+    local_size: int | None = None,
+    **_: Any,
 ) -> torch.Tensor | None:
-    """What kvit's attention must know of a mask: transformers asks once for each forward pass.
+    """What kvit's attention must know of a mask: transformers asks once for each forward pass and kind of mask.
 
     kv_length       tokens of each sequence after this pass, padding included
     mask_function   which keys a query sees, padding apart
     attention_mask  bool [batch, kv_length], False for padding
+    q_length        new tokens; q_offset are those before them, in a cache that makes no room in advance
+    local_size      tokens of a window
 
     Returns a view of attention_mask, or None if it hides nothing; finding out waits for the GPU, unless it is None.
-    Raises KernelMissing (not plainly causal), ShapeError.
+    Raises KernelMissing (not plainly causal), ShapeError, TypeError (a cache that is no KvitCache).
     """
     if mask_function is not causal_mask_function:
-        name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
-        raise KernelMissing(
-            f"the model asks for a mask by {name} and kvit's attention is causal only; "
-            "use another attn_implementation for this model"
+        if local_size is None or not _is_causal_window(mask_function):
+            name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
+            raise KernelMissing(
+                f"the model asks for a mask by {name} and kvit's attention is causal only; "
+                "use another attn_implementation for this model"
+            )
+        if kv_length > local_size:
+            refused = torch.ones(batch_size, kv_length, dtype=torch.bool)
+            setattr(refused, WINDOW, local_size)
+            return refused
+    if q_length is not None and kv_length != int(q_offset) + q_length:
+        raise TypeError(
+            f"the model's cache has room for {kv_length} tokens where there are {int(q_offset) + q_length}: it is a "
+            "static one, and attn_implementation='kvit' needs a KvitCache. Give the model or generate() "
+            "past_key_values=kvit.transformers.KvitCache(model.config, pages=...), and no cache_implementation"
         )
     if attention_mask is None:
         return None
@@ -37,6 +61,20 @@ def padding_mask(
         )
     # An object of this pass alone: Padding knows passes apart by it.
     return None if attention_mask.all() else attention_mask.detach()
+
+
+def _is_causal_window(mask_function: Any) -> bool:
+    """Whether this is transformers' causal mask cut down to a window or to chunks, and nothing else.
+
+    transformers makes it by and_masks(window, causal_mask_function), and such functions have no other sign than what
+    they close over.
+    """
+    if not getattr(mask_function, "__qualname__", "").startswith("and_masks."):
+        return False
+    (parts,) = [cell.cell_contents for cell in mask_function.__closure__ or ()] or [()]
+    windows = [part for part in parts if part is not causal_mask_function]
+    names = [getattr(part, "__qualname__", "").split(".")[0] for part in windows]
+    return len(parts) == 2 and len(windows) == 1 and names[0] in ("sliding_window_overlay", "chunked_overlay")
 
 
 class NewTokens:

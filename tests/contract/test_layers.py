@@ -19,10 +19,14 @@ CPP = {
     "platform": {"abi", "core"},
     "layout": CPP_VALUES,
     "quant": CPP_VALUES,
+    "mma": CPP_VALUES,
     "cache": CPP_VALUES | {"layout"},
     "iterator": CPP_VALUES | {"layout", "quant", "cache"},
-    "attention": CPP_VALUES | {"layout", "quant", "cache", "iterator"},
-    "entry": CPP_VALUES | {"layout", "quant", "cache", "iterator", "attention"},
+    "schedule": CPP_VALUES | {"mma", "cache"},
+    "pipeline": CPP_VALUES | {"layout", "quant", "cache", "iterator", "schedule"},
+    "attention": CPP_VALUES | {"quant", "mma", "schedule"},
+    "transfer": CPP_VALUES | {"layout", "quant", "cache"},
+    "entry": CPP_VALUES | {"quant", "cache", "iterator", "layout", "schedule", "pipeline", "attention", "transfer"},
 }
 
 # Folder of pyx/ -> its modules from the top down: each may cimport what stands on a later line, of any folder.

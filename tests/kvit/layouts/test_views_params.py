@@ -89,6 +89,27 @@ def test_a_float8_scale_for_all_rows_for_each_head_or_for_each_row(name, error, 
         float8(**{name: fitting})
 
 
+@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
+@pytest.mark.parametrize("value", [-1.0, 0.0, -0.0, np.nan, np.inf, 1e-39], ids=str)
+def test_a_float8_scale_that_no_row_can_be_divided_by_is_refused(name, value):
+    with pytest.raises(kvit.DtypeError, match=rf"{name} is [-0-9a-z.]*; a scale of float8 must be positive"):
+        float8(**{name: np.array(value, np.float32)})
+    with pytest.raises(kvit.DtypeError, match=rf"{name}\[1\] is .*; a scale of float8 must be positive"):
+        float8(**{name: np.array([1, value], np.float32)})
+    every_row = scales(*ROWS)
+    every_row[1] = value
+    float8(**{name: every_row})  # rows may get their scales later
+    for fitting in (2.0**-126, 1e-30, 3e38):
+        float8(**{name: np.array([9, fitting], np.float32)[::-1]})
+
+
+@pytest.mark.parametrize("name", ["k_scale", "v_scale"])
+def test_a_cache_refuses_a_scale_that_is_none(name):
+    options = {"k": "float8_e4m3", "v": "float8_e4m3", "device": "host", name: np.zeros(2, np.float32)}
+    with pytest.raises(kvit.DtypeError, match=rf"{name}\[0\] is 0.0"):
+        kvit.PagedCache(4, 16, 2, 64, **options)
+
+
 @pytest.mark.parametrize(
     ("match", "call"),
     [

@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="needs pip install '.[test-interop]'")
 pytest.importorskip("transformers", reason="needs pip install '.[test-interop]'")
 
 import torch
-from transformers import DynamicCache, Gemma2Config, LlamaConfig, MistralConfig, Qwen2Config
+from transformers import DynamicCache, Gemma2Config, GptOssConfig, LlamaConfig, MistralConfig, Qwen2Config, StaticCache
 
 import kvit
 from kvit.transformers import KvitCache
@@ -47,11 +47,12 @@ def assert_unused(cache):
         (Qwen2Config(use_sliding_window=True, sliding_window=128, max_window_layers=2), "sliding_attention"),
         (LlamaConfig(layer_types=["full_attention", "chunked_attention"], num_hidden_layers=2), "chunked_attention"),
         (Gemma2Config(layer_types=["full_attention"] * 26), "attn_logit_softcapping=50.0"),
+        (GptOssConfig(), "the softmax of the model has sinks (model_type gpt_oss)"),  # and windows, which matter less
     ],
 )
 def test_models_with_windows_or_caps_get_no_cache(config, message):
     with pytest.raises(kvit.KernelMissing, match=re.escape(message)):
-        KvitCache(config, 8)
+        KvitCache(config, 65)  # 4160 tokens
 
 
 def test_windows_that_are_switched_off_are_none():
@@ -85,6 +86,23 @@ def test_another_cache_is_not_read_instead(model, prompt, make_cache):
         model.generate(prompt, past_key_values=make_cache(), max_new_tokens=2)
 
 
+@pytest.mark.parametrize("padded", [False, True])
+@torch.no_grad()
+def test_a_static_cache_is_called_by_its_name(model, prompt, padded):
+    static = StaticCache(config=model.config, max_cache_len=64)
+    mask = torch.ones_like(prompt)
+    mask[0, 0] = 0
+    with pytest.raises(TypeError, match=r"room for 64 tokens where there are 5: it is a static one.*needs a KvitCache"):
+        model(prompt, past_key_values=static, **({"attention_mask": mask} if padded else {}))
+    with pytest.raises(TypeError, match="a static one.*no cache_implementation"):
+        model.generate(prompt, cache_implementation="static", max_new_tokens=3)
+
+
+def test_an_assistant_with_kvit_is_told_apart_from_a_missing_cache(model, prompt, cache):
+    with pytest.raises(TypeError, match="If it was given, and this is the layer of an assistant_model"):
+        model.generate(prompt, past_key_values=cache, assistant_model=make_model("llama"), max_new_tokens=3)
+
+
 def test_another_attention_does_not_read_the_pages(prompt):
     eager = make_model("llama", attention="eager")
     cache = KvitCache(eager.config, 8)
@@ -110,9 +128,10 @@ def test_a_head_dim_that_is_not_built_is_refused_by_name(prompt):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"sliding_window": 4096}, r"sliding_window=4096.*config.sliding_window = None"),
+        ({"sliding_window": 3}, r"sliding_window=3.*config.sliding_window = None"),  # of five tokens
         ({"softcap": 50.0}, "softcap=50.0"),
         ({"s_aux": "sinks"}, "s_aux='sinks'"),
+        ({"s_aux": torch.ones(4)}, r"s_aux=a tensor of shape \[4\], which .* its softmax has sinks"),
         ({"output_attentions": True}, "output_attentions=True"),
         ({"a_new_way": 3}, "a_new_way=3"),
     ],
@@ -193,16 +212,14 @@ def test_pages_do_not_leave_their_device(cache):
             move()
 
 
-def test_rows_that_are_not_evenly_spaced_are_not_copied_quietly(model, cache):
+@torch.no_grad()
+def test_rows_that_are_not_evenly_spaced_are_copied(cache):
     # Head after head: the tokens of the second sequence do not follow those of the first at the same distance.
-    k = torch.zeros(2, 2, 5, 64, dtype=torch.bfloat16)
-    key, value = cache.update(k, k.clone(), 0)
-    with pytest.raises(kvit.LayoutError, match=r"query .* has strides \[1280, 320, 64, 1\]"):
-        cache.layers[0].attend(torch.zeros(2, 4, 5, 64, dtype=torch.bfloat16), key, value, None, None)
-    assert_unused(cache)
-
-
-def test_a_device_that_is_no_gpu_is_refused(cache):
-    with pytest.raises(kvit.DeviceError, match="the model is on meta"):
-        k = torch.zeros(1, 2, 1, 64, dtype=torch.bfloat16, device="meta")
-        cache.update(k, k, 0)
+    rng = torch.Generator().manual_seed(7)
+    q, k, v = (torch.randn(2, 2, 5, 64, generator=rng).to(torch.bfloat16) for _ in range(3))
+    with pytest.raises(RuntimeError, match="view"):
+        q.transpose(1, 2).view(-1, 2, 64)
+    module = SimpleNamespace(is_causal=True, layer_idx=0)
+    found, _ = attend(module, q, *cache.update(k, v, 0), None)
+    want = torch.nn.functional.scaled_dot_product_attention(q.float(), k.float(), v.float(), is_causal=True)
+    torch.testing.assert_close(found.float(), want.transpose(1, 2), rtol=0, atol=0.03)
