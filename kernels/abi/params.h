@@ -107,10 +107,10 @@ typedef struct KvitDecodeParams {
   KvitRows q, out;
   KvitLse lse;
   KvitFault* fault;
-  // First a counter that CTAs take their tickets from, alone in `workspace_head_bytes`, then of each CTA `part_bytes`, or
-  // `split_part_bytes` where split_tiles is set (facts of the kernel): [grid, parts, rows, v_dim + 2] f32, (O, max, sum)
-  // of what a CTA leaves for others to join. Zero before the first launch, and every launch leaves it so, but for the
-  // last third of split parts: any bytes.
+  // First a counter that CTAs take their tickets from, alone in `workspace_head_bytes`, then of each CTA `part_bytes`,
+  // or `split_part_bytes` where split_tiles is set (facts of the kernel): [grid, parts, rows, v_dim + 2] f32, (O, max,
+  // sum) of what a CTA leaves for others to join. Zero before the first launch, and every launch leaves it so, but for
+  // the last third of split parts: any bytes.
   void* workspace;
   float scale;  // of the scores, before exp
   int32_t num_query_heads;

@@ -145,7 +145,7 @@ class WarpAttention {
   static constexpr float kLeastRise = 8.01f;
   // What a token counts as in a base: its scale, but never so small that p, which is 1 / scale then, or p z overflows.
   static constexpr float kLeastScale = 0x1p-104f, kLeastOfZero = 0x1p-64f;
-  static constexpr float kNoBase = -0x1p120f;      // any weight relative to it is infinite, or 0 where hidden
+  static constexpr float kNoBase = -0x1p120f;  // any weight relative to it is infinite, or 0 where hidden
 
   using Scores = float[kBlocks][kRowTiles][4];
   // What a step makes of its scores.

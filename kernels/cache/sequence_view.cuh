@@ -50,8 +50,8 @@ KVIT_DEVICE SequenceView ViewSequence(const KvitPageTable& table, int32_t page_s
   return view;
 }
 
-/// Rows [begin, end) of the call's tokens that a sequence has. Where its offsets are wrong, those of them that exist: none
-/// where they fall.
+/// Rows [begin, end) of the call's tokens that a sequence has. Where its offsets are wrong, those of them that exist:
+/// none where they fall.
 struct TokenRange {
   int32_t begin, end;
   KvitFault fault;

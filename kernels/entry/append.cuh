@@ -20,9 +20,9 @@ struct AppendShape {
 };
 
 /// A warp per token and share of its heads, K and V; more warps for the queries. It has `passes` passes over its heads,
-/// as many at a time as its lanes have room for. Before the grid dependency the first rows are fetched to L2, the token's
-/// place is looked up speculatively, and rotary angles are made for its position; after it the rows are loaded while
-/// that place is confirmed. Then each side's next rows are on their way while the other side's are encoded.
+/// as many at a time as its lanes have room for. Before the grid dependency the first rows are fetched to L2, the
+/// token's place is looked up speculatively, and rotary angles are made for its position; after it the rows are loaded
+/// while that place is confirmed. Then each side's next rows are on their way while the other side's are encoded.
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape = AppendShape<16, 2>>
 struct AppendKernel {
   using Params = KvitAppendParams;

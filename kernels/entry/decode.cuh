@@ -68,11 +68,11 @@ struct DefaultTileShape<RegisterCopies, Dims, TokenBytes, Rows> {
 ///
 ///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished work tile | scheduler
 template <class T, class KeyCodec, class ValueCodec, class Dims, int RowsPerTile, class Copies, class Variant,
-          class Shape = typename DefaultTileShape<
-              Copies, Dims,
-              int(BytesOf<typename KeyCodec::template Element<Half>>(Dims::kKey) +
-                  BytesOf<typename ValueCodec::template Element<Half>>(Dims::kValue)),
-              RowsPerTile>::Type>
+          class Shape =
+              typename DefaultTileShape<Copies, Dims,
+                                        int(BytesOf<typename KeyCodec::template Element<Half>>(Dims::kKey) +
+                                            BytesOf<typename ValueCodec::template Element<Half>>(Dims::kValue)),
+                                        RowsPerTile>::Type>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
   static constexpr int kWarps = Shape::kWarps;

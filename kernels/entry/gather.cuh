@@ -19,8 +19,8 @@ struct GatherShape {
   static constexpr int kMinCtas = MinCtas;
 };
 
-/// A warp per token and share of its heads. Before the grid dependency its place is looked up speculatively, and fetched
-/// to L2; after it everything is loaded from there, while the place is confirmed, and then stored.
+/// A warp per token and share of its heads. Before the grid dependency its place is looked up speculatively, and
+/// fetched to L2; after it everything is loaded from there, while the place is confirmed, and then stored.
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape = GatherShape<16, 2, 2>>
 struct GatherKernel {
   using Params = KvitTransferParams;
@@ -128,8 +128,7 @@ struct GatherKernel {
     const auto nan = PackedVec8{{~0u, ~0u, ~0u, ~0u}};
     for (int pass = 0; pass < kPasses; ++pass) {
       if (!rows.After(pass).Has()) continue;
-      for (int vec8 = 0; vec8 < 2; ++vec8)
-        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8), nan);
+      for (int vec8 = 0; vec8 < 2; ++vec8) StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8), nan);
     }
   }
 };

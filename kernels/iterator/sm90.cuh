@@ -27,7 +27,7 @@ class Sm90GmemIterator {
     KVIT_UNROLL
     for (int chunk = 0; chunk < Layout::kChunks; ++chunk) {
       TmaLoad(tile + chunk * Layout::kChunkBytes + s * Layout::kSpan, map,
-                 {0, box.token / Layout::kPackedTokens, chunk, box.head, box.page}, barrier);
+              {0, box.token / Layout::kPackedTokens, chunk, box.head, box.page}, barrier);
     }
   }
 

@@ -22,7 +22,7 @@ namespace kvit {
 template <class T, int D, int Tokens, bool IsPacked = false>
 struct TensorLayout {
   static constexpr int kRowBytes = int(BytesOf<T>(D));
-  static constexpr int kSpan = Min(128, kRowBytes);               // of a token in a row of the map
+  static constexpr int kSpan = Min(128, kRowBytes);                 // of a token in a row of the map
   static constexpr int kPackedTokens = IsPacked ? 128 / kSpan : 1;  // of a row of the map
   static constexpr int kChunks = kRowBytes / kSpan;
   static constexpr int kChunkBytes = Tokens * kSpan;

@@ -37,8 +37,8 @@ struct TmaCopiesOf {
 using TmaCopies = TmaCopiesOf<false>;
 using TmaPackedCopies = TmaCopiesOf<true>;
 
-/// Every pipe has Shared, and for one band of the tiles, that of the calling warp: NextIsNew(), whether some of the next
-/// tile's tokens are the call's own; Prefetch(stage), which begins that tile's copies; WaitForKeys(stage), for all
+/// Every pipe has Shared, and for one band of the tiles, that of the calling warp: NextIsNew(), whether some of the
+/// next tile's tokens are the call's own; Prefetch(stage), which begins that tile's copies; WaitForKeys(stage), for all
 /// parameters too, and after it WaitForValues(stage); Key, Value (stage, token of the band, channel) and their
 /// parameters (stage, token) in shared memory; Faulted(stage). HidesValues(stage, token) and
 /// HideParameters(stage, token) zero values, or their parameters, from that token on: what nobody sees must not meet a
@@ -47,15 +47,16 @@ template <class Copies, class T, class KeyCodec, class ValueCodec, class Dims, c
 class KvPipe;
 
 /// By the threads of the CTA: rings of tiles, each warp's band a part of them.
-template <template <class, class, class, int> class GmemIterator, template <class, class, class, class> class TileLoader,
-          class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
+template <template <class, class, class, int> class GmemIterator,
+          template <class, class, class, class> class TileLoader, class T, class KeyCodec, class ValueCodec, class Dims,
+          class Scheduler, class Shape>
 class TileKvPipe {
  protected:
   static constexpr int kTokens = Shape::kWarpTokens;
-  using KeyRing = TileRing<GmemIterator, T, KeyCodec, Dims::kKey, Scheduler::kTileTokens, Shape::kWarps,
-                           Shape::kStages, 0>;
-  using ValueRing = TileRing<GmemIterator, T, ValueCodec, Dims::kValue, Scheduler::kTileTokens, Shape::kWarps,
-                             Shape::kStages, 1>;
+  using KeyRing =
+      TileRing<GmemIterator, T, KeyCodec, Dims::kKey, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 0>;
+  using ValueRing =
+      TileRing<GmemIterator, T, ValueCodec, Dims::kValue, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 1>;
   using TileIter = PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map>;
   using Loader = TileLoader<Scheduler, TileIter, KeyRing, ValueRing>;
   static_assert(KeyRing::Map::kFootprintS == kTokens && ValueRing::Map::kFootprintS == kTokens,

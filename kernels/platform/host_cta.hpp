@@ -73,7 +73,7 @@ struct Thread {
   int index = 0, lane = 0;
   unsigned collectives = 0;  // warp collectives so far: which mailbox is next
   unsigned votes = 0;        // CTA votes so far
-  bool is_synced = false;     // GridDependencySync has been called
+  bool is_synced = false;    // GridDependencySync has been called
   std::vector<PendingCopy> copies;
   int group = 0;  // of the copies being issued now
 
@@ -136,7 +136,8 @@ void Become(Thread* thread);
 /// `complete` (may be null) sees all lanes' `in` and fills `out`; it runs once.
 Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, void (*complete)(Warp::Mailbox&));
 
-/// Of a kernel that overlaps with the launch in front, memory is for after GridDependencySync, unless its span says any time.
+/// Of a kernel that overlaps with the launch in front, memory is for after GridDependencySync, unless its span says any
+/// time.
 void CheckGlobal(const void* p, int bytes, bool write, const char* operation);
 /// The same for what may be done before the grid dependency: speculative loads, fetches to L2, tickets.
 void CheckPreDependency(const void* p, int bytes, const char* operation, bool is_write = false);

@@ -99,7 +99,8 @@ class TileScheduler {
     const bool is_bad = fault.kind != KVIT_FAULT_NONE;
     if (report && is_bad) ReportFault(params_.fault, fault);
     const int new_tokens = queries.end - queries.begin;
-    return {view.length, new_tokens, queries.begin, int((int64_t(new_tokens) * group_ + Rows - 1) / Rows), view.begin, is_bad};
+    return {view.length, new_tokens, queries.begin, int((int64_t(new_tokens) * group_ + Rows - 1) / Rows),
+            view.begin,  is_bad};
   }
 
   /// Finds the range of the CTA with this ticket. All threads call.
@@ -137,9 +138,9 @@ class TileScheduler {
     const int holder = holders == 0 ? 0 : LowestBit(holders);
     range.sequence = Shuffle(sequence, holder);
     range.sequence_begin = Shuffle(before, holder);
-    range.work = {Shuffle(work.length, holder),          Shuffle(work.new_tokens, holder),
-                  Shuffle(work.first_token, holder),     Shuffle(work.row_tiles, holder),
-                  Shuffle(work.pages, holder),           Shuffle(int(work.is_bad), holder) != 0};
+    range.work = {Shuffle(work.length, holder),      Shuffle(work.new_tokens, holder),
+                  Shuffle(work.first_token, holder), Shuffle(work.row_tiles, holder),
+                  Shuffle(work.pages, holder),       Shuffle(int(work.is_bad), holder) != 0};
     return range;
   }
 

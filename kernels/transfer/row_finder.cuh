@@ -44,8 +44,8 @@ struct FoundPlace {
   FoundRow row;
 };
 
-/// A warp looks for one token at a time: its lanes call together, with the same arguments. A speculative one looks before
-/// the grid dependency; where it finds a row, that is a row of the cache, right or wrong.
+/// A warp looks for one token at a time: its lanes call together, with the same arguments. A speculative one looks
+/// before the grid dependency; where it finds a row, that is a row of the cache, right or wrong.
 template <bool IsSpeculative>
 class RowFinder {
  public:
@@ -90,7 +90,8 @@ class RowFinder {
   }
 
   KVIT_DEVICE FoundPlace Find(int row) const {
-    if (IsSpeculative && !kLaunchesOverlap) return {{}, {}, {{}, 0, {KVIT_FAULT_PAGE, 0, 0, 0}}};  // it would gain nothing
+    if (IsSpeculative && !kLaunchesOverlap)
+      return {{}, {}, {{}, 0, {KVIT_FAULT_PAGE, 0, 0, 0}}};  // it would gain nothing
     FoundPlace found = {FindToken(row), {}, {}};
     found.row.fault = found.token.fault;
     if (found.token.Exists()) {

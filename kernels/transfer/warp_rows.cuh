@@ -5,11 +5,11 @@
 #include "abi/params.h"
 #include "cache/fault.cuh"
 #include "cache/pool_set.cuh"
-#include "transfer/row_finder.cuh"
 #include "core/array.cuh"
 #include "core/types.h"
-#include "transfer/row_lanes.cuh"
 #include "platform/platform.cuh"
+#include "transfer/row_finder.cuh"
+#include "transfer/row_lanes.cuh"
 
 namespace kvit {
 
@@ -63,8 +63,7 @@ class WarpRows {
   /// Vec8 0 or 1 of this lane, in rows of all tokens.
   template <class Vec8>
   KVIT_DEVICE char* In(const KvitRows& rows, int vec8) const {
-    return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head() * rows.head_stride +
-           Offset<Vec8>(vec8);
+    return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head() * rows.head_stride + Offset<Vec8>(vec8);
   }
   /// The same in a dense row of each head.
   template <class Vec8>
@@ -93,8 +92,8 @@ class WarpRows {
   Vec8Pair vec8s_;
 };
 
-/// Tells what is wrong with a token or its place, if anything is; returns whether it is there. A row that no sequence has
-/// is not, and nothing is wrong with it.
+/// Tells what is wrong with a token or its place, if anything is; returns whether it is there. A row that no sequence
+/// has is not, and nothing is wrong with it.
 template <class Found>
 KVIT_DEVICE bool Good(const Found& found, KvitFault* report) {
   if (!found.Exists() && found.fault.kind != kNobodys && LaneIndex() == 0) ReportFault(report, found.fault);

@@ -77,8 +77,9 @@ class VllmPages:
         self.chunks = ((_SPLIT_BYTES, k_raw.strides[2]), (_unit(v_codec), v_raw.strides[2]))
         params = self.k_params, self.v_params
         self.packed = PackedCache(
-            k_raw, v_raw, *(_row_strides(raw, 3) for raw in (k_raw, v_raw)), pages, page_size, kv_heads, head_dim, head_dim,
-            self.dtype.code, *params, *(None if pool is None else _row_strides(pool, 2) for pool in params),
+            k_raw, v_raw, *(_row_strides(raw, 3) for raw in (k_raw, v_raw)),
+            pages, page_size, kv_heads, head_dim, head_dim, self.dtype.code,
+            *params, *(None if pool is None else _row_strides(pool, 2) for pool in params),
         )  # fmt: skip
 
     @property

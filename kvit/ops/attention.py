@@ -200,7 +200,9 @@ class Attention(Operation, AttentionCall):
         if out is not None:
             out = _checks.tensor("out", out, self.dtype)
             if out.shape != (*q.shape[:2], self.v_dim):
-                raise ShapeError(f"out has shape {list(out.shape)}; q of {list(q.shape)} gives {[*q.shape[:2], self.v_dim]}")
+                raise ShapeError(
+                    f"out has shape {list(out.shape)}; q of {list(q.shape)} gives {[*q.shape[:2], self.v_dim]}"
+                )
             _checks.require_rows("out", out)
             _checks.require_writable("out", out)
         if lse is not None:

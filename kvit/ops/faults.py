@@ -50,7 +50,6 @@ def _describe(kind: int, sequence: int, slot: int, value: int) -> str:
     if kind == _LENGTH:
         return f"sequence {sequence} has length {value}, which its pages and new tokens do not fit; {next_step}"
     if kind == _INDPTR:
-        return (
-            f"entry {slot} of an indptr is {value}, of sequence {sequence}: out of order, or beyond the end; {next_step}"
-        )
+        where = f"entry {slot} of an indptr is {value}, of sequence {sequence}"
+        return f"{where}: out of order, or beyond the end; {next_step}"
     return f"sequence {sequence}, slot {slot}, value {value}: fault of unknown kind {kind}; {next_step}"

@@ -131,7 +131,9 @@ def _whole_tiles(split_tokens: int, kernel: KernelInfo) -> int:
 
 def _workspace_bytes(kernel: KernelInfo, grid: int, has_splits: bool) -> int:
     """A head, and what each CTA leaves for others to join: the kernel says how much of both."""
-    return kernel.facts["workspace_head_bytes"] + grid * kernel.facts["split_part_bytes" if has_splits else "part_bytes"]
+    return (
+        kernel.facts["workspace_head_bytes"] + grid * kernel.facts["split_part_bytes" if has_splits else "part_bytes"]
+    )
 
 
 def _token_bytes(view: CacheView) -> int:

@@ -91,7 +91,8 @@ def requantise(object entry, Device device not None, PackedCache source not None
     cdef Spans spans
     cdef Stream on_stream = stream_of(stream, device)
     cdef int64_t rows = <int64_t>source.value.page_size * source.value.num_kv_heads
-    cdef int64_t batch = <int64_t>entry.threads // ((source.value.k_dim if side == 0 else source.value.v_dim) // 8) * <int64_t>entry.facts["passes"]
+    cdef int64_t vec8s = (source.value.k_dim if side == 0 else source.value.v_dim) // 8
+    cdef int64_t batch = <int64_t>entry.threads // vec8s * <int64_t>entry.facts["passes"]
     cdef int64_t parts = 1 if is_in_order else (rows + batch - 1) // batch
     memset(&params, 0, sizeof(params))
     spans.count = 0

@@ -91,7 +91,7 @@ STUBS = PYTHON["_native"] | {"selection"}
 
 # Names with an underscore that others have made for all: of named tuples, of transformers' configurations, and of what
 # compiled classes hold.
-NAMES_OF_OTHERS = {"_fields", "_replace", "_attn_implementation", "_packed"}
+NAMES_OF_OTHERS = {"_fields", "_replace", "_attn_implementation"}
 
 # What kvit may import of others. The command line's niceties and the integration are extras, which only they import.
 THIRD_PARTY = {"numpy", "ml_dtypes", "cuda"}

@@ -9,8 +9,8 @@ INCLUDES = """
 #include "entry/decode.cuh"
 
 // Three sequences: an empty one, one that two CTAs share, and one that a CTA finishes alone, so that every path of the
-// combination runs; of splits too: three of a tile each, of which one CTA joins the first two. Pages out of order, the last
-// one of each sequence part full.
+// combination runs; of splits too: three of a tile each, of which one CTA joins the first two. Pages out of order, the
+// last one of each sequence part full.
 static int32_t page_table[3][5] = {{0, 0, 0, 0, 0}, {3, 0, 2, 5, 6}, {4, 1, 0, 0, 0}};
 static int32_t lengths[3] = {0, 301, 70};
 static KvitFault fault;
@@ -57,7 +57,8 @@ DECODE = """
 
 SPANS = """
     {input, kBytes, 0, 0}, {output, kBytes, 1, 0}, {page_table, sizeof page_table, 0, 0},
-    {lengths, sizeof lengths, 0, 0}, {&fault, sizeof fault, 1, 0}, {workspace, sizeof workspace, 1, 0}, {workspace, kvit::kWorkspaceHeadBytes, 1, 1}
+    {lengths, sizeof lengths, 0, 0}, {&fault, sizeof fault, 1, 0}, 
+    {workspace, sizeof workspace, 1, 0}, {workspace, kvit::kWorkspaceHeadBytes, 1, 1}
 """
 
 
