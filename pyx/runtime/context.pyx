@@ -1,7 +1,8 @@
 """Which device a call runs on, and the CUDA context that goes with it."""
 from kvit._native.driver cimport cuda_table
 from kvit._native.driver_table cimport (
-    ATTRIBUTE_CC_MAJOR, ATTRIBUTE_CC_MINOR, ATTRIBUTE_L2_BYTES, ATTRIBUTE_NUM_SMS, ATTRIBUTE_SHARED_BYTES,
+    ATTRIBUTE_CC_MAJOR, ATTRIBUTE_CC_MINOR, ATTRIBUTE_L2_BYTES, ATTRIBUTE_MEMORY_BITS, ATTRIBUTE_MEMORY_KHZ,
+    ATTRIBUTE_NUM_SMS, ATTRIBUTE_SHARED_BYTES,
 )
 from kvit._native.errors cimport check
 from kvit._native.host_driver cimport host_table
@@ -83,6 +84,13 @@ cdef class Device:
     def l2_bytes(self):
         """Size of the L2 cache; None on the host."""
         return None if self.is_host else self.attribute(ATTRIBUTE_L2_BYTES)
+
+    @property
+    def memory_gbps(self):
+        """10**9 bytes per second of its memory at most, by the clock and width of its bus; None on the host."""
+        if self.is_host:
+            return None
+        return 2 * self.attribute(ATTRIBUTE_MEMORY_KHZ) * self.attribute(ATTRIBUTE_MEMORY_BITS) / 8e6
 
     @property
     def shared_bytes(self):

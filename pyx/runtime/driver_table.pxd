@@ -114,6 +114,8 @@ cdef struct DriverTable:
 # Values of CUdevice_attribute that device_attribute is asked for.
 cdef enum:
     ATTRIBUTE_NUM_SMS = 16
+    ATTRIBUTE_MEMORY_KHZ = 36
+    ATTRIBUTE_MEMORY_BITS = 37       # of the bus
     ATTRIBUTE_L2_BYTES = 38
     ATTRIBUTE_CC_MAJOR = 75
     ATTRIBUTE_CC_MINOR = 76
