@@ -162,8 +162,8 @@ cdef int encode(unsigned char *map, Boxes boxes, Device dev, const MappedPool *p
 
 
 cdef int64_t promoted_bytes(Device dev) except -1:
-    """What L2 fetches at once, at most. Measured on an H100 (25 GB/s of memory for each multiprocessor) and an H200 (36):
-    where memory is so quick, the longer fetches wait for each other.
+    """What L2 fetches at once, at most. Chosen by what an H100 and an H200 measured: they have 25 and 36 GB/s of memory
+    for each multiprocessor.
     """
     cdef double gbps = dev.memory_gbps or 0.0
     return 128 if gbps > QUICK_GBPS_PER_SM * <int>dev.num_sms else 256

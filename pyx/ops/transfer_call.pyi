@@ -4,7 +4,6 @@ from typing import Any
 
 from kvit._native.faults import HoldsFaults
 from kvit._native.kernel_graph import KernelGraph
-from kvit._native.faults import HoldsFaults
 from kvit._native.packed_cache import PackedCache
 from kvit.selection.registry import KernelInfo
 

@@ -154,7 +154,7 @@ def test_a_graph_keeps_to_the_clusters_of_its_kernel(device):
 
 
 LAUNCHES = """
-from kvit import registry
+from kvit.selection import registry
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.launcher import launch_bytes
@@ -187,7 +187,7 @@ def test_the_driver_gets_grid_clusters_and_overlap_and_no_attribute_that_nobody_
 
 CLUSTERS = """
 from types import MappingProxyType
-from kvit import registry
+from kvit.selection import registry
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.launcher import launch_bytes
