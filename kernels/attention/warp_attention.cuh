@@ -57,8 +57,8 @@ class WarpAttention {
   /// returned; Key(s, c) and Value(s, c) give shared-memory addresses of token s from channel c on, KeyParameters(s)
   /// and ValueParameters(s) those of its parameters. `rows` says what the rows see of it:
   ///
-  ///   is_masked    some row does not see all tokens: row r sees End(r) of them from the first on
-  ///   is_partial   the step is for those rows alone that Has(r) says; nothing of the tile reaches the others
+  ///   is_masked      some row does not see all tokens: row r sees End(r) of them from the first on
+  ///   IsPartial()    the step is for those rows alone that Has(r) says; nothing of the tile reaches the others
   template <class Tile, class StepRows>
   KVIT_DEVICE void Step(const Tile& tile, bool is_first, const StepRows& rows) {
     Scores score;  // not yet times their row's scale
@@ -86,7 +86,10 @@ class WarpAttention {
       const float top = Weigh(score, of_value, weights);
       if (rebases || Ballot(top > kMostWeight) == 0) break;
     }
-    if (rows.is_partial) {
+    typename Values::Stash before;
+    const bool is_partial = Ballot(rows.IsPartial()) != 0;  // which the compiler sees to be the same in all lanes
+    if (is_partial) {
+      before.Store(values_);
       ForEachRow([&](int n, int j) {
         if (!rows.Has(FragmentRow(n, j))) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
       });
@@ -96,13 +99,11 @@ class WarpAttention {
       if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
     });
     tile.WaitForValues();
-    typename Values::Stash before;
-    if (rows.is_partial) before.Store(values_);
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       values_.Add(weights.of_product[b], [&](int token, int c) { return tile.Value(b * 16 + token, c); });
     }
-    if (rows.is_partial) {  // a weight of zero is not enough, where a value may be infinite
+    if (is_partial) {  // a weight of zero is not enough, where a value may be infinite
       bool takes_part[kRowTiles][2];
       ForEachRow([&](int n, int j) { takes_part[n][j] = rows.Has(FragmentRow(n, j)); });
       before.Restore(values_, takes_part);
@@ -183,7 +184,7 @@ class WarpAttention {
   KVIT_DEVICE void Hide(Scores& score, const StepRows& rows) const {
     ForEachRow([&](int n, int j) {
       const int row = FragmentRow(n, j);
-      const int end = !rows.is_partial || rows.Has(row) ? rows.End(row) : 0;
+      const int end = !rows.IsPartial() || rows.Has(row) ? rows.End(row) : 0;
       const float hidden = keys_.Scale(n, j) < 0.0f ? INFINITY : -INFINITY;
       KVIT_UNROLL
       for (int b = 0; b < kBlocks; ++b) {

@@ -114,12 +114,13 @@ struct DecodeKernel {
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
+    const Ticket ticket(params.workspace);
     Pipe::Init(params, shared.pipe);
-    const int ticket = Scheduler::TakeTicket(params, shared.scheduler);
     bool is_synced = params.reads_ahead == 0;
-    if (is_synced) GridDependencySync();
+    if (is_synced) GridDependencyWait();
     const Scheduler scheduler(params);
     const CtaRange range = scheduler.Find(shared.scheduler, ticket);
+    if (is_synced) GridDependencyLaunch();
     if (range.IsEmpty()) {
       if (!is_synced) GridDependencySync();
       return;
@@ -133,8 +134,9 @@ struct DecodeKernel {
     for (; !works.Done(); works.Next()) {
       const WorkTile& work = works.work();
       const TileRange visible = scheduler.VisibleTiles(work);
+      const int least = scheduler.Visible(work, 0).end;  // nobody sees less
       Attention attention{Score(params)};
-      int end = kAllRows;
+      int partial_end = kNoEnd;  // of the rows that a step is for, where it is not for all
       for (int tile = visible.first;;) {
         SyncWarp();  // all lanes have left the slot that is filled next
         for (; under_way < kStages; ++under_way) {
@@ -149,10 +151,26 @@ struct DecodeKernel {
           GridDependencySync();
           is_synced = true;
         }
-        if (tile == visible.first && end == kAllRows) Begin(params, scheduler, work, attention);
+        if (tile == visible.first && partial_end == kNoEnd) Begin(params, scheduler, work, attention);
         if (tile >= visible.last) break;
-        end = Step(scheduler, work, tile, tile == visible.first, end, pipe, used.read(), attention);
-        if (end != kAllRows) continue;
+        const int slot = used.read(), token = tile * kTileTokens + WarpIndex() * kTokens;
+        pipe.WaitForKeys(slot);
+        StepRows rows = {scheduler, work, token, Ballot(token + kTokens > least) != 0, kNoEnd};
+        StepTile keys_and_values = {pipe, slot, token, kTokens};
+        if (rows.is_masked) {
+          // A tile of which all rows see as much is one step. Where their ends lie in it, it is a step for each end,
+          // the last one first: before each, what its rows do not see is zeroed in shared memory.
+          const int most = Min(scheduler.Visible(work, scheduler.NumRows(work) - 1).end - token, kTokens);
+          const int end = partial_end == kNoEnd ? most : partial_end;
+          if (end > 0 && least - token < most) rows.partial_end = end;
+          keys_and_values.end = end;
+          if (end < Min(work.of.length - token, kTokens)) pipe.HideParameters(slot, Max(0, end));
+          partial_end = rows.IsPartial() && end > Max(least - token, 1) ? end - 1 : kNoEnd;
+        }
+        attention.Step(keys_and_values, tile == visible.first, rows);
+        if (partial_end != kNoEnd) continue;
+        if (pipe.Faulted(slot)) attention.Poison();
+        pipe.Release(slot);
         ++tile;
         ++used;
         --under_way;
@@ -164,60 +182,35 @@ struct DecodeKernel {
   }
 
  private:
-  static constexpr int kAllRows = -1;
+  static constexpr int kNoEnd = -1;
 
   /// What the rows of a row tile see of a warp's tokens of a tile, and which of them a step is for.
   struct StepRows {
     const Scheduler& scheduler;
     const WorkTile& work;
     int token;  // the first of the warp's
-    bool is_masked, is_partial;
-    int end;  // where is_partial: of the rows that the step is for
+    bool is_masked;
+    int partial_end;  // of the rows that the step is for; kNoEnd: it is for all
 
+    KVIT_DEVICE bool IsPartial() const { return partial_end != kNoEnd; }
     KVIT_DEVICE int End(int row) const { return scheduler.Visible(work, row).end - token; }
-    KVIT_DEVICE bool Has(int row) const { return Min(End(row), kTokens) == end; }
+    KVIT_DEVICE bool Has(int row) const { return Min(End(row), kTokens) == partial_end; }
   };
 
   /// What a warp has of a tile, in ring slot `stage`. Nobody that the step is for sees tokens from `end` on.
   struct StepTile {
     Pipe& pipe;
-    int stage, first_key;
-    int end, length;  // in tokens of the warp's; `length`: of the sequence
-    bool has_landed;  // the values, for an earlier step
+    int stage, first_key, end;
 
     KVIT_DEVICE const char* Key(int s, int c) const { return pipe.Key(stage, s, c); }
     KVIT_DEVICE const char* Value(int s, int c) const { return pipe.Value(stage, s, c); }
     KVIT_DEVICE auto KeyParameters(int s) const { return pipe.KeyParameters(stage, s); }
     KVIT_DEVICE auto ValueParameters(int s) const { return pipe.ValueParameters(stage, s); }
-    KVIT_DEVICE void HideParameters() const {
-      if (end < Min(length, kTokens)) pipe.HideParameters(stage, Max(0, end));
-    }
     KVIT_DEVICE void WaitForValues() const {
-      if (!has_landed) pipe.WaitForValues(stage);
-      if (end < (Pipe::kCopiesZeros ? Min(length, kTokens) : kTokens)) pipe.HideValues(stage, Max(0, end));
+      pipe.WaitForValues(stage);
+      if (end < kTokens) pipe.HideValues(stage, Max(0, end));
     }
   };
-
-  // A tile of which all rows see as much is one step. Where their ends lie in it, it is a step for each end, the last
-  // one first: before each, what its rows do not see is zeroed in shared memory. `end`: of the rows that this step is
-  // for, or kAllRows where the tile begins; returns that of the next step, or kAllRows where the tile is done.
-  KVIT_DEVICE static int Step(const Scheduler& scheduler, const WorkTile& work, int tile, bool is_first, int end,
-                              Pipe& pipe, int stage, Attention& attention) {
-    const bool has_landed = end != kAllRows;
-    if (!has_landed) pipe.WaitForKeys(stage);
-    const int token = tile * kTileTokens + WarpIndex() * kTokens;
-    StepRows rows = {scheduler, work, token, false, false, end};
-    const int least = rows.End(0), most = Min(rows.End(scheduler.NumRows(work) - 1), kTokens);
-    rows.is_masked = least < kTokens;
-    rows.is_partial = most > 0 && least < most;
-    if (!has_landed) rows.end = most;
-    const StepTile keys_and_values = {pipe, stage, token, rows.end, work.of.length - token, has_landed};
-    keys_and_values.HideParameters();
-    attention.Step(keys_and_values, is_first, rows);
-    if (rows.is_partial && rows.end > Max(least, 1)) return rows.end - 1;
-    if (pipe.Faulted(stage)) attention.Poison();
-    return kAllRows;
-  }
 
   KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler, const WorkTile& work,
                                 Attention& attention) {

@@ -40,9 +40,9 @@ using TmaPackedCopies = TmaCopiesOf<true>;
 /// Every pipe has Shared, and for one band of the tiles, that of the calling warp: NextIsNew(), whether some of the
 /// next tile's tokens are the call's own; Prefetch(stage), which begins that tile's copies; WaitForKeys(stage), for all
 /// parameters too, and after it WaitForValues(stage); Key, Value (stage, token of the band, channel) and their
-/// parameters (stage, token) in shared memory; Faulted(stage). HidesValues(stage, token) and
-/// HideParameters(stage, token) zero values, or their parameters, from that token on: what nobody sees must not meet a
-/// weight of zero. kCopiesZeros: rows past the end of a sequence come as zeros.
+/// parameters (stage, token) in shared memory; Faulted(stage); Release(stage), when all has been read.
+/// HideValues(stage, token) and HideParameters(stage, token) zero values, or their parameters, from that token on: what
+/// nobody sees must not meet a weight of zero.
 template <class Copies, class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
 class KvPipe;
 
@@ -63,7 +63,6 @@ class TileKvPipe {
                 "a warp loads the tokens that it consumes in a step");
 
  public:
-  static constexpr bool kCopiesZeros = true;
   struct Shared {
     KeyRing keys;
     ValueRing values;
@@ -77,6 +76,7 @@ class TileKvPipe {
   KVIT_DEVICE bool NextIsNew() const { return loader_.NextIsNew(); }
   KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
   KVIT_DEVICE void WaitForValues(int) {}  // they came with the keys
+  KVIT_DEVICE void Release(int) {}
   KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }
 
   KVIT_DEVICE void HideValues(int stage, int s) {
@@ -140,7 +140,6 @@ class KvPipe<TmaCopiesOf<IsPacked>, T, KeyCodec, ValueCodec, Dims, Scheduler, Sh
   using Loader = TmaLoader<Scheduler, KeyRing, ValueRing, kTokens, kStages, IsPacked ? 2 : 1>;
 
  public:
-  static constexpr bool kCopiesZeros = false;  // a box is whole, whatever stands behind the sequence
   struct Shared {
     KeyRing keys;
     ValueRing values;
@@ -160,6 +159,7 @@ class KvPipe<TmaCopiesOf<IsPacked>, T, KeyCodec, ValueCodec, Dims, Scheduler, Sh
   KVIT_DEVICE void Prefetch(int stage) { loader_.Prefetch(stage); }
   KVIT_DEVICE void WaitForKeys(int stage) { loader_.WaitForKeys(stage); }
   KVIT_DEVICE void WaitForValues(int stage) { loader_.WaitForValues(stage); }
+  KVIT_DEVICE void Release(int stage) { loader_.Release(stage); }
   KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }
 
   KVIT_DEVICE void HideValues(int stage, int s) { ValueRing::Iterator::Clear(shared_.values.Tile(stage, band_), s); }

@@ -111,10 +111,9 @@ class TmaLoader {
     }
   }
   /// After WaitForKeys: waits for the values.
-  KVIT_DEVICE void WaitForValues(int stage) {
-    WaitBarrier(&landed_[stage].values, phases_ >> stage & 1u);
-    phases_ ^= 1u << stage;
-  }
+  KVIT_DEVICE void WaitForValues(int stage) { WaitBarrier(&landed_[stage].values, phases_ >> stage & 1u); }
+  /// All lanes have read the tile in ring slot `stage`, or will have before the warp meets.
+  KVIT_DEVICE void Release(int stage) { phases_ ^= 1u << stage; }
 
   /// Whether the tile in ring slot `stage` has rows that could not be found. The same in all lanes.
   KVIT_DEVICE bool Faulted(int stage) const { return faulted_stages_ >> stage & 1u; }

@@ -193,9 +193,14 @@ inline constexpr bool kLaunchesOverlap = true;
 #else
 inline constexpr bool kLaunchesOverlap = false;
 #endif
-KVIT_DEVICE void GridDependencySync() {
+KVIT_DEVICE void GridDependencyWait() {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("griddepcontrol.wait;\ngriddepcontrol.launch_dependents;" ::: "memory");
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+KVIT_DEVICE void GridDependencyLaunch() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 #endif
 }
 

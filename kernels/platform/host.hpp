@@ -134,7 +134,8 @@ inline uint32_t Ballot(bool x) {
 inline int LowestBit(uint32_t x) { return __builtin_ctz(x); }
 inline void Pause() { host::Pause("another CTA"); }
 inline constexpr bool kLaunchesOverlap = true;  // as far as speculative loads go
-inline void GridDependencySync() { host::self->is_synced = true; }
+inline void GridDependencyWait() { host::self->is_synced = true; }
+inline void GridDependencyLaunch() {}
 
 inline uint32_t AtomicAdd(uint32_t* p, uint32_t x) {
   host::CheckGlobal(p, sizeof(*p), true, "atomic add");

@@ -25,8 +25,8 @@
 //                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes
 //   TMA            TmaLoad(void* shared, const KvitTensorMap&, TmaCoordinates, barrier): a box, zeros where the map has nothing;
 //                  PrefetchTensorMap(map); FenceAsyncCopies(): this thread's stores to shared memory precede later copies
-//   launches       GridDependencySync(): waits until the launch in front has ended, then lets the next one start: never more than two overlap
-//                  kLaunchesOverlap: whether there ever is a launch to wait for
+//   launches       GridDependencyWait(): until the launch in front has ended; GridDependencyLaunch(): the next one may start, once all CTAs say so
+//                  (after their wait: never more than two overlap). kLaunchesOverlap: whether there ever is a launch to wait for
 //   CTA            SyncThreads(); bool SyncThreadsOr(bool)
 //   warp           SyncWarp(); T Shuffle(T, int lane), ShuffleXor(T, int mask), ShuffleUp(T, int delta); uint32_t Ballot(bool)
 //                  int LowestBit(uint32_t): of what is not 0; Pause(): before looking again at what another CTA has yet to write
@@ -46,5 +46,15 @@
 #else
 #include "platform/host.hpp"
 #endif
+
+namespace kvit {
+
+/// Waits until the launch in front has ended, then lets the next one start: never more than two overlap.
+KVIT_DEVICE void GridDependencySync() {
+  GridDependencyWait();
+  GridDependencyLaunch();
+}
+
+}  // namespace kvit
 
 #endif  // KVIT_PLATFORM_PLATFORM_CUH

@@ -19,9 +19,9 @@
 #include "core/types.h"
 #include "platform/platform.cuh"
 #include "schedule/cta_range.cuh"
-#include "schedule/partial.cuh"
 #include "schedule/row_tiles.cuh"
 #include "schedule/split_tree.cuh"
+#include "schedule/ticket.cuh"
 #include "schedule/work_tile.cuh"
 
 namespace kvit {
@@ -45,17 +45,6 @@ class TileScheduler {
         by_group_(params.group),
         group_(params.num_query_heads / params.cache.num_kv_heads),
         heads_(params.cache.num_kv_heads / params.partitions) {}
-
-  /// This CTA's number in the order in which CTAs start, which CUDA does not promise to be that of their places in the
-  /// grid. Whoever waits for others waits for lower numbers alone: they run already. All threads call, once, before
-  /// GridDependencySync: the launch behind this one begins after that, and finds the counter where this one found it.
-  static KVIT_DEVICE int TakeTicket(const KvitDecodeParams& params, Shared& shared) {
-    if (ThreadIndex() == 0) {
-      StoreShared(&shared.ticket, int(AtomicIncrement(TicketCounter(params.workspace), uint32_t(GridSize() - 1))));
-    }
-    SyncThreads();
-    return LoadShared<int>(&shared.ticket);
-  }
 
   KVIT_DEVICE int partitions() const { return params_.partitions; }
 
@@ -103,9 +92,9 @@ class TileScheduler {
             view.begin,  is_bad};
   }
 
-  /// Finds the range of the CTA with this ticket. All threads call.
-  KVIT_DEVICE CtaRange Find(Shared& shared, int ticket) const {
-    return params_.table.num_sequences <= 32 ? FindInWarp(ticket) : FindInCta(shared, ticket);
+  /// Finds the range of the CTA with this ticket, which it shares. All threads call.
+  KVIT_DEVICE CtaRange Find(Shared& shared, const Ticket& ticket) const {
+    return params_.table.num_sequences <= 32 ? FindInWarp(shared, ticket) : FindInCta(shared, ticket);
   }
 
   /// Keys that query row `row` of a row tile sees.
@@ -126,13 +115,13 @@ class TileScheduler {
 
  private:
   // Each warp for itself, a lane for each sequence. Of one sequence, all lanes know all there is to know.
-  KVIT_DEVICE CtaRange FindInWarp(int ticket) const {
+  KVIT_DEVICE CtaRange FindInWarp(Shared& shared, const Ticket& ticket) const {
     const int sequences = params_.table.num_sequences, sequence = sequences == 1 ? 0 : LaneIndex();
     SequenceWork work = {};
-    if (sequence < sequences) work = View(sequence, ticket == 0);
+    if (sequence < sequences) work = View(sequence, BlockIndex() == 0);
     const int64_t units = UnitsOf(work);
     const int64_t through = sequences == 1 ? units : SumUpToLane(units);
-    CtaRange range = Cut(Shuffle(through, 31), ticket);
+    CtaRange range = Cut(Shuffle(through, 31), ticket.Share(shared.ticket));
     const int64_t before = through - units;
     const uint32_t holders = Ballot(before <= range.begin && range.begin < through);  // none without a share
     const int holder = holders == 0 ? 0 : LowestBit(holders);
@@ -145,7 +134,7 @@ class TileScheduler {
   }
 
   // Each thread looks at a run of consecutive sequences, twice: at first for its units alone.
-  KVIT_DEVICE CtaRange FindInCta(Shared& shared, int ticket) const {
+  KVIT_DEVICE CtaRange FindInCta(Shared& shared, const Ticket& ticket) const {
     const int num_sequences = params_.table.num_sequences;
     const int run = (num_sequences + Threads - 1) / Threads;
     const int from = Min(ThreadIndex() * run, num_sequences), to = Min(from + run, num_sequences);
@@ -154,7 +143,7 @@ class TileScheduler {
     int sequence = from;
     for (bool is_cut = false;; is_cut = true) {
       for (sequence = from; sequence < to; ++sequence) {
-        const int64_t units = UnitsOf(View(sequence, ticket == 0 && !is_cut));
+        const int64_t units = UnitsOf(View(sequence, BlockIndex() == 0 && !is_cut));
         if (is_cut && range.begin < before + units) break;
         before += units;
       }
@@ -171,7 +160,7 @@ class TileScheduler {
         if (warp < WarpIndex()) before += warp_units;
         total += warp_units;
       }
-      range = Cut(total, ticket);
+      range = Cut(total, ticket.Share(shared.ticket));
       if (range.IsEmpty()) return range;  // the whole CTA leaves together
     }
     if (sequence < to && before <= range.begin) {  // exactly one thread
