@@ -53,28 +53,30 @@ class WarpAttention {
     for (int n = 0; n < kRowTiles; ++n) sum_[n][0] = sum_[n][1] = NAN;
   }
 
-  /// One step, the first of a row tile or another. The tile's keys are there, and its values once WaitForValues has
-  /// returned; Key(s, c) and Value(s, c) give shared-memory addresses of token s from channel c on, KeyParameters(s)
-  /// and ValueParameters(s) those of its parameters. `rows` says what the rows see of it:
-  ///
-  ///   is_masked      some row does not see all tokens: row r sees End(r) of them from the first on
-  ///   IsPartial()    the step is for those rows alone that Has(r) says; nothing of the tile reaches the others
-  template <class Tile, class StepRows>
-  KVIT_DEVICE void Step(const Tile& tile, bool is_first, const StepRows& rows) {
+  /// One step, the first of a row tile or another. Its keys are there, and its values once WaitForValues has returned;
+  /// Key(s, c) and Value(s, c) give shared-memory addresses of token s from channel c on, KeyParameters(s) and
+  /// ValueParameters(s) those of its parameters, first_key the place of its first token in the sequence. Where
+  /// is_masked, HideParameters() comes first, and then row r sees End(r) tokens from the first on, if Has(r): where it
+  /// has not, nothing of this step reaches the row. HideValues() zeroes what no row of the step sees.
+  template <class View>
+  KVIT_DEVICE void Step(View& step, bool is_first) {
     Scores score;  // not yet times their row's scale
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       keys_.Scores(
-          score[b], [&](int token, int c) { return tile.Key(b * 16 + token, c); },
-          [&](int token) { return tile.KeyParameters(b * 16 + token); });
+          score[b], [&](int token, int c) { return step.Key(b * 16 + token, c); },
+          [&](int token) { return step.KeyParameters(b * 16 + token); });
     }
-    Modify(score, tile.first_key);
-    if (rows.is_masked) Hide(score, rows);
+    Modify(score, step.first_key);
+    if (step.is_masked) {
+      step.HideParameters();
+      Hide(score, step);
+    }
     const auto of_value = [&](int b, int t) {  // of this lane's two tokens of a block
       ScaleZero v = {};
       if constexpr (ValueCodec::kScaled) {
         v = ValueCodec::template Parameters<T>(
-            LoadShared<uint32_t>(tile.ValueParameters(b * 16 + FragmentToken(2 * t))));
+            LoadShared<uint32_t>(step.ValueParameters(b * 16 + FragmentToken(2 * t))));
       }
       return v;
     };
@@ -86,27 +88,10 @@ class WarpAttention {
       const float top = Weigh(score, of_value, weights);
       if (rebases || Ballot(top > kMostWeight) == 0) break;
     }
-    typename Values::Stash before;
-    const bool is_partial = Ballot(rows.IsPartial()) != 0;  // which the compiler sees to be the same in all lanes
-    if (is_partial) {
-      before.Store(values_);
-      ForEachRow([&](int n, int j) {
-        if (!rows.Has(FragmentRow(n, j))) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
-      });
-    }
-    ForEachRow([&](int n, int j) {
-      sum_[n][j] += weights.sum[n][j];
-      if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
-    });
-    tile.WaitForValues();
-    KVIT_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      values_.Add(weights.of_product[b], [&](int token, int c) { return tile.Value(b * 16 + token, c); });
-    }
-    if (is_partial) {  // a weight of zero is not enough, where a value may be infinite
-      bool takes_part[kRowTiles][2];
-      ForEachRow([&](int n, int j) { takes_part[n][j] = rows.Has(FragmentRow(n, j)); });
-      before.Restore(values_, takes_part);
+    if (step.is_masked) {
+      AddMasked(step, weights);
+    } else {
+      Add(step, weights);
     }
   }
 
@@ -179,12 +164,43 @@ class WarpAttention {
     }
   }
 
+  template <class View>
+  KVIT_DEVICE void Add(const View& step, const Weights& weights) {
+    ForEachRow([&](int n, int j) {
+      sum_[n][j] += weights.sum[n][j];
+      if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
+    });
+    step.WaitForValues();
+    KVIT_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      values_.Add(weights.of_product[b], [&](int token, int c) { return step.Value(b * 16 + token, c); });
+    }
+  }
+
+  // Few steps hide anything: what those do besides stands apart, and costs the others nothing. Rows that a step is not
+  // for keep what they have: a weight of zero is not enough, where a value may be infinite.
+  template <class View>
+  KVIT_DEVICE void AddMasked(const View& step, Weights& weights) {
+    typename Values::Stash before;
+    bool takes_part[kRowTiles][2];
+    if (step.is_partial) {
+      before.Store(values_);
+      ForEachRow([&](int n, int j) {
+        takes_part[n][j] = step.Has(FragmentRow(n, j));
+        if (!takes_part[n][j]) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
+      });
+    }
+    step.HideValues();
+    Add(step, weights);
+    if (step.is_partial) before.Restore(values_, takes_part);
+  }
+
   // Selects, so that whatever stands in a hidden score is gone.
-  template <class StepRows>
-  KVIT_DEVICE void Hide(Scores& score, const StepRows& rows) const {
+  template <class View>
+  KVIT_DEVICE void Hide(Scores& score, const View& step) const {
     ForEachRow([&](int n, int j) {
       const int row = FragmentRow(n, j);
-      const int end = !rows.IsPartial() || rows.Has(row) ? rows.End(row) : 0;
+      const int end = step.Has(row) ? step.End(row) : 0;
       const float hidden = keys_.Scale(n, j) < 0.0f ? INFINITY : -INFINITY;
       KVIT_UNROLL
       for (int b = 0; b < kBlocks; ++b) {

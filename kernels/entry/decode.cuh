@@ -155,20 +155,12 @@ struct DecodeKernel {
         if (tile >= visible.last) break;
         const int slot = used.read(), token = tile * kTileTokens + WarpIndex() * kTokens;
         pipe.WaitForKeys(slot);
-        StepRows rows = {scheduler, work, token, Ballot(token + kTokens > least) != 0, kNoEnd};
-        StepTile keys_and_values = {pipe, slot, token, kTokens};
-        if (rows.is_masked) {
-          // A tile of which all rows see as much is one step. Where their ends lie in it, it is a step for each end,
-          // the last one first: before each, what its rows do not see is zeroed in shared memory.
-          const int most = Min(scheduler.Visible(work, scheduler.NumRows(work) - 1).end - token, kTokens);
-          const int end = partial_end == kNoEnd ? most : partial_end;
-          if (end > 0 && least - token < most) rows.partial_end = end;
-          keys_and_values.end = end;
-          if (end < Min(work.of.length - token, kTokens)) pipe.HideParameters(slot, Max(0, end));
-          partial_end = rows.IsPartial() && end > Max(least - token, 1) ? end - 1 : kNoEnd;
+        Step step = {scheduler, work, pipe, slot, token, Ballot(token + kTokens > least) != 0, partial_end};
+        attention.Step(step, tile == visible.first);
+        if (step.is_masked) {
+          partial_end = step.NextEnd(least);
+          if (partial_end != kNoEnd) continue;
         }
-        attention.Step(keys_and_values, tile == visible.first, rows);
-        if (partial_end != kNoEnd) continue;
         if (pipe.Faulted(slot)) attention.Poison();
         pipe.Release(slot);
         ++tile;
@@ -184,31 +176,42 @@ struct DecodeKernel {
  private:
   static constexpr int kNoEnd = -1;
 
-  /// What the rows of a row tile see of a warp's tokens of a tile, and which of them a step is for.
-  struct StepRows {
+  /// A warp's tokens of a tile, in ring slot `stage`, and which of them the rows of a row tile see. A tile of which all
+  /// rows see as much is one step. Where their ends lie in it, it is a step for each end, the last one first: before
+  /// each, what its rows do not see is zeroed in shared memory.
+  struct Step {
     const Scheduler& scheduler;
     const WorkTile& work;
-    int token;  // the first of the warp's
-    bool is_masked;
-    int partial_end;  // of the rows that the step is for; kNoEnd: it is for all
-
-    KVIT_DEVICE bool IsPartial() const { return partial_end != kNoEnd; }
-    KVIT_DEVICE int End(int row) const { return scheduler.Visible(work, row).end - token; }
-    KVIT_DEVICE bool Has(int row) const { return Min(End(row), kTokens) == partial_end; }
-  };
-
-  /// What a warp has of a tile, in ring slot `stage`. Nobody that the step is for sees tokens from `end` on.
-  struct StepTile {
     Pipe& pipe;
-    int stage, first_key, end;
+    int stage;
+    int first_key;   // the first of the tokens
+    bool is_masked;  // some row does not see all of them
+    int end;         // of the rows that the step is for; kNoEnd: where the tile begins
+    bool is_partial = false;
 
     KVIT_DEVICE const char* Key(int s, int c) const { return pipe.Key(stage, s, c); }
     KVIT_DEVICE const char* Value(int s, int c) const { return pipe.Value(stage, s, c); }
     KVIT_DEVICE auto KeyParameters(int s) const { return pipe.KeyParameters(stage, s); }
     KVIT_DEVICE auto ValueParameters(int s) const { return pipe.ValueParameters(stage, s); }
-    KVIT_DEVICE void WaitForValues() const {
-      pipe.WaitForValues(stage);
+    KVIT_DEVICE void WaitForValues() const { pipe.WaitForValues(stage); }
+
+    /// Where is_masked: decides what this step is for, and zeroes the parameters that its rows do not see.
+    KVIT_DEVICE void HideParameters() {
+      const int most = Min(End(scheduler.NumRows(work) - 1), kTokens);
+      if (end == kNoEnd) end = most;
+      is_partial = end > 0 && End(0) < most;
+      if (end < Min(work.of.length - first_key, kTokens)) pipe.HideParameters(stage, Max(0, end));
+    }
+    KVIT_DEVICE void HideValues() const {
+      WaitForValues();
       if (end < kTokens) pipe.HideValues(stage, Max(0, end));
+    }
+    /// Tokens that a row sees, from the first on; and whether the step is for it.
+    KVIT_DEVICE int End(int row) const { return scheduler.Visible(work, row).end - first_key; }
+    KVIT_DEVICE bool Has(int row) const { return !is_partial || Min(End(row), kTokens) == end; }
+    /// Of the step after it in the same tile; kNoEnd: the tile is done.
+    KVIT_DEVICE int NextEnd(int least) const {
+      return is_partial && end > Max(least - first_key, 1) ? end - 1 : kNoEnd;
     }
   };
 
