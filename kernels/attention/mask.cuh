@@ -12,6 +12,7 @@ namespace kvit {
 ///
 ///   Visible(length, new_tokens, token)   the keys that query token `token` sees, of the last `new_tokens` of `length`
 ///   Ends(length, new_tokens)             the ends of these ranges as a line over tokens, for the scheduler
+///   LastEnd(length, new_tokens)          that of the last token, at once
 ///   Key ranges of later tokens end later, or where those of earlier ones do.
 class CausalMask {
  public:
@@ -20,8 +21,10 @@ class CausalMask {
   KVIT_HD KeyEnds Ends(int length, int new_tokens) const {
     return params_.causal == 0 || new_tokens == 1 ? KeyEnds{length, 0} : KeyEnds{length - new_tokens + 1, 1};
   }
+  KVIT_HD int LastEnd(int length, int) const { return length; }
   KVIT_HD KeyRange Visible(int length, int new_tokens, int token) const {
-    return {0, Min(Ends(length, new_tokens).Of(token), length)};
+    if (params_.causal == 0 || new_tokens == 1) return {0, length};
+    return {0, Min(length - new_tokens + 1 + token, length)};
   }
 
  private:

@@ -58,7 +58,7 @@ class WarpAttention {
   /// ValueParameters(s) those of its parameters, first_key the place of its first token in the sequence. Where
   /// is_masked, HideParameters() comes first, and then row r sees End(r) tokens from the first on, if Has(r): where it
   /// has not, nothing of this step reaches the row. HideValues() zeroes what no row of the step sees.
-  template <class View>
+  template <bool kIsMasked, class View>
   KVIT_DEVICE void Step(View& step, bool is_first) {
     Scores score;  // not yet times their row's scale
     KVIT_UNROLL
@@ -68,7 +68,7 @@ class WarpAttention {
           [&](int token) { return step.KeyParameters(b * 16 + token); });
     }
     Modify(score, step.first_key);
-    if (step.is_masked) {
+    if constexpr (kIsMasked) {
       step.HideParameters();
       Hide(score, step);
     }
@@ -88,7 +88,7 @@ class WarpAttention {
       const float top = Weigh(score, of_value, weights);
       if (rebases || Ballot(top > kMostWeight) == 0) break;
     }
-    if (step.is_masked) {
+    if constexpr (kIsMasked) {
       AddMasked(step, weights);
     } else {
       Add(step, weights);

@@ -155,9 +155,11 @@ struct DecodeKernel {
         if (tile >= visible.last) break;
         const int slot = used.read(), token = tile * kTileTokens + WarpIndex() * kTokens;
         pipe.WaitForKeys(slot);
-        Step step = {scheduler, work, pipe, slot, token, Ballot(token + kTokens > least) != 0, partial_end};
-        attention.Step(step, tile == visible.first);
-        if (step.is_masked) {
+        Step step = {scheduler, work, pipe, slot, token, token + kTokens > least, partial_end};
+        if (!step.is_masked) {
+          attention.template Step<false>(step, tile == visible.first);
+        } else {
+          attention.template Step<true>(step, tile == visible.first);
           partial_end = step.NextEnd(least);
           if (partial_end != kNoEnd) continue;
         }
@@ -197,7 +199,7 @@ struct DecodeKernel {
 
     /// Where is_masked: decides what this step is for, and zeroes the parameters that its rows do not see.
     KVIT_DEVICE void HideParameters() {
-      const int most = Min(End(scheduler.NumRows(work) - 1), kTokens);
+      const int most = Min(scheduler.MostEnd(work) - first_key, kTokens);
       if (end == kNoEnd) end = most;
       is_partial = end > 0 && End(0) < most;
       if (end < Min(work.of.length - first_key, kTokens)) pipe.HideParameters(stage, Max(0, end));

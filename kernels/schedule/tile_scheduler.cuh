@@ -64,7 +64,11 @@ class TileScheduler {
   }
 
   /// Tiles of a row tile.
-  KVIT_DEVICE int Tiles(const SequenceWork& work, int row_tile) const { return RowTilesOf(work, 1).Tiles(row_tile); }
+  KVIT_DEVICE int Tiles(const SequenceWork& work, int row_tile) const {
+    if (row_tile + 1 < work.row_tiles) return RowTilesOf(work, 1).Tiles(row_tile);
+    const int keys = mask_.LastEnd(work.length, work.new_tokens);
+    return keys <= 0 ? 1 : (keys - 1) / TileTokens + 1;
+  }
   /// Units of a row tile of so many tiles.
   KVIT_DEVICE int Units(const SequenceWork& work, int tiles) const {
     return IsSplit() ? (tiles - 1) / SplitOf(work) + 1 : tiles;
@@ -102,10 +106,15 @@ class TileScheduler {
     return mask_.Visible(work.of.length, work.of.new_tokens, TokenOf(work.row_tile * Rows + row));
   }
 
+  /// The end of what the last row of a row tile sees: no row sees more.
+  KVIT_DEVICE int MostEnd(const WorkTile& work) const {
+    if (work.row_tile + 1 < work.of.row_tiles) return Visible(work, Rows - 1).end;
+    return mask_.LastEnd(work.of.length, work.of.new_tokens);
+  }
+
   /// The tiles of a work tile that any of its rows sees.
   KVIT_DEVICE TileRange VisibleTiles(const WorkTile& work) const {
-    const KeyRange keys = Visible(work, NumRows(work) - 1);
-    return {work.first, keys.end <= 0 ? 0 : work.last};
+    return {work.first, MostEnd(work) <= 0 ? 0 : work.last};
   }
 
   /// Query rows of a row tile: the last of a sequence may have fewer.
