@@ -91,7 +91,7 @@ class Inputs:
         self._pools = [self._make_pools(len(self.pages.reshape(-1))) for _ in range(self.copies)]
         self.views = [self._view(pools) for pools in self._pools]
         starts = np.arange(0, cell.total + 1, cell.tokens)
-        self.tokens = self._integers(starts)
+        self.query_indptr = self._integers(starts)
         self.table = kvit.PageTable(self._integers(self.pages), lengths=self._integers(self.lengths))
 
     def packed(self, copy: int) -> tuple[kvit.Tensor, kvit.Tensor, kvit.Tensor]:
