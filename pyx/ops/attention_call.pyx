@@ -41,9 +41,9 @@ cdef class AttentionCall:
         stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence
-        that the table describes wrongly gives NaN, and check() says what is wrong. Rows that no sequence has, behind the
-        last one's, are left as they are. Quickest for kvit's own Buffers and Tensors: other arrays are wrapped anew by
-        every call.
+        that the table describes wrongly gives NaN, and check() says what is wrong. Rows that no sequence has, before
+        the first one's or behind the last one's, are left as they are. Quickest for kvit's own Buffers and Tensors:
+        other arrays are wrapped anew by every call.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         if self.launch is None:
