@@ -180,7 +180,7 @@ def appending(inputs: Inputs, op: kvit.Append, with_queries: bool) -> Call:
     def append(copy: int) -> None:
         q, k, v = inputs.packed(copy)
         queries = {"q": q, "q_out": inputs.q_out} if with_queries else {}
-        op(k, v, inputs.views[copy], inputs.table, tokens=inputs.tokens, stream=inputs.stream, **queries)
+        op(k, v, inputs.views[copy], inputs.table, query_indptr=inputs.query_indptr, stream=inputs.stream, **queries)
 
     return append
 
@@ -190,7 +190,7 @@ def gathering(inputs: Inputs, op: kvit.Gather) -> Call:
 
     def gather(copy: int) -> None:
         k, v = inputs.outputs(copy)
-        op(inputs.views[copy], inputs.table, k, v, tokens=inputs.tokens, stream=inputs.stream)
+        op(inputs.views[copy], inputs.table, out=(k, v), query_indptr=inputs.query_indptr, stream=inputs.stream)
 
     return gather
 

@@ -80,7 +80,7 @@ class Inputs:
         heads = setting.query_heads + 2 * setting.kv_heads
         self._shape = (cell.total, heads, setting.head_dim)
         row_bytes = dtypes.dtype_of(setting.dtype).bytes_for(setting.head_dim)
-        self.packed = [memory.bytes(cell.total * heads * row_bytes) for _ in range(self.copies)]
+        self._packed = [memory.bytes(cell.total * heads * row_bytes) for _ in range(self.copies)]
         rows = (cell.total, setting.kv_heads, setting.head_dim)
         self.gathered = [
             kvit.Buffer.empty((2, *rows), setting.dtype, stream.device, stream) for _ in range(self.copies)
@@ -91,12 +91,12 @@ class Inputs:
         self._pools = [self._make_pools(len(self.pages.reshape(-1))) for _ in range(self.copies)]
         self.views = [self._view(pools) for pools in self._pools]
         starts = np.arange(0, cell.total + 1, cell.tokens)
-        self.tokens = self._integers(starts)
+        self.query_indptr = self._integers(starts)
         self.table = kvit.PageTable(self._integers(self.pages), lengths=self._integers(self.lengths))
 
     def packed(self, copy: int) -> tuple[kvit.Tensor, kvit.Tensor, kvit.Tensor]:
         """q, k and v of a copy: slices of one tensor [tokens, heads, head_dim]."""
-        base, dtype = self.packed[copy], dtypes.dtype_of(self.setting.dtype)
+        base, dtype = self._packed[copy], dtypes.dtype_of(self.setting.dtype)
         head = dtype.bytes_for(self.setting.head_dim)
         strides = (self._shape[1] * head, head, dtype.bits // 8)
         found = []
@@ -148,12 +148,12 @@ class Inputs:
 
     def _samples(self, copy: int) -> Iterator[tuple[int, list[NDArray]]]:
         """The first and the last sequence, with their rows q, k, v on the host."""
-        row_bytes = self.packed[copy].nbytes // self.cell.total
+        row_bytes = self._packed[copy].nbytes // self.cell.total
         dtype = dtypes.numpy_dtype(dtypes.dtype_of(self.setting.dtype))
         splits = [self.setting.query_heads, self.setting.query_heads + self.setting.kv_heads]
         for sequence in sorted({0, self.cell.sequences - 1}):
             rows = self._rows_of(sequence)
-            packed = self.packed[copy][rows.start * row_bytes : rows.stop * row_bytes].numpy()
+            packed = self._packed[copy][rows.start * row_bytes : rows.stop * row_bytes].numpy()
             yield sequence, np.split(packed.view(dtype).reshape(-1, *self._shape[1:]), splits, axis=1)
 
     def _rows_of(self, sequence: int) -> slice:

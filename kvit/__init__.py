@@ -33,7 +33,7 @@ from .layouts.views import CacheView, PageTable
 from .ops.append import Append
 from .ops.attention import Attention
 from .ops.copy_pages import CopyPages
-from .ops.gather import Flatten, Gather
+from .ops.gather import Gather
 from .ops.merge import merge_states
 from .ops.rope import Rope
 
@@ -55,7 +55,6 @@ __all__ = [
     "DriverError",
     "DtypeError",
     "Event",
-    "Flatten",
     "Gather",
     "Graph",
     "HostBackendError",

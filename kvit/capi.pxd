@@ -201,12 +201,12 @@ cdef extern from "kvit.h" nogil:
         int32_t (*op_destroy)(kvit_op *op) noexcept nogil
 
         int32_t (*attention)(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
-                             const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                             const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                              kvit_stream stream) noexcept nogil
         int32_t (*append)(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
-                          const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
+                          const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil
         int32_t (*gather)(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
-                          const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
+                          const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil
         int32_t (*merge_states)(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
                                 const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
                                 kvit_stream stream) noexcept nogil
@@ -215,10 +215,11 @@ cdef extern from "kvit.h" nogil:
         int32_t (*cache_query)(kvit_cache *cache, kvit_cache_info *info) noexcept nogil
         int32_t (*cache_destroy)(kvit_cache *cache) noexcept nogil
         int32_t (*cache_append)(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                                const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept nogil
+                                const kvit_tensor *v, const int64_t *new_tokens, kvit_stream stream) noexcept nogil
         int32_t (*cache_attention)(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
                                    const kvit_tensor *q, const kvit_tensor *out, const kvit_tensor *lse,
-                                   const int64_t *lengths, float scale, int32_t mask, kvit_stream stream) noexcept nogil
+                                   const int64_t *new_tokens, float scale, int32_t mask,
+                                   kvit_stream stream) noexcept nogil
         int32_t (*cache_check)(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil
 
         int32_t (*sequence_create)(kvit_cache *cache, kvit_sequence **sequence) noexcept nogil

@@ -47,8 +47,8 @@ class PagedAttention:
 
     def __call__(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         cache, sequence, count = self._caches[layer], self._sequences[layer], len(q)
-        cache.append([sequence], self._place(k), self._place(v), lengths=[count])
-        return kvit.attention(self._place(q), cache, [sequence], lengths=[count]).numpy().astype(np.float32)
+        cache.append([sequence], self._place(k), self._place(v), new_tokens=[count])
+        return kvit.attention(self._place(q), cache, [sequence], new_tokens=[count]).numpy().astype(np.float32)
 
     def _place(self, x: np.ndarray) -> kvit.Buffer:
         return kvit.Buffer.from_numpy(x.astype(np.float16), self.device)

@@ -29,7 +29,7 @@ def _attend(trial: Trial, cache: RawCache, counts: list[int] | None, causal: boo
     results = []
     for _ in range(2):
         out, lse = trial.poisoned(q.shape, trial.dtype), trial.poisoned(q.shape[:2], np.float32)
-        op(held, cache.view, table, out=out, lse=lse, tokens=indptr)
+        op(held, cache.view, table, out=out, lse=lse, query_indptr=indptr)
         op.check()
         results.append((out.numpy(), lse.numpy()))
     (out, lse), again = results
@@ -203,7 +203,7 @@ def check_bad_append(trial: Trial) -> None:
     k, v = trial.random(2, sum(counts), kv_heads, trial.shape.head_dim)
     op = kvit.Append(cache.view)
     starts = trial.upload(np.cumsum([0, *counts]).astype(np.int32))
-    op(trial.upload(k), trial.upload(v), cache.view, cache.page_table(trial), tokens=starts)
+    op(trial.upload(k), trial.upload(v), cache.view, cache.page_table(trial), query_indptr=starts)
     _expect_fault(trial, op, expected)
     # An impossible length leaves a sequence without places, whatever its number: the reference need not count that far.
     lengths = [0 if length != count else count for length, count in zip(cache.lengths, counts, strict=True)]

@@ -18,7 +18,7 @@ def attention(
     q: Any,
     cache: PagedCache,
     seqs: Iterable[Sequence],
-    lengths: Iterable[int] | None = None,
+    new_tokens: Iterable[int] | None = None,
     *,
     out: Any = None,
     lse: Any = None,
@@ -31,7 +31,7 @@ def attention(
 
     q           [tokens, query_heads, head_dim], sequence after sequence, in the cache's dtype
     seqs        sequences of `cache`; their new K and V were appended before
-    lengths     how many rows of q each sequence has; equally many if absent
+    new_tokens  how many rows of q each sequence has; equally many if absent
     out         like q, written in place; allocated if absent
     lse         float32 [tokens, query_heads], written in place; allocated if absent and return_lse
     causal      query i of n sees keys up to length - n + i; else all keys of its sequence
@@ -46,11 +46,11 @@ def attention(
     q = _checks.tensor("q", q, None, stream)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
     numbers = numbers_of(cache.pool, seqs)
-    counts = counts_of("q", q.shape[0], len(numbers), lengths)
+    counts = counts_of("q", q.shape[0], len(numbers), new_tokens)
     op = cache.operation(q.shape[1], max(counts, default=1), causal, scale)
     q = _checks.tensor("q", q, op.dtype)
     if return_lse and lse is None:
         lse = Buffer.empty(q.shape[:2], "float32", cache.device, stream)
     table, indptr = cache.tables.send(cache.pool.pages_of_all(numbers), counts, stream)
-    out = op(q, cache.view, table, out=out, lse=lse, tokens=indptr, stream=stream)
+    out = op(q, cache.view, table, query_indptr=indptr, out=out, lse=lse, stream=stream)
     return (out, lse) if return_lse else out

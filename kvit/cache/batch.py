@@ -37,19 +37,20 @@ def numbers_of(pool: PagePool, seqs: Iterable[Sequence], distinct: bool = False)
     return numbers
 
 
-def counts_of(name: str, tokens: int, num_sequences: int, lengths: Iterable[int] | None) -> list[int]:
+def counts_of(name: str, tokens: int, num_sequences: int, new_tokens: Iterable[int] | None) -> list[int]:
     """How many of the tokens belong to each sequence. Raises ShapeError unless they add up."""
-    if lengths is None:
+    if new_tokens is None:
         each, rest = divmod(tokens, max(1, num_sequences))
         if rest or (tokens and not num_sequences):
             raise ShapeError(
-                f"{name} has {tokens} tokens for {num_sequences} sequences; give lengths if they get different numbers"
+                f"{name} has {tokens} tokens for {num_sequences} sequences; give new_tokens, the number of tokens of "
+                "each sequence, if they differ"
             )
         return [each] * num_sequences
-    counts = [int(length) for length in lengths]
+    counts = [int(count) for count in new_tokens]
     if len(counts) != num_sequences or min(counts, default=0) < 0 or sum(counts) != tokens:
         raise ShapeError(
-            f"lengths are {counts}; they must be one number of tokens for each of the {num_sequences} sequences, "
+            f"new_tokens are {counts}; they must be one number of tokens for each of the {num_sequences} sequences, "
             f"and add up to the {tokens} tokens of {name}"
         )
     return counts

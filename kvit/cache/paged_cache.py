@@ -22,7 +22,7 @@ from kvit.ops.append import Append
 from kvit.ops.attention import Attention
 from kvit.ops.copy_pages import CopyPages
 from kvit.ops.faults import FaultRecord
-from kvit.ops.gather import Flatten
+from kvit.ops.gather import Gather, pair_of
 from kvit.ops.rope import Rope
 from kvit.ops.transfer import rows_like_each_other
 
@@ -86,7 +86,7 @@ class PagedCache:
         """Keep K and V in this memory from now on."""
         self.view = view
         self._append = Append(view, rope=self.rope, faults=self._faults)
-        self._flatten = Flatten(view, faults=self._faults)
+        self._gather = Gather(view, faults=self._faults)
         self._copy = CopyPages(view, faults=self._faults)
         self._operations: dict[tuple, Attention] = {}
 
@@ -114,7 +114,7 @@ class PagedCache:
         seqs: Iterable[Sequence],
         k: Any,
         v: Any,
-        lengths: Iterable[int] | None = None,
+        new_tokens: Iterable[int] | None = None,
         *,
         q: Any = None,
         q_out: Any = None,
@@ -122,11 +122,12 @@ class PagedCache:
     ) -> None:
         """Add tokens to the end of sequences. With a rope, rows of k turn to their places in the sequences.
 
-        seqs     sequences of this cache, each at most once
-        k, v     [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence
-        lengths  how many of the tokens each sequence gets; equally many if absent
-        q        [tokens, query_heads, head_dim], with a rope: turned as k is, into q_out, or in place if that is absent
-        stream   Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+        seqs        sequences of this cache, each at most once
+        k, v        [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence
+        new_tokens  how many of the tokens each sequence gets; equally many if absent
+        q           [tokens, query_heads, head_dim], with a rope: turned as k is
+        q_out       like q, written; q itself, in place, if absent
+        stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or
         LayoutError before any page is taken or written. Returns before the work is done.
@@ -135,46 +136,41 @@ class PagedCache:
         numbers = numbers_of(self.pool, seqs, distinct=True)
         stream = Stream.wrap(stream, self.device)
         k, v = rows_like_each_other(k, v, self.view, stream)
-        counts = counts_of("k", k.shape[0], len(numbers), lengths)
+        counts = counts_of("k", k.shape[0], len(numbers), new_tokens)
         growth = self.pool.grow(numbers, counts)
         try:
             if growth.copies:
                 source, target = (upload(list(pages), stream) for pages in zip(*growth.copies, strict=True))
                 self._copy(self.view, source, target, stream=stream)
             table, indptr = self.tables.send(growth.after, counts, stream)
-            self._append(k, v, self.view, table, tokens=indptr, q=q, q_out=q_out, stream=stream)
+            self._append(k, v, self.view, table, query_indptr=indptr, q=q, q_out=q_out, stream=stream)
         except BaseException:
             self.pool.undo(growth)
             raise
         self.pool.keep(growth)
 
-    def gather(self, seqs: Iterable[Sequence], *, stream: Any = None) -> tuple[Buffer, Buffer, Buffer]:
-        """The tokens of sequences, end to end: flatten in layout NHD, in memory of their own.
-
-        Returns k and v [tokens, kv_heads, head_dim], and int32 indptr [sequences + 1]: sequence s has rows indptr[s] to
-        indptr[s + 1]. All three are on the cache's device; the work may not be done yet.
-        Raises SequenceFreed, ShapeError. Defined by kvit.reference.gather.
-        """
-        return self.flatten(seqs, stream=stream)
-
-    def flatten(
+    def gather(
         self,
         seqs: Iterable[Sequence],
         *,
-        layout: Layout = "NHD",
         out: tuple[Any, Any] | None = None,
+        layout: Layout = "NHD",
         stream: Any = None,
     ) -> tuple[Any, Any, Buffer]:
         """The tokens of sequences, end to end and decoded, in dense memory.
 
+        seqs    sequences of this cache, any number of times each
+        out     (k, v) in the cache's dtype and on its device, a row for each token, written in place; any strides,
+                dense channels; allocated if absent
         layout  of k and v. "NHD": [tokens, kv_heads, head_dim]; "HND": [kv_heads, tokens, head_dim]
-        out     (k, v) in the cache's dtype and on its device, written in place; any strides, dense channels;
-                allocated if absent
         stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        Returns k, v, and int32 indptr [sequences + 1] as gather does. The work may not be done yet.
-        Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError. Defined by kvit.reference.gather.
+        Returns k, v, and int32 indptr [sequences + 1] on the cache's device: sequence s has the rows indptr[s] to
+        indptr[s + 1]. The work may not be done yet.
+        Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError, TypeError (out is no pair); nothing is
+        launched then. Defined by kvit.reference.gather.
         """
+        _checks.require_layout(layout)
         of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
         stream = Stream.wrap(stream, self.device)
         starts = [0, *accumulate(length for _, length in of_each)]
@@ -185,26 +181,13 @@ class PagedCache:
             axes = {name: axes[name] for name in ("kv_heads", "tokens", "head_dim")}
         if out is None:
             out = tuple(Buffer.empty(tuple(axes.values()), self.dtype, self.device, stream) for _ in range(2))
-        for name, rows in zip(("out[0]", "out[1]"), out, strict=True):
+        k, v = pair_of(out)
+        for name, rows in (("k", k), ("v", v)):
             _checks.require_shape(name, _checks.tensor(name, rows, self.dtype, stream), **axes)
         indptr = upload(starts, stream)
         table, _ = self.tables.send(of_each, [0] * len(of_each), stream)
-        self._flatten(self.view, table, *out, layout=layout, tokens=indptr, stream=stream)
-        return *out, indptr
-
-    def gather_into(self, seqs: Iterable[Sequence], k: Any, v: Any, *, stream: Any = None) -> Buffer:
-        """Flatten into the caller's k and v [tokens, kv_heads, head_dim], a row for each token. Returns indptr.
-
-        Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError.
-        """
-        seqs = list(seqs)
-        k, v = rows_like_each_other(k, v, self.view, Stream.wrap(stream, self.device))
-        tokens = sum(length for _, length in self.pool.pages_of_all(numbers_of(self.pool, seqs)))
-        if tokens != k.shape[0]:
-            raise ShapeError(f"k has {k.shape[0]} rows and the sequences {tokens} tokens; give a row for each token")
-        for name, rows in (("k", k), ("v", v)):
-            _checks.require_writable(name, rows)
-        return self.flatten(seqs, out=(k, v), stream=stream)[2]
+        self._gather(self.view, table, query_indptr=indptr, out=(k, v), layout=layout, stream=stream)
+        return k, v, indptr
 
     def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:
         """Move pages to the front of the pool. Sequences keep their tokens; the ids of their pages change.

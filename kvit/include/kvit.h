@@ -47,16 +47,17 @@ typedef struct kvit_api {
   // Its work must be done: the workspace goes back to the device.
   int32_t (*op_destroy)(kvit_op* op);
 
-  // Attend new tokens to the cache. tokens: int32 [sequences + 1] on the device, where each sequence's rows begin;
-  // NULL: all have as many.
+  // Attend new tokens to the cache. query_indptr, here and below: int32 [sequences + 1] on the device, where each
+  // sequence's rows begin; NULL: all have as many. Rows that no sequence has are left as they are.
   int32_t (*attention)(kvit_op* op, kvit_view* view, const kvit_page_table* table, const kvit_tensor* q,
-                       const kvit_tensor* out, const kvit_tensor* lse, const kvit_tensor* tokens, kvit_stream stream);
+                       const kvit_tensor* out, const kvit_tensor* lse, const kvit_tensor* query_indptr,
+                       kvit_stream stream);
   // Write the rows of k and v as the last tokens of their sequences: the table's lengths include them.
   int32_t (*append)(kvit_op* op, kvit_view* view, const kvit_page_table* table, const kvit_tensor* k,
-                    const kvit_tensor* v, const kvit_tensor* tokens, kvit_stream stream);
+                    const kvit_tensor* v, const kvit_tensor* query_indptr, kvit_stream stream);
   // Fill the rows of k and v with the last tokens of the sequences.
   int32_t (*gather)(kvit_op* op, kvit_view* view, const kvit_page_table* table, const kvit_tensor* k,
-                    const kvit_tensor* v, const kvit_tensor* tokens, kvit_stream stream);
+                    const kvit_tensor* v, const kvit_tensor* query_indptr, kvit_stream stream);
   // The attention over the union of two disjoint sets of keys, from the attention over each. lse may be NULL.
   int32_t (*merge_states)(const kvit_tensor* out_a, const kvit_tensor* lse_a, const kvit_tensor* out_b,
                           const kvit_tensor* lse_b, const kvit_tensor* out, const kvit_tensor* lse, kvit_stream stream);
@@ -65,12 +66,13 @@ typedef struct kvit_api {
   int32_t (*cache_query)(kvit_cache* cache, kvit_cache_info* info);
   // Sequences are destroyed on their own, before or after.
   int32_t (*cache_destroy)(kvit_cache* cache);
-  // lengths [count]: how many of the rows each sequence has; NULL: all have as many. Host memory, as sequences is.
+  // new_tokens [count], here and below: how many of the rows each sequence has; NULL: all have as many. Host memory, as
+  // sequences is.
   int32_t (*cache_append)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count, const kvit_tensor* k,
-                          const kvit_tensor* v, const int64_t* lengths, kvit_stream stream);
+                          const kvit_tensor* v, const int64_t* new_tokens, kvit_stream stream);
   // scale 0: head_dim ** -0.5.
   int32_t (*cache_attention)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count, const kvit_tensor* q,
-                             const kvit_tensor* out, const kvit_tensor* lse, const int64_t* lengths, float scale,
+                             const kvit_tensor* out, const kvit_tensor* lse, const int64_t* new_tokens, float scale,
                              int32_t mask, kvit_stream stream);
   int32_t (*cache_check)(kvit_cache* cache, kvit_stream stream, kvit_fault* fault);
 

@@ -55,14 +55,14 @@ class Append(Transfer):
         view: CacheView,
         table: PageTable,
         *,
-        tokens: Any = None,
+        query_indptr: Any = None,
         k_bias: Any = None,
         v_bias: Any = None,
         prefix_lengths: Any = None,
         positions: Any = None,
         q: Any = None,
-        q_out: Any = None,
         q_bias: Any = None,
+        q_out: Any = None,
         stream: Any = None,
     ) -> None:
         """Write the rows of k and v as the last tokens of their sequences. Returns before the work is done.
@@ -71,7 +71,7 @@ class Append(Transfer):
                         channels: slices of one packed tensor of queries, keys and values will do
         view            CacheView of the operation's shape; its pages are written
         table           PageTable whose lengths include the new tokens: token j of n goes to position length - n + j
-        tokens          int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
+        query_indptr    int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
         k_bias, v_bias  [kv_heads, head_dim] in the view's dtype: added in float32, before anything else. Weights: a
                         launch right in front must not write them
         prefix_lengths  int32 [sequences] on the device: tokens of lower positions lie in pages that sequences share and
@@ -79,17 +79,18 @@ class Append(Transfer):
         positions       int32 [tokens] on the device: what rows of k and q are turned to; the tokens' places in their
                         sequences if absent. Where rows are stored does not depend on it
         q               [tokens, query_heads, head_dim] in the view's dtype: turned as k is, those of skipped tokens too
-        q_out           like q, written; q itself, in place, if absent
         q_bias          [query_heads, head_dim], as k_bias
+        q_out           like q, written; q itself, in place, if absent
         stream          Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         Rows are biased and turned in float32 and rounded to the view's dtype before they are encoded: the cache holds
         the bits that separate steps would have left. A token that the table gives no place is not written, and its
-        q_out is NaN if it has no position either; check() says why.
+        q_out is NaN if it has no position either; check() says why. Rows that no sequence has, before the first one's
+        or behind the last one's, are skipped.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
-        is_plain = k_bias is v_bias is prefix_lengths is positions is q is q_out is q_bias is None
-        if is_plain and self._launched(k, v, view, table, tokens, stream, self._rope):
+        is_plain = k_bias is v_bias is prefix_lengths is positions is q is q_bias is q_out is None
+        if is_plain and self._launched(k, v, view, table, query_indptr, stream, self._rope):
             return
         stream = Stream.wrap(stream, self.device)
         self._check_view(view)
@@ -99,8 +100,8 @@ class Append(Transfer):
             if params is not None and params.dtype is view.dtype:  # the scales of float8 are only read
                 _checks.require_writable(name, params)
         k, v = rows_like_each_other(k, v, view, stream)
-        each, indptr = rows_per_sequence("k", k, table.num_sequences, tokens, stream)
-        _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
+        each, indptr = rows_per_sequence("k", k, table.num_sequences, query_indptr, stream)
+        _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, query_indptr=indptr)
         extras: dict[str, Any] = {}
         if k_bias is not None:
             extras["k_bias"] = self._bias("k_bias", k_bias, self.kv_heads, stream)
@@ -110,7 +111,7 @@ class Append(Transfer):
             extras["prefix_lengths"] = self._integers("prefix_lengths", prefix_lengths, stream, table.num_sequences)
         if self._rope is not None:
             extras["rope"] = self._rope
-        extras.update(self._rotated(k.shape[0], positions, q, q_out, q_bias, stream))
+        extras.update(self._rotated(k.shape[0], positions, q, q_bias, q_out, stream))
         device = Device.of(self.device)
         fault = self.faults.buffer
         extras["graph"] = self._graph
@@ -118,10 +119,10 @@ class Append(Transfer):
         self.faults.last_stream = stream
 
     def _rotated(
-        self, tokens: int, positions: Any, q: Any, q_out: Any, q_bias: Any, stream: Stream
+        self, tokens: int, positions: Any, q: Any, q_bias: Any, q_out: Any, stream: Stream
     ) -> dict[str, Tensor]:
         """What needs a rope, checked."""
-        if positions is q is q_out is q_bias is None:
+        if positions is q is q_bias is q_out is None:
             return {}
         if self._rope is None:
             raise ShapeError("positions and q are for rows that turn; give Append a rope")

@@ -38,9 +38,9 @@ class Attention(Operation, AttentionCall):
     split_tokens         cuts every head of every sequence at multiples of so many tokens, a multiple of the kernel's
                          tile (`kernel.facts["tile_tokens"]`); where the work is cut evenly over the GPU if absent
     reads_ahead          lets a launch read what is old before the launch in front of it in the stream has ended:
-                         lengths, `tokens`, page tables, float8's scales, and K and V with their parameters of all but
-                         the new tokens. Whoever says True promises that the launch in front writes none of these. The
-                         new tokens' K and V, and q, are read after it.
+                         lengths, query_indptr, page tables, float8's scales, and K and V with their parameters of all
+                         but the new tokens. Whoever says True promises that the launch in front writes none of these.
+                         The new tokens' K and V, and q, are read after it.
                          On GPUs of compute capability 9.0 and more that hides what a launch must do before its first
                          bytes arrive; elsewhere, and in calls by graph, it changes nothing. Launches of kvit let the
                          next one start only when the one before them has ended; if the one in front lets it start
@@ -178,10 +178,10 @@ class Attention(Operation, AttentionCall):
         table: PageTable,
         out: Tensor | None,
         lse: Tensor | None,
-        tokens: Tensor | None,
+        query_indptr: Tensor | None,
         stream: Stream,
     ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
-        """For a call that does not fit as it is: (q, out, lse, tokens, rows of each sequence) that do, or why not.
+        """For a call that does not fit as it is: (q, out, lse, query_indptr, rows of each) that do, or why not.
 
         Raises what __call__ says. Raw 16-bit integers become the operation's dtype here.
         """
@@ -196,7 +196,7 @@ class Attention(Operation, AttentionCall):
         self._check_view(view)
         if why := choose.why_not(self.kernel, call_on(view, self.plan.rows), None, "host"):
             raise LayoutError(f"{self.kernel.symbol} {why}; make another Attention for this view")
-        each, indptr = rows_per_sequence("q", q, table.num_sequences, tokens, stream)
+        each, indptr = rows_per_sequence("q", q, table.num_sequences, query_indptr, stream)
         if out is not None:
             out = _checks.tensor("out", out, self.dtype)
             if out.shape != (*q.shape[:2], self.v_dim):
@@ -208,7 +208,9 @@ class Attention(Operation, AttentionCall):
         if lse is not None:
             lse = _checks.lse("lse", lse, q.shape)
             _checks.require_writable("lse", lse)
-        _checks.require_device(self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, tokens=indptr)
+        _checks.require_device(
+            self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, query_indptr=indptr
+        )
         return q, out, lse, indptr, each
 
     def explain(

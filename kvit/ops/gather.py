@@ -9,13 +9,14 @@ from kvit._native import row_ops
 from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
+from kvit.dtypes import Dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
 from kvit.ops.operation import rows_per_sequence
 from kvit.ops.transfer import Transfer, rows_like_each_other
 
 
 class Gather(Transfer):
-    """Copies tokens out of their pages into contiguous memory, for one shape of cache. A call is one launch.
+    """Copies tokens out of their pages into 16-bit rows, decoded, for one shape of cache. A call is one launch.
 
     view    CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
     launch  "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
@@ -28,27 +29,41 @@ class Gather(Transfer):
     family = "gather"
 
     def __call__(
-        self, view: CacheView, table: PageTable, k: Any, v: Any, *, tokens: Any = None, stream: Any = None
+        self,
+        view: CacheView,
+        table: PageTable,
+        *,
+        query_indptr: Any = None,
+        out: tuple[Any, Any],
+        layout: Layout = "NHD",
+        stream: Any = None,
     ) -> None:
         """Fill the rows of k and v with the last tokens of the sequences. Returns before the work is done.
 
-        k, v    [tokens, kv_heads, head_dim], sequence after sequence, in the view's dtype; written
-        table   PageTable: token j of a sequence's n rows comes from position length - n + j
-        tokens  int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
-        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+        table         PageTable: token j of a sequence's n rows comes from position length - n + j
+        query_indptr  int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
+        out           (k, v), sequence after sequence, in the view's dtype; written; any strides, dense channels
+        layout        of k and v. "NHD": [tokens, kv_heads, head_dim]; "HND": [kv_heads, tokens, head_dim]
+        stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        A token that the table gives no place comes out as NaN, and check() says why.
-        Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
+        A token that the table gives no place comes out as NaN, and check() says why. Rows that no sequence has, before
+        the first one's or behind the last one's, are left as they are.
+        Raises ShapeError, DtypeError, DeviceError, LayoutError, TypeError (out is no pair); nothing is launched then.
         """
-        if self._launched(k, v, view, table, tokens, stream):
+        k, v = pair_of(out)
+        if layout != "NHD":
+            _checks.require_layout(layout)
+            stream = Stream.wrap(stream, self.device)
+            k, v = (tokens_first(name, x, self.dtype, stream) for name, x in (("k", k), ("v", v)))
+        if self._launched(k, v, view, table, query_indptr, stream):
             return
         stream = Stream.wrap(stream, self.device)
         self._check_view(view)
         k, v = rows_like_each_other(k, v, view, stream)
         _checks.require_writable("k", k)
         _checks.require_writable("v", v)
-        each, indptr = rows_per_sequence("k", k, table.num_sequences, tokens, stream)
-        _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, tokens=indptr)
+        each, indptr = rows_per_sequence("k", k, table.num_sequences, query_indptr, stream)
+        _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, query_indptr=indptr)
         device = Device.of(self.device)
         fault = self.faults.buffer
         row_ops.gather(
@@ -57,44 +72,18 @@ class Gather(Transfer):
         self.faults.last_stream = stream
 
 
-class Flatten(Gather):
-    """Copies whole sequences out of their pages into dense 16-bit memory, decoded: a Gather with a choice of axes.
-
-    view  CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
-
-    Raises KernelMissing (nothing built covers the shape), NoGpuError. Defined by kvit.reference.gather.
-    """
-
-    def __call__(  # type: ignore[override]
-        self,
-        view: CacheView,
-        table: PageTable,
-        k: Any,
-        v: Any,
-        *,
-        layout: Layout = "NHD",
-        tokens: Any = None,
-        stream: Any = None,
-    ) -> None:
-        """Fill k and v with the tokens of the sequences, one sequence after another. Returns before the work is done.
-
-        k, v    NHD: [tokens, kv_heads, head_dim]; HND: [kv_heads, tokens, head_dim]; in the view's dtype; written
-        tokens  int32 [sequences + 1] on the device: where each sequence's tokens begin; absent: all have as many
-
-        The rest is as Gather says.
-        """
-        _checks.require_layout(layout)
-        stream = Stream.wrap(stream, self.device)
-        rows = [
-            tokens_first(name, _checks.tensor(name, x, view.dtype, stream), layout) for name, x in (("k", k), ("v", v))
-        ]
-        super().__call__(view, table, *rows, tokens=tokens, stream=stream)
+def pair_of(out: Any) -> tuple[Any, Any]:
+    """The arrays of K and of V that `out` names. Raises TypeError."""
+    if not isinstance(out, (tuple, list)) or len(out) != 2:
+        what = f"{len(out)} arrays" if isinstance(out, (tuple, list)) else f"a {type(out).__name__}"
+        raise TypeError(f"out is {what}; give (k, v), the memory for K and for V")
+    k, v = out
+    return k, v
 
 
-def tokens_first(name: str, rows: Tensor, layout: Layout) -> Tensor:
-    """[tokens, kv_heads, head_dim], a view of rows in `layout`."""
-    if layout == "NHD":
-        return rows
+def tokens_first(name: str, source: Any, dtype: Dtype, stream: Stream) -> Tensor:
+    """[tokens, kv_heads, head_dim], a view of [kv_heads, tokens, head_dim]. Raises ShapeError, DtypeError."""
+    rows = _checks.tensor(name, source, dtype, stream)
     _checks.require_shape(name, rows, kv_heads=None, tokens=None, head_dim=None)
     (heads, tokens, channels), (head, token, channel) = rows.shape, rows.strides
     return Tensor.from_pointer(

@@ -76,18 +76,18 @@ def explain_launch(launch: Launch) -> str:
 
 
 def rows_per_sequence(
-    name: str, rows: Tensor, num_sequences: int, tokens: Any, stream: Stream
+    name: str, rows: Tensor, num_sequences: int, query_indptr: Any, stream: Stream
 ) -> tuple[int, Tensor | None]:
     """How the rows of a call belong to sequences: (rows of each, None), or (0, where each begins)."""
-    if tokens is not None:
-        indptr = _checks.tensor("tokens", tokens, dtypes.int32, stream)
-        _checks.require_shape("tokens", indptr, **{"sequences + 1": num_sequences + 1})
-        _checks.require_dense("tokens", indptr)
+    if query_indptr is not None:
+        indptr = _checks.tensor("query_indptr", query_indptr, dtypes.int32, stream)
+        _checks.require_shape("query_indptr", indptr, **{"sequences + 1": num_sequences + 1})
+        _checks.require_dense("query_indptr", indptr)
         return 0, indptr
     count = rows.shape[0]
     if count % max(1, num_sequences) or (count and not num_sequences):
         raise ShapeError(
-            f"{name} has {count} rows for {num_sequences} sequences; give tokens, an int32 indptr, if sequences have "
-            "different numbers of rows"
+            f"{name} has {count} rows for {num_sequences} sequences; give query_indptr, which says where each one's "
+            "rows begin, if they have different numbers of rows"
         )
     return count // max(1, num_sequences), None

@@ -100,8 +100,8 @@ class KvitLayer(CacheLayerMixin):
         q, k, v = rows
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else None
-        self.paged.append(self.sequences, k, v, lengths=tokens.counts, stream=stream)
-        attention(q, self.paged, self.sequences, lengths=tokens.counts, out=out, scale=scaling, stream=stream)
+        self.paged.append(self.sequences, k, v, new_tokens=tokens.counts, stream=stream)
+        attention(q, self.paged, self.sequences, new_tokens=tokens.counts, out=out, scale=scaling, stream=stream)
         self._length, self._mask = self._length + new, tokens.mask
         if tokens.index is not None:
             out = out.new_zeros(batch * new, heads, head_dim).index_copy_(0, tokens.index, out)

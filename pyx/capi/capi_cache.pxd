@@ -10,9 +10,9 @@ cdef int32_t cache_create(const kvit_cache_options *options, kvit_cache **cache)
 cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogil
 cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil
 cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                          const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept nogil
+                          const kvit_tensor *v, const int64_t *new_tokens, kvit_stream stream) noexcept nogil
 cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
-                             const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale,
+                             const kvit_tensor *out, const kvit_tensor *lse, const int64_t *new_tokens, float scale,
                              int32_t mask, kvit_stream stream) noexcept nogil
 cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil
 cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,

@@ -80,24 +80,24 @@ cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil:
     return destroy(cache, HANDLE_CACHE)
 
 
-cdef object to_counts(const int64_t *lengths, int64_t count):
-    return None if lengths == NULL else [lengths[i] for i in range(count)]
+cdef object to_counts(const int64_t *new_tokens, int64_t count):
+    return None if new_tokens == NULL else [new_tokens[i] for i in range(count)]
 
 
 cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                          const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept nogil:
-    return append(cache, sequences, count, k, v, lengths, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
+                          const kvit_tensor *v, const int64_t *new_tokens, kvit_stream stream) noexcept nogil:
+    return append(cache, sequences, count, k, v, new_tokens, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                    const kvit_tensor *v, const int64_t *lengths, kvit_stream stream) noexcept with gil:
+                    const kvit_tensor *v, const int64_t *new_tokens, kvit_stream stream) noexcept with gil:
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
         seqs = find_all(sequences, count)
         with ref.lock:
             ref.value.append(
-                seqs, to_tensor(k, "k"), to_tensor(v, "v"), to_counts(lengths, count),
+                seqs, to_tensor(k, "k"), to_tensor(v, "v"), to_counts(new_tokens, count),
                 stream=to_stream(stream, device_id_of(ref.value.view.k)),
             )
         return KVIT_OK
@@ -106,16 +106,16 @@ cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
 
 
 cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
-                             const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale,
+                             const kvit_tensor *out, const kvit_tensor *lse, const int64_t *new_tokens, float scale,
                              int32_t mask, kvit_stream stream) noexcept nogil:
     if not has_python():
         return KVIT_ERROR_NO_INTERPRETER
-    return attend(cache, sequences, count, q, out, lse, lengths, scale, mask, stream)
+    return attend(cache, sequences, count, q, out, lse, new_tokens, scale, mask, stream)
 
 
 cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
-                    const kvit_tensor *out, const kvit_tensor *lse, const int64_t *lengths, float scale, int32_t mask,
-                    kvit_stream stream) noexcept with gil:
+                    const kvit_tensor *out, const kvit_tensor *lse, const int64_t *new_tokens, float scale,
+                    int32_t mask, kvit_stream stream) noexcept with gil:
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
@@ -123,7 +123,7 @@ cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
         causal = is_causal(mask)
         with ref.lock:
             kvit.attention(
-                to_tensor(q, "q"), ref.value, seqs, to_counts(lengths, count), out=to_tensor(out, "out"),
+                to_tensor(q, "q"), ref.value, seqs, to_counts(new_tokens, count), out=to_tensor(out, "out"),
                 lse=to_tensor(lse, "lse", True), causal=causal, scale=scale or None,
                 stream=to_stream(stream, device_id_of(ref.value.view.k)),
             )
@@ -144,8 +144,9 @@ cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
         ref = find(cache, HANDLE_CACHE)
         seqs = find_all(sequences, count)
         with ref.lock:
-            ref.value.gather_into(
-                seqs, to_tensor(k, "k"), to_tensor(v, "v"), stream=to_stream(stream, device_id_of(ref.value.view.k))
+            ref.value.gather(
+                seqs, out=(to_tensor(k, "k"), to_tensor(v, "v")),
+                stream=to_stream(stream, device_id_of(ref.value.view.k)),
             )
         return KVIT_OK
     except BaseException as error:

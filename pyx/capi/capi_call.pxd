@@ -5,9 +5,9 @@ from kvit.capi cimport kvit_op, kvit_page_table, kvit_stream, kvit_tensor, kvit_
 
 # The functions of kvit_api.
 cdef int32_t attention(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
-                       const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                       const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                        kvit_stream stream) noexcept nogil
 cdef int32_t append(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
-                    const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
+                    const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil
 cdef int32_t gather(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
-                    const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil
+                    const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil

@@ -32,40 +32,40 @@ cdef enum:
 
 
 cdef int32_t attention(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
-                       const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                       const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                        kvit_stream stream) noexcept nogil:
     cdef PinnedArgs pinned
     cdef int32_t status = enter(op, view, &pinned)
     if status == KVIT_OK:
-        status = attend(pinned.op, pinned.view, table, q, out, lse, tokens, stream)
+        status = attend(pinned.op, pinned.view, table, q, out, lse, query_indptr, stream)
         if status == UNFIT:
             status = KVIT_ERROR_NO_INTERPRETER
             if has_python():
-                status = attend_in_python(pinned.op, pinned.view, table, q, out, lse, tokens, stream)
+                status = attend_in_python(pinned.op, pinned.view, table, q, out, lse, query_indptr, stream)
         exit(&pinned)
     return status
 
 
 cdef int32_t append(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
-                    const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil:
-    return transfer(KVIT_OP_APPEND, op, view, table, k, v, tokens, stream)
+                    const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil:
+    return transfer(KVIT_OP_APPEND, op, view, table, k, v, query_indptr, stream)
 
 
 cdef int32_t gather(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
-                    const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil:
-    return transfer(KVIT_OP_GATHER, op, view, table, k, v, tokens, stream)
+                    const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil:
+    return transfer(KVIT_OP_GATHER, op, view, table, k, v, query_indptr, stream)
 
 
 cdef int32_t transfer(int kind, kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
-                      const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil:
+                      const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil:
     cdef PinnedArgs pinned
     cdef int32_t status = enter(op, view, &pinned)
     if status == KVIT_OK:
-        status = move(kind, pinned.op, pinned.view, table, k, v, tokens, stream)
+        status = move(kind, pinned.op, pinned.view, table, k, v, query_indptr, stream)
         if status == UNFIT:
             status = KVIT_ERROR_NO_INTERPRETER
             if has_python():
-                status = move_in_python(kind, pinned.op, pinned.view, table, k, v, tokens, stream)
+                status = move_in_python(kind, pinned.op, pinned.view, table, k, v, query_indptr, stream)
         exit(&pinned)
     return status
 
@@ -101,7 +101,7 @@ cdef void exit(PinnedArgs *pinned) noexcept nogil:
 
 
 cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
-                    const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                    const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                     kvit_stream stream) noexcept nogil:
     cdef KvitDecodeParams params
     cdef KvitPageTable packed
@@ -113,17 +113,17 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
             or not (lse == NULL or are_lse(lse, op.type.device, q.shape[0], op.query_heads))
             or not pack_fitting_table(table, op.type.device, &packed)):
         return UNFIT
-    each = rows_of_each(q.shape[0], packed.num_sequences, tokens, op.type.device)
+    each = rows_of_each(q.shape[0], packed.num_sequences, query_indptr, op.type.device)
     if each < 0:
         return UNFIT
     if q.shape[0] == 0 or packed.num_sequences == 0:
         return KVIT_OK
-    if not pack_attention(&params, &op.plan, &view.cache, view.maps, &packed, tokens, each, q, out, lse):
+    if not pack_attention(&params, &op.plan, &view.cache, view.maps, &packed, query_indptr, each, q, out, lse):
         return UNFIT
     spans.count = 0
     if op.type.device.type == KVIT_DEVICE_HOST:
         add_cache(&spans, view, False)
-        add_table(&spans, table, tokens)
+        add_table(&spans, table, query_indptr)
         if params.reads_ahead:
             set_pre_dependency(&spans, 0)
         add_own(&spans, op)
@@ -134,7 +134,7 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
 
 
 cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *k,
-                  const kvit_tensor *v, const kvit_tensor *tokens, kvit_stream stream) noexcept nogil:
+                  const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil:
     cdef KvitAppendParams params  # gather takes the first part alone
     cdef KvitPageTable packed
     cdef Spans spans
@@ -147,19 +147,19 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
             or not are_rows(v, op.type.device, op.dtype, k.shape[0], op.type.kv_heads, op.type.v_dim, not is_append)
             or not pack_fitting_table(table, op.type.device, &packed)):
         return UNFIT
-    each = rows_of_each(k.shape[0], packed.num_sequences, tokens, op.type.device)
+    each = rows_of_each(k.shape[0], packed.num_sequences, query_indptr, op.type.device)
     if each < 0 or not fits_grid(&op.shares, k.shape[0], k.shape[1]):
         return UNFIT
     if k.shape[0] == 0:
         return KVIT_OK
     memset(&params, 0, sizeof(params))  # no bias, no rotation, no queries
-    pack_transfer(&params.transfer, &view.cache, &packed, tokens, each, k, v, op.fault)
+    pack_transfer(&params.transfer, &view.cache, &packed, query_indptr, each, k, v, op.fault)
     grid = grid_for(&op.shares, k.shape[0], k.shape[1], 0)
     params.passes = <int32_t>grid.passes
     spans.count = 0
     if op.type.device.type == KVIT_DEVICE_HOST:
         add_cache(&spans, view, is_append)
-        add_table(&spans, table, tokens)
+        add_table(&spans, table, query_indptr)
         add_own(&spans, op)
         add_memory(&spans, k, not is_append)
         add_memory(&spans, v, not is_append)
@@ -182,11 +182,11 @@ cdef void add_cache(Spans *spans, const ViewState *view, bint is_written) noexce
         spans.count += 1
 
 
-cdef void add_table(Spans *spans, const kvit_page_table *table, const kvit_tensor *tokens) noexcept nogil:
+cdef void add_table(Spans *spans, const kvit_page_table *table, const kvit_tensor *query_indptr) noexcept nogil:
     add_memory(spans, table.pages, False)
     add_memory(spans, table.lengths, False)
     add_memory(spans, table.indptr, False)
-    add_memory(spans, tokens, False)
+    add_memory(spans, query_indptr, False)
 
 
 cdef void add_own(Spans *spans, const OpState *op) noexcept nogil:

@@ -17,13 +17,13 @@ _NAMES = {KVIT_OP_ATTENTION: "attention", KVIT_OP_APPEND: "append", KVIT_OP_GATH
 
 
 cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
-                              const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *tokens,
+                              const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                               kvit_stream stream) noexcept with gil:
     try:
         require_kind(op, KVIT_OP_ATTENTION)
         (<object>op.operation)(
             to_tensor(q, "q"), <object>view.view, to_table(table), out=to_tensor(out, "out"),
-            lse=to_tensor(lse, "lse", True), tokens=to_tensor(tokens, "tokens", True),
+            lse=to_tensor(lse, "lse", True), query_indptr=to_tensor(query_indptr, "query_indptr", True),
             stream=to_stream(stream, op.type.device),
         )
         return KVIT_OK
@@ -32,15 +32,19 @@ cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_tabl
 
 
 cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
-                            const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *tokens,
+                            const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *query_indptr,
                             kvit_stream stream) noexcept with gil:
     try:
         require_kind(op, kind)
         operation, cache = <object>op.operation, <object>view.view
-        rows = to_tensor(k, "k"), to_tensor(v, "v")
-        where = cache, to_table(table)
-        arguments = rows + where if kind == KVIT_OP_APPEND else where + rows
-        operation(*arguments, tokens=to_tensor(tokens, "tokens", True), stream=to_stream(stream, op.type.device))
+        rows, pages = (to_tensor(k, "k"), to_tensor(v, "v")), to_table(table)
+        options = {
+            "query_indptr": to_tensor(query_indptr, "query_indptr", True), "stream": to_stream(stream, op.type.device)
+        }
+        if kind == KVIT_OP_APPEND:
+            operation(*rows, cache, pages, **options)
+        else:
+            operation(cache, pages, out=rows, **options)
         return KVIT_OK
     except BaseException as error:
         return set_last_error(error)

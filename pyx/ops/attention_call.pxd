@@ -11,5 +11,5 @@ cdef class AttentionCall(CacheCall):
     cdef int query_heads
     cdef int query_dtype               # enum KvitDtype of queries and outputs
 
-    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept
+    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor indptr) noexcept
     cdef bint are_heads(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept

@@ -18,18 +18,20 @@ class AttentionCall:
         view: HoldsCache,
         table: HoldsTable,
         *,
+        query_indptr: Any = None,
         out: Any = None,
         lse: Any = None,
-        tokens: Any = None,
         stream: Any = None,
     ) -> Tensor:
         """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
 
-        q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
-        view    CacheView of the operation's shape; pages of any size
-        table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
-        out     like q, written in place; allocated if absent
-        lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
-        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as many
-        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+        q             [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
+        view          CacheView of the operation's shape; pages of any size
+        table         PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache
+                      already
+        query_indptr  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as
+                      many
+        out           like q, written in place; allocated if absent
+        lse           float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
+        stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
         """

@@ -27,20 +27,23 @@ cdef class AttentionCall:
         self.query_heads = launch.plan.constants.num_query_heads
         self.query_dtype = dtype
 
-    def __call__(self, q, view, table, *, out=None, lse=None, tokens=None, stream=None):
+    def __call__(self, q, view, table, *, query_indptr=None, out=None, lse=None, stream=None):
         """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
 
-        q       [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
-        view    CacheView of the operation's shape; pages of any size
-        table   PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache already
-        out     like q, written in place; allocated if absent
-        lse     float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
-        tokens  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as many
-        stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+        q             [tokens, query_heads, head_dim], sequence after sequence, in the operation's dtype
+        view          CacheView of the operation's shape; pages of any size
+        table         PageTable of the same sequences; lengths include the new tokens, whose K and V are in the cache
+                      already
+        query_indptr  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as
+                      many
+        out           like q, written in place; allocated if absent
+        lse           float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
+        stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence
-        that the table describes wrongly gives NaN, and check() says what is wrong. Quickest for kvit's own Buffers and
-        Tensors: other arrays are wrapped anew by every call.
+        that the table describes wrongly gives NaN, and check() says what is wrong. Rows that no sequence has, before
+        the first one's or behind the last one's, are left as they are. Quickest for kvit's own Buffers and Tensors:
+        other arrays are wrapped anew by every call.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         if self.launch is None:
@@ -50,7 +53,7 @@ cdef class AttentionCall:
         cdef Tensor rows = as_tensor(q, None, handle)
         cdef Tensor target = None if out is None else as_tensor(out, None, handle)
         cdef Tensor sums = None if lse is None else as_tensor(lse, None, handle)
-        cdef Tensor indptr = None if tokens is None else as_tensor(tokens, None, handle)
+        cdef Tensor indptr = None if query_indptr is None else as_tensor(query_indptr, None, handle)
         cdef int each = self.fits(rows, view, table, target, sums, indptr)
         if each < 0:
             rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, on_stream)
@@ -61,8 +64,8 @@ cdef class AttentionCall:
         self.faults.last_stream = on_stream
         return target
 
-    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor tokens) noexcept:
-        """Rows of q that each sequence has, 0 with `tokens`; -1 unless everything fits as it is."""
+    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor indptr) noexcept:
+        """Rows of q that each sequence has, 0 with `indptr`; -1 unless everything fits as it is."""
         if not (isinstance(view, HoldsCache) and isinstance(table, HoldsTable)):
             return -1
         cdef PackedCache cache = (<HoldsCache>view).packed
@@ -76,7 +79,7 @@ cdef class AttentionCall:
             return -1
         if lse is not None and not are_lse(&lse.memory, self.type.device, rows, self.query_heads):
             return -1
-        return self.fitting_each(rows, packed, tokens)
+        return self.fitting_each(rows, packed, indptr)
 
     cdef bint are_heads(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept:
         return are_rows(&rows.memory, self.type.device, self.query_dtype, tokens, self.query_heads, channels,

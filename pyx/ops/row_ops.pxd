@@ -48,5 +48,5 @@ cdef void pack_transfer(KvitTransferParams *params, const KvitCache *cache, cons
 # Launches an append (into_pages), which turns the rows of k if there is a rope, or a gather. k, v [tokens, kv_heads,
 # head_dim]; all checked before. `graph` launches the kernel; None: it is launched itself.
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
-                   Tensor token_indptr, int tokens_each, Tensor fault, Stream stream, bint into_pages,
+                   Tensor query_indptr, int each, Tensor fault, Stream stream, bint into_pages,
                    PackedRope rope, KernelGraph graph) except -1

@@ -37,7 +37,7 @@ cdef class PackedRope:
 
 
 def append(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
+           Tensor k not None, Tensor v not None, Tensor query_indptr, int each, Tensor fault not None,
            object stream, *, Tensor k_bias=None, Tensor v_bias=None, Tensor prefix_lengths=None, PackedRope rope=None,
            Tensor positions=None, Tensor q=None, Tensor q_out=None, Tensor q_bias=None, KernelGraph graph=None):
     """Write k and v [tokens, kv_heads, head_dim] to their places. The table's lengths are those after the append.
@@ -56,9 +56,9 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
     on_stream = stream_of(stream, device)
     memset(&params, 0, sizeof(params))
     spans.count = 0
-    pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(token_indptr), tokens_each, &k.memory,
+    pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(query_indptr), each, &k.memory,
                   &v.memory, <KvitFault *>fault.memory.data)
-    use_transfer(&spans, on_stream, cache, table, token_indptr, k, v, fault, True)
+    use_transfer(&spans, on_stream, cache, table, query_indptr, k, v, fault, True)
     params.k_bias = address_of(k_bias)
     params.v_bias = address_of(v_bias)
     params.q_bias = address_of(q_bias)
@@ -84,15 +84,15 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
 
 
 def gather(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-           Tensor k not None, Tensor v not None, Tensor token_indptr, int tokens_each, Tensor fault not None,
+           Tensor k not None, Tensor v not None, Tensor query_indptr, int each, Tensor fault not None,
            object stream, *, KernelGraph graph=None):
     """Fill k and v [tokens, kv_heads, head_dim] with the last tokens of the table's sequences."""
-    move_rows(load_kernel(entry, device), shares_of(entry, device), cache, table, k, v, token_indptr, tokens_each,
+    move_rows(load_kernel(entry, device), shares_of(entry, device), cache, table, k, v, query_indptr, each,
               fault, stream_of(stream, device), False, None, graph)
 
 
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
-                   Tensor token_indptr, int tokens_each, Tensor fault, Stream stream, bint into_pages,
+                   Tensor query_indptr, int each, Tensor fault, Stream stream, bint into_pages,
                    PackedRope rope, KernelGraph graph) except -1:
     cdef KvitAppendParams params  # begins with what gather takes
     cdef Spans spans
@@ -100,9 +100,9 @@ cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTa
         return 0
     memset(&params, 0, sizeof(params))
     spans.count = 0
-    pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(token_indptr), tokens_each, &k.memory,
+    pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(query_indptr), each, &k.memory,
                   &v.memory, <KvitFault *>fault.memory.data)
-    use_transfer(&spans, stream, cache, table, token_indptr, k, v, fault, into_pages)
+    use_transfer(&spans, stream, cache, table, query_indptr, k, v, fault, into_pages)
     if rope is not None:
         params.rope = rope.value
         use_rope(&spans, stream, rope)

@@ -20,5 +20,5 @@ class TransferCall:
         into_pages: bool,
         by_graph: bool = False,
     ) -> None: ...
-    def _launched(self, k: Any, v: Any, view: Any, table: Any, tokens: Any = None, stream: Any = None) -> bool:
+    def _launched(self, k: Any, v: Any, view: Any, table: Any, query_indptr: Any = None, stream: Any = None) -> bool:
         """Launch the call if it fits as it is. False: nothing was launched, and Python's checks know why."""

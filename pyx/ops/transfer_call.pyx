@@ -32,7 +32,7 @@ cdef class TransferCall:
             self.kernel = load_kernel(entry, self.dev)
             self._graph = graph_of(self.kernel)
 
-    def _launched(self, k, v, view, table, tokens=None, stream=None, PackedRope rope=None) -> bool:
+    def _launched(self, k, v, view, table, query_indptr=None, stream=None, PackedRope rope=None) -> bool:
         """Launch the call if it fits as it is. False: nothing was launched, and Python's checks know why.
 
         Raises DtypeError, DeviceError, LayoutError for what is no tensor or no stream.
@@ -43,7 +43,7 @@ cdef class TransferCall:
         cdef void *handle = NULL if self.dev.is_host else on_stream.c_stream
         cdef Tensor k_rows = as_tensor(k, None, handle)
         cdef Tensor v_rows = as_tensor(v, None, handle)
-        cdef Tensor indptr = None if tokens is None else as_tensor(tokens, None, handle)
+        cdef Tensor indptr = None if query_indptr is None else as_tensor(query_indptr, None, handle)
         cdef int each
         if not (isinstance(view, HoldsCache) and isinstance(table, HoldsTable)):
             return False

@@ -42,17 +42,17 @@ class Cache:
         info = self.api.ask("sequence_query", sequence, capi.SequenceInfo)
         return info.length, info.num_pages
 
-    def append(self, sequences, k, v, lengths=None):
-        counts = None if lengths is None else (c_int64 * len(lengths))(*lengths)
+    def append(self, sequences, k, v, counts=None):
         rows = [pointer(capi.tensor(to_device(x, self.device))) for x in (k, v)]
-        self.api.cache_append(self.handle, handles(sequences), len(sequences), *rows, counts, None)
+        self.api.cache_append(self.handle, handles(sequences), len(sequences), *rows, numbers(counts), None)
 
-    def attend(self, sequences, q, lengths=None, scale=0.0, mask=0):
-        counts = None if lengths is None else (c_int64 * len(lengths))(*lengths)
+    def attend(self, sequences, q, counts=None, scale=0.0, mask=0):
         out = to_device(poisoned(q.shape, q.dtype), self.device)
         lse = to_device(poisoned(q.shape[:2], np.dtype(np.float32)), self.device)
         rows = [pointer(capi.tensor(x)) for x in (to_device(q, self.device), out, lse)]
-        self.api.cache_attention(self.handle, handles(sequences), len(sequences), *rows, counts, scale, mask, None)
+        self.api.cache_attention(
+            self.handle, handles(sequences), len(sequences), *rows, numbers(counts), scale, mask, None
+        )
         self.api.cache_check(self.handle, None, None)
         return out.numpy(), lse.numpy()
 
@@ -79,9 +79,13 @@ def new(api):
         cache.close()
 
 
-def check(cache, sequences, contents, q, lengths=None, **options):
-    out, lse = cache.attend(sequences, q, lengths, **options)
-    counts = lengths or [len(q) // len(sequences)] * len(sequences)
+def numbers(counts):
+    return None if counts is None else (c_int64 * len(counts))(*counts)
+
+
+def check(cache, sequences, contents, q, counts=None, **options):
+    out, lse = cache.attend(sequences, q, counts, **options)
+    counts = counts or [len(q) // len(sequences)] * len(sequences)
     plain = {"causal": options.get("mask", 0) == 0, "scale": options.get("scale") or None}
     for rows, (k, v) in zip(reference.token_ranges(counts), contents, strict=True):
         state = reference.attention(q[rows], k, v, **plain)
@@ -190,7 +194,7 @@ def test_a_cache_refuses_what_python_refuses(new, rng):
         cache.append([stranger], k, v)
     with refused("SHAPE", r"seqs\[1\] is seqs\[0\] again"):
         cache.append([a, a], k, v)
-    with refused("SHAPE", "lengths are .*; they must be one number of tokens for each"):
+    with refused("SHAPE", "new_tokens are .*; they must be one number of tokens for each"):
         cache.append([a], k, v, [3])
     with refused("DTYPE", "k is float16; it must be bfloat16"):
         cache.append([a], k.astype(np.float16), v)
@@ -245,9 +249,9 @@ def test_a_stale_sequence_among_others_is_refused_before_anything_is_written(new
 def test_words_that_are_too_long_are_cut(new, rng):
     cache = new()
     sequences = [cache.sequence() for _ in range(1000)]
-    with pytest.raises(capi.Refused) as error:  # names all 1000 lengths
+    with pytest.raises(capi.Refused) as error:  # names all 1000 numbers
         cache.append(sequences, *new_tokens(rng, 1), [2] * 1000)
-    assert error.value.message.startswith("ShapeError: lengths are [2, 2, ") and len(error.value.message) == 2047
+    assert error.value.message.startswith("ShapeError: new_tokens are [2, 2, ") and len(error.value.message) == 2047
 
 
 def test_one_cache_serves_eight_threads(new, rng):

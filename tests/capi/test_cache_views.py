@@ -142,7 +142,7 @@ def test_gather_refuses_what_it_cannot_fill(host_cache):
     into = rows_for(13)
     frozen = poisoned((13, KV_HEADS, HEAD_DIM), BFLOAT16)
     frozen.flags.writeable = False
-    with refused("SHAPE", "k has 12 rows and the sequences 13 tokens; give a row for each token"):
+    with refused("SHAPE", r"k has shape \[12, 2, 64\]; it must be \[tokens = 13, kv_heads = 2"):
         host_cache.call("cache_gather", rows_for(12), None)
     with refused("SHAPE", "v has shape"):
         host_cache.call("cache_gather", [into[0], rows_for(12)[1]], None)

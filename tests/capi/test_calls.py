@@ -52,8 +52,8 @@ def attend(session, op, q, counts=None, with_lse=True):
     device = session.case.device
     out = to_device(poisoned(q.shape, q.dtype), device)
     lse = to_device(poisoned(q.shape[:2], np.dtype(np.float32)), device) if with_lse else None
-    tokens = None if counts is None else to_device(np.cumsum([0, *counts]).astype(np.int32), device)
-    arguments = [None if x is None else pointer(capi.tensor(x)) for x in (to_device(q, device), out, lse, tokens)]
+    indptr = None if counts is None else to_device(np.cumsum([0, *counts]).astype(np.int32), device)
+    arguments = [None if x is None else pointer(capi.tensor(x)) for x in (to_device(q, device), out, lse, indptr)]
     session.api.attention(op, session.view, byref(session.table), *arguments, None)
     session.api.op_check(op, None, None)
     return out.numpy(), lse.numpy() if with_lse else None
@@ -134,18 +134,18 @@ def test_gather_gives_back_what_append_wrote(session, rng, device, table):
     case = make_case(rng, lengths, table=table, device=device, page_size=4)
     here = session(case)
     new = rng.standard_normal((2, sum(counts), 2, 64)).astype(BFLOAT16)
-    tokens = to_device(np.cumsum([0, *counts]).astype(np.int32), device)
+    indptr = to_device(np.cumsum([0, *counts]).astype(np.int32), device)
     k, v = (to_device(x, device) for x in new)
     append, gather = here.op(capi.APPEND), here.op(capi.GATHER)
-    arguments = [pointer(capi.tensor(x)) for x in (k, v, tokens)]
+    arguments = [pointer(capi.tensor(x)) for x in (k, v, indptr)]
     here.api.append(append, here.view, byref(here.table), *arguments, None)
     here.api.op_check(append, None, None)
     reference.append(case.cache, case.table, *new, counts)
 
     total = sum(lengths)
     found = [to_device(poisoned((total, 2, 64), BFLOAT16), device) for _ in range(2)]
-    tokens = to_device(np.cumsum([0, *lengths]).astype(np.int32), device)
-    arguments = [pointer(capi.tensor(x)) for x in (*found, tokens)]
+    indptr = to_device(np.cumsum([0, *lengths]).astype(np.int32), device)
+    arguments = [pointer(capi.tensor(x)) for x in (*found, indptr)]
     here.api.gather(gather, here.view, byref(here.table), *arguments, None)
     here.api.op_check(gather, None, None)
     for have, want in zip(found, reference.gather(case.cache, case.table)[:2], strict=True):

@@ -24,12 +24,12 @@ class Scene:
         self.q = self.case.queries(rng, 2, 8)
         self.k, self.v = rng.standard_normal((2, 2, 2, 64)).astype(BFLOAT16)
         self.out, self.lse = poisoned(self.q.shape, BFLOAT16), poisoned((2, 8), np.dtype(np.float32))
-        self.tokens = np.array([0, 1, 2], np.int32)
+        self.query_indptr = np.array([0, 1, 2], np.int32)
         table = self.case.page_table
         self.pages, self.lengths = table.pages.numpy(), table.lengths.numpy()
         self.indices = np.array([0, 1, 2], np.int32)
         self.tensors = {}
-        for name in ("q", "k", "v", "out", "lse", "tokens", "pages", "lengths"):
+        for name in ("q", "k", "v", "out", "lse", "query_indptr", "pages", "lengths"):
             self.give(name, getattr(self, name))
         self.stream = None
 
@@ -46,7 +46,7 @@ class Scene:
     def call(self, kind, op=None, view=None, table=True):
         parts = [self.argument(name) for name in ("pages", "indptr", "lengths")]
         found = capi.PageTable(*parts)
-        names = {"attention": ("q", "out", "lse", "tokens")}.get(kind, ("k", "v", "tokens"))
+        names = {"attention": ("q", "out", "lse", "query_indptr")}.get(kind, ("k", "v", "query_indptr"))
         position = ("attention", "append", "gather").index(kind)
         getattr(self.api, kind)(
             op or self.ops[position],
@@ -115,17 +115,20 @@ SPOILED = {
     "q on a GPU": ("q", lambda s: on_gpu((2, 8, 64)), "DEVICE", "q is on cuda:0, the call on host; copy it there"),
     "q off its vectors": ("q", lambda s: misaligned(s.q), "LAYOUT", "q begins at .* must be multiples of 16 bytes"),
     "q with channels apart": ("q", lambda s: apart(s.q), "LAYOUT", "q has channels 4 bytes apart; they must lie side"),
-    "out of another shape": ("out", lambda s: s.out[:1], "SHAPE", r"out has shape \[1, 8, 64\] and q \[2, 8, 64\]"),
+    "out of another shape": ("out", lambda s: s.out[:1], "SHAPE", r"out has shape \[1, 8, 64\]; q of \[2, 8"),
     "out of another dtype": ("out", lambda s: s.out.view(FLOAT16), "DTYPE", "out is float16; it must be bfloat16"),
     "out read-only": ("out", lambda s: frozen(s.out), "LAYOUT", "out is read-only and would be written"),
     "out on a GPU": ("out", lambda s: on_gpu((2, 8, 64)), "DEVICE", "out is on cuda:0"),
     "lse of another shape": ("lse", lambda s: s.lse[:, :2], "SHAPE", r"lse has shape \[2, 2\]; it must be"),
     "lse of another dtype": ("lse", lambda s: s.lse.astype(np.float64), "DTYPE", "lse is float64; it must be float32"),
     "lse read-only": ("lse", lambda s: frozen(s.lse), "LAYOUT", "lse is read-only and would be written"),
-    "tokens too short": ("tokens", lambda s: s.tokens[:2], "SHAPE", r"tokens has shape \[2\]; it must be \[sequences"),
-    "tokens of int64": ("tokens", lambda s: s.tokens.astype(np.int64), "DTYPE", "tokens is int64; it must be int32"),
-    "tokens with gaps": ("tokens", lambda s: np.zeros(6, np.int32)[::2], "LAYOUT", "tokens has entries 8 bytes apart"),
-    "tokens on a GPU": ("tokens", lambda s: on_gpu((3,), "int32"), "DEVICE", "tokens is on cuda:0"),
+    "offsets too short": ("query_indptr", lambda s: s.query_indptr[:2], "SHAPE",
+                          r"query_indptr has shape \[2\]; it must be \[sequences"),
+    "offsets of int64": ("query_indptr", lambda s: s.query_indptr.astype(np.int64), "DTYPE",
+                         "query_indptr is int64; it must be int32"),
+    "offsets with gaps": ("query_indptr", lambda s: np.zeros(6, np.int32)[::2], "LAYOUT",
+                          "query_indptr has entries 8 bytes apart"),
+    "offsets on a GPU": ("query_indptr", lambda s: on_gpu((3,), "int32"), "DEVICE", "query_indptr is on cuda:0"),
     "lengths of another rank": ("lengths", lambda s: s.lengths[None], "SHAPE", r"lengths has shape \[1, 2\]"),
     "lengths of int64": ("lengths", lambda s: s.lengths.astype(np.int64), "DTYPE", "lengths is int64; it must"),
     "lengths on a GPU": ("lengths", lambda s: on_gpu((2,), "int32"), "DEVICE", "on cuda:0"),
@@ -229,11 +232,11 @@ def test_a_view_of_another_dtype_is_refused(scene, api, rng):
 
 
 def test_rows_that_do_not_divide_among_sequences_are_refused(scene, rng):
-    scene.give("tokens", NULL)
+    scene.give("query_indptr", NULL)
     for name in ("q", "out"):
         scene.give(name, np.zeros((3, 8, 64), BFLOAT16))
     scene.give("lse", NULL)
-    scene.refuses("SHAPE", "q has 3 rows for 2 sequences; give tokens")
+    scene.refuses("SHAPE", "q has 3 rows for 2 sequences; give query_indptr")
 
 
 def test_a_number_that_is_no_stream_of_the_host_is_refused(scene):
@@ -336,7 +339,7 @@ def test_a_workspace_of_another_size_is_refused(api, scene):
         ({"page_size": -1}, "SHAPE", "page_size is -1; a page holds at least 1 token"),
         ({"page_size": 5}, "SHAPE", "page_size is 5, but in layout NHD the pages of k hold 4"),
         ({"k_dtype": 77}, "DTYPE", "k_dtype of kvit_view_options has dtype 77"),
-        ({"v": np.zeros((3, 4, 2, 32), BFLOAT16)}, "SHAPE", r"v \(like k\) has shape \[3, 4, 2, 32\]"),
+        ({"v": np.zeros((3, 4, 1, 64), BFLOAT16)}, "SHAPE", r"v \(like k\) has shape \[3, 4, 1, 64\]"),
         ({"v": on_gpu((3, 4, 2, 64))}, "DEVICE", "v is on cuda:0, the call on host"),
         ({"v": misaligned(np.zeros((3, 4, 2, 64), BFLOAT16))}, "LAYOUT", "v begins at"),
     ],

@@ -37,8 +37,16 @@ REPLACED = {
     r"tuning": "selection, TileShape, cards",
     r"\w+Tuning": "TileShape",
     r"tokens=(?!\d)": "query_indptr=",
+    r"(?:append|attention)\([^)\n]*\blengths=": "new_tokens=",
     r"Flatten|flatten\(|gather_into": "Gather, gather",
-    r"is_done\(\)": "is_done",
+    r"[Gg]ather(?:\(view\))?\(view, table, (?!\*|out=|query_indptr=|layout=)\w+": "out=(k, v)",
+    r"(?:is_done|is_capturing)\(\)": "is_done, is_capturing",
+    r"has_lines|HasLines": "is_packed, IsPacked",
+    r"op\.entry": "op.kernel",
+    r"kvit\.(?:views|turbomind|vllm)": "kvit.layouts",
+    r"kvit\.(?:registry|tuning)": "kvit.selection",
+    r"kvit\.(?:transfer|maintenance|conversion|merging|rope)": "kvit.ops",
+    r"kvit\.sequence": "kvit.cache.sequence",
     r"c_handle|cuda_handle": "handle",
 }
 # CHANGELOG.md names what there was.
@@ -111,8 +119,15 @@ def test_the_words_are_found_where_they_stand():
     # Checks of a word that matches nothing, or everything, would pass or fail whatever the pages say.
     assert old_words_in("there are four strands") == ["strands: say partitions"]
     assert old_words_in("op(q, view, table, tokens=indptr)") == ["tokens=: say query_indptr="]
-    assert old_words_in("while not event.is_done(): wait()") == ["is_done(): say is_done"]
+    assert old_words_in("cache.append([a, b], k, v, lengths=[1, 2])") == [
+        "append([a, b], k, v, lengths=: say new_tokens="
+    ]
+    assert old_words_in("Gather(view)(view, table, k, v)") == ["Gather(view)(view, table, k: say out=(k, v)"]
+    assert old_words_in("while not event.is_done(): wait()") == ["is_done(): say is_done, is_capturing"]
+    assert old_words_in("kvit.views, kvit.transfer") == ["kvit.views: say kvit.layouts", "kvit.transfer: say kvit.ops"]
     assert old_words_in("tokens=64, split_tokens=512, max_new_tokens=4, new_tokens=[1, 2]") == []
+    assert old_words_in("cache.append([a], k, v); PageTable(pages, lengths=n); kvit.transformers, kvit.Rope") == []
+    assert old_words_in("Gather(view)(view, table, out=(k, v), layout='HND'); cache.gather(seqs, out=(k, v))") == []
     assert old_words_in("what a warp held, by the lines") == []
 
 

@@ -103,20 +103,20 @@ def test_an_output_of_kvit_is_read_in_place(library, rng):
 def test_rows_of_a_library_go_into_pages_and_come_back_in_place(library, rng, dtype):
     step = Step(library, rng, dtype)
     rows = [library.array(x) for x in step.rows]
-    tokens = library.array(np.array([0, 9, 12], np.int32))
+    indptr = library.array(np.array([0, 9, 12], np.int32))
     pools = [kvit.Buffer.from_numpy(poisoned(step.cache.k.shape, dtype), library.device) for _ in range(2)]
     view = kvit.CacheView(*pools)
     append = kvit.Append(view)
-    append(*rows, view, step.table, tokens=tokens)
+    append(*rows, view, step.table, query_indptr=indptr)
     append.check()
     for pool, expected in zip(pools, (step.cache.k, step.cache.v), strict=True):
         np.testing.assert_array_equal(pool.numpy().view(np.uint8), expected.view(np.uint8))
     gather, into = kvit.Gather(view), [library.array(poisoned(x.shape, dtype)) for x in step.rows]
     if not library.is_writable:
         with pytest.raises(kvit.LayoutError, match="k is read-only"):
-            gather(view, step.table, *into, tokens=tokens)
+            gather(view, step.table, out=into, query_indptr=indptr)
         return
-    gather(view, step.table, *into, tokens=tokens)
+    gather(view, step.table, out=into, query_indptr=indptr)
     gather.check()
     for array, expected in zip(into, step.rows, strict=True):
         np.testing.assert_array_equal(library.numpy(array, dtype), expected)
@@ -146,8 +146,8 @@ def test_codes_of_a_library_are_read_in_place(library, rng, stored):
     ours = kvit.CacheView(*pools, **options, **dict(zip(names, params, strict=True)))
     step = Step(library, rng, BFLOAT16)
     rows = [kvit.Buffer.from_numpy(x, library.device) for x in step.rows]
-    tokens = kvit.Buffer.from_numpy(np.array([0, 9, 12], np.int32), library.device)
-    kvit.Append(ours)(*rows, ours, step.table, tokens=tokens)
+    indptr = kvit.Buffer.from_numpy(np.array([0, 9, 12], np.int32), library.device)
+    kvit.Append(ours)(*rows, ours, step.table, query_indptr=indptr)
     expected = kvit.Attention(ours, QUERY_HEADS)(step.arrays["q"], ours, step.table).numpy()
 
     known = (lambda x: x) if library.knows_bfloat16 else plain

@@ -60,10 +60,10 @@ class Setup:
     def append(self, k, v, counts=COUNTS, rope=None, **options):
         """By kernel; arrays among the options are copied to the device."""
         operation = kvit.Append(self.view, rope=rope)
-        tokens = self.up(np.cumsum([0, *counts]).astype(np.int32))
+        indptr = self.up(np.cumsum([0, *counts]).astype(np.int32))
         on_device = {name: self.up(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
         k, v = (self.up(x) if isinstance(x, np.ndarray) else x for x in (k, v))
-        operation(k, v, self.view, self.page_table, tokens=tokens, **on_device)
+        operation(k, v, self.view, self.page_table, query_indptr=indptr, **on_device)
         operation.check()
         return on_device
 

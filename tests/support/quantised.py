@@ -52,8 +52,8 @@ class Quantised:
         k, v = rows.astype(self.dtype)
         reference.append(self.cache, self.table, k, v, self.table.lengths)
         operation = kvit.Append(self.view)
-        tokens = to_device(np.cumsum([0, *self.table.lengths]).astype(np.int32), self.device)
-        operation(to_device(k, self.device), to_device(v, self.device), self.view, self.page_table, tokens=tokens)
+        indptr = to_device(np.cumsum([0, *self.table.lengths]).astype(np.int32), self.device)
+        operation(to_device(k, self.device), to_device(v, self.device), self.view, self.page_table, query_indptr=indptr)
         operation.check()
 
     def bound(self, q, counts, **options):

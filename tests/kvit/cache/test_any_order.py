@@ -44,7 +44,7 @@ class Caches(RuleBasedStateMachine):
         seqs = [self.sequences[i] for i in chosen]
         before = self.cache.num_free_pages, [(seq.pages, len(seq)) for seq in seqs]
         try:
-            self.cache.append(seqs, *new, lengths=counts)
+            self.cache.append(seqs, *new, new_tokens=counts)
         except kvit.CacheFull:
             assert (self.cache.num_free_pages, [(seq.pages, len(seq)) for seq in seqs]) == before
             return

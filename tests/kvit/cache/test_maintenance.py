@@ -1,4 +1,4 @@
-"""Copying pages in chains, flattening, and what a PagedCache does with its pages: defragment and requantise."""
+"""Copying pages in chains, and what a PagedCache does with its pages: defragment and requantise."""
 
 import numpy as np
 import pytest
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import kvit
 from kvit import reference
 from kvit.cache.page_owners import PageOwners, chains_of
-from support.caches import BFLOAT16, NO_PAGE, assert_cache_attention, held, new_cache, new_tokens, poisoned, to_device
+from support.caches import BFLOAT16, NO_PAGE, assert_cache_attention, held, new_cache, new_tokens, to_device
 from support.stored import full_stored
 
 
@@ -72,36 +72,6 @@ def test_lists_that_do_not_fit_are_refused(rng):
         with pytest.raises(error, match=match):
             copy(stored.view, *(x if isinstance(x, np.ndarray) else ids(x, "host") for x in lists))
     stored.assert_same()
-
-
-@pytest.mark.parametrize("pair", [(None, None), ("int8", "int4")], ids=str)
-def test_flattening_writes_dense_rows_in_either_layout_and_into_given_memory(rng, device, pair):
-    cache = new_cache(device, page_size=3, k=pair[0], v=pair[1])
-    seqs = [cache.sequence() for _ in range(3)]
-    cache.append(seqs, *(to_device(x, device) for x in new_tokens(rng, 11)), lengths=[7, 0, 4])
-    k, v, indptr = cache.flatten(seqs)
-    np.testing.assert_array_equal(indptr.numpy(), [0, 7, 7, 11])
-    out = tuple(to_device(poisoned((2, 11, 64), BFLOAT16), device) for _ in range(2))
-    result = cache.flatten(seqs, layout="HND", out=out)
-    assert result[0] is out[0] and result[1] is out[1]
-    fresh = cache.flatten(seqs, layout="HND")
-    for flat, given_rows, new in zip((k, v), out, fresh, strict=False):
-        np.testing.assert_array_equal(given_rows.numpy(), flat.numpy().swapaxes(0, 1))
-        np.testing.assert_array_equal(new.numpy(), given_rows.numpy())
-    cache.check()
-
-
-def test_flattening_into_memory_of_another_shape_is_refused(rng):
-    cache = new_cache("host")
-    seq = cache.sequence()
-    seq.append(*new_tokens(rng, 5))
-    out = tuple(np.zeros((5, 2, 64), BFLOAT16) for _ in range(2))
-    with pytest.raises(
-        kvit.ShapeError, match=r"out\[0\] has shape \[5, 2, 64\]; it must be \[kv_heads = 2, tokens = 5"
-    ):
-        cache.flatten([seq], layout="HND", out=out)
-    with pytest.raises(kvit.LayoutError, match="layout is 'DHN'"):
-        kvit.Flatten(cache.view)(cache.view, cache.table([seq]), *out, layout="DHN")
 
 
 def fragmented(rng, device, **options):

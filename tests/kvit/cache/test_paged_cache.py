@@ -15,7 +15,7 @@ def test_tokens_come_back_as_they_went_in(rng, device, dtype, layout, head_dim, 
     cache = new_cache(device, 60, page_size, head_dim=head_dim, dtype=dtype.name, layout=layout)
     a, b = cache.sequence(), cache.sequence()
     k, v = new_tokens(rng, 47, head_dim=head_dim, dtype=dtype)
-    cache.append([a, b], to_device(k, device), to_device(v, device), lengths=[30, 17])
+    cache.append([a, b], to_device(k, device), to_device(v, device), new_tokens=[30, 17])
     for ours, given in zip(held(cache, [a, b]), (k, v), strict=True):
         np.testing.assert_array_equal(ours, given)  # nothing is computed: bit for bit
     assert (len(a), len(b)) == (30, 17)
@@ -53,7 +53,7 @@ def test_prefill_then_decode_is_the_reference(rng, device):
     cache = new_cache(device, pages=20)
     a, b = cache.sequence(), cache.sequence()
     k, v = new_tokens(rng, 117)
-    cache.append([a, b], to_device(k, device), to_device(v, device), lengths=[100, 17])
+    cache.append([a, b], to_device(k, device), to_device(v, device), new_tokens=[100, 17])
     contents = [(k[:100], v[:100]), (k[100:], v[100:])]
     q = rng.standard_normal((117, 8, 64)).astype(BFLOAT16)
     assert_cache_attention(cache, [a, b], contents, q, [100, 17])
@@ -120,7 +120,7 @@ def test_pages_go_back_only_when_nobody_holds_them(rng):
 def test_a_table_for_one_s_own_attention(rng, device):
     cache = new_cache(device)
     a, b = cache.sequence(), cache.sequence()
-    cache.append([a, b], *(to_device(x, device) for x in new_tokens(rng, 40)), lengths=[33, 7])
+    cache.append([a, b], *(to_device(x, device) for x in new_tokens(rng, 40)), new_tokens=[33, 7])
     q = to_device(rng.standard_normal((2, 8, 64)).astype(BFLOAT16), device)
     out = kvit.Attention(cache.view, 8)(q, cache.view, cache.table([a, b]))
     np.testing.assert_array_equal(out.numpy(), kvit.attention(q, cache, [a, b]).numpy())
@@ -142,17 +142,3 @@ def test_a_table_follows_its_sequences(rng):
 def test_the_bytes_of_a_cache_are_those_of_its_pages():
     cache = new_cache(pages=3, page_size=5, kv_heads=2, head_dim=64)
     assert cache.nbytes == 2 * 3 * 5 * 2 * 64 * 2
-
-
-def test_gather_into_fills_the_callers_memory(rng, device):
-    cache = new_cache(device)
-    seqs = [cache.sequence(), cache.sequence()]
-    rows = new_tokens(rng, 20)
-    cache.append(seqs, *(to_device(x, device) for x in rows), lengths=[17, 3])
-    into = [kvit.Buffer.empty(x.shape, "bfloat16", device) for x in rows]
-    indptr = cache.gather_into(seqs, *into)
-    assert indptr.numpy().tolist() == [0, 17, 20]
-    for found, given in zip(into, rows, strict=True):
-        np.testing.assert_array_equal(found.numpy(), given)
-    with pytest.raises(kvit.ShapeError, match="k has 19 rows and the sequences 20 tokens; give a row for each token"):
-        cache.gather_into(seqs, into[0][:19], into[1][:19])

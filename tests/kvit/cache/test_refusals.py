@@ -29,18 +29,18 @@ def assert_refused(cache, seqs, error, match, call):
 def filled(rng):
     cache = new_cache(pages=4)
     a, b = cache.sequence(), cache.sequence()
-    cache.append([a, b], *new_tokens(rng, 21), lengths=[20, 1])
+    cache.append([a, b], *new_tokens(rng, 21), new_tokens=[20, 1])
     return cache, a, b
 
 
 def test_a_full_cache_takes_nothing_of_the_whole_call(rng, filled):
     cache, a, b = filled
     assert_refused(cache, [a, b], kvit.CacheFull, "needs 3 more pages and has 1 free of 4",
-                   lambda: cache.append([a, b], *new_tokens(rng, 60), lengths=[30, 30]))  # fmt: skip
+                   lambda: cache.append([a, b], *new_tokens(rng, 60), new_tokens=[30, 30]))  # fmt: skip
     c = a.fork()
     a.append(*new_tokens(rng, 1))  # takes the last page for its copy
     assert_refused(cache, [a, b, c], kvit.CacheFull, "needs 1 more pages and has 0 free",
-                   lambda: cache.append([b, c], *new_tokens(rng, 16), lengths=[16, 0]))  # fmt: skip
+                   lambda: cache.append([b, c], *new_tokens(rng, 16), new_tokens=[16, 0]))  # fmt: skip
 
 
 def test_a_launch_that_fails_gives_the_pages_back(rng, filled, monkeypatch):
@@ -103,19 +103,19 @@ def test_new_tokens_that_do_not_fit_are_refused(filled, error, match, k, v):
     assert_refused(cache, [a, b], error, match, lambda: cache.append([a, b], k, v))
 
 
-@pytest.mark.parametrize("lengths", [[1], [1, 1, 1], [3, -1], [1, 2], [0, 0]])
-def test_lengths_must_be_one_for_each_sequence_and_add_up(rng, filled, lengths):
+@pytest.mark.parametrize("counts", [[1], [1, 1, 1], [3, -1], [1, 2], [0, 0]])
+def test_new_tokens_must_be_one_number_for_each_sequence_and_add_up(rng, filled, counts):
     cache, a, b = filled
-    assert_refused(cache, [a, b], kvit.ShapeError, "lengths are .*2 sequences.*2 tokens of k",
-                   lambda: cache.append([a, b], *new_tokens(rng, 2), lengths=lengths))  # fmt: skip
+    assert_refused(cache, [a, b], kvit.ShapeError, "new_tokens are .*2 sequences.*2 tokens of k",
+                   lambda: cache.append([a, b], *new_tokens(rng, 2), new_tokens=counts))  # fmt: skip
     q = rng.standard_normal((2, 4, 64)).astype(BFLOAT16)
     with pytest.raises(kvit.ShapeError, match="add up to the 2 tokens of q"):
-        kvit.attention(q, cache, [a, b], lengths=lengths)
+        kvit.attention(q, cache, [a, b], new_tokens=counts)
 
 
-def test_uneven_shares_need_lengths(rng, filled):
+def test_uneven_shares_need_new_tokens(rng, filled):
     cache, a, b = filled
-    assert_refused(cache, [a, b], kvit.ShapeError, "k has 3 tokens for 2 sequences; give lengths",
+    assert_refused(cache, [a, b], kvit.ShapeError, "k has 3 tokens for 2 sequences; give new_tokens",
                    lambda: cache.append([a, b], *new_tokens(rng, 3)))  # fmt: skip
     with pytest.raises(kvit.ShapeError, match="k has 3 tokens for 0 sequences"):
         cache.append([], *new_tokens(rng, 3))

@@ -78,8 +78,8 @@ class BlindAppend(kvit.Append):
 class WrongAppend(kvit.PagedCache):
     """One byte beyond the tokens is written too."""
 
-    def append(self, seqs, k, v, lengths=None, **options):
-        super().append(seqs, k, v, lengths, **options)
+    def append(self, seqs, k, v, new_tokens=None, **options):
+        super().append(seqs, k, v, new_tokens, **options)
         np.asarray(self.view.v).view(np.uint8).reshape(-1)[-1] = 0
 
 

@@ -87,7 +87,7 @@ class Blocks:
         )  # fmt: skip
         self.lengths = to_device(np.array(LENGTHS, np.int32), device)
         self.table = self.view.table(to_device(np.array([0, 3, 3, 5], np.int32), device), self.lengths)
-        self.tokens = to_device(np.cumsum([0, *LENGTHS]).astype(np.int32), device)
+        self.query_indptr = to_device(np.cumsum([0, *LENGTHS]).astype(np.int32), device)
 
     def assert_holds(self, model):
         for got, want in zip(self.memory, model.memory, strict=True):
@@ -103,7 +103,7 @@ def test_append_writes_turbominds_blocks_byte_for_byte(rng, device, kv):
     model = Model(kv)
     blocks, (k, v) = Blocks(model, device), tokens(rng)
     append = kvit.Append(blocks.view)
-    append(to_device(k, device), to_device(v, device), blocks.view, blocks.table, tokens=blocks.tokens)
+    append(to_device(k, device), to_device(v, device), blocks.view, blocks.table, query_indptr=blocks.query_indptr)
     append.check()
     model.write_sequences(k, v)
     blocks.assert_holds(model)
@@ -114,7 +114,7 @@ def test_parameters_are_in_the_dtype_of_the_queries(rng, device, dtype):
     model = Model("int4", dtype)
     blocks, (k, v) = Blocks(model, device), tokens(rng, dtype)
     append = kvit.Append(blocks.view)
-    append(to_device(k, device), to_device(v, device), blocks.view, blocks.table, tokens=blocks.tokens)
+    append(to_device(k, device), to_device(v, device), blocks.view, blocks.table, query_indptr=blocks.query_indptr)
     model.write_sequences(k, v)
     blocks.assert_holds(model)
 
@@ -134,7 +134,7 @@ def test_gather_and_attention_read_turbominds_blocks(rng, device, kv):
     blocks = Blocks(model, device)
     cache, table = plain_cache(kv, k, v)
     out = [to_device(poisoned(k.shape, BFLOAT16), device) for _ in range(2)]
-    kvit.Gather(blocks.view)(blocks.view, blocks.table, *out, tokens=blocks.tokens)
+    kvit.Gather(blocks.view)(blocks.view, blocks.table, out=out, query_indptr=blocks.query_indptr)
     for got, want in zip(out, reference.gather(cache, table, BFLOAT16)[:2], strict=True):
         np.testing.assert_array_equal(got.numpy(), want)
 
@@ -163,7 +163,7 @@ def test_blocks_at_a_stride_are_the_same_without_pointers(rng, device, kv):
     assert view.blocks is None and view.layer_bytes == model.layer_bytes
     table = view.table(*(to_device(np.array(x, np.int32), device) for x in ([0, 3, 3, 5], LENGTHS)))
     starts = to_device(np.cumsum([0, *LENGTHS]).astype(np.int32), device)
-    kvit.Append(view)(to_device(k, device), to_device(v, device), view, table, tokens=starts)
+    kvit.Append(view)(to_device(k, device), to_device(v, device), view, table, query_indptr=starts)
     model.memory, model.places = [pool.reshape(-1)], [(0, i * pool.shape[1]) for i in range(NUM_BLOCKS)]
     model.write_sequences(k, v)
     np.testing.assert_array_equal(memory.numpy(), pool)
@@ -182,7 +182,7 @@ def test_a_bad_block_is_reported_and_touches_no_other_sequence(rng, device, addr
     model, (k, v) = Model("int8"), tokens(rng)
     blocks = Blocks(model, device, addresses={1: address})
     append = kvit.Append(blocks.view)
-    append(to_device(k, device), to_device(v, device), blocks.view, blocks.table, tokens=blocks.tokens)
+    append(to_device(k, device), to_device(v, device), blocks.view, blocks.table, query_indptr=blocks.query_indptr)
     with pytest.raises(kvit.PageTableError, match="page 1 of sequence 0 has id 1, whose block is null or no multiple"):
         append.check()
     attention = kvit.Attention(blocks.view, 4)
@@ -199,7 +199,7 @@ def test_a_page_id_beyond_the_pointers_is_reported(rng, device):
     indptr = to_device(np.array([0, 3, 3, 5], np.int32), device)
     table = kvit.PageTable(indptr=indptr, indices=ids, lengths=blocks.lengths)
     append = kvit.Append(blocks.view)
-    append(to_device(k, device), to_device(v, device), blocks.view, table, tokens=blocks.tokens)
+    append(to_device(k, device), to_device(v, device), blocks.view, table, query_indptr=blocks.query_indptr)
     with pytest.raises(
         kvit.PageTableError, match=f"page 1 of sequence 2 has id {NUM_BLOCKS}, which the cache does not"
     ):
@@ -211,7 +211,7 @@ def test_on_the_host_a_pointer_out_of_the_memory_is_an_error(rng):
     elsewhere = to_device(np.zeros(1 << 16, np.uint8), "host")
     blocks = Blocks(model, "host", addresses={4: elsewhere.pointer})
     with pytest.raises(kvit.HostBackendError, match="outside the memory of this launch"):
-        kvit.Append(blocks.view)(k, v, blocks.view, blocks.table, tokens=blocks.tokens)
+        kvit.Append(blocks.view)(k, v, blocks.view, blocks.table, query_indptr=blocks.query_indptr)
 
 
 @pytest.mark.parametrize("kv", KV)
@@ -243,12 +243,12 @@ def test_sixteen_bit_blocks_are_requantised_into_int8_blocks(rng, device):
     wide, narrow, (k, v) = Model("bfloat16"), Model("int8"), tokens(rng)
     source, target = Blocks(wide, device), Blocks(narrow, device)
     kvit.Append(source.view)(
-        to_device(k, device), to_device(v, device), source.view, source.table, tokens=source.tokens
+        to_device(k, device), to_device(v, device), source.view, source.table, query_indptr=source.query_indptr
     )
     convert = kvit.ConvertPages(source.view, target.view)
     convert(source.view, target.view)
     convert.check()
     out = [to_device(poisoned(k.shape, BFLOAT16), device) for _ in range(2)]
-    kvit.Gather(target.view)(target.view, target.table, *out, tokens=target.tokens)
+    kvit.Gather(target.view)(target.view, target.table, out=out, query_indptr=target.query_indptr)
     for got, want in zip(out, reference.gather(*plain_cache("int8", k, v), BFLOAT16)[:2], strict=True):
         np.testing.assert_array_equal(got.numpy(), want)

@@ -43,7 +43,7 @@ def test_read_only_blocks_are_read_and_not_written(rng):
     k, v = np.zeros((2, 1, 2, 64), BFLOAT16)
     with pytest.raises(kvit.LayoutError, match="read-only"):
         kvit.Append(view)(k, v, view, table)
-    kvit.Gather(view)(view, table, k, v)
+    kvit.Gather(view)(view, table, out=(k, v))
 
 
 def test_blocks_say_what_they_are():

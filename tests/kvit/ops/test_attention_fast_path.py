@@ -27,10 +27,10 @@ def test_what_fits_goes_straight_to_the_kernel(rng, device, no_python, storage, 
     case = make_case(rng, [20, 0, 33], storage=storage, table=table, device=device)
     q = case.queries(rng, 6, 8)
     out, lse = kvit.Buffer.empty(q.shape, "bfloat16", device), kvit.Buffer.empty(q.shape[:2], "float32", device)
-    indptr = to_device(np.array([0, 1, 1, 6], np.int32), device)
+    starts = to_device(np.array([0, 1, 1, 6], np.int32), device)
     op, on_device = kvit.Attention(case.view, 8), to_device(q, device)
-    for counts, tokens in (([2, 2, 2], None), ([1, 0, 5], indptr)):
-        assert op(on_device, case.view, case.page_table, out=out, lse=lse, tokens=tokens) is out
+    for counts, indptr in (([2, 2, 2], None), ([1, 0, 5], starts)):
+        assert op(on_device, case.view, case.page_table, out=out, lse=lse, query_indptr=indptr) is out
         state, bound = case.expect(q, counts)
         assert_within(out.numpy(), state.out, bound)
         assert_within(lse.numpy(), state.lse, LSE)
@@ -50,8 +50,8 @@ def test_arrays_of_others_are_wrapped_and_go_the_same_way(rng, no_python):
     case = make_case(rng, [20, 3])
     q = case.queries(rng, 2, 4)
     out, lse = poisoned(q.shape, BFLOAT16), poisoned(q.shape[:2], np.dtype(np.float32))
-    tokens = np.array([0, 1, 2], np.int32)
-    kvit.Attention(case.view, 4)(q, case.view, case.page_table, out=out, lse=lse, tokens=tokens)
+    indptr = np.array([0, 1, 2], np.int32)
+    kvit.Attention(case.view, 4)(q, case.view, case.page_table, out=out, lse=lse, query_indptr=indptr)
     state, bound = case.expect(q)
     assert_within(out, state.out, bound)
     assert_within(lse, state.lse, LSE)
@@ -65,7 +65,7 @@ def test_a_right_call_makes_no_wrong_one_pass(rng):
     out, lse = to_device(poisoned(q.shape, BFLOAT16), "host"), kvit.Buffer.empty((2, 8), "float32", "host")
     locked = poisoned(q.shape, BFLOAT16)
     locked.flags.writeable = False
-    right = dict(q=q, view=case.view, table=case.page_table, out=out, lse=lse, tokens=None)
+    right = dict(q=q, view=case.view, table=case.page_table, out=out, lse=lse, query_indptr=None)
     far = kvit.Tensor.from_pointer(1 << 20, q.shape, "bfloat16", "cuda:0")
     three = make_case(rng, [1, 1, 1]).page_table
     for error, wrong in (
@@ -74,10 +74,10 @@ def test_a_right_call_makes_no_wrong_one_pass(rng):
         (kvit.ShapeError, dict(view=other.view)),
         (kvit.ShapeError, dict(out=poisoned((3, 8, 64), BFLOAT16))),
         (kvit.ShapeError, dict(lse=poisoned((8, 2), np.dtype(np.float32)))),
-        (kvit.ShapeError, dict(tokens=np.zeros(2, np.int32))),
+        (kvit.ShapeError, dict(query_indptr=np.zeros(2, np.int32))),
         (kvit.DtypeError, dict(q=np.zeros(q.shape, np.float16))),
         (kvit.DtypeError, dict(out=np.zeros(q.shape, np.float16))),
-        (kvit.DtypeError, dict(tokens=np.zeros(3, np.int64))),
+        (kvit.DtypeError, dict(query_indptr=np.zeros(3, np.int64))),
         (kvit.DeviceError, dict(q=far)),
         (kvit.DeviceError, dict(out=far)),
         (kvit.LayoutError, dict(out=locked)),

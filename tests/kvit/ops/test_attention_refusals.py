@@ -54,10 +54,12 @@ def test_queries_of_another_shape_are_refused(call, shape):
 
 def test_rows_that_cannot_be_shared_out_evenly_need_an_indptr(call):
     call.expect(
-        kvit.ShapeError, "q has 3 rows for 2 sequences; give tokens", q=poisoned((3, 8, 64), BFLOAT16), out=None
+        kvit.ShapeError, "q has 3 rows for 2 sequences; give query_indptr", q=poisoned((3, 8, 64), BFLOAT16), out=None
     )
-    call.expect(kvit.ShapeError, r"tokens has shape \[2\].*sequences \+ 1 = 3", tokens=np.zeros(2, np.int32))
-    call.expect(kvit.DtypeError, "tokens is int64; it must be int32", tokens=np.zeros(3, np.int64))
+    call.expect(
+        kvit.ShapeError, r"query_indptr has shape \[2\].*sequences \+ 1 = 3", query_indptr=np.zeros(2, np.int32)
+    )
+    call.expect(kvit.DtypeError, "query_indptr is int64; it must be int32", query_indptr=np.zeros(3, np.int64))
 
 
 def test_an_output_that_does_not_fit_is_refused(call):
@@ -85,7 +87,7 @@ def test_a_mix_of_devices_is_refused(call):
     call.expect(kvit.DeviceError, "q is on cuda:0, the call on host", q=on_gpu((2, 8, 64), "bfloat16"))
     call.expect(kvit.DeviceError, "out is on cuda:0", out=on_gpu((2, 8, 64), "bfloat16"))
     call.expect(kvit.DeviceError, "lse is on cuda:0", lse=on_gpu((2, 8), "float32"))
-    call.expect(kvit.DeviceError, "tokens is on cuda:0", tokens=on_gpu((3,), "int32"))
+    call.expect(kvit.DeviceError, "query_indptr is on cuda:0", query_indptr=on_gpu((3,), "int32"))
     table = kvit.PageTable(on_gpu((2, 2), "int32"), lengths=on_gpu((2,), "int32"))
     call.expect(kvit.DeviceError, "table is on cuda:0", table=table)
 

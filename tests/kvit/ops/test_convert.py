@@ -202,6 +202,6 @@ def test_shrinking_twice_where_pages_lie_is_shrinking_twice_elsewhere(rng, devic
         reference.convert_pages(steps[-2], steps[-1], np.arange(4), np.arange(4), BFLOAT16)
     out = [to_device(np.zeros((24, 2, 64), BFLOAT16), device) for _ in range(2)]
     table = kvit.PageTable(ids([[0, 1, 2, 3]], device), lengths=ids([24], device))
-    kvit.Gather(views[-1])(views[-1], table, *out)
+    kvit.Gather(views[-1])(views[-1], table, out=out)
     for got, want in zip(out, reference.gather(steps[-1], reference.Table([range(4)], [24]), BFLOAT16), strict=False):
         np.testing.assert_array_equal(got.numpy(), want)

@@ -54,7 +54,7 @@ class Batch:
         )
         self.seqs = [self.cache.sequence() for _ in lengths]
         k, v = (to_device(np.concatenate([rows[side] for rows in self.rows]), device) for side in (0, 1))
-        self.cache.append(self.seqs, k, v, lengths=lengths)
+        self.cache.append(self.seqs, k, v, new_tokens=lengths)
         self.cache.check()
 
     def attend(self, op, order=None):

@@ -46,8 +46,8 @@ class Engine:
 
     def capture(self):
         with kvit.Graph.capture(self.stream) as graph:
-            self.append(self.k, self.v, self.view, self.table, tokens=self.indptr, stream=self.stream)
-            arguments = dict(out=self.out, lse=self.lse, tokens=self.indptr, stream=self.stream)
+            self.append(self.k, self.v, self.view, self.table, query_indptr=self.indptr, stream=self.stream)
+            arguments = dict(out=self.out, lse=self.lse, query_indptr=self.indptr, stream=self.stream)
             self.attention(self.q, self.view, self.table, **arguments)
         return graph
 
@@ -147,7 +147,7 @@ def test_gather_and_merge_are_captured(rng, device):
     with kvit.Graph.capture(stream) as graph:
         op(q, case.view, case.page_table, out=out, lse=lse, stream=stream)
         kvit.merge_states(out, lse, out, lse, out=merged, lse=merged_lse, stream=stream)
-        gather(case.view, case.page_table, k, v, stream=stream)
+        gather(case.view, case.page_table, out=(k, v), stream=stream)
     graph.launch()
     expected_k, expected_v, _ = reference.gather(case.cache, case.table)
     np.testing.assert_array_equal(k.numpy(), expected_k)

@@ -95,7 +95,7 @@ def test_append_and_gather_have_the_bits_of_direct_launches(rng, device, extras)
             outs = [to_device(poisoned(k.shape, case.cache.k.dtype), device) for _ in "kv"]
             kvit.Stream.default(device).synchronize()
             append(k, v, case.view, case.page_table, stream=stream, **options)
-            gather(case.view, case.page_table, *outs, stream=stream)
+            gather(case.view, case.page_table, out=outs, stream=stream)
             stream.synchronize()
             append.check(stream)
             gather.check(stream)

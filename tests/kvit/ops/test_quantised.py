@@ -59,7 +59,7 @@ def test_what_is_no_number_is_encoded_as_the_reference_says(rng, device):
         reference.append(case.cache, case.table, k, v, [8])
         kvit.Append(case.view)(to_device(k, device), to_device(v, device), case.view, case.page_table)
         out = [to_device(np.zeros((8, 2, 64), BFLOAT16), device) for _ in range(2)]
-        kvit.Gather(case.view)(case.view, case.page_table, *out)
+        kvit.Gather(case.view)(case.view, case.page_table, out=out)
         for got, want in zip(out, reference.gather(case.cache, case.table, BFLOAT16)[:2], strict=True):
             np.testing.assert_array_equal(got.numpy().astype(np.float32), want.astype(np.float32), err_msg=str(pair))
 
@@ -70,8 +70,8 @@ def test_gathered_rows_are_the_references_bit_for_bit(rng, device, pair, dtype):
     case = Quantised(pair, [37, 0, 5], page_size=5, dtype=dtype, device=device, rng=rng)
     case.append(rng)
     out = [to_device(np.zeros((42, 2, 64), dtype), device) for _ in range(2)]
-    tokens = to_device(np.array([0, 37, 37, 42], np.int32), device)
-    kvit.Gather(case.view)(case.view, case.page_table, *out, tokens=tokens)
+    indptr = to_device(np.array([0, 37, 37, 42], np.int32), device)
+    kvit.Gather(case.view)(case.view, case.page_table, out=out, query_indptr=indptr)
     for got, want in zip(out, reference.gather(case.cache, case.table, dtype)[:2], strict=True):
         np.testing.assert_array_equal(got.numpy().view(np.uint16), want.view(np.uint16))
 
@@ -81,8 +81,8 @@ def assert_attention(case, rng, group, counts=None):
     q = rng.standard_normal((sum(counts), 2 * group, case.view.head_dim)).astype(case.dtype)
     lse = to_device(np.zeros(q.shape[:2], np.float32), case.device)
     operation = kvit.Attention(case.view, 2 * group, tokens_per_sequence=max(counts))
-    tokens = to_device(np.cumsum([0, *counts]).astype(np.int32), case.device)
-    out = operation(to_device(q, case.device), case.view, case.page_table, lse=lse, tokens=tokens)
+    indptr = to_device(np.cumsum([0, *counts]).astype(np.int32), case.device)
+    out = operation(to_device(q, case.device), case.view, case.page_table, lse=lse, query_indptr=indptr)
     operation.check()
     state = reference.paged_attention(q, case.cache, case.table, counts)
     assert_within(out.numpy(), state.out, case.bound(q, counts))

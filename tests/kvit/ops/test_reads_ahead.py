@@ -36,7 +36,7 @@ def test_the_same_bits_as_without_behind_the_append_that_wrote_the_new_tokens(rn
     if sum(lengths):
         old = to_device(np.cumsum([0, *lengths]).astype(np.int32), device)
         k, v = (to_device(rows(sum(lengths), KV_HEADS), device) for _ in range(2))
-        append(k, v, view, table, tokens=old, stream=stream)
+        append(k, v, view, table, query_indptr=old, stream=stream)
         stream.synchronize()
     total = len(lengths) * each
     k, v, q = (to_device(rows(total, heads), device) for heads in (KV_HEADS, KV_HEADS, QUERY_HEADS))

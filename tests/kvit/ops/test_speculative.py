@@ -24,7 +24,7 @@ class Tables:
         )
         self.rows = to_device(np.zeros((SEQUENCES + 1, NUMBERS), np.int32), device)
         self.spare = kvit.Buffer.empty((SEQUENCES + 1, 1, 2 * NUMBERS), "float16", device)
-        self.tokens = to_device(np.array([0, SEQUENCES + 1], np.int32), device)
+        self.query_indptr = to_device(np.array([0, SEQUENCES + 1], np.int32), device)
         self.written = kvit.Tensor.from_pointer(
             self.rows.pointer, (SEQUENCES + 1, 1, 2 * NUMBERS), "float16", device, owner=self.rows
         )
@@ -42,7 +42,9 @@ class Tables:
             pool.copy_from(numbers.view(np.float16).reshape(pool.shape))
 
     def write(self, stream: kvit.Stream) -> None:
-        self.gather(self.view, self.source, self.written, self.spare, tokens=self.tokens, stream=stream)
+        self.gather(
+            self.view, self.source, out=(self.written, self.spare), query_indptr=self.query_indptr, stream=stream
+        )
 
 
 def settled(pages: np.ndarray, lengths: np.ndarray, device: str) -> kvit.PageTable:
@@ -76,14 +78,14 @@ def test_tables_written_by_the_launch_in_front_are_read_as_they_are_then(rng, de
 
     def run(cache, table, out):
         append(k, v, cache.view, table, stream=stream)
-        gather(cache.view, table, *out[:2], stream=stream)
+        gather(cache.view, table, out=out[:2], stream=stream)
         attend(q, cache.view, table, out=out[2], stream=stream)
 
     with kvit.Graph.capture(stream) as graph:
         tables.write(stream)
         run(caches[0], tables.table, found)
         tables.write(stream)  # and once more right behind
-        gather(caches[0].view, tables.table, *found[:2], stream=stream)
+        gather(caches[0].view, tables.table, out=found[:2], stream=stream)
     for _ in range(steps):
         pages = rng.permutation(num_pages).astype(np.int32).reshape(SEQUENCES, SLOTS)
         lengths = rng.integers(EACH, SLOTS * PAGE + 1, SEQUENCES).astype(np.int32)

@@ -211,7 +211,7 @@ def test_new_tokens_of_every_number_give_the_same_bits_in_any_batch(rng, device)
         table = make_table([case.table.pages[i] for i in order], [lengths[i] for i in order], "ragged", device)
         rows = np.concatenate([q[starts[i] : starts[i + 1]] for i in order])
         indptr = to_device(np.cumsum([0, *(counts[i] for i in order)]).astype(np.int32), device)
-        out = op(to_device(rows, device), case.view, table, tokens=indptr).numpy()
+        out = op(to_device(rows, device), case.view, table, query_indptr=indptr).numpy()
         ends = np.cumsum([counts[i] for i in order])
         return {i: bits(part) for i, part in zip(order, np.split(out, ends[:-1]), strict=True)}
 

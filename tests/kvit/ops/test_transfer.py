@@ -24,7 +24,7 @@ def test_tokens_without_a_place_are_reported_not_written_and_read_as_nan(rng, de
     form = make_table(table.pages, table.lengths, "ragged", device)
     indptr = to_device(np.array([0, 4, 6], np.int32), device)
     append = kvit.Append(cache.view)
-    append(to_device(k, device), to_device(v, device), cache.view, form, tokens=indptr)
+    append(to_device(k, device), to_device(v, device), cache.view, form, query_indptr=indptr)
     with pytest.raises(kvit.PageTableError, match=f"{NO_PAGE}|length 1"):
         append.check()
     for ours, expected in zip(held(cache, [everything]), (plain.k, plain.v), strict=True):
@@ -33,7 +33,7 @@ def test_tokens_without_a_place_are_reported_not_written_and_read_as_nan(rng, de
     out = [to_device(np.zeros((7, 2, 64), BFLOAT16), device) for _ in range(2)]
     indptr = to_device(np.array([0, 6, 7], np.int32), device)
     gather = kvit.Gather(cache.view)
-    gather(cache.view, form, *out, tokens=indptr)
+    gather(cache.view, form, out=out, query_indptr=indptr)
     with pytest.raises(kvit.PageTableError, match=f"page 1 of sequence 0 has id {NO_PAGE}"):
         gather.check()
     for ours, expected in zip(out, reference.gather(plain, table)[:2], strict=True):
@@ -64,13 +64,13 @@ def test_gathering_the_last_tokens_reads_what_the_last_append_wrote(rng, device)
     # Three tokens each, of sequences that hold more: no indptr, strided rows (K and V in one packed tensor), odd pages.
     cache = new_cache(device, pages=12, page_size=3)
     seqs = [cache.sequence(), cache.sequence()]
-    cache.append(seqs, *(to_device(x, device) for x in new_tokens(rng, 11)), lengths=[4, 7])
+    cache.append(seqs, *(to_device(x, device) for x in new_tokens(rng, 11)), new_tokens=[4, 7])
     both = np.concatenate(new_tokens(rng, 6), axis=1)  # [tokens, K heads then V heads, head_dim]
     packed = kvit.Tensor.wrap(to_device(both, device))
     k, v = (packed_heads(packed, first, device) for first in (0, 2))
     cache.append(seqs, k, v)
     out = [to_device(np.zeros((6, 2, 64), BFLOAT16), device) for _ in range(2)]
-    kvit.Gather(cache.view)(cache.view, cache.table(seqs), *out)
+    kvit.Gather(cache.view)(cache.view, cache.table(seqs), out=out)
     for ours, expected in zip(out, (both[:, :2], both[:, 2:]), strict=True):
         np.testing.assert_array_equal(ours.numpy(), expected)
 
@@ -88,5 +88,5 @@ def packed_heads(packed, first, device):
 def test_rows_that_do_not_split_evenly_need_an_indptr(rng, tokens):
     cache = new_cache("host", pages=4)
     seqs = [cache.sequence() for _ in range(3)]
-    with pytest.raises(kvit.ShapeError, match=f"k has {tokens} rows for 3 sequences; give tokens"):
+    with pytest.raises(kvit.ShapeError, match=f"k has {tokens} rows for 3 sequences; give query_indptr"):
         kvit.Append(cache.view)(*new_tokens(rng, tokens), cache.view, cache.table(seqs))

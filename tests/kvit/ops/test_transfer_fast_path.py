@@ -31,25 +31,25 @@ def test_what_fits_goes_straight_to_the_kernel(rng, device, through_python, stor
     caches = [new_cache(device, k=stored, v=stored) for _ in range(2)]
     k, v = (to_device(x, device) for x in new_tokens(rng, 6))
     counts = [3, 3] if is_even else [1, 5]
-    tokens = None if is_even else to_device(np.array([0, 1, 6], np.int32), device)
+    indptr = None if is_even else to_device(np.array([0, 1, 6], np.int32), device)
     tables = []
     for cache in caches:
         seqs = [cache.sequence(), cache.sequence()]
-        cache.append(seqs, *(to_device(np.zeros((6, 2, 64), BFLOAT16), device) for _ in range(2)), lengths=counts)
+        cache.append(seqs, *(to_device(np.zeros((6, 2, 64), BFLOAT16), device) for _ in range(2)), new_tokens=counts)
         tables.append(cache.table(seqs))
     stream = kvit.Stream(device)
     stream.synchronize()
-    kvit.Append(caches[0].view)(k, v, caches[0].view, tables[0], tokens=tokens, stream=stream)
+    kvit.Append(caches[0].view)(k, v, caches[0].view, tables[0], query_indptr=indptr, stream=stream)
     out = [kvit.Buffer.empty(k.shape, "bfloat16", device, stream) for _ in range(2)]
-    kvit.Gather(caches[0].view)(caches[0].view, tables[0], *out, tokens=tokens, stream=stream)
+    kvit.Gather(caches[0].view)(caches[0].view, tables[0], out=out, query_indptr=indptr, stream=stream)
 
     assert not through_python
 
     # The same through Python's checks: raw 16-bit integers never fit as they are.
     raw = [kvit.Tensor.from_pointer(x.pointer, x.shape, "uint16", device, owner=x) for x in (k, v)]
-    kvit.Append(caches[1].view)(*raw, caches[1].view, tables[1], tokens=tokens, stream=stream)
+    kvit.Append(caches[1].view)(*raw, caches[1].view, tables[1], query_indptr=indptr, stream=stream)
     same = [kvit.Buffer.empty(k.shape, "uint16", device, stream) for _ in range(2)]
-    kvit.Gather(caches[1].view)(caches[1].view, tables[1], *same, tokens=tokens, stream=stream)
+    kvit.Gather(caches[1].view)(caches[1].view, tables[1], out=same, query_indptr=indptr, stream=stream)
     assert [type(operation) for operation in through_python] == [kvit.Append, kvit.Gather]
     for ours, other, given in zip(out, same, (k, v), strict=True):
         assert ours.numpy().tobytes() == other.numpy().tobytes()
@@ -62,8 +62,8 @@ def test_arrays_of_others_are_wrapped_and_go_the_same_way(rng, through_python):
     k, v = new_tokens(rng, 3)
     cache.append([sequence], k, v)
     out = [poisoned(k.shape, BFLOAT16) for _ in range(2)]
-    tokens = np.array([0, 3], np.int32)
-    kvit.Gather(cache.view)(cache.view, cache.table([sequence]), *out, tokens=tokens)
+    indptr = np.array([0, 3], np.int32)
+    kvit.Gather(cache.view)(cache.view, cache.table([sequence]), out=out, query_indptr=indptr)
     np.testing.assert_array_equal(out, [k, v])
     assert not through_python
 
@@ -72,7 +72,7 @@ def test_a_right_call_makes_no_wrong_one_pass(rng):
     # Same operation, same other arguments, right after and right before a call that is right.
     case, other = make_case(rng, [20, 3]), make_case(rng, [20, 3], kv_heads=4)
     k, v = (to_device(x, "host") for x in new_tokens(rng, 4))
-    right = dict(k=k, v=v, view=case.view, table=case.page_table, tokens=None)
+    right = dict(k=k, v=v, view=case.view, table=case.page_table, query_indptr=None)
     locked = poisoned((4, 2, 64), BFLOAT16)
     locked.flags.writeable = False
     three = make_case(rng, [1, 1, 1]).page_table
@@ -81,17 +81,17 @@ def test_a_right_call_makes_no_wrong_one_pass(rng):
         (kvit.ShapeError, dict(v=k[:2])),
         (kvit.ShapeError, dict(table=three)),
         (kvit.ShapeError, dict(view=other.view)),
-        (kvit.ShapeError, dict(tokens=np.zeros(2, np.int32))),
+        (kvit.ShapeError, dict(query_indptr=np.zeros(2, np.int32))),
         (kvit.DtypeError, dict(v=np.zeros(v.shape, np.float16))),
-        (kvit.DtypeError, dict(tokens=np.zeros(3, np.int64))),
+        (kvit.DtypeError, dict(query_indptr=np.zeros(3, np.int64))),
         (kvit.DeviceError, dict(k=on_gpu(k.shape))),
         (kvit.LayoutError, dict(v=poisoned((4, 2, 65), BFLOAT16)[..., :64])),
     ]
     append, gather = kvit.Append(case.view), kvit.Gather(case.view)
     for call, cases in (
-        (lambda k, v, view, table, tokens: append(k, v, view, table, tokens=tokens), wrong_for_both),
+        (lambda k, v, view, table, query_indptr: append(k, v, view, table, query_indptr=query_indptr), wrong_for_both),
         (
-            lambda k, v, view, table, tokens: gather(view, table, k, v, tokens=tokens),
+            lambda k, v, view, table, query_indptr: gather(view, table, out=(k, v), query_indptr=query_indptr),
             [*wrong_for_both, (kvit.LayoutError, dict(k=locked)), (kvit.LayoutError, dict(v=locked))],
         ),
     ):
@@ -115,7 +115,7 @@ def test_a_pool_that_is_read_only_is_gathered_from_and_not_appended_to(rng, name
     k, v = new_tokens(rng, 2)
     with pytest.raises(kvit.LayoutError, match=f"view.{name} is read-only"):
         kvit.Append(view)(k, v, view, table)
-    kvit.Gather(view)(view, table, k, v)
+    kvit.Gather(view)(view, table, out=(k, v))
     assert not np.asarray(k, np.float32).any() and not np.asarray(v, np.float32).any()
 
 
@@ -126,7 +126,7 @@ def test_a_call_keeps_none_of_its_arguments_but_the_stream(rng, device):
     append, gather = kvit.Append(case.view), kvit.Gather(case.view)
     before = [sys.getrefcount(argument) for argument in arguments]
     append(*arguments, stream=stream)
-    gather(*arguments[2:], *arguments[:2], stream=stream)
+    gather(*arguments[2:], out=arguments[:2], stream=stream)
     assert [sys.getrefcount(argument) for argument in arguments] == before
     assert append.faults.last_stream is stream and gather.faults.last_stream is stream
     stream.synchronize()
