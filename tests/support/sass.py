@@ -99,15 +99,28 @@ def parse(text: str) -> Code:
 
 
 def matrix_loop(code: Code) -> Loop:
-    """The innermost loop that holds the first matrix instruction."""
+    """The innermost loop that holds the first matrix instruction, one way through it.
+
+    A loop may hold the code of its step twice, where a rare kind of step is compiled by itself: what is told here is of
+    the shortest of them, and what is only on the ways through the others is left out.
+    """
     names = [_name(instruction) for instruction in code.instructions]
     first = next(index for index, name in enumerate(names) if name in MATRIX)
     edges = [(begin, end) for end, nexts in enumerate(code.successors) for begin in nexts if begin <= first <= end]
     assert edges, "no loop goes around the matrix instructions"
     begin, end = min(edges, key=lambda edge: edge[1] - edge[0])
     body = _body(code, begin, end)
-    always = _on_every_way(code, body, begin, end)
-    counted = {index: names[index] for index in body if not _is_constant(code.instructions[index])}
+    ways = []
+    products = {index for index in body if names[index] in MATRIX}
+    while products:
+        one = min(products)
+        always = _on_every_way(code, body, begin, one) | _on_every_way(code, body, one, end)
+        # What can come before this product in a round, and what can come after it.
+        whole = _reach(code, body, one, end) | (_body(code, begin, one) & body)
+        ways.append((always, whole))
+        products -= whole
+    always, whole = min(ways, key=lambda way: len(way[0]))
+    counted = {index: names[index] for index in whole if not _is_constant(code.instructions[index])}
     return Loop(
         Counter(name for index, name in counted.items() if index in always),
         Counter(name for index, name in counted.items() if index not in always),
@@ -142,6 +155,18 @@ def _body(code: Code, begin: int, end: int) -> set[int]:
                 body.add(index)
                 waiting.append(index)
     return body
+
+
+def _reach(code: Code, body: set[int], begin: int, end: int) -> set[int]:
+    """What of `body` can come from `begin` on, until `end`."""
+    found, waiting = {begin}, [begin]
+    while waiting:
+        index = waiting.pop()
+        for following in code.successors[index] if index != end else ():
+            if following in body and following not in found:
+                found.add(following)
+                waiting.append(following)
+    return found
 
 
 def _on_every_way(code: Code, body: set[int], begin: int, end: int) -> set[int]:
