@@ -1,6 +1,6 @@
 """The definition of what kvit computes: numpy and the types of ml_dtypes only, float64 inside, written to be read."""
 
-from .attention import State, attention, merge_states, visible_keys
+from .attention import KeyRange, State, attention, merge_states, visible_keys
 from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
@@ -16,6 +16,7 @@ __all__ = [
     "Codec",
     "Encoded",
     "Fault",
+    "KeyRange",
     "Pair",
     "Pool",
     "Rotation",

@@ -21,9 +21,18 @@ class State(NamedTuple):
         return rounded(self.out, dtype), rounded(self.lse, np.float32)
 
 
-def visible_keys(num_keys: int, num_queries: int, query: int, causal: bool) -> int:
-    """How many of the first keys a query sees. Queries are the last tokens: query i of n has position keys - n + i."""
-    return max(0, num_keys - num_queries + query + 1) if causal else num_keys
+class KeyRange(NamedTuple):
+    """Keys [begin, end) of a sequence; none where end <= begin."""
+
+    begin: int
+    end: int
+
+
+def visible_keys(num_keys: int, num_queries: int, query: int, causal: bool) -> KeyRange:
+    """The keys that a query sees: the mask, as one rule. Queries are the last tokens: query i of n has position
+    keys - n + i.
+    """
+    return KeyRange(0, max(0, num_keys - num_queries + query + 1) if causal else num_keys)
 
 
 def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causal: bool = True, scale: float | None = None) -> State:
@@ -46,13 +55,14 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causal: bool = True, 
     lse = np.full((num_queries, query_heads), -np.inf)
     for i in range(num_queries):
         visible = visible_keys(num_keys, num_queries, i, causal)
-        if visible == 0:
+        if visible.end <= visible.begin:
             continue
-        scores = scale * np.einsum("hgc,thc->hgt", grouped[i], k[:visible])
+        seen = slice(*visible)
+        scores = scale * np.einsum("hgc,thc->hgt", grouped[i], k[seen])
         largest = scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores - largest)
         total = weights.sum(axis=-1, keepdims=True)
-        out[i] = np.einsum("hgt,thc->hgc", weights / total, v[:visible]).reshape(query_heads, head_dim)
+        out[i] = np.einsum("hgt,thc->hgc", weights / total, v[seen]).reshape(query_heads, head_dim)
         lse[i] = (largest + np.log(total)).reshape(query_heads)
     return State(out, lse)
 

@@ -1,0 +1,265 @@
+"""kernels/schedule/tile_scheduler.cuh, work_iterator.cuh: the work tiles of all CTAs are all of the work, each once."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from support.host_program import ALL_MEMORY
+
+PAGE_SIZE, TILE, ROWS, THREADS = 16, 32, 8, 64
+WORDS = 9  # of a work tile, as RECORD writes it
+MOST_TILES = 3000  # of all CTAs
+
+
+@dataclass
+class Batch:
+    """Sequences of a call, as a table and offsets have them: right or wrong."""
+
+    lengths: list[int]
+    counts: list[int]  # new tokens
+    heads: int
+    group: int
+    partitions: int
+    causal: int
+    split: int  # tiles; 0: none
+    slots: int = 20
+    indptr: list[int] | None = None  # instead of counts
+    total: int | None = None
+
+    def __post_init__(self):
+        self.indptr = self.indptr or [0, *np.cumsum(self.counts).tolist()]
+        self.total = self.indptr[-1] if self.total is None else self.total
+
+    def numbers(self):
+        head = [len(self.lengths), self.heads, self.group, self.partitions, self.causal, self.split]
+        return [*head, self.slots, self.total, *self.lengths, *self.indptr]
+
+    def sequence(self, i):
+        """(length, first query, queries, whether anything is wrong) of sequence i, as kernels must see it."""
+        length = min(max(0, self.lengths[i]), self.slots * PAGE_SIZE)
+        begin, end = self.indptr[i : i + 2]
+        is_bad = length != self.lengths[i] or not 0 <= begin <= end <= self.total
+        if not 0 <= begin <= self.total:
+            begin = end = 0
+        return length, begin, max(begin, min(end, self.total)) - begin, is_bad
+
+    def row_tiles(self, i):
+        return -(-self.sequence(i)[2] * self.group // ROWS)
+
+    def visible(self, i, row):
+        """Keys that a query row sees."""
+        length, _, queries, _ = self.sequence(i)
+        return max(0, min(length, length - queries + row // self.group + 1)) if self.causal else length
+
+    def rows(self, i, row_tile):
+        return min(ROWS, self.sequence(i)[2] * self.group - row_tile * ROWS)
+
+    def tiles(self, i, row_tile):
+        return max(1, -(-self.visible(i, row_tile * ROWS + self.rows(i, row_tile) - 1) // TILE))
+
+    def split_of(self, i):
+        split = self.split
+        while split and (self.sequence(i)[0] - 1) // TILE >> 10 >= split:
+            split *= 2
+        return split
+
+
+# Every CTA writes its ticket, and the work tiles of its range of every batch: how many, then all of each. The last CTA
+# to end writes what is left in the batches' counters, and the kind and the sequence of the fault that was reported.
+RECORD = """
+  using Scheduler = TileScheduler<CausalMask, {rows}, {tile}, kThreads>;
+  auto& shared_part = *reinterpret_cast<Scheduler::Shared*>(shared);
+  const int32_t* at = numbers;
+  auto* const output = reinterpret_cast<int32_t*>(params.output);
+  for (int batch = 0; batch < {batches}; ++batch) {{
+    int32_t head[8];
+    for (int i = 0; i < 8; ++i) head[i] = LoadGlobal<int32_t>(at + i);
+    const auto [sequences, heads, group, partitions, causal, split, slots, total] = head;
+    KvitDecodeParams decode = {{}};
+    decode.cache.page_size = {page_size};
+    decode.cache.num_kv_heads = heads;
+    decode.num_query_heads = heads * group;
+    decode.group = KvitDivisorOf(group);
+    decode.partitions = partitions;
+    decode.causal = causal;
+    decode.split_tiles = split;
+    decode.table = {{nullptr, nullptr, at + 8, 0, sequences, slots}};
+    decode.tokens = {{at + 8 + sequences, 0, total}};
+    decode.fault = faults + batch;
+    decode.workspace = counters[batch];
+    at += 8 + sequences + sequences + 1;
+
+    const Scheduler scheduler(decode);
+    const int ticket = Scheduler::TakeTicket(decode, shared_part);
+    const CtaRange range = scheduler.Find(shared_part, ticket);
+    int32_t* const out = output + (batch * GridSize() + BlockIndex()) * {words};
+    int count = 0;
+    if (!range.IsEmpty()) {{
+      for (WorkIterator<Scheduler> works(scheduler, heads, range); !works.Done(); works.Next()) {{
+        const WorkTile& work = works.work();
+        const TileRange seen = scheduler.VisibleTiles(work);
+        const int tile[] = {{work.sequence, work.head, work.row_tile, work.first, work.last, work.tiles,
+                            scheduler.NumRows(work), seen.first < seen.last ? seen.last : -1,
+                            work.of.is_bad + 2 * work.of.first_token}};
+        if (ThreadIndex() == 37 && count < {most}) {{
+          for (int i = 0; i < 9; ++i) StoreGlobal(out + 2 + count * 9 + i, tile[i]);
+        }}
+        ++count;
+      }}
+    }}
+    if (ThreadIndex() == 37) {{
+      StoreGlobal(out, ticket);
+      StoreGlobal(out + 1, count);
+    }}
+    SyncThreads();
+  }}
+  if (ThreadIndex() == 0 && AtomicAdd(&ended, 1u) == uint32_t(GridSize() - 1)) {{
+    int32_t* const out = output + {batches} * GridSize() * {words};
+    for (int batch = 0; batch < {batches}; ++batch) {{
+      StoreGlobal(out + 3 * batch, LoadGlobal<uint32_t>(counters[batch]));
+      StoreGlobal(out + 3 * batch + 1, LoadGlobal<int32_t>(&faults[batch].kind));
+      StoreGlobal(out + 3 * batch + 2, LoadGlobal<int32_t>(&faults[batch].sequence));
+    }}
+  }}
+"""
+
+
+def record(host_programs, batches, grid, scheduler="fibers"):
+    """[batch][ticket] the work tiles of each CTA, and [batch] (kind, sequence) of the fault that was reported."""
+    most = MOST_TILES // grid
+    words = 2 + WORDS * most
+    numbers = [number for batch in batches for number in batch.numbers()]
+    size = len(batches) * (grid * words + 3) * 4
+    outcome = host_programs.run(
+        RECORD.format(rows=ROWS, tile=TILE, batches=len(batches), page_size=PAGE_SIZE, words=words, most=most),
+        scheduler=scheduler,
+        grid=grid,
+        threads=THREADS,
+        memory_bytes=-(-size // 4096) * 4096,
+        output_bytes=size,
+        includes=f"""#include "attention/mask.cuh"
+            #include "schedule/tile_scheduler.cuh"
+            #include "schedule/work_iterator.cuh"
+            const int32_t numbers[] = {{{", ".join(map(str, numbers))}}};
+            KvitFault faults[{len(batches)}];
+            uint32_t counters[{len(batches)}][64], ended;""",
+        spans=f"{ALL_MEMORY}, {{numbers, sizeof numbers, 0, 0}}, {{faults, sizeof faults, 1, 0}}, "
+        "{counters, sizeof counters, 1, 0}, {&ended, sizeof ended, 1, 0}",
+    )
+    assert not outcome.error
+    found = np.frombuffer(outcome.output, np.int32)
+    ctas = found[: -3 * len(batches)].reshape(len(batches), grid, words)
+    ends = found[-3 * len(batches) :].reshape(len(batches), 3)
+    assert not ends[:, 0].any(), "a counter of tickets is not what it was"
+    tiles = []
+    for batch in ctas:
+        assert sorted(batch[:, 0]) == list(range(grid)), "two CTAs have one ticket"
+        assert batch[:, 1].max() <= most
+        by_ticket = {cta[0]: cta[2 : 2 + WORDS * cta[1]].reshape(-1, WORDS).tolist() for cta in batch}
+        tiles.append([by_ticket[ticket] for ticket in range(grid)])
+    return tiles, ends[:, 1:].tolist()
+
+
+def check(batch, ctas):
+    """All of the work, each tile once, on lines that are cut evenly."""
+    split_of = [batch.split_of(i) or 1 for i in range(len(batch.lengths))]
+    for partition in range(batch.partitions):
+        # The line as it must be: head after head, row tile after row tile, tile after tile.
+        line = [
+            (i, head, row_tile, tile)
+            for i in range(len(batch.lengths))
+            for head in range(partition, batch.heads, batch.partitions)
+            for row_tile in range(batch.row_tiles(i))
+            for tile in range(batch.tiles(i, row_tile))
+        ]
+        found, units = [], []
+        for works in ctas[partition :: batch.partitions]:
+            units.append(0)
+            for i, head, row_tile, first, last, tiles, rows, seen, flags in works:
+                assert first < last <= tiles == batch.tiles(i, row_tile)
+                assert rows == batch.rows(i, row_tile)
+                most = batch.visible(i, row_tile * ROWS + rows - 1)
+                assert seen == (last if most > 0 else -1)
+                _, first_token, _, is_bad = batch.sequence(i)
+                assert flags == is_bad + 2 * first_token
+                if batch.split:
+                    assert first % split_of[i] == 0 and last == min(first + split_of[i], tiles)
+                units[-1] += 1 if batch.split else last - first
+                found += [(i, head, row_tile, tile) for tile in range(first, last)]
+        assert found == line
+        assert max(units) - min(units) <= 1 and units == sorted(units, reverse=True)
+
+
+def random_batch(rng, sequences, causal, split, partitions):
+    lengths = rng.integers(0, 300 if sequences < 30 else 100, sequences)
+    lengths[rng.random(sequences) < 0.2] = 0
+    counts = rng.integers(0, 12 if sequences < 30 else 4, sequences)  # sometimes more than there are keys
+    counts[rng.random(sequences) < 0.3] = 0
+    counts[rng.integers(sequences)] = 5
+    group = int(rng.choice([1, 3, 4, 5, 12, 16]))
+    return Batch(lengths.tolist(), counts.tolist(), 4, group, partitions, causal, split)
+
+
+@pytest.mark.parametrize("grid", [4, 24])
+@pytest.mark.parametrize("sequences", [1, 6, 31, 32, 33, 100])
+def test_all_ctas_together_have_all_of_the_work_once(rng, host_programs, grid, sequences):
+    options = [(0, 0, 1), (1, 0, 1), (1, 0, 2), (0, 1, 4), (1, 1, 1), (1, 2, 2), (1, 3, 4), (0, 3, 1)]
+    batches = [random_batch(rng, sequences, *option) for option in options]
+    found, faults = record(host_programs, batches, grid)
+    for batch, ctas in zip(batches, found, strict=True):
+        check(batch, ctas)
+    assert faults == [[0, 0]] * len(batches)
+
+
+def test_one_sequence_without_queries_between_many_and_calls_without_any_work(host_programs):
+    batches = [
+        Batch([5], [0], 1, 8, 1, 1, 0),
+        Batch([0, 0], [0, 0], 1, 8, 1, 1, 0),
+        Batch([0], [3], 1, 8, 1, 1, 0),  # queries that see nothing still have a tile, for their zeros
+        Batch([9] * 40, [0] * 40, 2, 4, 2, 1, 2),
+        Batch([9] * 40, [0] * 39 + [1], 2, 4, 2, 1, 0),
+    ]
+    found, _ = record(host_programs, batches, 4)
+    for batch, ctas in zip(batches, found, strict=True):
+        check(batch, ctas)
+    assert [sum(map(len, ctas)) for ctas in found] == [0, 0, 3, 0, 2]
+
+
+def test_a_sequence_of_more_splits_than_a_tree_has_room_for_is_cut_less_often(host_programs):
+    batches = [
+        Batch([tiles * TILE, 70], [1, 1], 1, 4, 1, 1, 1, slots=3000 * TILE // PAGE_SIZE) for tiles in (1024, 1025)
+    ]
+    found, _ = record(host_programs, batches, 12)
+    for batch, ctas, splits in zip(batches, found, (1024, 513), strict=True):
+        assert batch.split_of(0) == (1 if splits == 1024 else 2) and batch.split_of(1) == 1
+        check(batch, ctas)
+        assert sum(work[0] == 0 for works in ctas for work in works) == splits
+
+
+@pytest.mark.parametrize("sequences", [3, 40])
+def test_wrong_lengths_and_offsets_are_reported_and_their_work_is_dealt_out_all_the_same(host_programs, sequences):
+    # Of the sequence that is wrong, what exists of its queries gets its outputs, which are NaN.
+    good = [50] * (sequences - 1)
+    offsets = list(range(sequences + 1))
+    batches = [
+        Batch([*good, -1], [1] * sequences, 2, 4, 1, 1, 0),
+        Batch([2**31 - 1, *good], [1] * sequences, 2, 4, 2, 0, 0),
+        Batch([50] * sequences, [], 2, 4, 1, 1, 2, indptr=[*offsets[:-1], 10**6], total=sequences + 7),
+        Batch([50] * sequences, [], 2, 4, 1, 1, 0, indptr=[*offsets[:-1], 0], total=sequences),
+        Batch([50] * sequences, [], 2, 4, 1, 1, 0, indptr=[-5, *offsets[1:]], total=sequences),
+    ]
+    found, faults = record(host_programs, batches, 4)
+    for batch, ctas in zip(batches, found, strict=True):
+        check(batch, ctas)
+    length, indptr = 2, 3
+    last = sequences - 1
+    assert faults == [[length, last], [length, 0], [indptr, last], [indptr, last], [indptr, 0]]
+
+
+@pytest.mark.parametrize("scheduler", ["fibers", "threads"])
+@pytest.mark.parametrize("grid", [1, 3, 32])
+def test_every_cta_takes_another_ticket_and_the_counter_ends_as_it_began(rng, host_programs, grid, scheduler):
+    batch = Batch([200, 40], [2, 1], 2, 4, 1, 1, 0)
+    found, _ = record(host_programs, [batch], grid, scheduler)
+    check(batch, found[0])
