@@ -66,8 +66,8 @@ class CacheView(HoldsCache):
         dtype: Any = None,
     ):
         _checks.require_layout(layout)
-        if page_size is not None and page_size < 1:
-            raise ShapeError(f"page_size is {page_size}; a page holds at least 1 token")
+        if page_size is not None:
+            [page_size] = _checks.require_counts(page_size=page_size)
         wanted = (None, None) if kv is None else tuple(codec.dtype for codec in codecs.pair_of(kv))
         k = _checks.tensor("k", k, wanted[0])
         v = _checks.tensor("v", v, wanted[1])
