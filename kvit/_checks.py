@@ -86,6 +86,17 @@ def require_writable(name: str, found: Tensor) -> None:
         raise LayoutError(f"{name} is read-only and would be written; give writable memory")
 
 
+def require_block(name: str, found: Tensor) -> None:
+    """Raise LayoutError unless the elements lie one after the other, from an address that suits vectors."""
+    step = found.dtype.bits // 8
+    for length, stride in zip(reversed(found.shape), reversed(found.strides), strict=True):
+        if length > 1 and stride != step:
+            raise LayoutError(f"{name} has strides {list(found.strides)} bytes; it must be one block, C-contiguous")
+        step *= length
+    if found.pointer % VECTOR_BYTES:
+        raise LayoutError(f"{name} begins at {found.pointer:#x}; it must begin at a multiple of {VECTOR_BYTES} bytes")
+
+
 def require_layout(layout: Any) -> None:
     """Raise LayoutError unless this is an order of axes that kvit knows by name."""
     if layout not in ("NHD", "HND"):

@@ -162,8 +162,11 @@ class Attention(Operation, AttentionCall):
         workspace.stream.synchronize()
         return workspace
 
-    def _checked(self, workspace: Tensor) -> Tensor:
+    def _checked(self, workspace: Any) -> Tensor:
+        workspace = _checks.tensor("workspace", workspace)
         _checks.require_device(self.device, workspace=workspace)
+        _checks.require_writable("workspace", workspace)
+        _checks.require_block("workspace", workspace)
         if workspace.nbytes != self.workspace_bytes:
             raise ShapeError(
                 f"workspace has {workspace.nbytes} bytes and this operation needs {self.workspace_bytes}; "
