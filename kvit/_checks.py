@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from . import dtypes
@@ -85,6 +86,17 @@ def require_writable(name: str, found: Tensor) -> None:
         raise LayoutError(f"{name} is read-only and would be written; give writable memory")
 
 
+def require_block(name: str, found: Tensor) -> None:
+    """Raise LayoutError unless the elements lie one after the other, from an address that suits vectors."""
+    step = found.dtype.bits // 8
+    for length, stride in zip(reversed(found.shape), reversed(found.strides), strict=True):
+        if length > 1 and stride != step:
+            raise LayoutError(f"{name} has strides {list(found.strides)} bytes; it must be one block, C-contiguous")
+        step *= length
+    if found.pointer % VECTOR_BYTES:
+        raise LayoutError(f"{name} begins at {found.pointer:#x}; it must begin at a multiple of {VECTOR_BYTES} bytes")
+
+
 def require_layout(layout: Any) -> None:
     """Raise LayoutError unless this is an order of axes that kvit knows by name."""
     if layout not in ("NHD", "HND"):
@@ -93,15 +105,37 @@ def require_layout(layout: Any) -> None:
         )
 
 
-def require_counts(**counts: int) -> None:
-    """Raise ShapeError unless there are at least one of each, and no more than kernels can count."""
-    for name, count in counts.items():
+def whole(name: str, number: Any) -> int:
+    """`number` as an int, numpy's whole numbers of any width too. Raises ShapeError for floats, text and the like."""
+    try:
+        return operator.index(number)
+    except TypeError:
+        raise ShapeError(f"{name} is {number!r}; it must be a whole number") from None
+
+
+def number(name: str, given: Any) -> float:
+    """`given` as a float, numpy's scalars and arrays without axes too. Raises ShapeError for text and the like."""
+    try:
+        if isinstance(given, str | bytes | bytearray) or getattr(given, "ndim", 0):
+            raise TypeError
+        return float(given)
+    except (TypeError, ValueError, OverflowError):
+        raise ShapeError(f"{name} is {given!r}; it must be one number") from None
+
+
+def require_counts(**counts: Any) -> tuple[int, ...]:
+    """The counts as ints. Raises ShapeError unless there are at least one of each, and no more than kernels can count.
+    """
+    found = tuple(whole(name, count) for name, count in counts.items())
+    for name, count in zip(counts, found, strict=True):
         if not 1 <= count <= MOST:
             raise ShapeError(f"{name} is {count}; it must be 1 to {MOST}")
+    return found
 
 
-def group_size(query_heads: int, kv_heads: int) -> int:
+def group_size(query_heads: Any, kv_heads: int) -> int:
     """Query heads that share a KV head. Raises ShapeError unless it is a whole number."""
+    query_heads = whole("query_heads", query_heads)
     if query_heads <= 0 or query_heads % kv_heads:
         raise ShapeError(
             f"there are {query_heads} query heads and {kv_heads} KV heads; query heads must be a multiple of KV heads"

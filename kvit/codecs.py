@@ -43,14 +43,15 @@ FLOAT8_E5M2 = Codec("float8_e5m2", dtypes.float8_e5m2, "e5m2", "scale")
 
 CODECS = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)
 _BY_NAME = {codec.name: codec for codec in CODECS}
-_BY_DTYPE = {codec.dtype: codec for codec in CODECS}
+_BY_DTYPE = {**{codec.dtype: codec for codec in CODECS}, dtypes.int8: INT8}
 
 PARAM_BYTES = 4
 """Of a row's parameters, of either kind."""
 
 
 def codec_of(x: Any) -> Codec:
-    """The codec that `x` names: a Codec, its name, or a dtype of the memory that it fills. Raises DtypeError."""
+    """The codec that `x` names: a Codec, its name, or a dtype of the memory that it fills; memory of int8 too,
+    whose bits are codes from 0 to 255. Raises DtypeError."""
     if isinstance(x, Codec):
         return x
     found = _BY_NAME.get(x) if isinstance(x, str) else None

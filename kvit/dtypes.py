@@ -20,6 +20,23 @@ class Dtype:
     def __init__(self, code: int, name: str, short: str, bits: int) -> None:
         self.code, self.name, self.short, self.bits = code, name, short, bits
 
+    def __eq__(self, other: Any) -> bool:
+        """Whether `other` names this dtype: numpy's, ml_dtypes' and torch's own, and names, too."""
+        if isinstance(other, Dtype):
+            return self is other
+        try:
+            return dtype_of(other) is self
+        except DtypeError:
+            return False
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def dtype(self) -> numpy.dtype[Any]:
+        """The numpy dtype of the same elements, which numpy.dtype(this) gives; ml_dtypes' where numpy has none."""
+        return numpy_dtype(self)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return dtype_of, (self.name,)  # there is one of each, in a copy too
 

@@ -1,5 +1,7 @@
 """What kvit raises. Every class derives from KvitError, so one `except` catches them all."""
 
+from typing import NoReturn
+
 
 class KvitError(Exception):
     """Base of everything that kvit raises on purpose."""
@@ -65,3 +67,8 @@ class NoGpuError(KvitError, RuntimeError):
 
 class HostBackendError(KvitError, RuntimeError):
     """The host backend is not built, or a kernel that it ran did something a GPU would not forgive."""
+
+
+def refuse_copy(owner: object, why: str) -> NoReturn:
+    """Raise TypeError: what copy, deepcopy and pickle get from an object that owns something."""
+    raise TypeError(f"a kvit {type(owner).__name__} can be neither copied nor pickled: {why}")

@@ -45,12 +45,17 @@ def attention(
     stream = Stream.wrap(stream, cache.device)
     q = _checks.tensor("q", q, None, stream)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
+    given = out, lse
+    out, lse = (None if x is None else _checks.tensor(name, x, None, stream) for name, x in (("out", out), ("lse", lse)))
+    seqs = list(seqs)
+    counts = counts_of("q", q.shape[0], len(seqs), new_tokens)
+    # From here on no code of the caller runs, which might change a sequence.
     numbers = numbers_of(cache.pool, seqs)
-    counts = counts_of("q", q.shape[0], len(numbers), new_tokens)
-    op = cache.operation(q.shape[1], max(counts, default=1), causal, scale)
+    op = cache.operations.find(q.shape[1], max(counts, default=1), causal, scale)
     q = _checks.tensor("q", q, op.dtype)
     if return_lse and lse is None:
         lse = Buffer.empty(q.shape[:2], "float32", cache.device, stream)
     table, indptr = cache.tables.send(cache.pool.pages_of_all(numbers), counts, stream)
-    out = op(q, cache.view, table, query_indptr=indptr, out=out, lse=lse, stream=stream)
+    found = op(q, cache.view, table, query_indptr=indptr, out=out, lse=lse, stream=stream)
+    out, lse = (made if own is None else own for made, own in zip((found, lse), given, strict=True))
     return (out, lse) if return_lse else out

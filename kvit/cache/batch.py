@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import accumulate, chain
 
+from kvit import _checks
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.cache.page_pool import PagePool, SequencePages
@@ -47,7 +48,7 @@ def counts_of(name: str, tokens: int, num_sequences: int, new_tokens: Iterable[i
                 "each sequence, if they differ"
             )
         return [each] * num_sequences
-    counts = [int(count) for count in new_tokens]
+    counts = [_checks.whole(f"new_tokens[{i}]", count) for i, count in enumerate(new_tokens)]
     if len(counts) != num_sequences or min(counts, default=0) < 0 or sum(counts) != tokens:
         raise ShapeError(
             f"new_tokens are {counts}; they must be one number of tokens for each of the {num_sequences} sequences, "
@@ -57,27 +58,33 @@ def counts_of(name: str, tokens: int, num_sequences: int, new_tokens: Iterable[i
 
 
 class SentTables:
-    """Page tables of calls, sent to the device. Keeps the last one, which the next call may want again."""
+    """Page tables of calls, sent to the device. Keeps the last one, which the next call may want again.
+
+    Tables from here are for the cache's own calls alone: whoever gets one might write in it.
+    """
 
     def __init__(self) -> None:
         self._last: tuple[tuple, tuple[PageTable, Tensor | None]] | None = None
 
     def send(self, of_each: list[SequencePages], counts: list[int], stream: Stream) -> tuple[PageTable, Tensor | None]:
-        """The page table, and where each sequence's rows begin if they have different numbers of them; in one copy.
-
-        of_each  pages and tokens of each sequence
-        counts   rows of each sequence
-        """
+        """What new_table says, or the last one where it would be the same."""
         # An attention call follows the append of the same tokens: the same table, unless something changed in between.
         key = (of_each, counts, stream.handle)
-        if self._last is not None and self._last[0] == key:
-            return self._last[1]
-        starts = [0, *accumulate(len(pages) for pages, _ in of_each)]
-        rows = [0, *accumulate(counts)] if len(set(counts)) > 1 else []
-        lengths = [length for _, length in of_each]
-        packed = upload([*chain.from_iterable(pages for pages, _ in of_each), *starts, *lengths, *rows], stream)
-        ends = list(accumulate(map(len, (starts, lengths, rows)), initial=starts[-1]))
-        indptr, length, row = (packed[start:end] for start, end in zip(ends, ends[1:], strict=False))
-        table = PageTable(indptr=indptr, indices=packed[: starts[-1]], lengths=length)
-        self._last = key, (table, row if rows else None)
+        if self._last is None or self._last[0] != key:
+            self._last = key, new_table(of_each, counts, stream)
         return self._last[1]
+
+
+def new_table(of_each: list[SequencePages], counts: list[int], stream: Stream) -> tuple[PageTable, Tensor | None]:
+    """The page table, and where each sequence's rows begin if they have different numbers of them; in one copy.
+
+    of_each  pages and tokens of each sequence
+    counts   rows of each sequence
+    """
+    starts = [0, *accumulate(len(pages) for pages, _ in of_each)]
+    rows = [0, *accumulate(counts)] if len(set(counts)) > 1 else []
+    lengths = [length for _, length in of_each]
+    packed = upload([*chain.from_iterable(pages for pages, _ in of_each), *starts, *lengths, *rows], stream)
+    ends = list(accumulate(map(len, (starts, lengths, rows)), initial=starts[-1]))
+    indptr, length, row = (packed[start:end] for start, end in zip(ends, ends[1:], strict=False))
+    return PageTable(indptr=indptr, indices=packed[: starts[-1]], lengths=length), row if rows else None

@@ -1,4 +1,4 @@
-"""How many sequences own each page of a cache, what growing takes of them, and how pages move to the front."""
+"""How many sequences own each page of a cache, what growing would take of them, and how pages would move to the front."""
 
 from __future__ import annotations
 
@@ -18,6 +18,15 @@ class PageOwners:
         # A stack: the lowest page of a fresh pool comes first, then the last one released.
         self._free = list(range(num_pages - 1, -1, -1))
 
+    @classmethod
+    def counted(cls, num_pages: int, sequences: Iterable[Iterable[int]]) -> PageOwners:
+        """The owners of a pool's pages, from the pages that each sequence has."""
+        owners = cls(num_pages)
+        for page in chain.from_iterable(sequences):
+            owners._owners[page] += 1
+        owners._free = [page for page in range(num_pages - 1, -1, -1) if not owners._owners[page]]
+        return owners
+
     @property
     def num_pages(self) -> int:
         return len(self._owners)
@@ -30,17 +39,23 @@ class PageOwners:
         """How many sequences own a page."""
         return self._owners[page]
 
-    def take(self, count: int) -> list[int]:
-        """Give `count` free pages one owner each, or raise CacheFull and change nothing."""
+    def next_free(self, count: int) -> list[int]:
+        """The `count` pages that are to be taken next; they stay free. Raises CacheFull."""
         if count > len(self._free):
             raise CacheFull(
                 f"the cache needs {count} more pages and has {len(self._free)} free of {len(self._owners)}; "
                 "free or truncate sequences, or make a cache of more pages"
             )
-        taken = [self._free.pop() for _ in range(count)]
-        for page in taken:
+        return self._free[: -count - 1 : -1]
+
+    def take(self, pages: Sequence[int]) -> None:
+        """Give free pages one owner each."""
+        for page in pages:
             self._owners[page] = 1
-        return taken
+        if self._free[: -len(pages) - 1 : -1] == pages:
+            del self._free[len(self._free) - len(pages) :]
+        else:  # pages were released after these were chosen
+            self._free = [page for page in self._free if not self._owners[page]]
 
     def share(self, pages: Iterable[int]) -> None:
         """Add an owner to pages that have one already."""
@@ -71,14 +86,6 @@ class PageOwners:
         first = dict.fromkeys(chain(chain.from_iterable(sequences), used))
         return {page: place for place, page in enumerate(first) if page != place}
 
-    def move(self, moves: Mapping[int, int]) -> None:
-        """Give the owners of each page to the page that it moves to."""
-        owners = [0 if page in moves else count for page, count in enumerate(self._owners)]
-        for page, place in moves.items():
-            owners[place] = self._owners[page]
-        self._owners = owners
-        self._free = [page for page in range(len(owners) - 1, -1, -1) if not owners[page]]
-
 
 def chains_of(moves: Mapping[int, int]) -> list[list[tuple[int, int]]]:
     """Moves (old id -> new id, each new one once) as pairs in chains: in a chain, a page is read before it is written.
@@ -106,7 +113,7 @@ class Growth(NamedTuple):
     pages: list[tuple[int, ...]]  # of each sequence
     lengths: list[int]
     copies: list[tuple[int, int]]  # (a part full page that others have too, the private page that takes its place)
-    taken: list[int]  # every page that was free before
+    taken: list[int]  # every page that is free until then
 
 
 def grow(
@@ -116,13 +123,13 @@ def grow(
     counts: Sequence[int],
     page_size: int,
 ) -> Growth:
-    """Take the pages for `counts` new tokens of each sequence, or raise CacheFull and change nothing.
+    """The pages for `counts` new tokens of each sequence, which are still to be taken. Raises CacheFull.
 
     New tokens go into the last page of a sequence while it has room. If other sequences have that page too it is copied
     first, except by the last that does: of two forks that grow in the same call, one copies and the other keeps the
     original.
 
-    The pages that copies replace still count this sequence as an owner: release them once the copy is under way.
+    Changes nothing: take `taken`, and release the pages that copies replace, once the copy is under way.
     """
     left = Counter[int]()  # how many sequences of this call have already left a page for a copy of it
     copied: list[int | None] = []
@@ -137,7 +144,7 @@ def grow(
         copied.append(last)
         needed += num_pages(length + count, page_size) - len(before)
 
-    taken = page_owners.take(needed)
+    taken = page_owners.next_free(needed)
     unused = iter(taken)
     growth = Growth([], [length + count for length, count in zip(lengths, counts, strict=True)], [], taken)
     for before, length, last in zip(pages, growth.lengths, copied, strict=True):

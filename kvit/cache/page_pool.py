@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
+import weakref
+from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, NoReturn, TypeAlias
 
+from kvit import _checks
 from kvit.cache.page_owners import PageOwners, grow, num_pages
-from kvit.errors import SequenceFreed, ShapeError
+from kvit.errors import KvitError, SequenceFreed, ShapeError, refuse_copy
 
 SequencePages: TypeAlias = tuple[tuple[int, ...], int]
 """The pages of a sequence, in the order of its tokens, and how many tokens are in them."""
 
 
 class PoolGrowth(NamedTuple):
-    """New tokens of sequences, whose pages are taken: PagePool.keep makes it so, PagePool.undo gives them back."""
+    """New tokens of sequences, not there yet: PagePool.keep makes it so. Dropped, it leaves nothing."""
 
     sequences: list[int]
-    after: list[SequencePages]  # what each sequence has then
+    before: list[SequencePages]
+    after: list[SequencePages]
     copies: list[tuple[int, int]]  # (a part full page that others have too, the private page that takes its place)
-    taken: list[int]  # every page that was free before
+    taken: list[int]  # every page that is free until then
+
+
+class _Handle(weakref.ref):
+    """A weak reference to who uses a sequence, which knows the sequence's number when its user has gone."""
+
+    __slots__ = ("number",)
+    number: int
 
 
 class PagePool:
@@ -26,40 +37,63 @@ class PagePool:
 
     num_pages  in the pool
     page_size  tokens of a page
+
+    The sequences are the truth, and every change is one step of theirs that cannot fail half-way: an exception at any
+    point, a signal's or MemoryError, finds the pool before the change or after it. How many have each page, and which
+    pages are free, follows from the sequences. It is forgotten while a change is under way, and counted anew where a
+    change did not come to its end.
     """
 
     def __init__(self, num_pages: int, page_size: int):
         self.num_pages = num_pages
         self.page_size = page_size
-        self._owners = PageOwners(num_pages)
         self._sequences: dict[int, SequencePages] = {}  # in the order in which they were made
+        self._owners: PageOwners | None = None
         self._num_made = 0
+        self._handles: dict[int, _Handle] = {}
+        # Users that have gone. A deque's append runs no Python code, so no exception can come between.
+        self._gone: deque[_Handle] = deque()
 
     @property
     def num_free(self) -> int:
         """Pages that no sequence has."""
-        return self._owners.num_free
+        return self._counted().num_free
 
     def owners(self, page: int) -> int:
         """How many sequences have a page."""
-        return self._owners.owners(page)
+        return self._counted().owners(page)
 
     def used(self) -> list[int]:
         """Pages that a sequence has, in ascending order."""
-        return self._owners.used()
+        return self._counted().used()
 
-    def new_sequence(self) -> int:
-        """The number of a new sequence without tokens."""
-        return self._add(((), 0))
+    def new_number(self, user: Any = None) -> int:
+        """A number for a sequence that is not in the pool yet.
 
-    def fork(self, sequence: int) -> int:
-        """The number of a new sequence of the same tokens in the same pages. Raises SequenceFreed."""
+        user  whose sequence it will be: it is freed when nothing refers to its user any more
+        """
+        self._num_made += 1
+        number = self._num_made
+        if user is not None:
+            handle = _Handle(user, self._gone.append)
+            handle.number = number
+            self._handles[number] = handle
+        return number
+
+    def add(self, number: int) -> None:
+        """Put a sequence without tokens into the pool."""
+        self._sequences[number] = ((), 0)
+
+    def fork(self, sequence: int, number: int) -> None:
+        """Put a sequence into the pool that has the same tokens in the same pages as another. Raises SequenceFreed."""
         same = self.pages_of(sequence)
-        self._owners.share(same[0])
-        return self._add(same)
+        owners, self._owners = self._counted(), None
+        self._sequences[number] = same
+        owners.share(same[0])
+        self._owners = owners
 
     def is_freed(self, sequence: int) -> bool:
-        """Whether the sequence is no longer in the pool."""
+        """Whether the sequence is not in the pool, or no longer."""
         return sequence not in self._sequences
 
     def pages_of(self, sequence: int) -> SequencePages:
@@ -75,36 +109,51 @@ class PagePool:
 
     def truncate(self, sequence: int, length: int) -> None:
         """Keep the first `length` tokens, and the pages that hold them. Raises ShapeError, SequenceFreed."""
+        length = _checks.whole("length", length)
         pages, tokens = self.pages_of(sequence)
         if not 0 <= length <= tokens:
             raise ShapeError(f"cannot truncate a sequence of {tokens} tokens to {length}; give 0 to {tokens}")
         kept = num_pages(length, self.page_size)
+        owners, self._owners = self._counted(), None
         self._sequences[sequence] = pages[:kept], length
-        self._owners.release(pages[kept:])
+        owners.release(pages[kept:])
+        self._owners = owners
 
     def free(self, sequence: int) -> None:
         """Give all pages of a sequence back; one that was freed before has none."""
+        owners, self._owners = self._owners, None
         pages, _ = self._sequences.pop(sequence, ((), 0))
-        self._owners.release(pages)
+        self._handles.pop(sequence, None)
+        if owners is not None:
+            owners.release(pages)
+            self._owners = owners
 
     def grow(self, sequences: Sequence[int], counts: Sequence[int]) -> PoolGrowth:
-        """Take the pages for `counts` new tokens of each sequence, all different, or raise and change nothing.
+        """What `counts` new tokens of each sequence, all different, would take. Changes nothing.
 
-        Sequences stay as they are until `keep`. Raises CacheFull, SequenceFreed.
+        Raises CacheFull, SequenceFreed.
         """
+        owners = self._counted()
         before = self.pages_of_all(sequences)
-        grown = grow(self._owners, [pages for pages, _ in before], [n for _, n in before], counts, self.page_size)
+        grown = grow(owners, [pages for pages, _ in before], [n for _, n in before], counts, self.page_size)
         after = list(zip(grown.pages, grown.lengths, strict=True))
-        return PoolGrowth(list(sequences), after, grown.copies, grown.taken)
+        return PoolGrowth(list(sequences), before, after, grown.copies, grown.taken)
 
     def keep(self, growth: PoolGrowth) -> None:
-        """Let the sequences have their new tokens. The copies are under way: the pages that they replace may go."""
-        self._sequences.update(zip(growth.sequences, growth.after, strict=True))
-        self._owners.release(source for source, _ in growth.copies)
+        """Let the sequences have their new tokens. The copies are under way: the pages that they replace may go.
 
-    def undo(self, growth: PoolGrowth) -> None:
-        """Give back the pages that were taken for new tokens."""
-        self._owners.release(growth.taken)
+        Raises KvitError if the sequences or the pages are no longer as `grow` found them.
+        """
+        owners = self._counted()
+        same = [self._sequences.get(sequence) for sequence in growth.sequences] == growth.before
+        if not same or any(owners.owners(page) for page in growth.taken):
+            raise KvitError("the cache was changed while it appended; let one call end before the next begins")
+        after = dict(zip(growth.sequences, growth.after, strict=True))
+        self._owners = None
+        self._sequences.update(after)
+        owners.take(growth.taken)
+        owners.release(source for source, _ in growth.copies)
+        self._owners = owners
 
     def moves_to_front(self, by_sequence: bool) -> dict[int, int]:
         """Where pages must move (old id -> new id) so that the used ones come first.
@@ -112,15 +161,28 @@ class PagePool:
         by_sequence  the pages of each sequence one after another, sequences in the order in which they were made; else
                      as few moves as possible
         """
-        return self._owners.moves_to_front((pages for pages, _ in self._sequences.values()) if by_sequence else None)
+        return self._counted().moves_to_front((pages for pages, _ in self._sequences.values()) if by_sequence else None)
 
-    def rename(self, moves: dict[int, int]) -> None:
-        """Give pages the ids that they have moved to (old id -> new id), in every sequence that has them."""
-        self._owners.move(moves)
-        for sequence, (pages, length) in self._sequences.items():
-            self._sequences[sequence] = tuple(moves.get(page, page) for page in pages), length
+    def renaming(self, moves: dict[int, int]) -> tuple[PagePool, str, dict[int, SequencePages]]:
+        """How pages get the ids that they move to (old id -> new id), in every sequence that has them.
 
-    def _add(self, pages: SequencePages) -> int:
-        self._num_made += 1
-        self._sequences[self._num_made] = pages
-        return self._num_made
+        Returns what setattr takes: whoever moves the pages sets it right after, with no Python code between.
+        """
+        renamed = {
+            sequence: (tuple(moves.get(page, page) for page in pages), length)
+            for sequence, (pages, length) in self._sequences.items()
+        }
+        self._owners = None
+        return self, "_sequences", renamed
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self, "it counts who has each page of one cache")
+
+    def _counted(self) -> PageOwners:
+        """How many sequences have each page, those left out whose users have gone."""
+        while self._gone:
+            self.free(self._gone[0].number)
+            self._gone.popleft()
+        if self._owners is None:
+            self._owners = PageOwners.counted(self.num_pages, (pages for pages, _ in self._sequences.values()))
+        return self._owners

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import accumulate, chain
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from kvit import _checks, codecs, dtypes
 from kvit._native.buffer import Buffer
 from kvit._native.context import Device
 from kvit._native.stream import Stream
-from kvit.cache.batch import SentTables, counts_of, numbers_of
+from kvit.cache.batch import SentTables, counts_of, new_table, numbers_of
+from kvit.cache.operations import CachedOperations
 from kvit.cache.page_owners import chains_of
 from kvit.cache.page_pool import PagePool
-from kvit.cache.sequence import Sequence
+from kvit.cache.sequence import Sequence, outside
 from kvit.cache.storage import new_pools, upload
-from kvit.errors import ShapeError
+from kvit.errors import ShapeError, refuse_copy
 from kvit.layouts.parameters import compute_dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
 from kvit.ops.append import Append
-from kvit.ops.attention import Attention
 from kvit.ops.copy_pages import CopyPages
 from kvit.ops.faults import FaultRecord
 from kvit.ops.gather import Gather, pair_of
@@ -49,6 +49,14 @@ class PagedCache:
     Paging: Kwon et al., Efficient Memory Management for LLM Serving with PagedAttention, 2023.
     """
 
+    view: CacheView
+    """K and V in their pages, as operations on raw buffers take them."""
+    operations: CachedOperations
+    """What calls of kvit.attention are made with."""
+    _append: Append
+    _gather: Gather
+    _copy: CopyPages
+
     def __init__(
         self,
         pages: int,
@@ -65,11 +73,12 @@ class PagedCache:
         rope: Rope | None = None,
         device: str | Device = "cuda:0",
     ):
-        _checks.require_counts(pages=pages, page_size=page_size, kv_heads=kv_heads, head_dim=head_dim)
+        shape = pages, page_size, kv_heads, head_dim = _checks.require_counts(
+            pages=pages, page_size=page_size, kv_heads=kv_heads, head_dim=head_dim
+        )
         _checks.require_layout(layout)
         compute = compute_dtype(dtypes.dtype_of(dtype))
         sides = tuple(codecs.codec_of(compute if stored is None else stored) for stored in (k, v))
-        shape = (pages, page_size, kv_heads, head_dim)
         view = new_pools(shape, layout, compute, sides, (k_scale, v_scale), Device.of(device))
         self.page_size = page_size
         self.kv_heads = kv_heads
@@ -83,12 +92,15 @@ class PagedCache:
         self._use(view)
 
     def _use(self, view: CacheView) -> None:
-        """Keep K and V in this memory from now on."""
-        self.view = view
-        self._append = Append(view, rope=self.rope, faults=self._faults)
-        self._gather = Gather(view, faults=self._faults)
-        self._copy = CopyPages(view, faults=self._faults)
-        self._operations: dict[tuple, Attention] = {}
+        """Keep K and V in this memory from now on: all that goes with it at once, or nothing."""
+        made = {
+            "view": view,
+            "_append": Append(view, rope=self.rope, faults=self._faults),
+            "_gather": Gather(view, faults=self._faults),
+            "_copy": CopyPages(view, faults=self._faults),
+            "operations": CachedOperations(view, self._faults),
+        }
+        self.__dict__.update(made)  # one step: an exception comes before it or after it
 
     @property
     def num_pages(self) -> int:
@@ -107,7 +119,9 @@ class PagedCache:
 
     def sequence(self) -> Sequence:
         """A new sequence without tokens; it takes pages as it grows."""
-        return Sequence(self, self.pool.new_sequence())
+        found = outside(self)
+        self.pool.add(found.number)
+        return found
 
     def append(
         self,
@@ -133,20 +147,19 @@ class PagedCache:
         LayoutError before any page is taken or written. Returns before the work is done.
         Defined by kvit.reference.append.
         """
-        numbers = numbers_of(self.pool, seqs, distinct=True)
+        # All that may run the caller's code comes first; from numbers_of on, nobody else changes a sequence.
+        seqs = list(seqs)
         stream = Stream.wrap(stream, self.device)
         k, v = rows_like_each_other(k, v, self.view, stream)
-        counts = counts_of("k", k.shape[0], len(numbers), new_tokens)
+        q, q_out = (None if rows is None else _checks.tensor("q", rows, None, stream) for rows in (q, q_out))
+        counts = counts_of("k", k.shape[0], len(seqs), new_tokens)
+        numbers = numbers_of(self.pool, seqs, distinct=True)
         growth = self.pool.grow(numbers, counts)
-        try:
-            if growth.copies:
-                source, target = (upload(list(pages), stream) for pages in zip(*growth.copies, strict=True))
-                self._copy(self.view, source, target, stream=stream)
-            table, indptr = self.tables.send(growth.after, counts, stream)
-            self._append(k, v, self.view, table, query_indptr=indptr, q=q, q_out=q_out, stream=stream)
-        except BaseException:
-            self.pool.undo(growth)
-            raise
+        if growth.copies:
+            source, target = (upload(list(pages), stream) for pages in zip(*growth.copies, strict=True))
+            self._copy(self.view, source, target, stream=stream)
+        table, indptr = self.tables.send(growth.after, counts, stream)
+        self._append(k, v, self.view, table, query_indptr=indptr, q=q, q_out=q_out, stream=stream)
         self.pool.keep(growth)
 
     def gather(
@@ -171,8 +184,12 @@ class PagedCache:
         launched then. Defined by kvit.reference.gather.
         """
         _checks.require_layout(layout)
+        seqs, stream = list(seqs), Stream.wrap(stream, self.device)
+        if out is not None:
+            out = pair_of(out)
+            rows = [_checks.tensor(name, given, self.dtype, stream) for name, given in zip("kv", out, strict=True)]
+        # From here on no code of the caller runs.
         of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
-        stream = Stream.wrap(stream, self.device)
         starts = [0, *accumulate(length for _, length in of_each)]
         if starts[-1] > _checks.MOST:
             raise ShapeError(f"the sequences have {starts[-1]} tokens; at most {_checks.MOST} can be gathered at once")
@@ -180,14 +197,13 @@ class PagedCache:
         if layout == "HND":
             axes = {name: axes[name] for name in ("kv_heads", "tokens", "head_dim")}
         if out is None:
-            out = tuple(Buffer.empty(tuple(axes.values()), self.dtype, self.device, stream) for _ in range(2))
-        k, v = pair_of(out)
-        for name, rows in (("k", k), ("v", v)):
-            _checks.require_shape(name, _checks.tensor(name, rows, self.dtype, stream), **axes)
+            out = rows = [Buffer.empty(tuple(axes.values()), self.dtype, self.device, stream) for _ in range(2)]
+        for name, found in zip("kv", rows, strict=True):
+            _checks.require_shape(name, found, **axes)
         indptr = upload(starts, stream)
         table, _ = self.tables.send(of_each, [0] * len(of_each), stream)
-        self._gather(self.view, table, query_indptr=indptr, out=(k, v), layout=layout, stream=stream)
-        return k, v, indptr
+        self._gather(self.view, table, query_indptr=indptr, out=tuple(rows), layout=layout, stream=stream)
+        return *out, indptr
 
     def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:
         """Move pages to the front of the pool. Sequences keep their tokens; the ids of their pages change.
@@ -199,14 +215,15 @@ class PagedCache:
         Returns how many pages moved, before they have. Page tables that were made before, in captured graphs too, name
         pages that others may have now: make them anew. Defined by kvit.reference.copy_pages, all pages at once.
         """
+        if order not in ("front", "sequences"):
+            raise ValueError(f'order is {order!r}; give "front" or "sequences"')
         stream = Stream.wrap(stream, self.device)
         moves = self.pool.moves_to_front(by_sequence=order == "sequences")
         if moves:
             plan = chains_of(moves)
             source, target = (upload(list(pages), stream) for pages in zip(*chain.from_iterable(plan), strict=True))
             starts = upload([0, *accumulate(map(len, plan))], stream)
-            self._copy(self.view, source, target, chains=starts, stream=stream)
-            self.pool.rename(moves)
+            self._copy.then_set(self.view, source, target, starts, stream, self.pool.renaming(moves))
         return len(moves)
 
     def requantise(
@@ -226,12 +243,17 @@ class PagedCache:
         stream = Stream.wrap(stream, self.device)
         from kvit.cache.requantise import requantised  # with all that converts pages, which most caches never are
 
-        self._use(requantised(self.view, (k, v), (k_scale, v_scale), self.pool.used(), self._faults, stream))
+        scales = (
+            None if scale is None else _checks.tensor(name, scale, None, stream)
+            for name, scale in (("k_scale", k_scale), ("v_scale", v_scale))
+        )
+        self._use(requantised(self.view, (k, v), tuple(scales), self.pool.used(), self._faults, stream))
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
-        """The page table of sequences as they are now, to attend to `view`. Raises SequenceFreed, ShapeError."""
+        """The page table of sequences as they are now, to attend to `view`: the caller's own. Raises SequenceFreed, ShapeError."""
+        seqs, stream = list(seqs), Stream.wrap(stream, self.device)
         of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
-        return self.tables.send(of_each, [0] * len(of_each), Stream.wrap(stream, self.device))[0]
+        return new_table(of_each, [0] * len(of_each), stream)[0]
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.
@@ -241,21 +263,8 @@ class PagedCache:
         """
         self._faults.check(stream)
 
-    def operation(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
-        """The Attention of kvit.attention's calls of this kind, made by the first of them."""
-        group = _checks.group_size(query_heads, self.kv_heads)
-        rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
-        key = (query_heads, rows, causal, scale)
-        if key not in self._operations:
-            self._operations[key] = Attention(
-                self.view,
-                query_heads,
-                causal=causal,
-                scale=scale,
-                tokens_per_sequence=tokens_per_sequence,
-                faults=self._faults,
-            )
-        return self._operations[key]
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self, "it owns its pages; make another PagedCache and append what gather gives")
 
     def __repr__(self) -> str:
         return (

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 from kvit.cache.page_pool import PagePool
+from kvit.errors import refuse_copy
 
 
 class TakesTokens(Protocol):
@@ -23,37 +24,43 @@ class Sequence:
 
     Its pages go back to the cache by free(), or when nothing refers to it any more. len(sequence) is its number of
     tokens.
-
-    cache   PagedCache that holds the tokens; it lives as long as the sequence
-    number  of the sequence in the cache's pool
     """
 
-    __slots__ = ("__weakref__", "cache", "number")
+    __slots__ = ("__weakref__", "_cache", "_number")
 
-    cache: Any  # PagedCache, which stands above this module
-    number: int
+    _cache: TakesTokens
+    _number: int
 
-    def __init__(self, cache: TakesTokens, number: int):
-        self.cache, self.number = cache, number
+    def __new__(cls, *_: Any, **__: Any) -> Sequence:
+        """Refuse: two of one number would free its pages twice."""
+        raise TypeError(f"{cls.__name__}() makes no sequence; cache.sequence() does, and sequence.fork() another")
+
+    @property
+    def cache(self) -> Any:  # a PagedCache, which stands above this module
+        """The PagedCache that holds the tokens; it lives as long as the sequence."""
+        return self._cache
+
+    @property
+    def number(self) -> int:
+        """Of the sequence in the cache's pool."""
+        return self._number
 
     @property
     def pages(self) -> tuple[int, ...]:
         """Ids of the pages that hold the tokens, in order. Raises SequenceFreed."""
-        pages: tuple[int, ...] = self.cache.pool.pages_of(self.number)[0]
-        return pages
+        return self._cache.pool.pages_of(self._number)[0]
 
     @property
     def is_freed(self) -> bool:
         """Whether its pages went back to the cache."""
-        found: bool = self.cache.pool.is_freed(self.number)
-        return found
+        return self._cache.pool.is_freed(self._number)
 
     def __len__(self) -> int:
-        return 0 if self.is_freed else self.cache.pool.pages_of(self.number)[1]
+        return 0 if self.is_freed else self._cache.pool.pages_of(self._number)[1]
 
     def append(self, k: Any, v: Any, *, stream: Any = None) -> None:
         """Add the tokens k, v [tokens, kv_heads, head_dim]: PagedCache.append of this sequence alone."""
-        self.cache.append([self], k, v, stream=stream)
+        self._cache.append([self], k, v, stream=stream)
 
     def fork(self) -> Sequence:
         """A second sequence of the same tokens in the same pages: nothing is copied, and no page taken, until one
@@ -62,21 +69,34 @@ class Sequence:
         Then a last page that is only part full is copied for the one that grows first (copy-on-write). Raises
         SequenceFreed.
         """
-        return Sequence(self.cache, self.cache.pool.fork(self.number))
+        fork = outside(self._cache)
+        self._cache.pool.fork(self._number, fork.number)
+        return fork
 
     def truncate(self, length: int) -> None:
         """Keep the first `length` tokens and give back the pages that hold none of them.
 
         Raises ShapeError (length negative, or more than there are), SequenceFreed.
         """
-        self.cache.pool.truncate(self.number, length)
+        self._cache.pool.truncate(self._number, length)
 
     def free(self) -> None:
         """Give all pages back. Any use after this raises SequenceFreed; freeing again does nothing."""
-        self.cache.pool.free(self.number)
+        self._cache.pool.free(self._number)
 
-    def __del__(self) -> None:
-        self.free()
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self, "its pages are counted; sequence.fork() gives a second one of the same tokens")
 
     def __repr__(self) -> str:
         return "<Sequence freed>" if self.is_freed else f"<Sequence of {len(self)} tokens in {len(self.pages)} pages>"
+
+
+def outside(cache: TakesTokens) -> Sequence:
+    """A sequence that is not in the cache's pool yet: the pool puts it there, under its number, in one step.
+
+    Until then it is as good as freed, and if it goes before, nothing is left of it.
+    """
+    found = object.__new__(Sequence)
+    found._cache = cache
+    found._number = cache.pool.new_number(found)
+    return found

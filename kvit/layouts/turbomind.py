@@ -52,19 +52,22 @@ class TurboMindBlocks(CacheView):
         k_scale: Any = None,
         v_scale: Any = None,
     ):
-        _checks.require_counts(page_size=page_size, kv_heads=kv_heads, head_dim=head_dim)
+        shape = page_size, kv_heads, head_dim = _checks.require_counts(
+            page_size=page_size, kv_heads=kv_heads, head_dim=head_dim
+        )
         pair = codecs.pair_of(kv)
         if pair[0] is not pair[1]:
             raise DtypeError(f"kv is {pair[0]} and {pair[1]}; TurboMind's blocks hold K and V in one codec")
         codec = pair[0]
         self.layer_bytes: int = self.bytes_of_layer(page_size, kv_heads, head_dim, codec)
-        self.offset: int = layer * self.layer_bytes if offset is None else offset
+        self.offset: int = (
+            _checks.whole("layer", layer) * self.layer_bytes if offset is None else _checks.whole("offset", offset)
+        )
         if self.offset < 0:
             raise ShapeError(f"the layer begins at byte {self.offset} of a block; give a layer or an offset from 0")
         compute = dtypes.dtype_of(dtype) if dtype is not None else None
         if compute is None:
             compute = codec.dtype if codec.dtype in COMPUTE_DTYPES else dtypes.bfloat16
-        shape = (page_size, kv_heads, head_dim)
         if blocks is None:
             self._view_at_stride(memory, shape, codec, compute, k_scale, v_scale)
         else:
@@ -76,6 +79,9 @@ class TurboMindBlocks(CacheView):
     @staticmethod
     def bytes_of_layer(page_size: int, kv_heads: int, head_dim: int, kv: Any) -> int:
         """Bytes that one layer takes of a block: K, V and their parameters of page_size tokens."""
+        page_size, kv_heads, head_dim = _checks.require_counts(
+            page_size=page_size, kv_heads=kv_heads, head_dim=head_dim
+        )
         return 2 * kv_heads * page_size * codecs.row_bytes(codecs.codec_of(kv), head_dim)
 
     def table(self, cu_block_nums: Any, lengths: Any) -> PageTable:

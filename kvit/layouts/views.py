@@ -66,12 +66,14 @@ class CacheView(HoldsCache):
         dtype: Any = None,
     ):
         _checks.require_layout(layout)
+        page_size = None if page_size is None else _checks.whole("page_size", page_size)
         if page_size is not None and page_size < 1:
             raise ShapeError(f"page_size is {page_size}; a page holds at least 1 token")
         wanted = (None, None) if kv is None else tuple(codec.dtype for codec in codecs.pair_of(kv))
         k = _checks.tensor("k", k, wanted[0])
         v = _checks.tensor("v", v, wanted[1])
         self.codecs = codecs.codec_of(k.dtype), codecs.codec_of(v.dtype)
+        k, v = _checks.tensor("k", k, self.codecs[0].dtype), _checks.tensor("v", v, self.codecs[1].dtype)
         cuts_pages = page_size is not None and len(k.shape) == 3
         names = _AXES_WITHOUT_PAGES[layout] if cuts_pages else _AXES[layout]
         _checks.require_shape("k", k, **dict.fromkeys(names))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from kvit import _checks, codecs, dtypes
 from kvit._native.packed_cache import PackedCache
 from kvit._native.tensor import Tensor
 from kvit.codecs import Codec
-from kvit.errors import ShapeError
+from kvit.errors import ShapeError, refuse_copy
 from kvit.layouts.parameters import compute_dtype, parameters
 from kvit.layouts.views import CacheView
 
@@ -81,6 +81,9 @@ class VllmPages:
             pages, page_size, kv_heads, head_dim, head_dim, self.dtype.code,
             *params, *(None if pool is None else _row_strides(pool, 2) for pool in params),
         )  # fmt: skip
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self, "it stands for memory of its owner; make another of the same arrays")
 
     @property
     def holds(self) -> str:

@@ -87,7 +87,7 @@ class Attention(Operation, AttentionCall):
             view,
             query_heads,
             dtype=self.dtype,
-            scale=view.head_dim**-0.5 if scale is None else float(scale),
+            scale=view.head_dim**-0.5 if scale is None else _checks.number("scale", scale),
             causal=bool(causal),
             tokens_per_sequence=tokens_per_sequence,
             wanted=kernel,
@@ -106,7 +106,7 @@ class Attention(Operation, AttentionCall):
                 self.workspace.pointer, (plan.workspace_bytes,), "uint8", self.device, owner=self.workspace
             ),
             self.faults.buffer,
-            query_heads,
+            plan.query_heads,
             plan.group,
             plan.scale,
             plan.causal,
@@ -162,8 +162,11 @@ class Attention(Operation, AttentionCall):
         workspace.stream.synchronize()
         return workspace
 
-    def _checked(self, workspace: Tensor) -> Tensor:
+    def _checked(self, workspace: Any) -> Tensor:
+        workspace = _checks.tensor("workspace", workspace)
         _checks.require_device(self.device, workspace=workspace)
+        _checks.require_writable("workspace", workspace)
+        _checks.require_block("workspace", workspace)
         if workspace.nbytes != self.workspace_bytes:
             raise ShapeError(
                 f"workspace has {workspace.nbytes} bytes and this operation needs {self.workspace_bytes}; "

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from kvit import _checks, codecs
 from kvit._native import page_ops
 from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.errors import DtypeError, ShapeError
+from kvit.errors import DtypeError, ShapeError, refuse_copy
 from kvit.layouts import overlap
 from kvit.layouts.views import CacheView
 from kvit.layouts.vllm import Pages, VllmPages
@@ -51,6 +51,9 @@ class ConvertPages:
         self._relayout = registry.find("relayout", tokens=32)
         self._checked: tuple[Any, Any, bool] | None = None
         self._in_place: tuple[bool, bool] = (False, False)
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self, "make another for the same pages")
 
     def __call__(
         self,

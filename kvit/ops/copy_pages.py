@@ -8,6 +8,7 @@ from kvit import _checks, codecs
 from kvit._native import page_ops
 from kvit._native.context import Device
 from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
 from kvit.layouts.views import CacheView
 from kvit.ops.faults import FaultRecord
 from kvit.ops.operation import Operation
@@ -42,22 +43,38 @@ class CopyPages(Operation):
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         stream = Stream.wrap(stream, self.device)
-        self._check_view(view)
-        require_writable("view", view)
         source, target = page_list("source", source, stream), page_list("target", target, stream)
         assert source is not None and target is not None, "CopyPages takes lists of pages"
+        self.then_set(view, source, target, page_list("chains", chains, stream), stream, None)
+
+    def then_set(
+        self,
+        view: CacheView,
+        source: Tensor,
+        target: Tensor,
+        chains: Tensor | None,
+        stream: Stream,
+        after: tuple[object, str, Any] | None,
+    ) -> None:
+        """The call, and setattr(*after) with no Python code between: an exception comes before both or after both."""
+        self._check_view(view)
+        require_writable("view", view)
         _checks.require_shape("target (like source)", target, count=source.shape[0])
-        if chains is not None:
-            chains = page_list("chains", chains, stream)
         _checks.require_device(self.device, view=view.k, source=source, target=target, chains=chains)
         data = tuple(
             codec.dtype.bytes_for(dim) for codec, dim in zip(view.codecs, (view.k_dim, view.v_dim), strict=True)
         )
         params = tuple(codecs.PARAM_BYTES if belongs_to_rows(pool) else 0 for pool in (view.k_params, view.v_params))
-        device = Device.of(self.device)
-        for kernel, row_bytes in ((self._data, (*data, 0, 0)), (self._params, (0, 0, *params))):
-            if any(row_bytes):
-                page_ops.copy_pages(
-                    kernel, device, view.packed, source, target, chains, row_bytes, self.faults.buffer, stream
-                )
+        launches = ((self._data, (*data, 0, 0)), (self._params, (0, 0, *params)))
+        page_ops.copy_pages(
+            tuple((kernel, row_bytes) for kernel, row_bytes in launches if any(row_bytes)),
+            Device.of(self.device),
+            view.packed,
+            source,
+            target,
+            chains,
+            self.faults.buffer,
+            stream,
+            after,
+        )
         self.faults.last_stream = stream

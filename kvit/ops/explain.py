@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from kvit import _checks
 from kvit._native.context import Device
 from kvit.errors import ShapeError
 from kvit.ops.operation import explain_launch
@@ -17,10 +18,11 @@ def counted(lengths: Iterable[int] | None, batch: int | None, context: int | Non
     if (batch is None) != (context is None) or (lengths is not None and batch is not None):
         raise ShapeError("give lengths, or batch and context together, or none of them")
     if batch is not None and context is not None:
+        batch = _checks.whole("batch", batch)
         if batch < 0:
             raise ShapeError(f"batch is {batch}; it counts sequences")
-        lengths = [context] * batch
-    found = None if lengths is None else [int(length) for length in lengths]
+        lengths = [_checks.whole("context", context)] * batch
+    found = None if lengths is None else [_checks.whole("a length", length) for length in lengths]
     worst = min(found or [0])
     if worst < 0:
         raise ShapeError(f"a length is {worst}; lengths count tokens")

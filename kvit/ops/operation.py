@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from kvit import _checks, codecs, dtypes
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.errors import DtypeError, ShapeError
+from kvit.errors import DtypeError, ShapeError, refuse_copy
 from kvit.layouts.views import CacheView, dims_key
 from kvit.ops.faults import FaultRecord
 
@@ -42,6 +42,9 @@ class Operation:
     def head_dim(self) -> int:
         """Channels of a row of K, and of a query; of V and of outputs too, unless v_dim says otherwise."""
         return self.k_dim
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self, "make another for the same view; operations can share a record of faults and a workspace")
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last call, and raise PageTableError if a kernel met a fault.

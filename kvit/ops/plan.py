@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 from typing import NamedTuple
 
 from kvit import _checks, codecs, dtypes
@@ -72,6 +71,9 @@ def plan_attention(
     LayoutError (no kernel reads such pages).
     """
     group = _checks.group_size(query_heads, view.kv_heads)
+    tokens_per_sequence = _checks.whole("tokens_per_sequence", tokens_per_sequence)
+    if tokens_per_sequence < 0:
+        raise ShapeError(f"tokens_per_sequence is {tokens_per_sequence}; it counts the new tokens of a sequence")
     device = Device.of(view.device)
     choice = _choose_kernel(dtype, view, group * max(1, tokens_per_sequence), device, wanted)
     split = None if split_tokens is None else _whole_tiles(split_tokens, choice.kernel)
@@ -79,7 +81,7 @@ def plan_attention(
     return AttentionPlan(
         choice=choice,
         device=view.device,
-        query_heads=query_heads,
+        query_heads=group * view.kv_heads,
         kv_heads=view.kv_heads,
         grid=grid,
         partitions=math.gcd(grid, view.kv_heads),
@@ -117,7 +119,7 @@ def _choose_kernel(
 
 def _whole_tiles(split_tokens: int, kernel: KernelInfo) -> int:
     """split_tokens, if it is a number of whole tiles of the kernel. Raises ShapeError."""
-    tokens, tile = operator.index(split_tokens), kernel.facts["tile_tokens"]
+    tokens, tile = _checks.whole("split_tokens", split_tokens), kernel.facts["tile_tokens"]
     most = (2**31 - 1) // tile * tile
     if tokens % tile or not 0 < tokens <= most:
         below = tokens // tile * tile

@@ -7,6 +7,7 @@ import numbers
 from collections.abc import Mapping
 from typing import Any
 
+from kvit import _checks
 from kvit.errors import ShapeError
 from kvit.ops.rope_config import read
 
@@ -62,7 +63,8 @@ class Rope:
         interleaved: bool = False,
         scaling: Mapping[str, Any] | None = None,
     ):
-        rotary_dim = head_dim if rotary_dim is None else rotary_dim
+        head_dim = _checks.whole("head_dim", head_dim)
+        rotary_dim = head_dim if rotary_dim is None else _checks.whole("rotary_dim", rotary_dim)
         if not 16 <= rotary_dim <= head_dim or rotary_dim % 16:
             raise ShapeError(f"rotary_dim is {rotary_dim}; it must be a multiple of 16 from 16 to head_dim, {head_dim}")
         if not 1 < base < math.inf:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 from transformers import Cache, PretrainedConfig
 
 from kvit import _checks
 from kvit.codecs import codec_of
-from kvit.errors import KernelMissing, ShapeError
+from kvit.errors import KernelMissing, ShapeError, refuse_copy
 from kvit.layouts.views import Layout
 from kvit.transformers.layer import KvitLayer
 from kvit.transformers.padding import Padding
@@ -47,7 +47,7 @@ class KvitCache(Cache):
         v_scale: Any = None,
         layout: Layout = "HND",
     ):
-        _checks.require_counts(pages=pages, page_size=page_size)
+        pages, page_size = _checks.require_counts(pages=pages, page_size=page_size)
         _checks.require_layout(layout)
         for stored in (k, v):
             if stored is not None:
@@ -91,8 +91,14 @@ class KvitCache(Cache):
         Cache.__init__(twin, layers=[layer.fork(padding) for layer in self.layers])
         return twin
 
+    def __copy__(self) -> KvitCache:
+        return self.fork()
+
     def __deepcopy__(self, memo: dict[int, Any]) -> KvitCache:
         return self.fork()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        refuse_copy(self, "its pages are on a device; fork() and copy.deepcopy share them")
 
     def __repr__(self) -> str:
         return f"KvitCache({len(self.layers)} layers of {self.layers[0]!r})"

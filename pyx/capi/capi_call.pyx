@@ -204,6 +204,8 @@ cdef int32_t launch(const OpState *op, const LaunchConfig *config, const void *p
     )
     if status == 0:
         return KVIT_OK
+    if op.kind == KVIT_OP_ATTENTION and op.type.device.type == KVIT_DEVICE_HOST:
+        memset(<void *>op.spans[0].base, 0, op.spans[0].bytes)  # the workspace, as every launch finds it
     return say_why(op, config, status, call) if has_python() else KVIT_ERROR_NO_INTERPRETER
 
 

@@ -18,6 +18,7 @@ from kvit.errors import DeviceError, DtypeError, LayoutError
 
 cdef enum:
     ARRAY_WRITEABLE = 0x400
+    MOST_TYPES = 64                        # that are remembered: a program may make types without end
 
 
 # What numpy's __array_struct__ points to (numpy.org/doc, "The array interface protocol").
@@ -37,13 +38,14 @@ _DLPACK_TYPES = {
     (DL_FLOAT, 32): KVIT_F32, (DL_FLOAT, 16): KVIT_F16, (DL_FLOAT, 64): KVIT_F64, (DL_BFLOAT, 16): KVIT_BF16,
     (DL_FLOAT8_E4M3FN, 8): KVIT_F8E4M3, (DL_FLOAT8_E5M2, 8): KVIT_F8E5M2,
     (DL_UINT, 4): KVIT_U4, (DL_UINT, 8): KVIT_U8, (DL_UINT, 16): KVIT_U16, (DL_UINT, 32): KVIT_U32,
-    (DL_INT, 8): KVIT_I8, (DL_INT, 32): KVIT_I32, (DL_INT, 64): KVIT_I64,
+    (DL_INT, 8): KVIT_I8, (DL_INT, 16): KVIT_U16, (DL_INT, 32): KVIT_I32, (DL_INT, 64): KVIT_I64,
 }
 # (kind, bytes) of an array interface typestr -> KvitDtype
 _ARRAY_TYPES = {
     ("f", 2): KVIT_F16, ("f", 4): KVIT_F32, ("f", 8): KVIT_F64,
     ("u", 1): KVIT_U8, ("u", 2): KVIT_U16, ("u", 4): KVIT_U32,
-    ("i", 1): KVIT_I8, ("i", 4): KVIT_I32, ("i", 8): KVIT_I64,
+    ("i", 1): KVIT_I8, ("i", 2): KVIT_U16,      # raw bits: kvit counts in no int16
+    ("i", 4): KVIT_I32, ("i", 8): KVIT_I64,
     ("V", 1): KVIT_U8, ("V", 2): KVIT_U16,      # raw bytes: how numpy spells a type that only the caller knows
 }
 # struct format character -> kind
@@ -52,8 +54,13 @@ _FORMAT_KINDS = {
     "b": "i", "h": "i", "i": "i", "l": "i", "q": "i",
 }
 
+# Libraries whose arrays may be written. Of others' DLPack from before 1.0, which cannot say that memory is read-only,
+# JAX's for one, kvit reads.
+_MUTABLE = frozenset(("cupy", "numba", "numpy", "paddle", "torch"))
+
 _TAKES = "give a kvit.Buffer, a numpy array, or an object with DLPack, __cuda_array_interface__ or the buffer protocol"
 
+cdef dict mutable_types = {}               # type of DLPack producers -> whether their memory may be written
 cdef dict numpy_codes = {}                 # numpy dtype -> KvitDtype: numpy works out a dtype's name anew at every call
 
 
@@ -89,7 +96,9 @@ cdef Tensor from_numpy(object source):
     dtype = source.dtype
     code = numpy_codes.get(dtype)
     if code is None:
-        code = numpy_codes[dtype] = dtype_of(dtype).code
+        code = numpy_codes[dtype] = code_of(dtype)
+    if type(source).__name__ != "ndarray" and getattr(source, "mask", None) is not None:
+        raise LayoutError("the array has a mask; kvit reads plain arrays: give array.filled(value)")
     if code == KVIT_U4:
         raise LayoutError(
             "numpy holds uint4 one per byte, kvit two; use Buffer.from_numpy, or give packed uint8 with dtype='uint4'"
@@ -101,6 +110,20 @@ cdef Tensor from_numpy(object source):
     lay_out(tensor, code, tuple([interface.shape[i] for i in range(interface.ndim)]),
             tuple([interface.strides[i] for i in range(interface.ndim)]))
     return tensor
+
+
+cdef object code_of(object dtype):
+    """The code of a numpy dtype. int16 is raw bits, as uint16 is."""
+    return KVIT_U16 if dtype.kind == "i" and dtype.itemsize == 2 and dtype.isnative else dtype_of(dtype).code
+
+
+cdef bint is_mutable(object kind) except -1:
+    found = mutable_types.get(kind)
+    if found is None:
+        found = any([base.__module__.partition(".")[0] in _MUTABLE for base in kind.__mro__])
+        if len(mutable_types) < MOST_TYPES:
+            mutable_types[kind] = found
+    return found
 
 
 cdef Tensor from_dlpack(object source, void *stream):
@@ -117,6 +140,7 @@ cdef Tensor from_dlpack(object source, void *stream):
         view = &versioned.dl_tensor
     else:
         view = &(<DLManagedTensor *>PyCapsule_GetPointer(capsule, "dltensor")).dl_tensor
+        tensor.memory.readonly = not is_mutable(type(source))
 
     # The capsule stays unconsumed, so that its own destructor gives the memory back when this view goes.
     tensor.owner = capsule

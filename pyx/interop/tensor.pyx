@@ -4,7 +4,7 @@ from math import prod
 from libc.stdint cimport int64_t, uintptr_t
 
 from kvit.dtypes import BY_CODE, dtype_of
-from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError
+from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError, refuse_copy
 
 # Types whose bits may be declared to be something else: plain integers, in which others' formats travel.
 _RAW_CODES = frozenset((KVIT_U8, KVIT_I8, KVIT_U16, KVIT_U32))
@@ -25,6 +25,11 @@ cdef class Tensor:
     A 4-bit type is packed two per byte along its last axis, element 0 in the low half; that axis has an even length and
     its stride reads 0.
     """
+
+    def __cinit__(self):
+        set_type(self, KVIT_U8)  # of one that nobody fills: no elements, on the host
+        self.memory.device_type = ON_HOST
+        self.memory.ndim = 1
 
     def __init__(self):
         raise TypeError("Tensor.wrap(array) or Tensor.from_pointer(...) makes one")
@@ -131,6 +136,26 @@ cdef class Tensor:
     def readonly(self) -> bool:
         """Whether the source forbids writing."""
         return self.memory.readonly != 0
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+        return self.memory.ndim
+
+    @property
+    def size(self) -> int:
+        """How many elements there are."""
+        return self.num_elements()
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes of an element. Missing for uint4, two of which share a byte."""
+        if self.bits < 8:
+            raise AttributeError(f"an element of {self.dtype} is half a byte; nbytes tells the bytes of all")
+        return self.bits // 8
+
+    def __reduce_ex__(self, protocol):
+        refuse_copy(self, "it stands for memory at an address; Buffer.from_numpy and copy_from copy the elements")
 
     def __repr__(self):
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"

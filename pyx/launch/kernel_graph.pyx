@@ -133,6 +133,8 @@ cdef class KernelGraph:
         return SUCCESS
 
     def __repr__(self):
+        if self.kernel is None:
+            return "KernelGraph(of no kernel)"
         return f"KernelGraph({self.kernel.entry.symbol!r}, device={self.kernel.dev.spec!r})"
 
 

@@ -62,7 +62,7 @@ cdef class AttentionCall:
         self.launch.run((<HoldsCache>view).packed, (<HoldsTable>table).packed, rows, target, sums, indptr, each,
                         on_stream)
         self.faults.last_stream = on_stream
-        return target
+        return target if out is None else out
 
     cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor indptr) noexcept:
         """Rows of q that each sequence has, 0 with `indptr`; -1 unless everything fits as it is."""

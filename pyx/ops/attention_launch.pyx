@@ -12,6 +12,8 @@ from kvit._native.params cimport KvitFault, divisor_of
 from kvit._native.spans cimport Spans, set_pre_dependency, use
 from kvit._native.tensor_map cimport copy_tensor_maps
 
+from kvit.errors import HostBackendError
+
 
 cdef class AttentionLaunch:
     """An attention kernel with its grid, its workspace and its constants.
@@ -73,7 +75,17 @@ cdef class AttentionLaunch:
         use(&spans, stream, self.tickets, True)
         use(&spans, stream, self.fault, True)
         set_pre_dependency(&spans, count)
-        return launch(self.kernel, &self.plan.config, &params, stream, &spans, self.graph)
+        if stream.kept is not None:
+            stream.kept.append(self)  # for the graph, whose launches may fail too
+        try:
+            return launch(self.kernel, &self.plan.config, &params, stream, &spans, self.graph)
+        except HostBackendError:
+            self.restore()
+            raise
+
+    cpdef restore(self):
+        if self.kernel.dev.is_host:
+            memset(self.workspace.memory.data, 0, self.workspace.nbytes)
 
 
 cdef bint pack_attention(KvitDecodeParams *params, const AttentionPlan *plan, const KvitCache *cache,

@@ -2,9 +2,14 @@
 from kvit._native.checks cimport is_on, rows_of_each
 from kvit._native.packers cimport memory_of
 
+from kvit.errors import refuse_copy
+
 
 cdef class CacheCall:
     """Base of the calls of kvit.Attention, kvit.Append and kvit.Gather, each made for one shape of cache."""
+
+    def __reduce_ex__(self, protocol):
+        refuse_copy(self, "make another for the same view; operations can share a record of faults and a workspace")
 
     cdef int made_for(self, Device device, HoldsFaults faults, PackedCache cache) except -1:
         self.dev = device

@@ -7,6 +7,8 @@ from kvit._native.params cimport KvitPool
 from kvit._native.spans cimport use
 from kvit._native.tensor_map cimport MappedPool, describe_maps, make_tensor_maps
 
+from kvit.errors import refuse_copy
+
 
 cdef enum:
     PAIR = 2                               # elements of a token's parameters, where these are integers'
@@ -96,6 +98,9 @@ cdef class PackedCache:
 
 cdef class HoldsCache:
     """Base of kvit.CacheView."""
+
+    def __reduce_ex__(self, protocol):
+        refuse_copy(self, "it stands for memory of its owner; make another of the same arrays")
 
 
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:

@@ -6,6 +6,8 @@ from libc.string cimport memset
 from kvit._native.packers cimport memory_of
 from kvit._native.spans cimport use
 
+from kvit.errors import refuse_copy
+
 
 cdef class PackedTable:
     """A page table as kernels take it, all int32: pages [sequences, slots], or [entries] with `indptr`."""
@@ -19,6 +21,9 @@ cdef class PackedTable:
 
 cdef class HoldsTable:
     """Base of kvit.PageTable."""
+
+    def __reduce_ex__(self, protocol):
+        refuse_copy(self, "it stands for memory of its owner; make another of the same arrays")
 
 
 cdef void pack_table(KvitPageTable *table, const kvit_tensor *pages, const kvit_tensor *indptr,

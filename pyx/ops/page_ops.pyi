@@ -7,15 +7,15 @@ from kvit._native.tensor import Tensor
 from kvit.selection.registry import KernelInfo
 
 def copy_pages(
-    entry: KernelInfo,
+    launches: tuple[tuple[KernelInfo, tuple[int, int, int, int]], ...],
     device: Device,
     cache: PackedCache,
     source: Tensor,
     target: Tensor,
     chains: Tensor | None,
-    row_bytes: tuple[int, int, int, int],
     fault: Tensor,
     stream: Stream | None,
+    after: tuple[object, str, object] | None = None,
 ) -> None: ...
 def relayout(
     entry: KernelInfo,

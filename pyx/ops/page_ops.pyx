@@ -17,11 +17,12 @@ cdef enum:
     MOST_CTAS = 65536      # more than any GPU runs at once; kernels that take any grid go round
 
 
-def copy_pages(object entry, Device device not None, PackedCache cache not None, Tensor source not None,
-               Tensor target not None, Tensor chains, tuple row_bytes, Tensor fault not None, object stream):
+def copy_pages(tuple launches, Device device not None, PackedCache cache not None, Tensor source not None,
+               Tensor target not None, Tensor chains, Tensor fault not None, object stream, tuple after=None):
     """Copy pages source[i] to target[i], int32 [count], in the order that chains, int32 [chains + 1], ask for.
 
-    row_bytes  of a row in each pool; 0 leaves it alone
+    launches  (kernel, row_bytes) of each; row_bytes are those of a row in each pool, where 0 leaves it alone
+    after     (object, name, value) to set as the last launch is under way, with no Python code between the two
     """
     cdef KvitCopyPagesParams params
     cdef Spans spans
@@ -36,17 +37,22 @@ def copy_pages(object entry, Device device not None, PackedCache cache not None,
     if chains is not None:
         params.chains = <const int32_t *>chains.memory.data
         params.num_chains = <int32_t>chains.memory.shape[0] - 1
-    for pool in range(4):
-        params.row_bytes[pool] = row_bytes[pool]
     params.fault = <KvitFault *>fault.memory.data
-    if params.count == 0 or params.num_chains <= 0:
-        return
-    use_cache(&spans, on_stream, cache, True)
-    use(&spans, on_stream, source, False)
-    use(&spans, on_stream, target, False)
-    use(&spans, on_stream, chains, False)
-    use(&spans, on_stream, fault, True)
-    launch_ctas(entry, device, &params, <unsigned int>(params.num_chains * cache.value.num_kv_heads), on_stream, &spans)
+    if params.count != 0 and params.num_chains > 0:
+        use_cache(&spans, on_stream, cache, True)
+        use(&spans, on_stream, source, False)
+        use(&spans, on_stream, target, False)
+        use(&spans, on_stream, chains, False)
+        use(&spans, on_stream, fault, True)
+        for entry, row_bytes in launches:
+            load_kernel(entry, device)  # all that can be missing, before anything is moved
+        for entry, row_bytes in launches:
+            for pool in range(4):
+                params.row_bytes[pool] = row_bytes[pool]
+            launch_ctas(entry, device, &params, <unsigned int>(params.num_chains * cache.value.num_kv_heads), on_stream,
+                        &spans)
+    if after is not None:
+        setattr(after[0], after[1], after[2])
 
 
 def relayout(object entry, Device device not None, PackedCache source not None, PackedCache target not None,

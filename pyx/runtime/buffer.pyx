@@ -2,14 +2,15 @@
 from operator import index as as_index
 
 cimport cython
+from cpython.number cimport PyIndex_Check
 from libc.stdint cimport int64_t, uintptr_t
 
 from kvit._native.import_array cimport as_tensor
-from kvit._native.context cimport Device, device_of
+from kvit._native.context cimport Device, device_of, no_device
 from kvit._native.copies cimport copy_bytes
 from kvit._native.errors cimport check, fail
 from kvit._native.export_array cimport cuda_array, dlpack_capsule, fill_view, numpy_array
-from kvit._native.stream cimport Stream, stream_of
+from kvit._native.stream cimport Stream, no_stream, stream_of
 from kvit._native.tensor cimport KVIT_U4, KVIT_U8, ON_CUDA, ON_HOST, Tensor, lay_out
 
 from kvit.dtypes import dtype_of
@@ -23,6 +24,10 @@ cdef class Buffer(Tensor):
     Taken and given back in the order of one stream. Work on another stream must be over, or ordered before that stream
     by an Event, when the last reference goes. numpy.asarray reads a host buffer in place, DLPack exports any.
     """
+
+    def __cinit__(self):
+        self.dev = no_device()
+        self.freed_on = no_stream()
 
     def __init__(self):
         raise TypeError("Buffer.empty(shape, dtype, device) or Buffer.from_numpy(array, device) makes one")
@@ -61,6 +66,8 @@ cdef class Buffer(Tensor):
         import numpy
 
         cdef Buffer buffer
+        if getattr(array, "mask", None) is not None:
+            raise LayoutError("the array has a mask; kvit reads plain arrays: give array.filled(value)")
         array = numpy.asarray(array, order="C")
         dtype = dtype_of(array.dtype)
         buffer = Buffer.empty(array.shape, dtype, device, stream)
@@ -110,6 +117,7 @@ cdef class Buffer(Tensor):
     def fill_bytes(self, value, stream=None):
         """Set every byte to `value`, 0 to 255. 0xFF makes every float a NaN."""
         cdef unsigned char byte = value
+        self.dev.table()
         cdef Stream on_stream = self.freed_on if stream is None else stream_of(stream, self.dev)
         cdef size_t num_bytes = self.nbytes
         cdef int status
@@ -243,10 +251,9 @@ cdef Buffer heir_of(Buffer buffer):
 
 
 cdef tuple to_shape(object shape):
-    try:
+    if PyIndex_Check(shape):
         return (as_index(shape),)
-    except TypeError:
-        return tuple([as_index(length) for length in shape])
+    return tuple([as_index(length) for length in shape])
 
 
 cdef Buffer empty_buffer(tuple shape, int dtype, Device device, Stream stream):

@@ -14,6 +14,8 @@ cdef class Device:
     # Makes a context of this device current: the caller's if it belongs to the device, else the primary one.
     # Returns what `leave` must be given. Every call through `driver` stands between the two.
     cdef int enter(self) except -1
+    # The driver. Raises TypeError for a Device that was not made by device_of.
+    cdef const DriverTable *table(self) except NULL
     cdef void leave(self, int entered) noexcept
     # The primary context, retained.
     cdef void *primary_context(self) except? NULL
@@ -21,3 +23,6 @@ cdef class Device:
 
 # The Device that `spec` names: a Device, "host", "cuda" (= "cuda:0"), "cuda:N". One object per device and process.
 cdef Device device_of(object spec)
+
+# Stands in an object whose __init__ was not called, in place of its device: whatever needs a device says so.
+cdef Device no_device()

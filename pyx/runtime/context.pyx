@@ -10,6 +10,7 @@ from kvit._native.host_driver cimport host_table
 from kvit.errors import DeviceError
 
 cdef dict devices = {}
+cdef Device nowhere = None
 
 
 cdef class Device:
@@ -18,6 +19,11 @@ cdef class Device:
     On a GPU, calls run in the caller's current context if it belongs to the device. Otherwise they run in the primary
     context, the one that the CUDA runtime and PyTorch use, and leave the caller's as they found it.
     """
+
+    def __cinit__(self):
+        self.ordinal = -1
+        self.facts = {}
+        self.spec = "nowhere"
 
     def __init__(self):
         raise TypeError('Device.of("cuda:0") or Device.of("host") finds a device')
@@ -35,11 +41,18 @@ cdef class Device:
         cdef int ordinal = -1
         if self.is_host:
             return 0
+        self.table()
         check(self.driver.context_current(&context, &ordinal), b"cuCtxGetCurrent")
         if context != NULL and ordinal == self.ordinal:
             return 0
         check(self.driver.context_push(self.primary_context()), b"cuCtxPushCurrent")
         return 1
+
+    cdef const DriverTable *table(self) except NULL:
+        if self.driver == NULL:
+            raise TypeError("an object is used whose __init__ was not called; make it as its class says, and let a "
+                            "subclass call super().__init__")
+        return self.driver
 
     cdef void *primary_context(self) except? NULL:
         if self.primary == NULL:
@@ -57,7 +70,7 @@ cdef class Device:
     cdef object attribute(self, int attribute):
         cdef int value = 0
         if attribute not in self.facts:
-            check(self.driver.device_attribute(&value, attribute, self.ordinal), b"cuDeviceGetAttribute")
+            check(self.table().device_attribute(&value, attribute, self.ordinal), b"cuDeviceGetAttribute")
             self.facts[attribute] = value
         return self.facts[attribute]
 
@@ -65,7 +78,7 @@ cdef class Device:
     def name(self) -> str:
         """What the driver calls it: "NVIDIA H100 80GB HBM3"; "host" on the host."""
         cdef char[256] name
-        check(self.driver.device_name(name, sizeof(name), self.ordinal), b"cuDeviceGetName")
+        check(self.table().device_name(name, sizeof(name), self.ordinal), b"cuDeviceGetName")
         return (<const char *>name).decode()
 
     @property
@@ -101,8 +114,11 @@ cdef class Device:
     def memory_bytes(self) -> int:
         """All of its memory, free or not."""
         cdef size_t num_bytes = 0
-        check(self.driver.device_memory(&num_bytes, self.ordinal), b"cuDeviceTotalMem")
+        check(self.table().device_memory(&num_bytes, self.ordinal), b"cuDeviceTotalMem")
         return num_bytes
+
+    def __reduce__(self):
+        return find_device, (self.spec,)  # there is one of each, in a copy too
 
     def __str__(self):
         return self.spec
@@ -115,6 +131,7 @@ cdef Device device_of(object spec):
     cdef Device device
     cdef int count = 0
     if isinstance(spec, Device):
+        (<Device>spec).table()
         return spec
     found = devices.get(spec) if isinstance(spec, str) else None
     if found is not None:
@@ -123,7 +140,6 @@ cdef Device device_of(object spec):
     device = Device.__new__(Device)
     device.ordinal = ordinal
     device.is_host = ordinal < 0
-    device.facts = {}
     if device.is_host:
         device.driver = host_table()
         device.spec = "host"
@@ -133,8 +149,22 @@ cdef Device device_of(object spec):
         check(device.driver.device_count(&count), b"cuDeviceGetCount")
         if ordinal >= count:
             raise DeviceError(f"device {spec!r} does not exist; the driver shows cuda:0 to cuda:{count - 1}")
-    devices[spec] = devices.setdefault(device.spec, device)  # "cuda" and "cuda:0" are one
-    return devices[spec]
+    device = devices.setdefault(device.spec, device)
+    if spec == "cuda":  # the same as "cuda:0"
+        devices[spec] = device
+    return device
+
+
+def find_device(spec) -> Device:
+    """Device.of, which says what it does."""
+    return device_of(spec)
+
+
+cdef Device no_device():
+    global nowhere
+    if nowhere is None:
+        nowhere = Device.__new__(Device)
+    return nowhere
 
 
 cdef int ordinal_of(object spec) except? -2:

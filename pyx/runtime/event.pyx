@@ -1,12 +1,12 @@
 """A point in a stream that other work can wait for, and that tells the time."""
 cimport cython
 
-from kvit._native.context cimport device_of
+from kvit._native.context cimport device_of, no_device
 from kvit._native.driver_table cimport NOT_READY
 from kvit._native.errors cimport check
 from kvit._native.stream cimport Stream
 
-from kvit.errors import DeviceError
+from kvit.errors import DeviceError, refuse_copy
 
 
 @cython.no_gc_clear
@@ -17,9 +17,12 @@ cdef class Event:
     timing  whether elapsed_ms will be asked; an event without it costs less
     """
 
+    def __cinit__(self):
+        self.dev = no_device()
+
     def __init__(self, device="cuda:0", *, timing=True):
         cdef int entered
-        if self.dev is not None:
+        if self.dev is not no_device():
             raise RuntimeError("an Event is made once")
         self.dev = device_of(device)
         self.has_timing = timing
@@ -85,6 +88,9 @@ cdef class Event:
         finally:
             self.dev.leave(entered)
         return status != NOT_READY
+
+    def __reduce_ex__(self, protocol):
+        refuse_copy(self, "it is a point in a stream of the driver; Event(device) makes another")
 
     def elapsed_ms(self, Event end not None) -> float:
         """Milliseconds from this point to `end`. Both are recorded, with timing, on one device, and done."""

@@ -1,12 +1,13 @@
 """Work captured from a stream, to be launched as a whole."""
 cimport cython
 
+from kvit._native.context cimport no_device
 from kvit._native.driver_table cimport CAPTURE_UNSUPPORTED, SUCCESS
 from kvit._native.errors cimport check
 from kvit._native.host cimport host_graph_failed
 from kvit._native.stream cimport Stream, stream_of
 
-from kvit.errors import DeviceError, DriverError
+from kvit.errors import DeviceError, DriverError, refuse_copy
 
 
 @cython.no_gc_clear
@@ -25,6 +26,10 @@ cdef class Graph:
     the Buffers and Tensors of its calls alive. On the host, work is recorded and done again.
     """
 
+    def __cinit__(self):
+        self.dev = no_device()
+        self.state = OVER
+
     def __init__(self):
         raise TypeError("`with Graph.capture(stream) as graph:` makes one")
 
@@ -41,6 +46,7 @@ cdef class Graph:
         if stream.c_stream == NULL:
             raise DeviceError(f"the default stream of {stream.dev} cannot be captured; give a kvit.Stream of its own")
         graph.dev = stream.dev
+        graph.state = NEW
         graph.stream = stream
         graph.kept = []
         return graph
@@ -121,10 +127,16 @@ cdef class Graph:
             with nogil:
                 status = self.dev.driver.graph_launch(self.executable, on_stream.c_stream)
             if status != SUCCESS and status != CAPTURE_UNSUPPORTED and self.dev.is_host:
+                for kept in self.kept:
+                    if hasattr(kept, "restore"):  # an operation's memory that a failed launch leaves in disorder
+                        kept.restore()
                 host_graph_failed(self.executable)
             check(status, b"cuGraphLaunch")
         finally:
             self.dev.leave(entered)
+
+    def __reduce_ex__(self, protocol):
+        refuse_copy(self, "it is work of the driver; capture the work again")
 
     @property
     def device(self) -> str:

@@ -1,7 +1,7 @@
 """Kernels as they are loaded: from a fatbin on a GPU, from the host library elsewhere."""
 cimport cython
 
-from kvit._native.context cimport Device, device_of
+from kvit._native.context cimport Device, device_of, no_device
 from kvit._native.driver_table cimport (
     NO_BINARY_FOR_GPU, NOT_FOUND, SUCCESS, UNSUPPORTED_PTX_VERSION, LaunchConfig,
 )
@@ -34,6 +34,9 @@ cdef class Library:
 
 cdef class Kernel:
     """An entry of kvit.registry, loaded on one device."""
+
+    def __cinit__(self):
+        self.dev = no_device()
 
     def __init__(self):
         raise TypeError("Kernel.load(entry, device) finds a kernel")

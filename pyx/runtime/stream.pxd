@@ -23,3 +23,6 @@ cdef Stream stream_of(object stream, Device device)
 
 # The Stream of a handle that is somebody's, who is kept alive.
 cdef Stream adopt(object handle, object owner, Device device)
+
+# Stands in an object whose __init__ was not called, in place of its stream.
+cdef Stream no_stream()

@@ -2,12 +2,14 @@
 cimport cython
 from libc.stdint cimport uintptr_t
 
-from kvit._native.context cimport Device, device_of
+from kvit._native.context cimport Device, device_of, no_device
 from kvit._native.driver_table cimport NOT_READY
 from kvit._native.errors cimport check
 from kvit._native.tensor cimport Tensor
 
-from kvit.errors import DeviceError
+from kvit.errors import DeviceError, refuse_copy
+
+cdef Stream nowhere = None
 
 
 @cython.no_gc_clear
@@ -19,9 +21,12 @@ cdef class Stream:
     is the default of PyTorch, CuPy and the runtime API too. On the host all work is done when a call returns.
     """
 
+    def __cinit__(self):
+        self.dev = no_device()
+
     def __init__(self, device="cuda:0"):
         cdef int entered
-        if self.dev is not None:
+        if self.dev is not no_device():
             raise RuntimeError("a Stream is made once")
         self.dev = device_of(device)
         entered = self.dev.enter()
@@ -135,6 +140,9 @@ cdef class Stream:
             self.kept.append(tensor)
         return 0
 
+    def __reduce_ex__(self, protocol):
+        refuse_copy(self, "it is a queue of the driver; Stream(device) makes another")
+
     def __repr__(self):
         return f"Stream(device={self.dev.spec!r}, handle={self.handle:#x})"
 
@@ -164,6 +172,13 @@ cdef Stream stream_of(object stream, Device device):
     raise DeviceError(
         f"a {type(stream).__name__} is no stream; give a kvit.Stream, an int handle, or an object with __cuda_stream__"
     )
+
+
+cdef Stream no_stream():
+    global nowhere
+    if nowhere is None:
+        nowhere = Stream.__new__(Stream)
+    return nowhere
 
 
 cdef Stream adopt(object handle, object owner, Device device):

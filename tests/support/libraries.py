@@ -70,14 +70,14 @@ class Torch(Numpy):
 
 
 class Jax(Numpy):
-    """JAX: DLPack both ways; its arrays never change, so it lends them read-only, but on a GPU it does not say so."""
+    """JAX: DLPack both ways; its arrays never change, which its DLPack does not say everywhere."""
 
     devices = ("host", "cuda:0")
+    is_writable = False
 
     def __init__(self, device: str):
         super().__init__(device)
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # or it takes three quarters of the GPU's memory
-        self.is_writable = device != "host"
         self.jax = need("jax", "JAX")
         platform = "cpu" if device == "host" else "gpu"
         try:

@@ -2,6 +2,8 @@
 
 import os
 
+import numpy as np
+
 
 def used_memory(device):
     """Bytes of this process on the host; on a GPU those that it has from the stream-ordered pool."""
@@ -15,3 +17,10 @@ def used_memory(device):
     status, used = driver.cuMemPoolGetAttribute(pool, driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
     assert status == 0
     return int(used)
+
+
+def aligned(num_bytes: int, alignment: int = 256) -> np.ndarray:
+    """Zeros, uint8, from an address that is a multiple of `alignment`."""
+    raw = np.zeros(num_bytes + alignment, np.uint8)
+    begin = -raw.ctypes.data % alignment
+    return raw[begin : begin + num_bytes]

@@ -138,16 +138,12 @@ def test_chains_do_any_moves_in_an_order_that_loses_nothing(permutation, count):
     assert all(pages[place] == page for page, place in moves.items())
 
 
-def test_a_pool_moves_owners_with_their_pages():
-    pool = PageOwners(6)
-    pages = pool.take(5)
-    pool.share([pages[4]])
-    pool.release([0, 2])
-    moves = pool.moves_to_front()
+def test_as_few_pages_as_possible_move_to_the_front():
+    moves = PageOwners.counted(6, [(1, 3, 4), (4,)]).moves_to_front()
     assert moves == {3: 0, 4: 2}
-    pool.move(moves)
+    pool = PageOwners.counted(6, [[moves.get(page, page) for page in pages] for pages in [(1, 3, 4), (4,)]])
     assert [pool.owners(page) for page in range(6)] == [1, 1, 2, 0, 0, 0]
-    assert pool.take(2) == [3, 4]
+    assert pool.next_free(2) == [3, 4]
 
 
 @pytest.mark.parametrize("change", [{"k": "int8", "v": "int4"}, {"v": "int8"}], ids=str)

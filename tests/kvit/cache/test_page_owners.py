@@ -9,28 +9,54 @@ from kvit.cache.page_owners import PageOwners, grow, num_pages
 from kvit.errors import CacheFull
 
 
+def take(pool, count):
+    """The pages that are taken next, taken."""
+    pages = pool.next_free(count)
+    pool.take(pages)
+    return pages
+
+
 def snapshot(pool):
     return [pool.owners(page) for page in range(pool.num_pages)], pool.num_free
 
 
 def test_a_fresh_pool_hands_out_pages_from_zero():
     pool = PageOwners(4)
-    assert pool.take(3) == [0, 1, 2]
+    assert take(pool, 3) == [0, 1, 2]
     assert pool.num_free == 1
 
 
 def test_taking_too_many_says_how_many_are_needed_and_free_and_takes_none():
     pool = PageOwners(5)
-    pool.take(3)
+    take(pool, 3)
     before = snapshot(pool)
     with pytest.raises(CacheFull, match="needs 3 more pages and has 2 free of 5"):
-        pool.take(3)
+        take(pool, 3)
     assert snapshot(pool) == before
+
+
+def test_pages_that_are_next_stay_free_until_they_are_taken():
+    pool = PageOwners(4)
+    assert pool.next_free(3) == pool.next_free(3) == [0, 1, 2] and pool.num_free == 4
+
+
+def test_pages_can_be_taken_after_others_were_released():
+    pool = PageOwners(4)
+    take(pool, 2)
+    chosen = pool.next_free(1)
+    pool.release([0, 1])
+    pool.take(chosen)
+    assert snapshot(pool) == ([0, 0, 1, 0], 3) and pool.next_free(3) == [1, 0, 3]
+
+
+def test_owners_are_counted_from_the_pages_of_sequences():
+    pool = PageOwners.counted(5, [(3, 1), (), (1,)])
+    assert snapshot(pool) == ([0, 2, 0, 1, 0], 3) and pool.next_free(3) == [0, 2, 4]
 
 
 def test_a_page_is_free_again_only_when_its_last_owner_leaves():
     pool = PageOwners(1)
-    [page] = pool.take(1)
+    [page] = take(pool, 1)
     pool.share([page])
     pool.release([page])
     assert pool.num_free == 0
@@ -40,14 +66,14 @@ def test_a_page_is_free_again_only_when_its_last_owner_leaves():
 
 def test_growth_within_the_last_page_takes_nothing():
     pool = PageOwners(2)
-    [page] = pool.take(1)
+    [page] = take(pool, 1)
     growth = grow(pool, [(page,)], [3], [5], page_size=8)
     assert (growth.pages, growth.lengths, growth.copies, growth.taken) == ([(page,)], [8], [], [])
 
 
 def test_a_shared_full_page_is_kept_and_a_shared_part_full_page_is_copied():
     pool = PageOwners(8)
-    full, part = pool.take(2)
+    full, part = take(pool, 2)
     pool.share([full, part])
     growth = grow(pool, [(full, part)], [5], [1], page_size=4)
     [private] = growth.taken
@@ -57,7 +83,7 @@ def test_a_shared_full_page_is_kept_and_a_shared_part_full_page_is_copied():
 
 def test_the_last_of_the_holders_that_grow_together_keeps_the_original():
     pool = PageOwners(8)
-    [part] = pool.take(1)
+    [part] = take(pool, 1)
     pool.share([part])
     growth = grow(pool, [(part,), (part,)], [1, 1], [1, 1], page_size=4)
     [private] = growth.taken
@@ -67,14 +93,14 @@ def test_the_last_of_the_holders_that_grow_together_keeps_the_original():
 
 def test_a_sequence_that_gets_no_token_copies_nothing():
     pool = PageOwners(2)
-    [part] = pool.take(1)
+    [part] = take(pool, 1)
     pool.share([part])
     assert grow(pool, [(part,)], [1], [0], page_size=4).copies == []
 
 
 def test_growth_counts_the_copies_too_before_it_takes_anything():
     pool = PageOwners(2)
-    part, _ = pool.take(2)
+    part, _ = take(pool, 2)
     pool.share([part])
     before = snapshot(pool)
     with pytest.raises(CacheFull, match="needs 1 more pages"):
@@ -125,6 +151,7 @@ class Pages(RuleBasedStateMachine):
         for source, target in growth.copies:
             for row in range(self.page_size):
                 self.content[target, row] = self.content.get((source, row))
+        self.pool.take(growth.taken)
         self.pool.release([source for source, _ in growth.copies])
         for i, held, length in zip(chosen, growth.pages, growth.lengths, strict=True):
             grown = list(self.sequences[i][1])

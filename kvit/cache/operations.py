@@ -1,0 +1,52 @@
+"""The operations of kvit.attention's calls on one cache: made by the first call of a kind, kept while they are in use."""
+
+from __future__ import annotations
+
+from kvit import _checks
+from kvit.layouts.views import CacheView
+from kvit.ops.attention import Attention
+from kvit.ops.faults import FaultRecord
+
+MOST_KEPT = 32
+"""Operations that a cache keeps: more than the layers of a model have kinds of calls, however many scales they use."""
+
+
+class CachedOperations:
+    """Attention operations for calls on one cache, the last ones used.
+
+    view    CacheView of the cache
+    faults  record of faults that all of them share
+
+    Operations that differ in their scale alone share a workspace: calls on a cache follow one another.
+    """
+
+    def __init__(self, view: CacheView, faults: FaultRecord):
+        self._view, self._faults = view, faults
+        self._kept: dict[tuple, Attention] = {}  # the one that was used last comes last
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def find(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
+        """The operation for calls of this kind. Raises ShapeError (heads, a scale that is no number), KernelMissing."""
+        group = _checks.group_size(query_heads, self._view.kv_heads)
+        rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
+        if scale is not None:
+            scale = _checks.number("scale", scale)
+        kind = (query_heads, rows, bool(causal))
+        key = (*kind, None if scale is None else scale.hex())  # as text, since NaN equals nothing
+        found = self._kept.pop(key, None)
+        if found is None:
+            found = Attention(
+                self._view,
+                query_heads,
+                causal=causal,
+                scale=scale,
+                tokens_per_sequence=tokens_per_sequence,
+                workspace=next((op.workspace for (*other, _), op in self._kept.items() if (*other,) == kind), None),
+                faults=self._faults,
+            )
+            while len(self._kept) >= MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+        self._kept[key] = found
+        return found

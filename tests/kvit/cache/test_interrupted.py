@@ -1,0 +1,130 @@
+"""A PagedCache whose calls are interrupted at any line: each change is whole or has not been, and no page is lost."""
+
+import numpy as np
+import pytest
+
+import kvit
+from support.caches import BFLOAT16, new_tokens
+from support.interrupts import at_every_line
+
+PAGES, PAGE_SIZE = 10, 4
+
+
+class Given:
+    """A cache of several sequences, some of which share pages, and the tokens of each."""
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.cache = kvit.PagedCache(PAGES, PAGE_SIZE, 1, 64, device="host")
+        self.new = new_tokens(rng, 6, kv_heads=1)
+        gone = self.cache.sequence()
+        gone.append(*new_tokens(rng, 5, kv_heads=1))
+        self.first, self.second = (self.grown(new_tokens(rng, count, kv_heads=1)) for count in (6, 7))
+        self.third = self.second.fork()
+        gone.free()  # so that there is something to defragment
+        self.before = [self.read(seq) for seq in (self.first, self.second, self.third)]
+
+    def grown(self, rows):
+        seq = self.cache.sequence()
+        seq.append(*rows)
+        return seq
+
+    def read(self, seq):
+        k, v, _ = self.cache.gather([seq])
+        return np.stack([k.numpy(), v.numpy()])
+
+    def check(self, seqs, expected):
+        """Sequences hold `expected`, own their pages, and nobody else owns any."""
+        for seq, rows in zip(seqs, expected, strict=True):
+            np.testing.assert_array_equal(self.read(seq), rows)
+        pages = [page for seq in seqs for page in seq.pages]
+        assert [self.cache.pool.owners(page) for page in range(PAGES)] == [pages.count(page) for page in range(PAGES)]
+        assert self.cache.num_free_pages == PAGES - len(set(pages))
+        assert all(len(seq.pages) == -(-len(seq) // PAGE_SIZE) for seq in seqs)
+
+
+def grew(given, *seqs):
+    """Whether an append of `new`, in equal shares, is to be seen in its sequences: in all of them or in none."""
+    shares = np.split(given.new, len(seqs), axis=1)
+    all_three = [given.first, given.second, given.third]
+    has_grown = len(seqs[0]) > given.before[all_three.index(seqs[0])].shape[1]
+    expected = [
+        np.concatenate([rows, shares[seqs.index(seq)]], axis=1) if seq in seqs and has_grown else rows
+        for seq, rows in zip(all_three, given.before, strict=True)
+    ]
+    given.check(all_three, expected)
+    return has_grown
+
+
+
+
+@pytest.mark.parametrize("names", [("first",), ("second",), ("second", "third"), ("first", "second", "third")], ids=str)
+def test_an_append_is_whole_or_has_not_been(names):
+    def seqs(given):
+        return [getattr(given, name) for name in names]
+
+    outcomes = set()
+    for given, is_done in at_every_line(Given, lambda given: given.cache.append(seqs(given), *given.new)):
+        outcomes.add(grew(given, *seqs(given)))
+        assert outcomes == {True, False} or not is_done  # both were met before the call came to its end
+    assert outcomes == {True, False}
+
+
+@pytest.mark.parametrize("length", [0, 3, 4, 6])
+def test_a_truncation_is_whole_or_has_not_been(length):
+    for given, is_done in at_every_line(Given, lambda given: given.second.truncate(length)):
+        first, second, third = given.before
+        assert len(given.second) in ((length,) if is_done else (length, 7))
+        given.check([given.first, given.second, given.third], [first, second[:, : len(given.second)], third])
+
+
+def test_a_fork_is_whole_or_has_not_been():
+    for given, is_done in at_every_line(Given, lambda given: vars(given).update(fork=given.first.fork())):
+        forks = [given.fork] if is_done else []
+        given.check([given.first, given.second, given.third, *forks], given.before + given.before[: len(forks)])
+
+
+@pytest.mark.parametrize("free", [lambda given: given.second.free(), lambda given: vars(given).pop("second")])
+def test_a_sequence_that_is_freed_or_goes_takes_all_its_pages_along(free):
+    for given, is_done in at_every_line(Given, free):
+        left = [given.second] if "second" in vars(given) and not given.second.is_freed else []
+        assert not (left and is_done)
+        first, second, third = given.before
+        given.check([given.first, *left, given.third], [first, *[second] * len(left), third])
+
+
+def test_a_new_sequence_that_nobody_got_leaves_nothing():
+    for given, _ in at_every_line(Given, lambda given: given.cache.sequence()):
+        given.check([given.first, given.second, given.third], given.before)
+
+
+@pytest.mark.parametrize("order", ["front", "sequences"])
+def test_pages_move_with_their_tokens_or_not_at_all(order):
+    for given, is_done in at_every_line(Given, lambda given: given.cache.defragment(order=order)):
+        given.check([given.first, given.second, given.third], given.before)
+        assert not is_done or given.cache.pool.used() == [0, 1, 2, 3]
+
+
+def test_a_cache_is_stored_anew_or_as_before():
+    for given, is_done in at_every_line(Given, lambda given: given.cache.requantise(k="int8", v="int4"), step=7):
+        seqs = [given.first, given.second, given.third]
+        kinds = [codec.name for codec in given.cache.view.codecs]
+        assert kinds == ["int8", "int4"] if is_done else kinds in (["int8", "int4"], ["bfloat16"] * 2)
+        if kinds == ["bfloat16"] * 2:
+            given.check(seqs, given.before)
+        given.first.append(*given.new)  # all operations go with the pages that there are
+        q = np.zeros((3, 2, 64), BFLOAT16)
+        kvit.attention(q, given.cache, seqs)
+        given.cache.check()
+        given.check(seqs, [given.read(seq) for seq in seqs])
+
+
+def test_a_call_of_attention_or_gather_changes_nothing():
+    def call(given):
+        seqs = [given.first, given.second, given.third]
+        kvit.attention(np.zeros((3, 2, 64), BFLOAT16), given.cache, seqs, return_lse=True)
+        given.cache.gather(seqs)
+        given.cache.table(seqs)
+
+    for given, _ in at_every_line(Given, call, step=5):
+        given.check([given.first, given.second, given.third], given.before)

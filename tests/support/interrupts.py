@@ -1,0 +1,60 @@
+"""Exceptions at every line of kvit's Python code, as a signal's handler may raise them."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import kvit
+
+_OF_KVIT = os.path.dirname(kvit.__file__) + os.sep
+
+
+class Interrupt(BaseException):
+    """What a signal's handler raises: no `except Exception` stops it."""
+
+
+@contextlib.contextmanager
+def interrupt_at(line: int) -> Iterator[Callable[[], int]]:
+    """Raise Interrupt in front of the so many-th line of kvit that runs in the block. Gives how many lines ran."""
+    count = 0
+
+    def trace(frame: Any, event: str, _: Any) -> Any:
+        nonlocal count
+        if not frame.f_code.co_filename.startswith(_OF_KVIT):
+            return None
+        if event == "line":
+            count += 1
+            if count == line:
+                sys.settrace(None)
+                raise Interrupt(f"{frame.f_code.co_filename}:{frame.f_lineno}")
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        yield lambda: count
+    finally:
+        sys.settrace(before)
+
+
+def at_every_line(
+    prepare: Callable[[], Any], call: Callable[[Any], object], step: int = 1
+) -> Iterator[tuple[Any, bool]]:
+    """(what `prepare` made, whether the call came to its end), once for every line of kvit that the call runs.
+
+    step  leaves lines out, where a call has very many
+
+    The last time nothing is raised.
+    """
+    line, is_done = 1 - step, False
+    while not is_done:
+        line += step
+        prepared = prepare()
+        with contextlib.suppress(Interrupt), interrupt_at(line):
+            call(prepared)
+            is_done = True
+        yield prepared, is_done
