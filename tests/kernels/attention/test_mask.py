@@ -13,6 +13,7 @@ MASK = """
   const CausalMask mask(params);
   for (int length : {{{lengths}}}) {{
     for (int new_tokens : {{{queries}}}) {{
+      printf("%d ", mask.LastEnd(length, new_tokens));
       for (int token = 0; token < new_tokens; ++token) {{
         const KeyRange keys = mask.Visible(length, new_tokens, token);
         printf("%d %d %d ", keys.begin, keys.end, mask.Ends(length, new_tokens).Of(token));
@@ -28,9 +29,11 @@ def test_a_query_sees_the_keys_that_the_reference_says(cxx, causal):
     numbers = iter(cxx.numbers(["attention/mask.cuh"], MASK.format(causal=int(causal), **lists)))
     for length in LENGTHS:
         for queries in QUERIES:
+            last_end = next(numbers)
             for query in range(queries):
                 begin, end, end_on_line = (next(numbers) for _ in range(3))
                 # Of a query that sees nothing the range is empty, wherever it ends.
                 assert (begin, max(begin, end)) == reference.visible_keys(length, queries, query, causal)
                 assert end_on_line == end
+            assert last_end == end
     assert next(numbers, None) is None

@@ -1,4 +1,7 @@
-"""kernels/schedule/tile_scheduler.cuh, work_iterator.cuh: the work tiles of all CTAs are all of the work, each once."""
+"""kernels/schedule/: tile_scheduler.cuh, ticket.cuh, work_iterator.cuh; and pipeline/tile_walk.cuh, which follows them.
+
+The work tiles of all CTAs together are all of the work, each once.
+"""
 
 from dataclasses import dataclass
 
@@ -65,8 +68,9 @@ class Batch:
         return split
 
 
-# Every CTA writes its ticket, and the work tiles of its range of every batch: how many, then all of each. The last CTA
-# to end writes what is left in the batches' counters, and the kind and the sequence of the fault that was reported.
+# Every CTA writes its ticket, how many work tiles of every batch its range has, how often a walk along their tiles goes
+# wrong, and then all of each. The last CTA to end writes what is left in the batches' counters, and the kind and the
+# sequence of the fault that was reported.
 RECORD = """
   using Scheduler = TileScheduler<CausalMask, {rows}, {tile}, kThreads>;
   auto& shared_part = *reinterpret_cast<Scheduler::Shared*>(shared);
@@ -90,27 +94,38 @@ RECORD = """
     decode.workspace = counters[batch];
     at += 8 + sequences + sequences + 1;
 
+    const Ticket ticket(decode.workspace);
     const Scheduler scheduler(decode);
-    const int ticket = Scheduler::TakeTicket(decode, shared_part);
     const CtaRange range = scheduler.Find(shared_part, ticket);
     int32_t* const out = output + (batch * GridSize() + BlockIndex()) * {words};
-    int count = 0;
+    int count = 0, wrong = 0;
     if (!range.IsEmpty()) {{
-      for (WorkIterator<Scheduler> works(scheduler, heads, range); !works.Done(); works.Next()) {{
+      WorkIterator<Scheduler> works(scheduler, heads, range);
+      TileWalk<Scheduler, {tile} / 2> walk(scheduler, works, 1);  // the second half of every tile
+      for (; !works.Done(); works.Next()) {{
         const WorkTile& work = works.work();
         const TileRange seen = scheduler.VisibleTiles(work);
         const int tile[] = {{work.sequence, work.head, work.row_tile, work.first, work.last, work.tiles,
                             scheduler.NumRows(work), seen.first < seen.last ? seen.last : -1,
                             work.of.is_bad + 2 * work.of.first_token}};
         if (ThreadIndex() == 37 && count < {most}) {{
-          for (int i = 0; i < 9; ++i) StoreGlobal(out + 2 + count * 9 + i, tile[i]);
+          for (int i = 0; i < 9; ++i) StoreGlobal(out + 3 + count * 9 + i, tile[i]);
         }}
         ++count;
+        for (int i = seen.first; i < seen.last; ++i) {{
+          const bool is_there = !walk.Done() && walk.tile() == i && walk.work().sequence == work.sequence &&
+                                walk.work().head == work.head && walk.work().row_tile == work.row_tile;
+          const bool is_new = (i + 1) * {tile} > work.of.length - work.of.new_tokens;
+          wrong += !is_there || walk.BandBegin() != uint32_t(i * {tile} + {tile} / 2) || walk.IsNew() != is_new;
+          wrong += walk.Next() != (i + 1 < seen.last);
+        }}
       }}
+      wrong += !walk.Done() || walk.IsNew();
     }}
     if (ThreadIndex() == 37) {{
-      StoreGlobal(out, ticket);
+      StoreGlobal(out, range.ticket);
       StoreGlobal(out + 1, count);
+      StoreGlobal(out + 2, wrong);
     }}
     SyncThreads();
   }}
@@ -128,7 +143,7 @@ RECORD = """
 def record(host_programs, batches, grid, scheduler="fibers"):
     """[batch][ticket] the work tiles of each CTA, and [batch] (kind, sequence) of the fault that was reported."""
     most = MOST_TILES // grid
-    words = 2 + WORDS * most
+    words = 3 + WORDS * most
     numbers = [number for batch in batches for number in batch.numbers()]
     size = len(batches) * (grid * words + 3) * 4
     outcome = host_programs.run(
@@ -139,6 +154,7 @@ def record(host_programs, batches, grid, scheduler="fibers"):
         memory_bytes=-(-size // 4096) * 4096,
         output_bytes=size,
         includes=f"""#include "attention/mask.cuh"
+            #include "pipeline/tile_walk.cuh"
             #include "schedule/tile_scheduler.cuh"
             #include "schedule/work_iterator.cuh"
             const int32_t numbers[] = {{{", ".join(map(str, numbers))}}};
@@ -156,7 +172,8 @@ def record(host_programs, batches, grid, scheduler="fibers"):
     for batch in ctas:
         assert sorted(batch[:, 0]) == list(range(grid)), "two CTAs have one ticket"
         assert batch[:, 1].max() <= most
-        by_ticket = {cta[0]: cta[2 : 2 + WORDS * cta[1]].reshape(-1, WORDS).tolist() for cta in batch}
+        assert not batch[:, 2].any(), "a walk along the tiles goes another way"
+        by_ticket = {cta[0]: cta[3 : 3 + WORDS * cta[1]].reshape(-1, WORDS).tolist() for cta in batch}
         tiles.append([by_ticket[ticket] for ticket in range(grid)])
     return tiles, ends[:, 1:].tolist()
 
