@@ -71,6 +71,15 @@ class KernelInfo(NamedTuple):
         return found
 
 
+    def overlaps(self, compute_capability: tuple[int, int]) -> bool:
+        """Whether a launch on this GPU may begin before the one in front has ended.
+
+        The image that is loaded decides, and not the GPU: code of targets before 9.0 has no grid dependency to wait
+        at, PTX among it, which newer GPUs compile. Raises KernelMissing as target does.
+        """
+        return bool(self.facts.get("overlaps", 0)) and _parse_arch(self.target(compute_capability))[1] >= (9, 0)
+
+
 class Registry:
     """The kernels of one folder.
 

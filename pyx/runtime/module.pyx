@@ -84,7 +84,7 @@ cdef Kernel load_kernel(object entry, Device device):
                 f"{kernel.params_bytes} in index.json; they come from different builds. Reinstall kvit."
             )
     else:
-        kernel.config.overlap = entry.facts.get("overlaps", 0) and device.compute_capability >= (9, 0)
+        kernel.config.overlap = entry.overlaps(device.compute_capability)
         load_on_gpu(kernel, device)
     return <Kernel>kernels.setdefault(key, kernel)  # another thread may have been quicker: loading gives up the GIL
 

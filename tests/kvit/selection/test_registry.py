@@ -181,3 +181,23 @@ def test_the_installed_kernels_are_found_by_their_own_axes():
     for entry in registry.all():
         assert registry.find(entry.family, **entry.axes) is entry
         assert entry in registry.candidates(entry.family)
+
+
+@pytest.mark.parametrize(
+    ("capability", "archs", "expected"),
+    [
+        ((9, 0), ("sm_80", "sm_90a", "compute_80"), True),
+        ((10, 0), ("sm_80", "sm_90a", "compute_80"), False),  # compiles the PTX, which knows no grid dependency
+        ((10, 0), ("sm_80", "compute_90"), True),
+        ((9, 0), ("sm_80", "compute_80"), False),
+        ((8, 6), ("sm_80", "sm_90a"), False),
+    ],
+)
+def test_a_launch_is_early_only_where_the_image_that_is_loaded_waits(tmp_path, capability, archs, expected):
+    row = kernel("bf16", 128, archs)
+    for overlaps in (0, 1):
+        row["facts"]["overlaps"] = overlaps
+        index = {"version": 1, "kvit": "1", "cuda": "13.0", "archs": list(archs), "kernels": [row]}
+        (tmp_path / "index.json").write_text(json.dumps(index))
+        (found,) = Registry(tmp_path).all()
+        assert found.overlaps(capability) == (expected and overlaps == 1)
