@@ -96,6 +96,7 @@ class PagedCache:
         made = {
             "view": view,
             "_append": Append(view, rope=self.rope, faults=self._faults),
+            "_append_as_it_is": Append(view, faults=self._faults),
             "_gather": Gather(view, faults=self._faults),
             "_copy": CopyPages(view, faults=self._faults),
             "operations": CachedOperations(view, self._faults),
@@ -132,6 +133,7 @@ class PagedCache:
         *,
         q: Any = None,
         q_out: Any = None,
+        rotate: bool = True,
         stream: Any = None,
     ) -> None:
         """Add tokens to the end of sequences. With a rope, rows of k turn to their places in the sequences.
@@ -141,6 +143,8 @@ class PagedCache:
         new_tokens  how many of the tokens each sequence gets; equally many if absent
         q           [tokens, query_heads, head_dim], with a rope: turned as k is
         q_out       like q, written; q itself, in place, if absent
+        rotate      False: k is stored as it is. For rows that are turned already, as those that gather returns are:
+                    turned again they would stand for other positions
         stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or
@@ -159,7 +163,8 @@ class PagedCache:
             source, target = (upload(list(pages), stream) for pages in zip(*growth.copies, strict=True))
             self._copy(self.view, source, target, stream=stream)
         table, indptr = self.tables.send(growth.after, counts, stream)
-        self._append(k, v, self.view, table, query_indptr=indptr, q=q, q_out=q_out, stream=stream)
+        append = self._append if rotate else self._append_as_it_is
+        append(k, v, self.view, table, query_indptr=indptr, q=q, q_out=q_out, stream=stream)
         self.pool.keep(growth)
 
     def gather(
@@ -170,7 +175,7 @@ class PagedCache:
         layout: Layout = "NHD",
         stream: Any = None,
     ) -> tuple[Any, Any, Buffer]:
-        """The tokens of sequences, end to end and decoded, in dense memory.
+        """The tokens of sequences, end to end and decoded, in dense memory. With a rope, k comes turned, as it is stored.
 
         seqs    sequences of this cache, any number of times each
         out     (k, v) in the cache's dtype and on its device, a row for each token, written in place; any strides,

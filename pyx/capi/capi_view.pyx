@@ -62,6 +62,11 @@ cdef kvit_view *publish_view(object view) except NULL:
 cdef ViewState *make_state(object view) except NULL:
     cdef PackedCache packed = view.packed
     cdef ViewState *state
+    if packed.value.k_dim != packed.value.v_dim:
+        raise kvit.ShapeError(
+            f"k has head_dim {packed.value.k_dim} and v {packed.value.v_dim}; a kvit_view_info has room for one, so "
+            "views of C have the same for both"
+        )
     make_maps(packed)
     state = <ViewState *>calloc(1, sizeof(ViewState))
     if state == NULL:

@@ -142,3 +142,23 @@ def test_a_table_follows_its_sequences(rng):
 def test_the_bytes_of_a_cache_are_those_of_its_pages():
     cache = new_cache(pages=3, page_size=5, kv_heads=2, head_dim=64)
     assert cache.nbytes == 2 * 3 * 5 * 2 * 64 * 2
+
+
+@pytest.mark.parametrize("codec", [None, "int8"])
+def test_rows_that_gather_returned_are_stored_again_as_they_are(rng, device, codec):
+    # In a cache with a rope, K comes back turned: appended with rotate=False it keeps its bits, turned again it does not.
+    cache = new_cache(device, 12, 16, k=codec, v=codec, rope=kvit.Rope(64))
+    a, b, c = (cache.sequence() for _ in range(3))
+    k, v = (to_device(rows, device) for rows in new_tokens(rng, 37))
+    cache.append([a], k, v)
+    stored_k, stored_v, _ = cache.gather([a])
+    cache.append([b], stored_k, stored_v, rotate=False)
+    cache.append([c], stored_k, stored_v)
+    again_k, again_v, _ = cache.gather([b])
+    twice_k, _, _ = cache.gather([c])
+    if codec is None:
+        assert np.array_equal(again_k.numpy().view(np.uint16), stored_k.numpy().view(np.uint16))
+        assert np.array_equal(again_v.numpy().view(np.uint16), stored_v.numpy().view(np.uint16))
+    bound = 0.0 if codec is None else 0.05
+    assert np.abs(again_k.numpy().astype(np.float32) - stored_k.numpy().astype(np.float32)).max() <= bound
+    assert np.abs(twice_k.numpy().astype(np.float32) - stored_k.numpy().astype(np.float32)).max() > 0.5
