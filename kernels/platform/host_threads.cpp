@@ -45,7 +45,7 @@ class Threads final : public Scheduler {
     const uint64_t generation = barrier.generation;
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
     while (barrier.generation == generation) {
-      barrier.released.wait_for(lock, std::chrono::milliseconds(100));
+      barrier.released.wait_for(lock, std::chrono::milliseconds(20));
       if (barrier.generation != generation) break;
       if (stopped_) thread.Fail(std::string("stopped at ") + operation + " after another thread's error");
       if (std::chrono::steady_clock::now() > deadline) {
