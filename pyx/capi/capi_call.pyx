@@ -114,7 +114,8 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
             or not are_rows(out, op.type.device, op.dtype, q.shape[0], op.query_heads, op.type.v_dim, True)
             or not (lse == NULL or are_lse(lse, op.type.device, q.shape[0], op.query_heads))
             or not pack_fitting_table(table, op.type.device, &packed)
-            or not is_apart(out, view, table, tokens, True) or not is_apart(lse, view, table, tokens, True)
+            or not is_apart(out, view, table, query_indptr, True)
+            or not is_apart(lse, view, table, query_indptr, True)
             or (meet(out, q) and not are_same(out, q)) or meet(lse, q) or meet(lse, out)):
         return UNFIT
     each = rows_of_each(q.shape[0], packed.num_sequences, query_indptr, op.type.device)
@@ -150,8 +151,9 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
             or not are_rows(k, op.type.device, op.dtype, -1, op.type.kv_heads, op.type.k_dim, not is_append)
             or not are_rows(v, op.type.device, op.dtype, k.shape[0], op.type.kv_heads, op.type.v_dim, not is_append)
             or not pack_fitting_table(table, op.type.device, &packed)
-            or not is_apart(k, view, table, tokens, not is_append)
-            or not is_apart(v, view, table, tokens, not is_append) or (not is_append and meet(k, v))):
+            or not is_apart(k, view, table, query_indptr, not is_append)
+            or not is_apart(v, view, table, query_indptr, not is_append)
+            or (not is_append and meet(k, v))):
         return UNFIT
     each = rows_of_each(k.shape[0], packed.num_sequences, query_indptr, op.type.device)
     if each < 0 or not fits_grid(&op.shares, k.shape[0], k.shape[1]):
@@ -179,7 +181,7 @@ cdef bint is_for(const OpState *op, const ViewState *view, kvit_stream stream) n
 
 
 cdef bint is_apart(const kvit_tensor *rows, const ViewState *view, const kvit_page_table *table,
-                   const kvit_tensor *tokens, bint is_written) noexcept nogil:
+                   const kvit_tensor *query_indptr, bint is_written) noexcept nogil:
     """Whether rows lie apart from the cache; those that are written from the table and from themselves, too."""
     cdef Extent extent, other
     cdef int i
@@ -192,7 +194,7 @@ cdef bint is_apart(const kvit_tensor *rows, const ViewState *view, const kvit_pa
             return False
     return not is_written or not (
         meets_itself(rows) or meet(rows, table.pages) or meet(rows, table.lengths) or meet(rows, table.indptr)
-        or meet(rows, tokens)
+        or meet(rows, query_indptr)
     )
 
 

@@ -18,5 +18,5 @@ cdef class TransferCall(CacheCall):
     cdef bint into_pages               # append; else gather
 
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept
-    cdef bint are_apart(self, Tensor rows, PackedCache cache, PackedTable table, Tensor tokens) noexcept
+    cdef bint are_apart(self, Tensor rows, PackedCache cache, PackedTable table, Tensor query_indptr) noexcept
     cdef bint are_transferred(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept

@@ -81,12 +81,13 @@ cdef class TransferCall:
             or is_locked_pair(cache.v_params, cache.type.dtype)
         )
 
-    cdef bint are_apart(self, Tensor rows, PackedCache cache, PackedTable table, Tensor tokens) noexcept:
+    cdef bint are_apart(self, Tensor rows, PackedCache cache, PackedTable table, Tensor query_indptr) noexcept:
         """Whether rows lie apart from the cache; those that are written from all else that is read, too."""
         if meets_cache(&rows.memory, cache):
             return False
         return self.into_pages or not (
-            meets_itself(&rows.memory) or meets_table(&rows.memory, table) or meet(&rows.memory, memory_of(tokens))
+            meets_itself(&rows.memory) or meets_table(&rows.memory, table)
+            or meet(&rows.memory, memory_of(query_indptr))
         )
 
     cdef bint are_transferred(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept:

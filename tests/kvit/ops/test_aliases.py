@@ -24,7 +24,7 @@ class Scene:
     def __init__(self, rng, device, lengths=(40, 5, 17)):
         self.case = make_case(rng, list(lengths), kv_heads=KV_HEADS, head_dim=DIM, device=device)
         self.view, self.table, self.device = self.case.view, self.case.page_table, device
-        self.tokens = to_device(np.array([0, 2, 4, 6], np.int32), device)
+        self.query_indptr = to_device(np.array([0, 2, 4, 6], np.int32), device)
         # Queries, keys and values of a token in one row, as a projection leaves them.
         self.packed = to_device(rng.standard_normal((6, HEADS + 2 * KV_HEADS, DIM)).astype(BFLOAT16), device)
         row = self.packed.strides[0]
@@ -97,11 +97,11 @@ def test_attention_refuses_every_other_overlap(scene):
         ("lse is written and lies over out", {"lse": part_of(memory, 64, (6, HEADS), "float32")}),
         ("lse is written and lies over q", {"lse": part_of(scene.packed, 64, (6, HEADS), "float32")}),
         ("lse is written and lies over view.k", {"lse": part_of(scene.view.k, 64, (6, HEADS), "float32")}),
-        ("lse is written and lies over tokens", {"lse": part_of(scene.tokens, 0, (6, HEADS), "float32")}),
+        ("lse is written and lies over query_indptr", {"lse": part_of(scene.query_indptr, 0, (6, HEADS), "float32")}),
         ("out has shape .* lie over each other", {"out": part_of(memory, 0, (6, HEADS, DIM), strides=(0, 128, 2))}),
         ("lse has shape .* lie over each other", {"lse": part_of(sums, 0, (6, HEADS), "float32", strides=(4, 4))}),
     ):
-        given = {"q": scene.q, "out": out, "lse": sums, "tokens": scene.tokens, **changed}
+        given = {"q": scene.q, "out": out, "lse": sums, "query_indptr": scene.query_indptr, **changed}
         with pytest.raises(kvit.LayoutError, match=match):
             attend(given.pop("q"), scene.view, scene.table, **given)
 
@@ -127,7 +127,7 @@ def test_append_refuses_every_other_overlap(scene):
         ("v lies in view.k", {"v": part_of(scene.view.k, 512, (6, KV_HEADS, DIM))}),
         ("k_bias lies in view.v", {"k_bias": part_of(scene.view.v, 0, (KV_HEADS, DIM))}),
         ("positions lies in view.k", {"positions": part_of(scene.view.k, 0, (6,), "int32")}),
-        ("tokens lies in view.v", {"tokens": part_of(scene.view.v, 0, (4,), "int32")}),
+        ("query_indptr lies in view.v", {"query_indptr": part_of(scene.view.v, 0, (4,), "int32")}),
         ("q_out is written and lies over k", {"q": scene.new(), "q_out": part_of(scene.packed, 0, (6, HEADS, DIM))}),
         ("q_out is written and lies over view.k", {"q_out": part_of(scene.view.k, 0, (6, HEADS, DIM))}),
         ("q_out lies over q, and not row", {"q": below, "q_out": above}),
@@ -150,8 +150,8 @@ def test_a_plain_append_looks_for_overlap_too(scene):
 def test_gather_may_fill_one_packed_tensor(scene):
     gather = kvit.Gather(scene.view)
     wanted = [scene.new((6, KV_HEADS, DIM)) for _ in "kv"]
-    gather(scene.view, scene.table, *wanted)
-    gather(scene.view, scene.table, scene.k, scene.v)
+    gather(scene.view, scene.table, out=wanted)
+    gather(scene.view, scene.table, out=(scene.k, scene.v))
     same_bits(scene.heads(HEADS, KV_HEADS), wanted[0].numpy())
     same_bits(scene.heads(HEADS + KV_HEADS, KV_HEADS), wanted[1].numpy())
 
@@ -166,12 +166,12 @@ def test_gather_refuses_every_other_overlap(scene):
         ("k is written and lies over view.v", {"k": part_of(scene.view.v, 0, shape)}),
         ("v is written and lies over view.k", {"v": part_of(scene.view.k, 4096, shape)}),
         ("v is written and lies over table.pages", {"v": scene.in_table(shape)}),
-        ("k is written and lies over tokens", {"tokens": part_of(memory, 0, (4,), "int32"), "k": below}),
+        ("k is written and lies over query_indptr", {"query_indptr": part_of(memory, 0, (4,), "int32"), "k": below}),
         ("v has shape .* lie over each other", {"v": part_of(memory, 0, shape, strides=(0, 128, 2))}),
     ):
         given = {"k": scene.new(shape), "v": scene.new(shape), **changed}
         with pytest.raises(kvit.LayoutError, match=match):
-            gather(scene.view, scene.table, given.pop("k"), given.pop("v"), **given)
+            gather(scene.view, scene.table, out=(given.pop("k"), given.pop("v")), **given)
 
 
 @pytest.mark.parametrize("part", [0, 1, 17])

@@ -62,7 +62,7 @@ class Scene:
             self.table = kvit.PageTable(pages, lengths=lengths)
         else:
             self.table = kvit.PageTable(indptr=np.array(indptr, np.int32), indices=pages, lengths=lengths)
-        self.tokens = None if offsets is None else np.array(offsets, np.int32)
+        self.query_indptr = None if offsets is None else np.array(offsets, np.int32)
         self.rows = rows
         self.memory = [poisoned((PAGES + 2, HEADS, PAGE, DIM), BFLOAT16) for _ in "kv"]
         self.view = kvit.CacheView(*(x[1:-1] for x in self.memory), layout="HND", page_size=PAGE, dtype="bfloat16")
@@ -91,7 +91,7 @@ def test_append_writes_the_same_rows_after_any_guess(scene, seeds, rng, rope):
         for memory in scene.memory:
             memory.view(np.uint8)[...] = 0xFF
         seeds(seed)
-        append(k, v, scene.view, scene.table, tokens=scene.tokens)
+        append(k, v, scene.view, scene.table, query_indptr=scene.query_indptr)
         bits, words = outcome(append, scene.memory)
         found.add((*bits, words))
     assert len(found) == 1, {words for *_, words in found}
@@ -106,7 +106,7 @@ def test_gather_finds_the_same_rows_after_any_guess(scene, seeds, rng):
         for rows in (k, v):
             rows.view(np.uint8)[...] = 0x55
         seeds(seed)
-        gather(scene.view, scene.table, k, v, tokens=scene.tokens)
+        gather(scene.view, scene.table, out=(k, v), query_indptr=scene.query_indptr)
         bits, words = outcome(gather, (k, v))
         found.add((*bits, words))
     assert len(found) == 1, {words for *_, words in found}
