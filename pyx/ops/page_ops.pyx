@@ -99,8 +99,8 @@ def relayout(object entry, Device device not None, PackedCache source not None, 
     items = tiles * params.count * source.value.num_kv_heads
     if items > MOST_ITEMS:
         raise ShapeError(
-            f"{params.count} pages of {source.value.num_kv_heads} KV heads are {items} tiles of {tokens} tokens, and one "
-            f"call moves at most {MOST_ITEMS}; move them in several calls"
+            f"{params.count} pages of {source.value.num_kv_heads} KV heads are {items} tiles of {tokens} tokens, and "
+            f"one call moves at most {MOST_ITEMS}; move them in several calls"
         )
     launch_ctas(entry, device, &params, <unsigned int>min(items, MOST_CTAS), on_stream, &spans)
 

@@ -6,9 +6,6 @@ from ctypes import byref, pointer
 
 import numpy as np
 import pytest
-
-import kvit
-
 from support import capi
 from support.caches import BFLOAT16, FLOAT16, make_case, on_gpu, poisoned
 
@@ -391,43 +388,3 @@ def test_errors_belong_to_their_thread(api, scene):
     thread.start()
     thread.join()
     assert seen == [b""] and b"kvit_op is NULL" in api.table.last_error()
-
-
-@pytest.mark.parametrize(
-    ("kind", "name", "words"),
-    [
-        ("attention", "out", "out lies over q, and not row for row"),
-        ("attention", "lse", "lse is written and lies over q"),
-        ("gather", "k", "k is written and lies over v"),
-    ],
-)
-def test_outputs_over_inputs_are_refused_as_python_does(scene, kind, name, words):
-    memory = poisoned((3 * 8, 64), BFLOAT16)
-    memory[:16] = scene.q.reshape(16, 64)
-    scene.give("q", memory[:16].reshape(2, 8, 64))
-    if kind == "gather":
-        scene.give("v", memory[8:12].reshape(2, 2, 64))
-    given = {
-        "out": memory[8:].reshape(2, 8, 64),
-        "lse": memory.view(np.float32).reshape(-1)[:16].reshape(2, 8),
-        "k": memory[10:14].reshape(2, 2, 64),
-    }
-    scene.give(name, given[name])
-    scene.refuses("LAYOUT", words, kind)
-
-
-@pytest.mark.parametrize(
-    ("kind", "words"), [("append", "k lies in view.k"), ("gather", "k is written and lies over view.k")]
-)
-def test_rows_in_the_cache_are_refused_as_python_does(scene, kind, words):
-    pool = scene.case.view.k
-    scene.give("k", kvit.Tensor.from_pointer(pool.pointer, (2, 2, 64), "bfloat16", owner=pool))
-    scene.refuses("LAYOUT", words, kind)
-
-
-def test_attention_may_replace_its_queries_in_c(scene):
-    scene.call("attention")
-    wanted = scene.out.copy()
-    scene.give("out", scene.q)
-    scene.call("attention")
-    assert (scene.q.view(np.uint16) == wanted.view(np.uint16)).all()
