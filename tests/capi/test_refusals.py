@@ -6,6 +6,7 @@ from ctypes import byref, pointer
 
 import numpy as np
 import pytest
+
 from support import capi
 from support.caches import BFLOAT16, FLOAT16, make_case, on_gpu, poisoned
 
