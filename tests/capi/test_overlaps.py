@@ -1,4 +1,4 @@
-"""Outputs over inputs through the table of calls: refused in Python's words, and what is allowed gives the same bits."""
+"""Outputs over inputs through the table of calls: refused in Python's words, or the bits of separate memory."""
 
 from ctypes import byref, pointer
 
