@@ -34,7 +34,7 @@ from .ops.append import Append
 from .ops.attention import Attention
 from .ops.copy_pages import CopyPages
 from .ops.gather import Gather
-from .ops.merge import merge_states
+from .ops.merge import merge_state, merge_states
 from .ops.rope import Rope
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ __all__ = [
     "VllmPages",
     "attention",
     "get_include",
+    "merge_state",
     "merge_states",
 ]
 

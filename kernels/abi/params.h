@@ -192,10 +192,18 @@ typedef struct KvitRequantiseParams {
   int32_t in_order;  // 1: a page's new rows overwrite its old ones (entry/requantise.cuh says where they may lie)
 } KvitRequantiseParams;
 
-// softmax-weighted union of states over disjoint keys.
+// Parts that a launch of merge takes from places of their own.
+enum { KVIT_MERGE_PARTS = 16 };
+
+// softmax-weighted union of states over disjoint keys. A list of parts has a place for each. Stacked parts, any number
+// of them, begin at places[0] and lses[0], and lie part_stride and lse_part_stride bytes apart.
 typedef struct KvitMergeParams {
-  KvitRows a, b, out;
-  KvitLse lse_a, lse_b, lse;
+  KvitRows places[KVIT_MERGE_PARTS];
+  KvitLse lses[KVIT_MERGE_PARTS];
+  KvitRows out;
+  KvitLse lse;
+  int64_t part_stride, lse_part_stride;
+  int32_t num_parts, is_stacked;
   int32_t num_tokens, num_heads, head_dim, reserved;
 } KvitMergeParams;
 

@@ -34,11 +34,17 @@ V LoadGlobalReadOnly(const void* p) {
   return LoadGlobal<V>(p);
 }
 inline int32_t LoadSpeculative(const int32_t* p) {
-  // Nothing runs in front, so what is old has to be made up: for half of all places.
-  host::CheckPreDependency(p, sizeof(*p), "speculative load");
-  const int32_t now = *p;
-  const auto chance = (uint32_t(reinterpret_cast<uintptr_t>(p) >> 2) + uint32_t(BlockIndex())) * 2654435761u >> 30;
-  return chance == 0 ? ~now : chance == 1 ? now - 1 : now;
+  const auto now = uint32_t(*p);
+  switch (host::Guess(p)) {
+    case host::OldValue::kInverse:
+      return int32_t(~now);
+    case host::OldValue::kLess:
+      return int32_t(now - 1);
+    case host::OldValue::kMore:
+      return int32_t(now + 1);
+    default:
+      return int32_t(now);
+  }
 }
 inline void FetchToL2(const void* p) { host::CheckPreDependency(p, 1, "fetch"); }
 inline void KeepLoadsAbove() {}

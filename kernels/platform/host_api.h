@@ -53,12 +53,14 @@ typedef struct KvitHostLaunch {
   uint32_t grid;
   int32_t num_spans;
   int32_t scheduler;
-  int32_t workers;  // OS threads that run CTAs side by side; 0: as many as cores
+  int32_t workers;  // OS threads that run CTAs side by side; 0: as many as cores. Fewer, where the system has no more
+  uint32_t seed;    // of what speculative loads find: each seed makes up other old values, the same at any addresses
 } KvitHostLaunch;
 
 int32_t kvit_host_kernels(const KvitHostKernel* const** kernels);  // how many; *kernels points at an array of pointers
-int32_t kvit_host_launch(const KvitHostLaunch* launch);            // 0, or 1 and kvit_host_error() says why
-const char* kvit_host_error(void);                                 // of this thread's last launch
+int32_t kvit_host_launch(
+    const KvitHostLaunch* launch);  // 0, or 1 and kvit_host_error() says why; never ends the process
+const char* kvit_host_error(void);  // of this thread's last launch
 
 #ifdef __cplusplus
 }

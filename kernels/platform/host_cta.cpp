@@ -19,9 +19,8 @@ std::string Hex(const void* p) {
 }
 
 bool Inside(const KvitSpan& span, const void* p, int bytes) {
-  const char* begin = static_cast<const char*>(span.base);
-  const char* at = static_cast<const char*>(p);
-  return at >= begin && at + bytes <= begin + span.bytes;
+  const auto begin = reinterpret_cast<uintptr_t>(span.base), at = reinterpret_cast<uintptr_t>(p);
+  return at >= begin && bytes <= span.bytes && at - begin <= uintptr_t(span.bytes - bytes);
 }
 
 void Land(const PendingCopy& copy) {
@@ -50,14 +49,15 @@ void CheckAligned(const void* p, int bytes, const char* operation) {
   }
 }
 
-void Check(const void* p, int bytes, bool write, const char* operation, bool is_synced) {
+// Returns which span it is.
+int Check(const void* p, int bytes, bool write, const char* operation, bool is_synced) {
   CheckAligned(p, bytes, operation);
   const KvitHostLaunch& launch = *self->cta->launch;
   bool is_inside = false;
   for (int i = 0; i < launch.num_spans; ++i) {
     const KvitSpan& span = launch.spans[i];
     if (!Inside(span, p, bytes) || (write && !span.writable)) continue;
-    if (is_synced || span.pre_dependency) return;
+    if (is_synced || span.pre_dependency) return i;
     is_inside = true;
   }
   self->Fail(std::string(operation) + " of " + std::to_string(bytes) + " bytes at " + Hex(p) +
@@ -72,6 +72,22 @@ void CheckGlobal(const void* p, int bytes, bool write, const char* operation) {
 
 void CheckPreDependency(const void* p, int bytes, const char* operation, bool is_write) {
   Check(p, bytes, is_write, operation, true);
+}
+
+OldValue Guess(const int32_t* p) {
+  const KvitHostLaunch& launch = *self->cta->launch;
+  const int span = Check(p, sizeof(*p), false, "speculative load", true);
+  const auto offset = uint64_t(reinterpret_cast<uintptr_t>(p) - reinterpret_cast<uintptr_t>(launch.spans[span].base));
+  // SplitMix64 (Steele and others, 2014): every bit of what is told apart reaches the three that are asked for.
+  uint64_t mixed = (uint64_t(launch.seed) << 32 | uint32_t(self->cta->block)) * 0x9E3779B97F4A7C15;
+  for (const uint64_t part : {uint64_t(span), offset}) {
+    mixed += part + 0x9E3779B97F4A7C15;
+    mixed = (mixed ^ mixed >> 30) * 0xBF58476D1CE4E5B9;
+    mixed = (mixed ^ mixed >> 27) * 0x94D049BB133111EB;
+    mixed ^= mixed >> 31;
+  }
+  constexpr OldValue kValues[] = {OldValue::kInverse, OldValue::kInverse, OldValue::kLess, OldValue::kMore};
+  return mixed >> 63 != 0 ? OldValue::kNow : kValues[mixed >> 61];
 }
 
 void CheckShared(const void* p, int bytes, const char* operation) {
@@ -113,7 +129,7 @@ void WaitCopies(int newest) {
 Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, void (*complete)(Warp::Mailbox&)) {
   Thread& thread = *self;
   Warp::Mailbox& mailbox = thread.warp->mailbox[thread.collectives++ % 2];
-  std::memcpy(mailbox.in[thread.lane], in, bytes);
+  if (bytes != 0) std::memcpy(mailbox.in[thread.lane], in, bytes);
   struct Context {
     Warp::Mailbox* mailbox;
     void (*complete)(Warp::Mailbox&);
@@ -158,6 +174,15 @@ bool VoteCta(bool vote) {
   return verdict;
 }
 
+void Thread::SetError(const char* what) noexcept {
+  has_failed = true;
+  try {
+    error = what;
+  } catch (const std::exception&) {
+    error.clear();
+  }
+}
+
 void Cta::Prepare(const KvitHostLaunch& new_launch) {
   launch = &new_launch;
   const int num_threads = launch->kernel->threads;
@@ -198,6 +223,7 @@ void Cta::Start(int new_block) {
     thread.pauses = 0;
     thread.waiting = nullptr;
     thread.done = false;
+    thread.has_failed = false;
     thread.error.clear();
   }
 }
@@ -207,13 +233,20 @@ void Cta::Body(Thread& thread) {
     launch->kernel->body(launch->params, shared);
     if (!thread.copies.empty()) thread.Fail("ends with asynchronous copies that nobody waited for");
   } catch (const std::exception& e) {
-    thread.error = e.what();
+    thread.SetError(e.what());
   }
+}
+
+bool Cta::HasFailed() const {
+  for (const Thread& thread : threads) {
+    if (thread.has_failed) return true;
+  }
+  return !boxes.empty();
 }
 
 std::string Cta::FirstError() const {
   for (const Thread& thread : threads) {
-    if (!thread.error.empty()) return thread.error;
+    if (thread.has_failed) return thread.error.empty() ? kNoMemory : thread.error;
   }
   if (!boxes.empty()) {
     return std::string(launch->kernel->symbol) + ": ends with tensor copies that nobody waited for; CTA " +

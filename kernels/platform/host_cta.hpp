@@ -82,8 +82,10 @@ struct Thread {
   uint64_t waiting_generation = 0;
   bool done = true;
   int pauses = 0;  // in a row
-  std::string error;
+  bool has_failed = false;
+  std::string error;  // why; empty where there was no memory left to say it
 
+  void SetError(const char* what) noexcept;
   std::string Where() const;  // "CTA 3 of 8, thread 37 (warp 1, lane 5)"
   [[noreturn]] void Fail(const std::string& what) const;
 };
@@ -119,8 +121,11 @@ struct Cta {
   void Prepare(const KvitHostLaunch& launch);
   void Start(int block);  // poisons shared memory, resets threads
   void Body(Thread& thread);
+  bool HasFailed() const;
   std::string FirstError() const;
 };
+
+inline constexpr char kNoMemory[] = "no memory left for the host backend to say what went wrong";
 
 std::unique_ptr<Scheduler> MakeFibers();
 std::unique_ptr<Scheduler> MakeThreads();
@@ -141,6 +146,11 @@ Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, voi
 void CheckGlobal(const void* p, int bytes, bool write, const char* operation);
 /// The same for what may be done before the grid dependency: speculative loads, fetches to L2, tickets.
 void CheckPreDependency(const void* p, int bytes, const char* operation, bool is_write = false);
+
+/// What a speculative load finds. Nothing runs in front of a launch on the host, so what is old has to be made up.
+enum class OldValue { kNow, kInverse, kLess, kMore };
+/// By the launch's seed, the CTA, and where `p` lies in the memory of the launch: the same for all threads of a CTA.
+OldValue Guess(const int32_t* p);
 void CheckShared(const void* p, int bytes, const char* operation);
 void IssueCopy(void* shared, const void* global, int bytes, int valid_bytes);
 void CommitCopies();

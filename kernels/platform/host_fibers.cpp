@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <ucontext.h>
 
+#include <cstdio>
 #include <thread>
 
 #include "platform/host_cta.hpp"
@@ -19,8 +20,8 @@ class Fibers final : public Scheduler {
   ~Fibers() override { Release(); }
 
   void Run(Cta& cta) override {
-    if (fibers_.size() != cta.threads.size()) Create(cta.threads.size());
     cta_ = &cta;
+    if (fibers_.size() != cta.threads.size()) Create(cta.threads.size());
     Switch(main_, fibers_[0], 0);
     Become(nullptr);
   }
@@ -60,7 +61,11 @@ class Fibers final : public Scheduler {
     stacks_bytes_ = count * kStackBytes;
     stacks_ = static_cast<char*>(
         mmap(nullptr, stacks_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (stacks_ == MAP_FAILED) throw Error("no memory for the stacks of the host backend's fibers");
+    if (stacks_ == MAP_FAILED) {
+      stacks_ = nullptr;
+      throw Error("no memory for the stacks of " + std::to_string(count) + " fibers, which the host backend runs " +
+                  cta_->launch->kernel->symbol + " on");
+    }
     fibers_ = std::vector<Fiber>(count);
     for (size_t i = 0; i < count; ++i) {
       Fiber& fiber = fibers_[i];
@@ -101,7 +106,7 @@ class Fibers final : public Scheduler {
   // Hands over to the next thread that can run, in a fixed order; back to Run when none can.
   void Yield(size_t from) {
     std::vector<Thread>& threads = cta_->threads;
-    const bool failed = !threads[from].error.empty();
+    const bool failed = threads[from].has_failed;
     for (size_t step = 1; !failed && step <= threads.size(); ++step) {
       const size_t next = from + step < threads.size() ? from + step : from + step - threads.size();
       if (!Ready(threads[next])) continue;
@@ -112,13 +117,17 @@ class Fibers final : public Scheduler {
     }
     for (Thread& thread : threads) {
       if (failed || thread.done) continue;
-      thread.error = std::string(cta_->launch->kernel->symbol) + ": waits for ever at " + thread.waiting->operation +
-                     " (" + std::to_string(thread.waiting->arrived) + " of " +
-                     std::to_string(thread.waiting->expected) + " threads arrived); " + thread.Where();
+      char text[512];
+      std::snprintf(text, sizeof text,
+                    "%s: waits for ever at %s (%d of %d threads arrived); CTA %d of %u, thread %d (warp %d, lane %d)",
+                    cta_->launch->kernel->symbol, thread.waiting->operation, thread.waiting->arrived,
+                    thread.waiting->expected, cta_->block, cta_->launch->grid, thread.index, thread.index / kWarpSize,
+                    thread.lane);
+      thread.SetError(text);
       break;
     }
     // After an error the other fibers are left where they stand, on stacks that hold nothing to release.
-    if (failed || !cta_->FirstError().empty()) abandoned_ = true;
+    if (failed || cta_->HasFailed()) abandoned_ = true;
     if (_setjmp(fibers_[from].state) == 0) _longjmp(main_, 1);
   }
 

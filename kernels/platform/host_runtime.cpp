@@ -1,6 +1,7 @@
 // The host backend's entry points: the table of kernels, and a launch that runs the CTAs of a grid on a few OS threads.
 #include <algorithm>
 #include <atomic>
+#include <cstdio>
 #include <thread>
 
 #include "platform/host_cta.hpp"
@@ -13,7 +14,7 @@ std::vector<const KvitHostKernel*>& Kernels() {
   return kernels;
 }
 
-thread_local std::string last_error;
+thread_local char last_error[2048];  // no memory is needed to say that there is none
 
 // A CTA and its fibers, kept between launches: stacks are costly to make.
 struct Arena {
@@ -30,9 +31,13 @@ class Arenas {
     idle_.pop_back();
     return arena;
   }
-  void Give(std::unique_ptr<Arena> arena) {
+  void Give(std::unique_ptr<Arena> arena) noexcept {
     std::lock_guard lock(mutex_);
-    idle_.push_back(std::move(arena));
+    try {
+      idle_.push_back(std::move(arena));
+    } catch (const std::exception&) {
+      // No memory for the list: the next launch makes another arena.
+    }
   }
 
  private:
@@ -52,29 +57,49 @@ struct Grid {
   std::atomic<uint32_t> next = 0;
   std::atomic<bool> failed = false;
   std::mutex mutex;
-  uint32_t failed_block = UINT32_MAX;
+  uint32_t failed_block = UINT32_MAX;  // of the error that is reported
   std::string error;
+  bool has_no_memory = false;  // for that error
 
-  // CTAs are dealt out in order; the error reported is that of the lowest block, whoever ran it.
-  void Work() {
+  // CTAs are dealt out in order; the error reported is that of the lowest block, whoever ran it. A worker that cannot
+  // go on stops the launch.
+  void Work() noexcept {
+    uint32_t block = launch.grid;
+    try {
+      RunCtas(block);
+    } catch (const std::exception& e) {
+      Fail(std::min(block, launch.grid), e.what());
+    }
+  }
+
+  void Fail(uint32_t block, const char* what) noexcept {
+    failed = true;
+    next = launch.grid;
+    std::lock_guard lock(mutex);
+    if (block >= failed_block) return;
+    failed_block = block;
+    has_no_memory = false;
+    try {
+      error = what;
+    } catch (const std::exception&) {
+      error.clear();
+      has_no_memory = true;
+    }
+  }
+
+ private:
+  // `block` is the one that runs, or that would have been next.
+  void RunCtas(uint32_t& block) {
     std::unique_ptr<Arena> arena = IdleArenas().Take();
     std::unique_ptr<Scheduler> threads;
     if (launch.scheduler == KVIT_HOST_THREADS) threads = MakeThreads();
     arena->cta.scheduler = threads ? threads.get() : arena->fibers.get();
     arena->cta.launch_failed = &failed;
     arena->cta.Prepare(launch);
-    for (uint32_t block = next++; block < launch.grid; block = next++) {
+    for (block = next++; block < launch.grid; block = next++) {
       arena->cta.Start(int(block));
       arena->cta.scheduler->Run(arena->cta);
-      const std::string found = arena->cta.FirstError();
-      if (found.empty()) continue;
-      failed = true;
-      std::lock_guard lock(mutex);
-      if (block < failed_block) {
-        failed_block = block;
-        error = found;
-      }
-      next = launch.grid;
+      if (arena->cta.HasFailed()) Fail(block, arena->cta.FirstError().c_str());
     }
     IdleArenas().Give(std::move(arena));
   }
@@ -96,22 +121,24 @@ int32_t kvit_host_kernels(const KvitHostKernel* const** kernels) {
 
 int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   using namespace kvit::host;
+  Grid grid(*launch);
+  const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
+  const uint32_t workers = std::min(launch->workers > 0 ? uint32_t(launch->workers) : cores, launch->grid);
+  std::vector<std::thread> others;
   try {
-    Grid grid(*launch);
-    const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
-    const uint32_t workers = std::min(launch->workers > 0 ? uint32_t(launch->workers) : cores, launch->grid);
-    std::vector<std::thread> others;
+    others.reserve(workers);
     for (uint32_t i = 1; i < workers; ++i) others.emplace_back([&grid] { grid.Work(); });
-    grid.Work();
-    for (std::thread& other : others) other.join();
-    last_error = grid.error;
-  } catch (const std::exception& e) {
-    last_error = e.what();
+  } catch (const std::exception&) {
+    // No memory or no thread for another worker: those that are there do all the work.
   }
-  return last_error.empty() ? 0 : 1;
+  grid.Work();
+  for (std::thread& other : others) other.join();
+  if (grid.failed_block == UINT32_MAX) return 0;
+  std::snprintf(last_error, sizeof last_error, "%s", grid.has_no_memory ? kNoMemory : grid.error.c_str());
+  return 1;
 }
 
-const char* kvit_host_error(void) { return kvit::host::last_error.c_str(); }
+const char* kvit_host_error(void) { return kvit::host::last_error; }
 
 }  // extern "C"
 #pragma GCC visibility pop

@@ -14,15 +14,18 @@ class Threads final : public Scheduler {
  public:
   void Run(Cta& cta) override {
     stopped_ = false;
+    gate_ = kShut;
     std::vector<std::thread> threads;
-    for (Thread& thread : cta.threads) {
-      threads.emplace_back([this, &cta, &thread] {
-        Become(&thread);
-        cta.Body(thread);
-        if (!thread.error.empty()) stopped_ = true;
-        thread.done = true;
-      });
+    try {
+      threads.reserve(cta.threads.size());
+      for (Thread& thread : cta.threads) threads.emplace_back([this, &cta, &thread] { RunThread(cta, thread); });
+    } catch (const std::exception& e) {
+      Open(kGivenUp);
+      for (std::thread& thread : threads) thread.join();
+      throw Error("no " + std::to_string(cta.threads.size()) + " OS threads for a CTA of " +
+                  cta.launch->kernel->symbol + ": " + e.what());
     }
+    Open(kOpen);
     for (std::thread& thread : threads) thread.join();
   }
 
@@ -42,7 +45,7 @@ class Threads final : public Scheduler {
     const uint64_t generation = barrier.generation;
     const auto deadline = std::chrono::steady_clock::now() + kPatience;
     while (barrier.generation == generation) {
-      barrier.released.wait_for(lock, std::chrono::milliseconds(100));
+      barrier.released.wait_for(lock, std::chrono::milliseconds(20));
       if (barrier.generation != generation) break;
       if (stopped_) thread.Fail(std::string("stopped at ") + operation + " after another thread's error");
       if (std::chrono::steady_clock::now() > deadline) {
@@ -58,7 +61,24 @@ class Threads final : public Scheduler {
   }
 
  private:
+  enum Gate { kShut, kOpen, kGivenUp };
+
+  void RunThread(Cta& cta, Thread& thread) {
+    gate_.wait(kShut);
+    if (gate_ == kGivenUp) return;
+    Become(&thread);
+    cta.Body(thread);
+    if (thread.has_failed) stopped_ = true;
+    thread.done = true;
+  }
+
+  void Open(Gate gate) {
+    gate_ = gate;
+    gate_.notify_all();
+  }
+
   std::atomic<bool> stopped_ = false;
+  std::atomic<Gate> gate_ = kShut;  // open once all threads of the CTA are there
 };
 
 }  // namespace

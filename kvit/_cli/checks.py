@@ -135,17 +135,20 @@ def check_fork(trial: Trial) -> None:
 
 
 def check_merge(trial: Trial) -> None:
-    """The union of two attention results, empty ones among them, whose outputs are NaN."""
+    """The union of attention results, empty ones among them, whose outputs are NaN."""
     tokens, heads = trial.choose("tokens", (1, 3, 17)), trial.choose("query_heads", (1, 5, 8))
-    outs = trial.random(2, tokens, heads, trial.shape.head_dim)
-    lses = (4 * trial.rng.standard_normal((2, tokens, heads))).astype(np.float32)
+    parts = trial.choose("parts", (2, 1, 5, 19))
+    outs = trial.random(parts, tokens, heads, trial.shape.head_dim)
+    lses = (4 * trial.rng.standard_normal((parts, tokens, heads))).astype(np.float32)
     is_empty = trial.rng.integers(4, size=lses.shape) == 0
-    lses[is_empty], outs[is_empty] = -np.inf, np.nan
+    lses[is_empty], outs[is_empty] = trial.rng.choice([-np.inf, np.inf], is_empty.sum()), np.nan
     out, lse = trial.poisoned(outs[0].shape, trial.dtype), trial.poisoned(lses[0].shape, np.float32)
-    states = [trial.upload(part) for i in range(2) for part in (outs[i], lses[i])]
-    kvit.merge_states(*states, out=out, lse=lse)
-    state = reference.merge_states((outs[0], lses[0]), (outs[1], lses[1]))
-    bound = merge_bound(*np.nan_to_num(outs.astype(np.float64)), trial.dtype)
+    if trial.choose("parts are", ("a list", "stacked")) == "stacked":
+        kvit.merge_states(trial.upload(outs), trial.upload(lses), out=out, lse=lse)
+    else:
+        kvit.merge_states(*([trial.upload(part) for part in array] for array in (outs, lses)), out=out, lse=lse)
+    state = reference.merge_states(zip(outs, lses, strict=True))
+    bound = merge_bound(np.nan_to_num(outs.astype(np.float64)), trial.dtype)
     expect_close("out", out.numpy(), state.out, bound)
     expect_close("lse", lse.numpy(), state.lse, LSE_BOUND)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
@@ -32,10 +34,15 @@ def attention_bound(magnitude: NDArray, dtype: DTypeLike) -> NDArray:
     return 2.25 * _UNIT_ROUNDOFF[np.dtype(dtype).name] * magnitude
 
 
-def merge_bound(out_a: NDArray, out_b: NDArray, dtype: DTypeLike) -> NDArray:
-    """Largest |error| of merge_states: a mean in float32, a few roundings of 2**-24, rounded once to the dtype."""
-    largest = np.maximum(np.abs(np.asarray(out_a, np.float64)), np.abs(np.asarray(out_b, np.float64)))
-    return (_UNIT_ROUNDOFF[np.dtype(dtype).name] + 16 * _UNIT_ROUNDOFF["float32"]) * largest
+def merge_bound(outs: Sequence[NDArray], dtype: DTypeLike) -> NDArray:
+    """Largest |error| of merge_states: a mean in float32, rounded once to the dtype.
+
+    outs  of the parts; zeros where a part saw no key
+
+    Of float32's roundings there are a few of each weight, and two for each part: of the sums of weights and of values.
+    """
+    largest = np.max([np.abs(np.asarray(out, np.float64)) for out in outs], axis=0)
+    return (_UNIT_ROUNDOFF[np.dtype(dtype).name] + (12 + 2 * len(outs)) * _UNIT_ROUNDOFF["float32"]) * largest
 
 
 def expect_same(name: str, actual: NDArray, expected: NDArray) -> None:

@@ -12,10 +12,13 @@ from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.errors import LayoutError, ShapeError
 from kvit.layouts.views import CacheView, PageTable
+from kvit.ops import aliases
 from kvit.ops.faults import FaultRecord
 from kvit.ops.operation import Launch, rows_per_sequence
 from kvit.ops.rope import Rope
 from kvit.ops.transfer import Transfer, checked_rows, rows_like_each_other
+
+_READ = ("q", "k_bias", "v_bias", "q_bias", "prefix_lengths", "positions")  # besides k, v and the table
 
 
 class Append(Transfer):
@@ -80,7 +83,8 @@ class Append(Transfer):
                         sequences if absent. Where rows are stored does not depend on it
         q               [tokens, query_heads, head_dim] in the view's dtype: turned as k is, those of skipped tokens too
         q_bias          [query_heads, head_dim], as k_bias
-        q_out           like q, written; q itself, in place, if absent
+        q_out           like q, written; q itself, in place, if absent. Otherwise it lies apart from all that is read;
+                        so do the pages of the cache. Slices of one packed tensor lie apart. Overlap is refused
         stream          Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         Rows are biased and turned in float32 and rounded to the view's dtype before they are encoded: the cache holds
@@ -112,6 +116,12 @@ class Append(Transfer):
         if self._rope is not None:
             extras["rope"] = self._rope
         extras.update(self._rotated(k.shape[0], positions, q, q_bias, q_out, stream))
+        read = ("k", k), ("v", v), ("query_indptr", indptr), *((name, extras.get(name)) for name in _READ)
+        aliases.require_apart(
+            "q_out", extras.get("q_out"), *read, *aliases.numbers_of(table), *aliases.pools_of("view", view.packed),
+            same=("q",),
+        )  # fmt: skip
+        aliases.require_unwritten("view", view.packed, *read, *aliases.numbers_of(table))
         device = Device.of(self.device)
         fault = self.faults.buffer
         extras["graph"] = self._graph

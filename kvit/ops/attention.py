@@ -14,7 +14,7 @@ from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.errors import LayoutError, ShapeError
 from kvit.layouts.views import CacheView, PageTable
-from kvit.ops import explain
+from kvit.ops import aliases, explain
 from kvit.ops.faults import FaultRecord
 from kvit.ops.operation import Launch, Operation, rows_per_sequence
 from kvit.ops.plan import AttentionPlan, call_on, plan_attention
@@ -214,6 +214,9 @@ class Attention(Operation, AttentionCall):
         _checks.require_device(
             self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, query_indptr=indptr
         )
+        read = (("q", q), ("query_indptr", indptr), *aliases.numbers_of(table), *aliases.pools_of("view", view.packed))
+        aliases.require_apart("out", out, *read, same=("q",))
+        aliases.require_apart("lse", lse, ("out", out), *read)
         return q, out, lse, indptr, each
 
     def explain(

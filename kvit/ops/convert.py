@@ -13,6 +13,7 @@ from kvit.errors import DtypeError, ShapeError, refuse_copy
 from kvit.layouts import overlap
 from kvit.layouts.views import CacheView
 from kvit.layouts.vllm import Pages, VllmPages
+from kvit.ops import aliases
 from kvit.ops.convert_side import Side, places_of
 from kvit.ops.faults import FaultRecord
 from kvit.ops.page_lists import page_list, require_writable
@@ -67,7 +68,7 @@ class ConvertPages:
         """Convert page source_pages[i] of source into page target_pages[i] of target. Returns before the work is done.
 
         source_pages  int32 [count] page ids on the device, none twice; 0, 1, ... if absent
-        target_pages  the same, of target
+        target_pages  the same, of target. Both lists lie apart from the target
         stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         With neither list, all pages, of which both have as many. Of a page that is converted every row is, whether it
@@ -97,6 +98,7 @@ class ConvertPages:
             self.device, source=source.k, target=target.k, source_pages=pages[0], target_pages=pages[1]
         )
         self._check_overlap(source, target, _same_list(*pages))
+        aliases.require_unwritten("target", target.packed, *zip(("source_pages", "target_pages"), pages, strict=True))
         device, faults = Device.of(self.device), self.faults.buffer
         moved = [side for side in self._sides if side.kernel is None]
         for side in self._sides:

@@ -10,6 +10,7 @@ from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.layouts.views import CacheView
+from kvit.ops import aliases
 from kvit.ops.faults import FaultRecord
 from kvit.ops.operation import Operation
 from kvit.ops.page_lists import belongs_to_rows, page_list, require_writable
@@ -34,6 +35,7 @@ class CopyPages(Operation):
         """Copy page source[i] to page target[i]. Returns before the work is done.
 
         source, target  int32 [count] page ids on the device. Without chains, no page is in both, or twice in target
+                        All lists lie apart from the cache
         chains          int32 [chains + 1] on the device, where each chain of pairs begins. Pairs of a chain are copied
                         in order, so it may shift pages along; if its last source is its first target, it turns them
                         round. No page that a chain writes is in another chain
@@ -61,6 +63,8 @@ class CopyPages(Operation):
         require_writable("view", view)
         _checks.require_shape("target (like source)", target, count=source.shape[0])
         _checks.require_device(self.device, view=view.k, source=source, target=target, chains=chains)
+        lists = ("source", source), ("target", target), ("chains", chains)
+        aliases.require_unwritten("view", view.packed, *lists)
         data = tuple(
             codec.dtype.bytes_for(dim) for codec, dim in zip(view.codecs, (view.k_dim, view.v_dim), strict=True)
         )

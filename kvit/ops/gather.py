@@ -11,6 +11,7 @@ from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.dtypes import Dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
+from kvit.ops import aliases
 from kvit.ops.operation import rows_per_sequence
 from kvit.ops.transfer import Transfer, rows_like_each_other
 
@@ -42,7 +43,9 @@ class Gather(Transfer):
 
         table         PageTable: token j of a sequence's n rows comes from position length - n + j
         query_indptr  int32 [sequences + 1] on the device: where each sequence's rows begin; absent: all have as many
-        out           (k, v), sequence after sequence, in the view's dtype; written; any strides, dense channels
+        out           (k, v), sequence after sequence, in the view's dtype; written; any strides, dense channels. They
+                      lie apart from each other, as slices of one tensor do, from the cache and from the table; overlap
+                      is refused
         layout        of k and v. "NHD": [tokens, kv_heads, head_dim]; "HND": [kv_heads, tokens, head_dim]
         stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
@@ -64,6 +67,9 @@ class Gather(Transfer):
         _checks.require_writable("v", v)
         each, indptr = rows_per_sequence("k", k, table.num_sequences, query_indptr, stream)
         _checks.require_device(self.device, view=view.k, table=table.lengths, k=k, v=v, query_indptr=indptr)
+        read = (("query_indptr", indptr), *aliases.numbers_of(table), *aliases.pools_of("view", view.packed))
+        aliases.require_apart("k", k, ("v", v), *read)
+        aliases.require_apart("v", v, *read)
         device = Device.of(self.device)
         fault = self.faults.buffer
         row_ops.gather(

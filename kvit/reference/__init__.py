@@ -1,6 +1,6 @@
 """The definition of what kvit computes: numpy and the types of ml_dtypes only, float64 inside, written to be read."""
 
-from .attention import KeyRange, State, attention, merge_states, visible_keys
+from .attention import KeyRange, State, attention, merge_state, merge_states, visible_keys
 from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
@@ -31,6 +31,7 @@ __all__ = [
     "cosine_and_sine",
     "from_vllm",
     "gather",
+    "merge_state",
     "merge_states",
     "pack_int4",
     "paged_attention",

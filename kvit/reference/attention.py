@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -11,7 +12,7 @@ from .rounding import rounded
 
 
 class State(NamedTuple):
-    """What attention over a set of keys leaves behind: enough to add more keys later (merge_states)."""
+    """What attention over a set of keys leaves behind: enough to add more keys later (merge_state)."""
 
     out: NDArray[np.float64]  # [tokens, query_heads, head_dim] softmax-weighted mean of the values; zeros over no keys
     lse: NDArray[np.float64]  # [tokens, query_heads] natural log of the sum of exp(score); -inf over no keys
@@ -67,17 +68,27 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causal: bool = True, 
     return State(out, lse)
 
 
-def merge_states(a: State | tuple[ArrayLike, ArrayLike], b: State | tuple[ArrayLike, ArrayLike]) -> State:
-    """The state over the union of two disjoint sets of keys, from the states over each. Two empty ones stay empty.
+def merge_state(a: State | tuple[ArrayLike, ArrayLike], b: State | tuple[ArrayLike, ArrayLike]) -> State:
+    """The state over the union of two disjoint sets of keys, from the states over each: merge_states of both."""
+    return merge_states((a, b))
 
-    Flash-Decoding, Dao et al., 2023.
+
+def merge_states(states: Iterable[State | tuple[ArrayLike, ArrayLike]]) -> State:
+    """The state over the union of disjoint sets of keys, from the states (out, lse) over each: one or more.
+
+    An lse of -inf says that there were no keys, and so does +inf, as vLLM and FlashAttention write it. The state over
+    no keys at all is zeros and -inf. Flash-Decoding, Dao et al., 2023.
     """
-    (out_a, lse_a), (out_b, lse_b) = ((np.asarray(x).astype(np.float64) for x in state) for state in (a, b))
-    lse = np.logaddexp(lse_a, lse_b)
-    # Where both are -inf the union is empty: subtracting 0 instead of -inf keeps the weights at exp(-inf) = 0.
-    origin = np.where(np.isneginf(lse), 0.0, lse)
-    weight_a, weight_b = np.exp(lse_a - origin), np.exp(lse_b - origin)
-    # An empty side is left out, not weighted with zero, so that its output may hold anything.
-    part_a = np.where(weight_a[..., None] > 0, weight_a[..., None] * out_a, 0.0)
-    part_b = np.where(weight_b[..., None] > 0, weight_b[..., None] * out_b, 0.0)
-    return State(part_a + part_b, lse)
+    parts = [tuple(np.asarray(x).astype(np.float64) for x in state) for state in states]
+    outs, lses = (np.stack(arrays) for arrays in zip(*parts, strict=True))
+    lses = np.where(np.isposinf(lses), -np.inf, lses)
+    top = lses.max(axis=0)  # NaN where any is
+    # Over no keys the largest is -inf: subtracting 0 instead keeps the weights at exp(-inf) = 0.
+    weights = np.exp(lses - np.where(np.isneginf(top), 0.0, top))
+    total = weights.sum(axis=0)
+    with np.errstate(divide="ignore"):
+        lse = np.where(np.isneginf(top), 0.0, top) + np.log(total)
+    # An empty part is left out, not weighted with zero, so that its output may hold anything.
+    shares = weights / np.where(total == 0.0, 1.0, total)
+    out = np.where(weights[..., None] == 0.0, 0.0, shares[..., None] * outs).sum(axis=0)
+    return State(out, lse)

@@ -3,7 +3,7 @@
 What fits as it is goes straight to the kernel. All else goes to capi_python, whose checks say what is wrong with it:
 the questions of checks are never laxer than they are.
 """
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.attention_launch cimport pack_attention
@@ -15,9 +15,11 @@ from kvit._native.capi_tensor cimport is_stream
 from kvit._native.capi_view cimport ViewState, pack_fitting_table
 from kvit._native.checks cimport are_lse, are_rows, rows_of_each
 from kvit._native.driver_table cimport LaunchConfig
+from kvit._native.host cimport KvitSpan
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.launcher cimport launch_failed, launch_raw
 from kvit._native.module cimport Kernel
+from kvit._native.overlaps cimport Extent, are_same, cross, extent_at, meet, meets_itself
 from kvit._native.packed_cache cimport is_same_type
 from kvit._native.params cimport KvitAppendParams, KvitDecodeParams, KvitPageTable
 from kvit._native.row_ops cimport RowGrid, fits_grid, grid_for, pack_transfer
@@ -111,7 +113,10 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
             or not are_rows(q, op.type.device, op.dtype, -1, op.query_heads, op.type.k_dim, False)
             or not are_rows(out, op.type.device, op.dtype, q.shape[0], op.query_heads, op.type.v_dim, True)
             or not (lse == NULL or are_lse(lse, op.type.device, q.shape[0], op.query_heads))
-            or not pack_fitting_table(table, op.type.device, &packed)):
+            or not pack_fitting_table(table, op.type.device, &packed)
+            or not is_apart(out, view, table, query_indptr, True)
+            or not is_apart(lse, view, table, query_indptr, True)
+            or (meet(out, q) and not are_same(out, q)) or meet(lse, q) or meet(lse, out)):
         return UNFIT
     each = rows_of_each(q.shape[0], packed.num_sequences, query_indptr, op.type.device)
     if each < 0:
@@ -145,7 +150,10 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
     if (op.kind != kind or not is_for(op, view, stream) or (is_append and view.is_readonly)
             or not are_rows(k, op.type.device, op.dtype, -1, op.type.kv_heads, op.type.k_dim, not is_append)
             or not are_rows(v, op.type.device, op.dtype, k.shape[0], op.type.kv_heads, op.type.v_dim, not is_append)
-            or not pack_fitting_table(table, op.type.device, &packed)):
+            or not pack_fitting_table(table, op.type.device, &packed)
+            or not is_apart(k, view, table, query_indptr, not is_append)
+            or not is_apart(v, view, table, query_indptr, not is_append)
+            or (not is_append and meet(k, v))):
         return UNFIT
     each = rows_of_each(k.shape[0], packed.num_sequences, query_indptr, op.type.device)
     if each < 0 or not fits_grid(&op.shares, k.shape[0], k.shape[1]):
@@ -170,6 +178,31 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
 cdef bint is_for(const OpState *op, const ViewState *view, kvit_stream stream) noexcept nogil:
     """Whether the operation was made for such a view, and the stream can be one of its device."""
     return is_same_type(&view.type, &op.type) and is_stream(stream, op.type.device)
+
+
+cdef bint is_apart(const kvit_tensor *rows, const ViewState *view, const kvit_page_table *table,
+                   const kvit_tensor *query_indptr, bint is_written) noexcept nogil:
+    """Whether rows lie apart from the cache; those that are written from the table and from themselves, too."""
+    cdef Extent extent, other
+    cdef int i
+    if rows == NULL:
+        return True
+    extent = extent_at(rows)
+    for i in range(view.num_spans):
+        other = extent_of_span(&view.spans[i])
+        if cross(&extent, &other):
+            return False
+    return not is_written or not (
+        meets_itself(rows) or meet(rows, table.pages) or meet(rows, table.lengths) or meet(rows, table.indptr)
+        or meet(rows, query_indptr)
+    )
+
+
+cdef Extent extent_of_span(const KvitSpan *span) noexcept nogil:
+    cdef Extent extent
+    extent.low = <uintptr_t>span.base
+    extent.high = extent.low + <uintptr_t>span.bytes
+    return extent
 
 
 # What a launch on the host may touch.

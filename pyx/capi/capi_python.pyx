@@ -68,7 +68,7 @@ cdef int32_t merge(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvi
     cdef Tensor a
     try:
         a = to_tensor(out_a, "out_a")
-        kvit.merge_states(
+        kvit.merge_state(
             a, to_tensor(lse_a, "lse_a"), to_tensor(out_b, "out_b"), to_tensor(lse_b, "lse_b"),
             out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True), stream=to_stream(stream, device_id_of(a)),
         )

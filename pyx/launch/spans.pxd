@@ -7,13 +7,13 @@ from kvit._native.tensor cimport Tensor
 from kvit.capi cimport kvit_tensor
 
 cdef enum:
-    MAX_SPANS = 32
+    MAX_SPANS = 40         # a merge of 16 parts has 34
 
 
 # The memory that a launch on the host may touch; a GPU ignores it. Starts with count = 0.
 cdef struct Spans:
     int count
-    KvitSpan[32] items
+    KvitSpan[40] items
 
 # The bytes of a tensor.
 cdef KvitSpan span_of(const kvit_tensor *memory, bint is_written) noexcept nogil

@@ -4,11 +4,14 @@ from kvit._native.buffer cimport empty_buffer
 from kvit._native.checks cimport are_lse, are_rows
 from kvit._native.faults cimport HoldsFaults
 from kvit._native.import_array cimport as_tensor
-from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type
-from kvit._native.packed_table cimport HoldsTable, PackedTable
+from kvit._native.overlaps cimport are_same, meet, meets_itself
+from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type, meets_cache
+from kvit._native.packed_table cimport HoldsTable, PackedTable, meets_table
+from kvit._native.packers cimport memory_of
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport can_copy
+from kvit.capi cimport kvit_tensor
 
 
 cdef class AttentionCall:
@@ -36,9 +39,11 @@ cdef class AttentionCall:
                       already
         query_indptr  int32 [sequences + 1] on the device: where each sequence's rows of q begin; absent: all have as
                       many
-        out           like q, written in place; allocated if absent
+        out           like q, written in place; allocated if absent. It may be q itself, whose rows it then replaces
         lse           float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
         stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+
+        out and lse lie apart from each other and from all that is read, but for q; overlap is refused.
 
         Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf. A sequence
         that the table describes wrongly gives NaN, and check() says what is wrong. Rows that no sequence has, before
@@ -79,8 +84,25 @@ cdef class AttentionCall:
             return -1
         if lse is not None and not are_lse(&lse.memory, self.type.device, rows, self.query_heads):
             return -1
+        if not are_outputs_apart(q, out, lse, cache, packed, indptr):
+            return -1
         return self.fitting_each(rows, packed, indptr)
 
     cdef bint are_heads(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept:
         return are_rows(&rows.memory, self.type.device, self.query_dtype, tokens, self.query_heads, channels,
                         is_written)
+
+
+cdef bint are_outputs_apart(Tensor q, Tensor out, Tensor lse, PackedCache cache, PackedTable table,
+                            Tensor query_indptr) noexcept:
+    """Whether out and lse lie apart from each other, from themselves and from all that is read; out may be q."""
+    cdef const kvit_tensor *rows = memory_of(out)
+    cdef const kvit_tensor *sums = memory_of(lse)
+    cdef const kvit_tensor *indptr = memory_of(query_indptr)
+    if rows != NULL and (meets_itself(rows) or (meet(rows, &q.memory) and not are_same(rows, &q.memory))
+                         or meet(rows, indptr) or meets_cache(rows, cache) or meets_table(rows, table)):
+        return False
+    return sums == NULL or not (
+        meets_itself(sums) or meet(sums, rows) or meet(sums, &q.memory) or meet(sums, indptr)
+        or meets_cache(sums, cache) or meets_table(sums, table)
+    )

@@ -1,17 +1,20 @@
-# The union of two attention results over different keys: packed and launched.
+# The union of attention results over different keys: packed and launched.
 from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.selection.registry import KernelInfo
 
-def merge(
+MOST_PARTS: int
+
+def merge_list(
     entry: KernelInfo,
     device: Device,
-    a: Tensor,
-    lse_a: Tensor,
-    b: Tensor,
-    lse_b: Tensor,
+    outs: list[Tensor],
+    lses: list[Tensor],
     out: Tensor,
-    lse: Tensor | None,
+    lse: Tensor,
     stream: Stream | None,
+) -> None: ...
+def merge_stacked(
+    entry: KernelInfo, device: Device, outs: Tensor, lses: Tensor, out: Tensor, lse: Tensor, stream: Stream | None
 ) -> None: ...

@@ -4,11 +4,13 @@ from libc.string cimport memcmp
 
 from kvit._native.checks cimport DeviceId
 from kvit._native.context cimport Device
+from kvit._native.overlaps cimport Extent
 from kvit._native.params cimport KvitCache
 from kvit._native.spans cimport Spans
 from kvit._native.stream cimport Stream
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport Boxes, TensorMaps
+from kvit.capi cimport kvit_tensor
 
 
 # What calls that were made for one cache ask of another: shape, dtypes (enum KvitDtype), device.
@@ -34,6 +36,7 @@ cdef class PackedCache:
     cdef readonly Tensor v_params
     cdef readonly Tensor blocks
     cdef readonly tuple memory
+    cdef Extent[6] extents             # of k, v, k_params, v_params, blocks and all of `memory`
 
     # Makes the maps of boxes of at most `tokens`, for kernels on `device`.
     cdef int make_maps(self, Boxes boxes, Device device) except -1
@@ -43,6 +46,9 @@ cdef class PackedCache:
 cdef class HoldsCache:
     cdef public PackedCache packed
 
+
+# Whether these elements lie over the cache's memory; also where strides do not tell them apart. False for NULL.
+cdef bint meets_cache(const kvit_tensor *memory, PackedCache cache) noexcept
 
 # Lets a launch touch all of a cache, once its producers are done.
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_written) except -1

@@ -3,6 +3,8 @@ from libc.stdint cimport int16_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.checks cimport device_id_of
+from kvit._native.overlaps cimport cross, extent_at, meet
+from kvit._native.packers cimport memory_of
 from kvit._native.params cimport KvitPool
 from kvit._native.spans cimport use
 from kvit._native.tensor_map cimport MappedPool, describe_maps, make_tensor_maps
@@ -57,6 +59,7 @@ cdef class PackedCache:
         self.type.v_dim = v_dim
         self.blocks = blocks
         self.memory = memory
+        set_extents(self)
         if blocks is not None:
             self.value.blocks = <const void *const *>blocks.memory.data
             for pool in range(4):
@@ -101,6 +104,37 @@ cdef class HoldsCache:
 
     def __reduce_ex__(self, protocol):
         refuse_copy(self, "it stands for memory of its owner; make another of the same arrays")
+
+
+cdef void set_extents(PackedCache cache) noexcept:
+    cdef Extent piece
+    cdef Extent *all_pieces = &cache.extents[5]
+    for i, tensor in enumerate((cache.k, cache.v, cache.k_params, cache.v_params, cache.blocks)):
+        if tensor is not None:
+            cache.extents[i] = extent_at(&(<Tensor>tensor).memory)
+    for tensor in cache.memory:
+        piece = extent_at(&(<Tensor>tensor).memory)
+        if all_pieces.low == all_pieces.high:
+            all_pieces[0] = piece
+        elif piece.low != piece.high:
+            all_pieces.low = min(all_pieces.low, piece.low)
+            all_pieces.high = max(all_pieces.high, piece.high)
+
+
+cdef bint meets_cache(const kvit_tensor *memory, PackedCache cache) noexcept:
+    cdef Extent extent
+    cdef bint may_meet = False
+    if memory == NULL:
+        return False
+    extent = extent_at(memory)
+    for i in range(6):
+        may_meet = may_meet or cross(&extent, &cache.extents[i])
+    if not may_meet:
+        return False
+    for tensor in (cache.k, cache.v, cache.k_params, cache.v_params, cache.blocks, *cache.memory):
+        if meet(memory, memory_of(<Tensor>tensor)):
+            return True
+    return False
 
 
 cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writable) except -1:

@@ -3,6 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
+from kvit._native.overlaps cimport cross, extent_at, meet
 from kvit._native.packers cimport memory_of
 from kvit._native.spans cimport use
 
@@ -17,6 +18,10 @@ cdef class PackedTable:
         self.indptr = indptr
         self.lengths = lengths
         pack_table(&self.value, &pages.memory, memory_of(indptr), &lengths.memory)
+        self.extents[0] = extent_at(&pages.memory)
+        if indptr is not None:
+            self.extents[1] = extent_at(&indptr.memory)
+        self.extents[2] = extent_at(&lengths.memory)
 
 
 cdef class HoldsTable:
@@ -37,6 +42,18 @@ cdef void pack_table(KvitPageTable *table, const kvit_tensor *pages, const kvit_
         table.row_stride = pages.strides[0] // <int64_t>sizeof(int32_t)
     else:
         table.indptr = <const int32_t *>indptr.data
+
+
+cdef bint meets_table(const kvit_tensor *memory, PackedTable table) noexcept:
+    cdef Extent extent
+    if memory == NULL:
+        return False
+    extent = extent_at(memory)
+    if not (cross(&extent, &table.extents[0]) or cross(&extent, &table.extents[1])
+            or cross(&extent, &table.extents[2])):
+        return False
+    return (meet(memory, &table.pages.memory) or meet(memory, memory_of(table.indptr))
+            or meet(memory, &table.lengths.memory))
 
 
 cdef int use_table(Spans *spans, Stream stream, PackedTable table) except -1:

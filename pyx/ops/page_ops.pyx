@@ -13,8 +13,16 @@ from kvit._native.spans cimport Spans, use
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 
+from kvit.errors import ShapeError
+
 cdef enum:
     MOST_CTAS = 65536      # more than any GPU runs at once; kernels that take any grid go round
+    LARGEST_GRID = 0x7FFFFFFF
+    MOST_ROWS = 0x20000000  # of a page: kernels count twice as many, and a batch, in int32
+
+
+MOST_ITEMS = 2**62
+"""Tiles that the kernel counts in int64 without a wrap, whatever it adds for a CTA."""
 
 
 def copy_pages(tuple launches, Device device not None, PackedCache cache not None, Tensor source not None,
@@ -38,6 +46,12 @@ def copy_pages(tuple launches, Device device not None, PackedCache cache not Non
         params.chains = <const int32_t *>chains.memory.data
         params.num_chains = <int32_t>chains.memory.shape[0] - 1
     params.fault = <KvitFault *>fault.memory.data
+    ctas = int(params.num_chains) * cache.value.num_kv_heads
+    if ctas > LARGEST_GRID:
+        raise ShapeError(
+            f"{params.num_chains} pairs or chains of pages of {cache.value.num_kv_heads} KV heads are {ctas} CTAs, and "
+            f"a launch has at most {LARGEST_GRID}; copy them in several calls"
+        )
     if params.count != 0 and params.num_chains > 0:
         use_cache(&spans, on_stream, cache, True)
         use(&spans, on_stream, source, False)
@@ -49,8 +63,7 @@ def copy_pages(tuple launches, Device device not None, PackedCache cache not Non
         for entry, row_bytes in launches:
             for pool in range(4):
                 params.row_bytes[pool] = row_bytes[pool]
-            launch_ctas(entry, device, &params, <unsigned int>(params.num_chains * cache.value.num_kv_heads), on_stream,
-                        &spans)
+            launch_ctas(entry, device, &params, <unsigned int>ctas, on_stream, &spans)
     if after is not None:
         setattr(after[0], after[1], after[2])
 
@@ -67,7 +80,7 @@ def relayout(object entry, Device device not None, PackedCache source not None, 
     cdef Spans spans
     cdef Stream on_stream = stream_of(stream, device)
     cdef int64_t tokens = entry.facts["tile_tokens"]
-    cdef int64_t tiles = (source.value.page_size + tokens - 1) // tokens
+    tiles = (source.value.page_size + tokens - 1) // tokens  # a Python number, as what it is multiplied with
     memset(&params, 0, sizeof(params))
     spans.count = 0
     params.source = source.value
@@ -83,7 +96,13 @@ def relayout(object entry, Device device not None, PackedCache source not None, 
     if params.count == 0:
         return
     use_both(&spans, on_stream, source, target, source_pages, target_pages, fault)
-    launch_ctas(entry, device, &params, most_ctas(params.count * source.value.num_kv_heads * tiles), on_stream, &spans)
+    items = tiles * params.count * source.value.num_kv_heads
+    if items > MOST_ITEMS:
+        raise ShapeError(
+            f"{params.count} pages of {source.value.num_kv_heads} KV heads are {items} tiles of {tokens} tokens, and "
+            f"one call moves at most {MOST_ITEMS}; move them in several calls"
+        )
+    launch_ctas(entry, device, &params, <unsigned int>min(items, MOST_CTAS), on_stream, &spans)
 
 
 def requantise(object entry, Device device not None, PackedCache source not None, PackedCache target not None,
@@ -100,6 +119,11 @@ def requantise(object entry, Device device not None, PackedCache source not None
     cdef int64_t vec8s = (source.value.k_dim if side == 0 else source.value.v_dim) // 8
     cdef int64_t batch = <int64_t>entry.threads // vec8s * <int64_t>entry.facts["passes"]
     cdef int64_t parts = 1 if is_in_order else (rows + batch - 1) // batch
+    if rows > MOST_ROWS:
+        raise ShapeError(
+            f"a page of {source.value.page_size} tokens and {source.value.num_kv_heads} KV heads has {rows} rows; "
+            f"codecs are changed in pages of at most {MOST_ROWS}"
+        )
     memset(&params, 0, sizeof(params))
     spans.count = 0
     params.source = source.value
@@ -111,7 +135,7 @@ def requantise(object entry, Device device not None, PackedCache source not None
     params.side = side
     if params.count == 0:
         return
-    params.parts = <int32_t>max(1, min(parts, 0x7FFFFFFF // params.count))
+    params.parts = <int32_t>max(1, min(parts, LARGEST_GRID // params.count))
     params.in_order = is_in_order
     use_both(&spans, on_stream, source, target, source_pages, target_pages, fault)
     launch_ctas(entry, device, &params, <unsigned int>(params.parts * params.count), on_stream, &spans)
@@ -122,10 +146,6 @@ cdef int launch_ctas(object entry, Device device, const void *params, unsigned i
     cdef Kernel kernel = load_kernel(entry, device)
     cdef LaunchConfig config = kernel.config_of(ctas)
     return launch(kernel, &config, params, stream, spans)
-
-
-cdef unsigned int most_ctas(int64_t items) noexcept:
-    return <unsigned int>min(items, MOST_CTAS)
 
 
 cdef int32_t count_of(PackedCache source, Tensor source_pages, Tensor target_pages) noexcept:

@@ -111,13 +111,18 @@ cdef extern from "abi/params.h":
         int32_t num_query_heads
         int32_t passes
 
+    enum:
+        KVIT_MERGE_PARTS
+
     ctypedef struct KvitMergeParams:
-        KvitRows a
-        KvitRows b
+        KvitRows[16] places
+        KvitLse[16] lses
         KvitRows out
-        KvitLse lse_a
-        KvitLse lse_b
         KvitLse lse
+        int64_t part_stride
+        int64_t lse_part_stride
+        int32_t num_parts
+        int32_t is_stacked
         int32_t num_tokens
         int32_t num_heads
         int32_t head_dim

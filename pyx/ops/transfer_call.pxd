@@ -5,6 +5,7 @@ from kvit._native.cache_call cimport CacheCall
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
 from kvit._native.packed_cache cimport PackedCache
+from kvit._native.packed_table cimport PackedTable
 from kvit._native.row_ops cimport WarpShares
 from kvit._native.tensor cimport Tensor
 
@@ -17,4 +18,5 @@ cdef class TransferCall(CacheCall):
     cdef bint into_pages               # append; else gather
 
     cdef bint fits(self, Tensor k, Tensor v, PackedCache cache) noexcept
+    cdef bint are_apart(self, Tensor rows, PackedCache cache, PackedTable table, Tensor query_indptr) noexcept
     cdef bint are_transferred(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept

@@ -5,8 +5,10 @@ from kvit._native.faults cimport HoldsFaults
 from kvit._native.import_array cimport as_tensor
 from kvit._native.kernel_graph cimport graph_of
 from kvit._native.module cimport load_kernel
-from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type
-from kvit._native.packed_table cimport HoldsTable, PackedTable
+from kvit._native.overlaps cimport cross, meet, meets_itself
+from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type, meets_cache
+from kvit._native.packed_table cimport HoldsTable, PackedTable, meets_table
+from kvit._native.packers cimport memory_of
 from kvit._native.row_ops cimport PackedRope, fits_grid, move_rows, shares_of
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
@@ -51,6 +53,13 @@ cdef class TransferCall:
         cdef PackedTable packed = (<HoldsTable>table).packed
         if cache is None or packed is None or not self.fits(k_rows, v_rows, cache):
             return False
+        if not (self.are_apart(k_rows, cache, packed, indptr) and self.are_apart(v_rows, cache, packed, indptr)):
+            return False
+        if self.into_pages:
+            if may_lie_in(packed, cache) or meets_cache(memory_of(indptr), cache):
+                return False
+        elif meet(&k_rows.memory, &v_rows.memory):
+            return False
         each = self.fitting_each(k_rows.memory.shape[0], packed, indptr)
         if each < 0 or not fits_grid(&self.shares, k_rows.memory.shape[0], self.type.kv_heads):
             return False
@@ -72,9 +81,27 @@ cdef class TransferCall:
             or is_locked_pair(cache.v_params, cache.type.dtype)
         )
 
+    cdef bint are_apart(self, Tensor rows, PackedCache cache, PackedTable table, Tensor query_indptr) noexcept:
+        """Whether rows lie apart from the cache; those that are written from all else that is read, too."""
+        if meets_cache(&rows.memory, cache):
+            return False
+        return self.into_pages or not (
+            meets_itself(&rows.memory) or meets_table(&rows.memory, table)
+            or meet(&rows.memory, memory_of(query_indptr))
+        )
+
     cdef bint are_transferred(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept:
         return are_rows(&rows.memory, self.type.device, self.type.dtype, tokens, self.type.kv_heads, channels,
                         is_written)
+
+
+cdef bint may_lie_in(PackedTable table, PackedCache cache) noexcept:
+    """Whether numbers of the table may lie in the cache: between the lowest byte of a pool and its highest."""
+    for i in range(3):
+        for j in range(6):
+            if cross(&table.extents[i], &cache.extents[j]):
+                return True
+    return False
 
 
 cdef bint is_locked_pair(Tensor params, int dtype) noexcept:

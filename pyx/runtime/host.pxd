@@ -50,6 +50,7 @@ cdef extern from "platform/host_api.h":
         int32_t num_spans
         int32_t scheduler
         int32_t workers
+        uint32_t seed
 
 # The kernel of that name. Raises HostBackendError where the library is not built or has no such kernel.
 cdef const KvitHostKernel *host_kernel(str symbol) except NULL

@@ -7,5 +7,6 @@ def configure(
     scheduler: Literal["fibers", "threads"] | None = None,
     workers: int | None = None,
     library: str | PathLike[str] | None = None,
+    seed: int | None = None,
 ) -> dict[str, Any]: ...
 def kernels() -> list[str]: ...

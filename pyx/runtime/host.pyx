@@ -24,6 +24,7 @@ cdef str library_path = None               # set by configure; None: the one tha
 cdef str scheduler_name = "fibers"
 cdef int scheduler_code = KVIT_HOST_FIBERS
 cdef int num_workers = 0
+cdef uint32_t guess_seed = 0
 
 
 cdef int do_launch(const void *arguments) noexcept nogil:
@@ -88,6 +89,7 @@ cdef int host_run(const KvitHostKernel *kernel, const void *params, uint32_t gri
     call.num_spans = num_spans
     call.scheduler = scheduler_code
     call.workers = num_workers
+    call.seed = guess_seed
     recording = host_stream.enter(stream)
     status = do_launch(&call) if recording == NULL else host_stream.record(recording, do_launch, copy_of(&call))
     host_stream.leave(stream)
@@ -118,28 +120,34 @@ cdef int host_failed(const KvitHostKernel *kernel, uint32_t grid) except -1:
     raise HostBackendError(f"{kernel.symbol.decode()}, grid {grid}: {error_function().decode()}")
 
 
-def configure(*, scheduler=None, workers=None, library=None) -> dict:
+def configure(*, scheduler=None, workers=None, library=None, seed=None) -> dict:
     """Choose how the host backend runs kernels. What is not given stays.
 
     scheduler  "fibers" (deterministic, fast) or "threads" (one OS thread per CUDA thread, for ThreadSanitizer)
     workers    OS threads that run CTAs side by side; 0: as many as there are cores
     library    path of a libkvit_host.so to load instead of the installed one; before the first kernel is looked up
+    seed       0 to 2**32 - 1: which old values a kernel finds where it looks before the launch in front has ended. No
+               result depends on it; a test that tries many seeds shows that
 
     Returns the settings as they were, in the form that configure takes.
-    Raises HostBackendError for an unknown scheduler, a negative count, or a library that comes too late.
+    Raises HostBackendError for an unknown scheduler, a count or a seed out of range, or a library that comes too late.
     """
-    global scheduler_name, scheduler_code, num_workers, library_path
-    before = {"scheduler": scheduler_name, "workers": num_workers, "library": library_path}
+    global scheduler_name, scheduler_code, num_workers, library_path, guess_seed
+    before = {"scheduler": scheduler_name, "workers": num_workers, "library": library_path, "seed": guess_seed}
     if scheduler is not None and scheduler not in _SCHEDULERS:
         raise HostBackendError(f"scheduler is {scheduler!r}; choose from {', '.join(_SCHEDULERS)}")
     if workers is not None and workers < 0:
         raise HostBackendError(f"workers is {workers}; give a number of threads, or 0 for one per core")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise HostBackendError(f"seed is {seed}; give 0 to {2**32 - 1}")
     if library is not None and kernel_addresses is not None and os.fspath(library) != library_path:
         raise HostBackendError("the host backend is loaded already; choose its library before the first kernel runs")
     if scheduler is not None:
         scheduler_name, scheduler_code = scheduler, _SCHEDULERS[scheduler]
     if workers is not None:
         num_workers = workers
+    if seed is not None:
+        guess_seed = seed
     if library is not None:
         library_path = os.fspath(library)
     return before

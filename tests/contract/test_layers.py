@@ -43,7 +43,7 @@ CYTHON = [
     ("ops", {"cache_call"}),
     ("ops", {"attention_launch", "merge", "page_ops", "row_ops"}),
     ("ops", {"faults", "packed_cache", "packed_table"}),
-    ("ops", {"checks", "packers"}),
+    ("ops", {"checks", "overlaps", "packers"}),
     ("ops", {"params"}),
     ("launch", {"launcher", "tensor_map"}),
     ("launch", {"kernel_graph", "spans"}),

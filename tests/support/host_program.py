@@ -43,7 +43,7 @@ int main(int, char** argv) {{
   const KvitHostKernel* const* kernels;
   kvit_host_kernels(&kernels);
   constexpr int kSpans = sizeof spans / sizeof spans[0];
-  const KvitHostLaunch launch = {{kernels[0], &params, spans, {grid}, kSpans, std::atoi(argv[1]), 0}};
+  const KvitHostLaunch launch = {{kernels[0], &params, spans, {grid}, kSpans, std::atoi(argv[1]), 0, {seed}}};
   if (kvit_host_launch(&launch) != 0) {{
     std::printf("error: %s\\n", kvit_host_error());
     return 1;
@@ -86,13 +86,11 @@ class HostPrograms:
         spans: str = ALL_MEMORY,
         includes: str = "",
         overlaps: int = 0,
+        seed: int = 0,
     ) -> Outcome:
         """Run `body` (the inside of a kernel's Run, in namespace kvit) on every thread of the grid."""
         source = MAIN.format(**{k: v for k, v in locals().items() if k not in ("self", "scheduler", "sanitize")})
-        flags = ["-fsanitize=thread", "-g"] if sanitize else []
-        self._count += 1
-        program = self._folder / f"case_{self._count}"
-        self._compile(["-x", "c++", "-", "-x", "none", *self._backend(flags), "-o", str(program)], flags, source)
+        program = self.build(source, ["-fsanitize=thread", "-g"] if sanitize else [])
         # Without address randomisation: ThreadSanitizer of GCC 12 does not start under the widest one of newer kernels.
         command = ["setarch", "-R", str(program)] if sanitize else [str(program)]
         done = subprocess.run([*command, SCHEDULERS[scheduler]], capture_output=True, text=True, timeout=300)
@@ -100,6 +98,13 @@ class HostPrograms:
         assert race or done.returncode in (0, 1), f"exit status {done.returncode}: {done.stdout}{done.stderr}"
         error = done.stdout.removeprefix("error: ").strip() if done.stdout.startswith("error: ") else ""
         return Outcome(b"" if error else bytes(int(word) for word in done.stdout.split()), error, race)
+
+    def build(self, source: str, flags: list[str]) -> Path:
+        """A program of this source and the backend."""
+        self._count += 1
+        program = self._folder / f"case_{self._count}"
+        self._compile(["-x", "c++", "-", "-x", "none", *self._backend(flags), "-o", str(program)], flags, source)
+        return program
 
     def _backend(self, flags: list[str]) -> list[str]:
         objects = []

@@ -238,3 +238,20 @@ def test_the_error_reported_is_that_of_the_lowest_cta(programs):
     # CTAs run side by side: whichever fails first, the report is the same.
     code = "if (BlockIndex() >= 2) LoadShared<float>(shared + 4096);"
     assert "CTA 2 of 8" in programs.run(code, grid=8).error
+
+
+def test_seeds_make_up_other_guesses(programs):
+    body = """
+    const auto* numbers = reinterpret_cast<const int32_t*>(params.input);
+    const int32_t found = LoadSpeculative(numbers + ThreadIndex());
+    GridDependencySync();
+    StoreGlobal(params.output + 4 * ThreadIndex(), found - LoadGlobal<int32_t>(numbers + ThreadIndex()));
+"""
+    spans = "{input, kBytes, 0, 1}, {output, kBytes, 1, 0}"
+    outcomes = [programs.run(body, output_bytes=128, overlaps=1, spans=spans, seed=seed) for seed in range(3)]
+    found = [np.frombuffer(outcome.output, np.int32) for outcome in outcomes]
+    assert len({values.tobytes() for values in found}) == 3
+    for values in found:
+        assert 4 < (values == 0).sum() < 28  # about half of 32
+    everything = np.concatenate(found)
+    assert (everything == 1).any() and (everything == -1).any() and (np.abs(everything.astype(np.int64)) > 1).any()

@@ -1,4 +1,4 @@
-"""kvit.Attention on raw buffers, and merge_states: against the reference, and what they refuse."""
+"""kvit.Attention on raw buffers: against the reference, and what they refuse."""
 
 import math
 

@@ -146,7 +146,7 @@ def test_gather_and_merge_are_captured(rng, device):
     k, v = (kvit.Buffer.empty((40, 2, 64), "bfloat16", device, stream) for _ in range(2))
     with kvit.Graph.capture(stream) as graph:
         op(q, case.view, case.page_table, out=out, lse=lse, stream=stream)
-        kvit.merge_states(out, lse, out, lse, out=merged, lse=merged_lse, stream=stream)
+        kvit.merge_state(out, lse, out, lse, out=merged, lse=merged_lse, stream=stream)
         gather(case.view, case.page_table, out=(k, v), stream=stream)
     graph.launch()
     expected_k, expected_v, _ = reference.gather(case.cache, case.table)

@@ -75,7 +75,7 @@ def test_merging_the_states_of_two_halves_gives_the_state_of_the_whole(first, se
     a = reference.attention(q, k[:first], v[:first], causal=False)
     b = reference.attention(q, k[first:], v[first:], causal=False)
     whole = reference.attention(q, k, v, causal=False)
-    for merged in (reference.merge_states(a, b), reference.merge_states(b, a)):
+    for merged in (reference.merge_state(a, b), reference.merge_state(b, a)):
         assert_allclose(merged.out, whole.out, **EXACT)
         assert_allclose(merged.lse, whole.lse, **EXACT)
 
@@ -83,8 +83,8 @@ def test_merging_the_states_of_two_halves_gives_the_state_of_the_whole(first, se
 def test_merge_leaves_out_the_output_of_an_empty_side(rng):
     a = reference.State(np.full((1, 1, 4), np.nan), np.full((1, 1), -np.inf))
     b = reference.State(rows(rng, 1, 1, 4), np.zeros((1, 1)))
-    assert_array_equal(reference.merge_states(a, b).out, b.out)
-    assert_array_equal(reference.merge_states(a, a).out, 0)
+    assert_array_equal(reference.merge_state(a, b).out, b.out)
+    assert_array_equal(reference.merge_state(a, a).out, 0)
 
 
 def scattered(rng, lengths, page_size, layout="NHD", kv_heads=2, head_dim=4, spare=3):

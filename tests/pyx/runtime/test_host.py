@@ -31,7 +31,11 @@ def test_settings_stay_until_they_are_changed(settings):
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"scheduler": "green"}, "choose from fibers, threads"), ({"workers": -1}, "0 for one per core")],
+    [
+        ({"scheduler": "green"}, "choose from fibers, threads"),
+        ({"workers": -1}, "0 for one per core"),
+        ({"seed": 2**32}, "give 0 to 4294967295"),
+    ],
 )
 def test_a_wrong_setting_is_refused_and_changes_nothing(settings, wrong, words):
     with pytest.raises(HostBackendError, match=words):
