@@ -124,8 +124,7 @@ def number(name: str, given: Any) -> float:
 
 
 def require_counts(**counts: Any) -> tuple[int, ...]:
-    """The counts as ints. Raises ShapeError unless there are at least one of each, and no more than kernels can count.
-    """
+    """The counts as ints. Raises ShapeError unless each is at least one, and no more than kernels can count."""
     found = tuple(whole(name, count) for name, count in counts.items())
     for name, count in zip(counts, found, strict=True):
         if not 1 <= count <= MOST:

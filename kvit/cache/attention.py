@@ -46,7 +46,9 @@ def attention(
     q = _checks.tensor("q", q, None, stream)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
     given = out, lse
-    out, lse = (None if x is None else _checks.tensor(name, x, None, stream) for name, x in (("out", out), ("lse", lse)))
+    out, lse = (
+        None if x is None else _checks.tensor(name, x, None, stream) for name, x in (("out", out), ("lse", lse))
+    )
     seqs = list(seqs)
     counts = counts_of("q", q.shape[0], len(seqs), new_tokens)
     # From here on no code of the caller runs, which might change a sequence.

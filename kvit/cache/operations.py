@@ -1,4 +1,4 @@
-"""The operations of kvit.attention's calls on one cache: made by the first call of a kind, kept while they are in use."""
+"""The operations of kvit.attention's calls on one cache: made by the first of a kind, kept while in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many sequences own each page of a cache, what growing would take of them, and how pages would move to the front."""
+"""How many sequences own each page of a cache, what growing takes of them, and how pages move to the front."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from kvit.cache.batch import SentTables, counts_of, new_table, numbers_of
 from kvit.cache.operations import CachedOperations
 from kvit.cache.page_owners import chains_of
 from kvit.cache.page_pool import PagePool
-from kvit.cache.sequence import Sequence, outside
+from kvit.cache.sequence import Sequence
 from kvit.cache.storage import new_pools, upload
 from kvit.errors import ShapeError, refuse_copy
 from kvit.layouts.parameters import compute_dtype
@@ -120,7 +120,7 @@ class PagedCache:
 
     def sequence(self) -> Sequence:
         """A new sequence without tokens; it takes pages as it grows."""
-        found = outside(self)
+        found = Sequence.outside(self)
         self.pool.add(found.number)
         return found
 
@@ -255,7 +255,10 @@ class PagedCache:
         self._use(requantised(self.view, (k, v), tuple(scales), self.pool.used(), self._faults, stream))
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
-        """The page table of sequences as they are now, to attend to `view`: the caller's own. Raises SequenceFreed, ShapeError."""
+        """The page table of sequences as they are now, to attend to `view`. It is the caller's own, to write in too.
+
+        Raises SequenceFreed, ShapeError.
+        """
         seqs, stream = list(seqs), Stream.wrap(stream, self.device)
         of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
         return new_table(of_each, [0] * len(of_each), stream)[0]

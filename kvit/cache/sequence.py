@@ -35,6 +35,17 @@ class Sequence:
         """Refuse: two of one number would free its pages twice."""
         raise TypeError(f"{cls.__name__}() makes no sequence; cache.sequence() does, and sequence.fork() another")
 
+    @classmethod
+    def outside(cls, cache: TakesTokens) -> Sequence:
+        """A sequence that is not in the cache's pool yet: the pool puts it there, under its number, in one step.
+
+        Until then it is as good as freed, and if it goes before, nothing is left of it.
+        """
+        found = object.__new__(cls)
+        found._cache = cache
+        found._number = cache.pool.new_number(found)
+        return found
+
     @property
     def cache(self) -> Any:  # a PagedCache, which stands above this module
         """The PagedCache that holds the tokens; it lives as long as the sequence."""
@@ -69,7 +80,7 @@ class Sequence:
         Then a last page that is only part full is copied for the one that grows first (copy-on-write). Raises
         SequenceFreed.
         """
-        fork = outside(self._cache)
+        fork = Sequence.outside(self._cache)
         self._cache.pool.fork(self._number, fork.number)
         return fork
 
@@ -89,14 +100,3 @@ class Sequence:
 
     def __repr__(self) -> str:
         return "<Sequence freed>" if self.is_freed else f"<Sequence of {len(self)} tokens in {len(self.pages)} pages>"
-
-
-def outside(cache: TakesTokens) -> Sequence:
-    """A sequence that is not in the cache's pool yet: the pool puts it there, under its number, in one step.
-
-    Until then it is as good as freed, and if it goes before, nothing is left of it.
-    """
-    found = object.__new__(Sequence)
-    found._cache = cache
-    found._number = cache.pool.new_number(found)
-    return found

@@ -58,7 +58,7 @@ def copy_pages(tuple launches, Device device not None, PackedCache cache not Non
         use(&spans, on_stream, target, False)
         use(&spans, on_stream, chains, False)
         use(&spans, on_stream, fault, True)
-        for entry, row_bytes in launches:
+        for entry, _ in launches:
             load_kernel(entry, device)  # all that can be missing, before anything is moved
         for entry, row_bytes in launches:
             for pool in range(4):

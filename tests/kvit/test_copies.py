@@ -47,7 +47,9 @@ def owners():
         "ConvertPages": kvit.ConvertPages(view, vllm),
         "CacheView": view,
         "VllmPages": vllm,
-        "TurboMindBlocks": kvit.TurboMindBlocks(np.zeros((4, 1 << 16), np.uint8), page_size=16, kv_heads=2, head_dim=64),
+        "TurboMindBlocks": kvit.TurboMindBlocks(
+            np.zeros((4, 1 << 16), np.uint8), page_size=16, kv_heads=2, head_dim=64
+        ),
         "PageTable": kvit.PageTable(np.zeros((1, 2), np.int32), lengths=lengths),
         "FaultRecord": kvit.Append(view).faults,
     }
@@ -66,7 +68,11 @@ def test_an_owner_is_neither_copied_nor_pickled(name, copied):
 
 def test_a_sequence_is_made_by_its_cache_alone():
     sequence = owners()["Sequence"]
-    for make in (kvit.Sequence, lambda *a: kvit.Sequence.__new__(kvit.Sequence, *a), type("Mine", (kvit.Sequence,), {})):
+    for make in (
+        kvit.Sequence,
+        lambda *a: kvit.Sequence.__new__(kvit.Sequence, *a),
+        type("Mine", (kvit.Sequence,), {}),
+    ):
         with pytest.raises(TypeError, match=r"cache.sequence\(\) does, and sequence.fork\(\) another"):
             make(sequence.cache, sequence.number)
     for name in ("number", "cache"):

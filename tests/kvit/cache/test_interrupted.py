@@ -56,8 +56,6 @@ def grew(given, *seqs):
     return has_grown
 
 
-
-
 @pytest.mark.parametrize("names", [("first",), ("second",), ("second", "third"), ("first", "second", "third")], ids=str)
 def test_an_append_is_whole_or_has_not_been(names):
     def seqs(given):

@@ -85,9 +85,7 @@ def test_tokens_that_a_scale_appends_are_stored_anew_too(given):
     def append():
         given.first.append(*given.new)
 
-    given.cache.requantise(
-        k="float8_e4m3", v="float8_e4m3", k_scale=Producer(np.ones((), np.float32), append)
-    )
+    given.cache.requantise(k="float8_e4m3", v="float8_e4m3", k_scale=Producer(np.ones((), np.float32), append))
     k, _ = held(given.cache, [given.first])
     expected = np.concatenate([given.rows[0][0], given.new[0]])
     np.testing.assert_allclose(k.astype(np.float32), expected, atol=0.13, rtol=0.07)

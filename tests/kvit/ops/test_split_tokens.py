@@ -301,7 +301,7 @@ def test_splits_of_no_whole_number_of_tiles_are_refused(rng, tokens, nearest):
     view = make_case(rng, [4]).view
     with pytest.raises(kvit.ShapeError, match=f"split_tokens is {tokens}; .* tiles .* have 128 tokens.* do: {nearest}"):
         kvit.Attention(view, 8, kernel={"copies": "cp_async"}, split_tokens=tokens)
-    with pytest.raises(TypeError):
+    with pytest.raises(kvit.ShapeError, match="split_tokens is 128.0; it must be a whole number"):
         kvit.Attention(view, 8, split_tokens=128.0)
 
 

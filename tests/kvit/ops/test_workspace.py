@@ -48,7 +48,9 @@ def workers(request):
 def test_a_call_after_one_that_failed_gives_what_it_would_have_given(rng, workers, split_tokens):
     blocks = Blocks(rng)
     op = kvit.Attention(blocks.view, 8, split_tokens=split_tokens)
-    expected = np.asarray(kvit.Attention(blocks.view, 8, split_tokens=split_tokens)(blocks.q, blocks.view, blocks.table))
+    expected = np.asarray(
+        kvit.Attention(blocks.view, 8, split_tokens=split_tokens)(blocks.q, blocks.view, blocks.table)
+    )
     for page in range(0, blocks.count, 5):
         restore = blocks.lead_astray(page)
         with pytest.raises(kvit.HostBackendError, match="outside the memory of this launch"):
@@ -87,7 +89,11 @@ def read_only(size):
         (kvit.LayoutError, "workspace is read-only", read_only),
         (kvit.LayoutError, "workspace has strides .-1. bytes; it must be one block", lambda size: aligned(size)[::-1]),
         (kvit.LayoutError, "workspace has strides .2. bytes", lambda size: aligned(2 * size)[::2]),
-        (kvit.LayoutError, "workspace begins at .*; it must begin at a multiple of", lambda size: aligned(size + 8)[8:]),
+        (
+            kvit.LayoutError,
+            "workspace begins at .*; it must begin at a multiple of",
+            lambda size: aligned(size + 8)[8:],
+        ),
         (kvit.ShapeError, "workspace has 64 bytes and this operation needs", lambda size: aligned(64)),
         (kvit.DeviceError, "workspace is on cuda:0, the call on host", lambda size: on_gpu((size,), "uint8")),
         (kvit.DtypeError, "is no tensor", lambda size: "workspace"),
