@@ -1,5 +1,6 @@
 """kernels/transfer/row_finder.cuh: every row of a call finds its sequence, its place in it and its page, or why not."""
 
+import copy
 from dataclasses import dataclass
 
 import numpy as np
@@ -114,7 +115,13 @@ FIND = """
         guess(found);
         for (int other = 0; other < {calls}; ++other) {{
           each(other, [&](const auto& others, const Sizes& its) {{
-            if (row < its.total && its.page_size == sizes.page_size) guess(others.Find(row));
+            if (row >= its.total || its.page_size != sizes.page_size) return;
+            FoundPlace early = others.Find(row);
+            for (int by : {{0, 1, 6}}) {{  // in all where it is, one behind, and seven
+              early.token.position += by;
+              early.slot.slot = early.token.position / sizes.page_size;
+              if (early.token.position >= 0) guess(early);
+            }}
           }});
         }}
         for (int field = 0; field < 4; ++field) {{
@@ -221,23 +228,23 @@ def test_more_sequences_than_a_square_of_lanes(rng, host_programs):
 
 @pytest.mark.parametrize("ragged", [False, True], ids=["dense", "ragged"])
 def test_wrong_tables_and_offsets_are_named_and_never_confirmed(rng, host_programs, ragged):
-    def wrong_call(change):
-        call = random_call(rng, 6, 4, ragged=ragged)
-        change(call)
+    # All beside the right call, whose places are guesses for the wrong ones. Its third sequence fills its pages.
+    right = random_call(rng, 6, 4, ragged=ragged)
+    room = 4 * (right.page_indptr[3] - right.page_indptr[2] if ragged else right.pages.shape[1])
+    right.lengths[2] = room
+
+    def wrong_call(name, at, value):
+        call = copy.deepcopy(right)
+        getattr(call, name).reshape(-1)[at] = value
         return call
 
-    def put(name, at, value):
-        def change(call):
-            getattr(call, name).reshape(-1)[at] = value
-
-        return change
-
-    changes = [put("lengths", 2, value) for value in (-1, -(2**31), 2**31 - 1, 10**6)]
-    changes += [put("pages", at, value) for at in (0, 3) for value in (-1, NUM_PAGES, 2**31 - 1, -(2**31))]
-    changes += [put("indptr", at, value) for at in (0, 3, 6) for value in (-1, 0, 10**6, 2**31 - 1, -(2**31))]
+    extremes = (-1, 10**6, 2**31 - 1, -(2**31))
+    calls = [right, *(wrong_call("lengths", 2, value) for value in (*extremes, room + 1, room + 7))]
+    calls += [wrong_call("pages", at, value) for at in (0, 3) for value in (*extremes, NUM_PAGES)]
+    calls += [wrong_call("indptr", at, value) for at in (0, 3, 6) for value in (*extremes, 0)]
     if ragged:
-        changes += [put("page_indptr", at, value) for at in (0, 3, 6) for value in (-1, 10**6, 2**31 - 1, -(2**31))]
-    calls = [random_call(rng, 6, 4, ragged=ragged), *map(wrong_call, changes)]
+        calls += [wrong_call("page_indptr", at, value) for at in (0, 3, 6) for value in extremes]
+        calls += [wrong_call("page_indptr", 3, right.page_indptr[3] + by) for by in (-1, 1)]
     found, wrong, _ = find(host_programs, calls)
     for call, rows in zip(calls, found, strict=True):
         assert_found(call, rows)
