@@ -175,7 +175,7 @@ class PagedCache:
         layout: Layout = "NHD",
         stream: Any = None,
     ) -> tuple[Any, Any, Buffer]:
-        """The tokens of sequences, end to end and decoded, in dense memory. With a rope, k comes turned, as it is stored.
+        """The tokens of sequences, end to end and decoded, in dense memory. With a rope, k comes turned, as stored.
 
         seqs    sequences of this cache, any number of times each
         out     (k, v) in the cache's dtype and on its device, a row for each token, written in place; any strides,

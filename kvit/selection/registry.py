@@ -70,7 +70,6 @@ class KernelInfo(NamedTuple):
             )
         return found
 
-
     def overlaps(self, compute_capability: tuple[int, int]) -> bool:
         """Whether a launch on this GPU may begin before the one in front has ended.
 

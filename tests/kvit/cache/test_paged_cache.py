@@ -146,7 +146,7 @@ def test_the_bytes_of_a_cache_are_those_of_its_pages():
 
 @pytest.mark.parametrize("codec", [None, "int8"])
 def test_rows_that_gather_returned_are_stored_again_as_they_are(rng, device, codec):
-    # In a cache with a rope, K comes back turned: appended with rotate=False it keeps its bits, turned again it does not.
+    # In a cache with a rope, K comes back turned: with rotate=False it keeps its bits, turned again it does not.
     cache = new_cache(device, 12, 16, k=codec, v=codec, rope=kvit.Rope(64))
     a, b, c = (cache.sequence() for _ in range(3))
     k, v = (to_device(rows, device) for rows in new_tokens(rng, 37))
