@@ -4,10 +4,9 @@ from kvit._native.buffer cimport empty_buffer
 from kvit._native.checks cimport are_lse, are_rows
 from kvit._native.faults cimport HoldsFaults
 from kvit._native.import_array cimport as_tensor
-from kvit._native.overlaps cimport are_same, meet, meets_itself
-from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type, meets_cache
-from kvit._native.packed_table cimport HoldsTable, PackedTable, meets_table
-from kvit._native.packers cimport memory_of
+from kvit._native.overlaps cimport Extent, are_same, cross, extent_at, may_meet_itself, meet, meets_itself
+from kvit._native.packed_cache cimport HoldsCache, PackedCache, crosses_cache, is_same_type, meets_cache
+from kvit._native.packed_table cimport HoldsTable, PackedTable, crosses_table, meets_table
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport can_copy
@@ -95,14 +94,37 @@ cdef class AttentionCall:
 
 cdef bint are_outputs_apart(Tensor q, Tensor out, Tensor lse, PackedCache cache, PackedTable table,
                             Tensor query_indptr) noexcept:
-    """Whether out and lse lie apart from each other, from themselves and from all that is read; out may be q."""
-    cdef const kvit_tensor *rows = memory_of(out)
-    cdef const kvit_tensor *sums = memory_of(lse)
-    cdef const kvit_tensor *indptr = memory_of(query_indptr)
-    if rows != NULL and (meets_itself(rows) or (meet(rows, &q.memory) and not are_same(rows, &q.memory))
-                         or meet(rows, indptr) or meets_cache(rows, cache) or meets_table(rows, table)):
+    """Whether out and lse lie apart from each other, from themselves and from all that is read; out may be q.
+
+    Addresses are compared first, which is all that most calls need.
+    """
+    cdef Extent rows
+    cdef Extent sums = Extent(0, 0)
+    cdef Extent queries = extent_at(&q.memory)
+    cdef Extent numbers = Extent(0, 0)
+    if query_indptr is not None:
+        numbers = extent_at(&query_indptr.memory)
+    if lse is not None:
+        sums = extent_at(&lse.memory)
+        if may_meet_itself(&lse.memory) and meets_itself(&lse.memory):
+            return False
+        if (cross(&sums, &queries) and meet(&lse.memory, &q.memory)) or cross(&sums, &numbers):
+            return False
+        if is_read(&sums, &lse.memory, cache, table):
+            return False
+    if out is None:
+        return True
+    rows = extent_at(&out.memory)
+    if may_meet_itself(&out.memory) and meets_itself(&out.memory):
         return False
-    return sums == NULL or not (
-        meets_itself(sums) or meet(sums, rows) or meet(sums, &q.memory) or meet(sums, indptr)
-        or meets_cache(sums, cache) or meets_table(sums, table)
-    )
+    if cross(&rows, &queries) and not are_same(&out.memory, &q.memory) and meet(&out.memory, &q.memory):
+        return False
+    if cross(&rows, &numbers) or (cross(&rows, &sums) and meet(&out.memory, &lse.memory)):
+        return False
+    return not is_read(&rows, &out.memory, cache, table)
+
+
+cdef bint is_read(const Extent *extent, const kvit_tensor *memory, PackedCache cache, PackedTable table) noexcept:
+    """Whether elements lie over the cache or over the table."""
+    return ((crosses_cache(extent, cache) and meets_cache(memory, cache))
+            or (crosses_table(extent, table) and meets_table(memory, table)))

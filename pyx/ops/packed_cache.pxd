@@ -4,7 +4,7 @@ from libc.string cimport memcmp
 
 from kvit._native.checks cimport DeviceId
 from kvit._native.context cimport Device
-from kvit._native.overlaps cimport Extent
+from kvit._native.overlaps cimport Extent, cross
 from kvit._native.params cimport KvitCache
 from kvit._native.spans cimport Spans
 from kvit._native.stream cimport Stream
@@ -46,6 +46,14 @@ cdef class PackedCache:
 cdef class HoldsCache:
     cdef public PackedCache packed
 
+
+# Whether an extent crosses the cache's memory: what does not, does not lie over it.
+cdef inline bint crosses_cache(const Extent *extent, PackedCache cache) noexcept:
+    cdef int i
+    for i in range(6):
+        if cross(extent, &cache.extents[i]):
+            return True
+    return False
 
 # Whether these elements lie over the cache's memory; also where strides do not tell them apart. False for NULL.
 cdef bint meets_cache(const kvit_tensor *memory, PackedCache cache) noexcept

@@ -3,7 +3,7 @@ from libc.stdint cimport int16_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.checks cimport device_id_of
-from kvit._native.overlaps cimport cross, extent_at, meet
+from kvit._native.overlaps cimport extent_at, meet
 from kvit._native.packers cimport memory_of
 from kvit._native.params cimport KvitPool
 from kvit._native.spans cimport use
@@ -123,13 +123,10 @@ cdef void set_extents(PackedCache cache) noexcept:
 
 cdef bint meets_cache(const kvit_tensor *memory, PackedCache cache) noexcept:
     cdef Extent extent
-    cdef bint may_meet = False
     if memory == NULL:
         return False
     extent = extent_at(memory)
-    for i in range(6):
-        may_meet = may_meet or cross(&extent, &cache.extents[i])
-    if not may_meet:
+    if not crosses_cache(&extent, cache):
         return False
     for tensor in (cache.k, cache.v, cache.k_params, cache.v_params, cache.blocks, *cache.memory):
         if meet(memory, memory_of(<Tensor>tensor)):

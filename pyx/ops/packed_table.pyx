@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
-from kvit._native.overlaps cimport cross, extent_at, meet
+from kvit._native.overlaps cimport extent_at, meet
 from kvit._native.packers cimport memory_of
 from kvit._native.spans cimport use
 
@@ -49,8 +49,7 @@ cdef bint meets_table(const kvit_tensor *memory, PackedTable table) noexcept:
     if memory == NULL:
         return False
     extent = extent_at(memory)
-    if not (cross(&extent, &table.extents[0]) or cross(&extent, &table.extents[1])
-            or cross(&extent, &table.extents[2])):
+    if not crosses_table(&extent, table):
         return False
     return (meet(memory, &table.pages.memory) or meet(memory, memory_of(table.indptr))
             or meet(memory, &table.lengths.memory))

@@ -5,7 +5,7 @@ from kvit._native.faults cimport HoldsFaults
 from kvit._native.import_array cimport as_tensor
 from kvit._native.kernel_graph cimport graph_of
 from kvit._native.module cimport load_kernel
-from kvit._native.overlaps cimport cross, meet, meets_itself
+from kvit._native.overlaps cimport cross, may_meet_itself, meet, meets_itself
 from kvit._native.packed_cache cimport HoldsCache, PackedCache, is_same_type, meets_cache
 from kvit._native.packed_table cimport HoldsTable, PackedTable, meets_table
 from kvit._native.packers cimport memory_of
@@ -86,7 +86,7 @@ cdef class TransferCall:
         if meets_cache(&rows.memory, cache):
             return False
         return self.into_pages or not (
-            meets_itself(&rows.memory) or meets_table(&rows.memory, table)
+            (may_meet_itself(&rows.memory) and meets_itself(&rows.memory)) or meets_table(&rows.memory, table)
             or meet(&rows.memory, memory_of(query_indptr))
         )
 
