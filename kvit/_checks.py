@@ -105,6 +105,21 @@ def require_layout(layout: Any) -> None:
         )
 
 
+def instance(name: str, given: Any, kind: type, wanted: str) -> None:
+    """Raise TypeError, which says what to give, unless `given` is of this class."""
+    if not isinstance(given, kind):
+        raise TypeError(f"{name} is a {type(given).__name__}; give {wanted}")
+
+
+def listed(name: str, given: Any, wanted: str) -> list[Any]:
+    """`given` as a list. Raises TypeError, which says what to give, for what cannot be gone through."""
+    try:
+        items = iter(given)
+    except TypeError:
+        raise TypeError(f"{name} is a {type(given).__name__}; give {wanted}") from None
+    return list(items)
+
+
 def whole(name: str, number: Any) -> int:
     """`number` as an int, numpy's whole numbers of any width too. Raises ShapeError for floats, text and the like."""
     try:

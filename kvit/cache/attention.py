@@ -9,7 +9,7 @@ from kvit import _checks
 from kvit._native.buffer import Buffer
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.cache.batch import counts_of, numbers_of
+from kvit.cache.batch import counts_of, listed, numbers_of
 from kvit.cache.paged_cache import PagedCache
 from kvit.cache.sequence import Sequence
 
@@ -42,6 +42,7 @@ def attention(
     Raises ShapeError, DtypeError, DeviceError, LayoutError, SequenceFreed, KernelMissing; nothing is launched then.
     Defined by kvit.reference.paged_attention.
     """
+    _checks.instance("cache", cache, PagedCache, "a kvit.PagedCache (Attention takes views)")
     stream = Stream.wrap(stream, cache.device)
     q = _checks.tensor("q", q, None, stream)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
@@ -49,7 +50,7 @@ def attention(
     out, lse = (
         None if x is None else _checks.tensor(name, x, None, stream) for name, x in (("out", out), ("lse", lse))
     )
-    seqs = list(seqs)
+    seqs = listed(seqs)
     counts = counts_of("q", q.shape[0], len(seqs), new_tokens)
     # From here on no code of the caller runs, which might change a sequence.
     numbers = numbers_of(cache.pool, seqs)

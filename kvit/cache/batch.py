@@ -15,6 +15,11 @@ from kvit.errors import ShapeError
 from kvit.layouts.views import PageTable
 
 
+def listed(seqs: Iterable[Sequence]) -> list[Sequence]:
+    """The sequences of a call, whose order the caller's code may make up as it goes. Raises TypeError."""
+    return _checks.listed("seqs", seqs, "a list of sequences from cache.sequence()")
+
+
 def numbers_of(pool: PagePool, seqs: Iterable[Sequence], distinct: bool = False) -> list[int]:
     """The numbers of the sequences in the pool, after a check that they are live, of this pool, and different if they
     must be.
@@ -48,7 +53,8 @@ def counts_of(name: str, tokens: int, num_sequences: int, new_tokens: Iterable[i
                 "each sequence, if they differ"
             )
         return [each] * num_sequences
-    counts = [_checks.whole(f"new_tokens[{i}]", count) for i, count in enumerate(new_tokens)]
+    given = _checks.listed("new_tokens", new_tokens, "a number for each sequence")
+    counts = [_checks.whole(f"new_tokens[{i}]", count) for i, count in enumerate(given)]
     if len(counts) != num_sequences or min(counts, default=0) < 0 or sum(counts) != tokens:
         raise ShapeError(
             f"new_tokens are {counts}; they must be one number of tokens for each of the {num_sequences} sequences, "

@@ -10,7 +10,7 @@ from kvit import _checks, codecs, dtypes
 from kvit._native.buffer import Buffer
 from kvit._native.context import Device
 from kvit._native.stream import Stream
-from kvit.cache.batch import SentTables, counts_of, new_table, numbers_of
+from kvit.cache.batch import SentTables, counts_of, listed, new_table, numbers_of
 from kvit.cache.operations import CachedOperations
 from kvit.cache.page_owners import chains_of
 from kvit.cache.page_pool import PagePool
@@ -152,7 +152,7 @@ class PagedCache:
         Defined by kvit.reference.append.
         """
         # All that may run the caller's code comes first; from numbers_of on, nobody else changes a sequence.
-        seqs = list(seqs)
+        seqs = listed(seqs)
         stream = Stream.wrap(stream, self.device)
         k, v = rows_like_each_other(k, v, self.view, stream)
         q, q_out = (None if rows is None else _checks.tensor("q", rows, None, stream) for rows in (q, q_out))
@@ -189,7 +189,7 @@ class PagedCache:
         launched then. Defined by kvit.reference.gather.
         """
         _checks.require_layout(layout)
-        seqs, stream = list(seqs), Stream.wrap(stream, self.device)
+        seqs, stream = listed(seqs), Stream.wrap(stream, self.device)
         if out is not None:
             out = pair_of(out)
             rows = [_checks.tensor(name, given, self.dtype, stream) for name, given in zip("kv", out, strict=True)]
@@ -259,7 +259,7 @@ class PagedCache:
 
         Raises SequenceFreed, ShapeError.
         """
-        seqs, stream = list(seqs), Stream.wrap(stream, self.device)
+        seqs, stream = listed(seqs), Stream.wrap(stream, self.device)
         of_each = self.pool.pages_of_all(numbers_of(self.pool, seqs))
         return new_table(of_each, [0] * len(of_each), stream)[0]
 

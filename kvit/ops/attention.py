@@ -32,7 +32,9 @@ class Attention(Operation, AttentionCall):
     scale                of the scores, before exp; head_dim ** -0.5 if absent
     causal               query i of the n new tokens of a sequence sees its keys up to length - n + i; else all of them
     tokens_per_sequence  how many new tokens a sequence usually has: a hint for the choice of the kernel, nothing more
-    workspace            the `workspace` of another Attention to share; calls that share one must not run side by side
+    workspace            the `workspace` of another Attention to share, or as many bytes, all zero; calls that share one
+                         must not run side by side. A launch that fails on the host leaves it zero; one that fails on a
+                         GPU loses the context, and the operation with it
     kernel               symbol of the kernel to use, or some of its axes, {"rows": 16}; the cheapest for the view and
                          the GPU if absent. `explain` shows the candidates
     split_tokens         cuts every head of every sequence at multiples of so many tokens, a multiple of the kernel's

@@ -62,6 +62,7 @@ class Gather(Transfer):
             return
         stream = Stream.wrap(stream, self.device)
         self._check_view(view)
+        _checks.instance("table", table, PageTable, "a kvit.PageTable")
         k, v = rows_like_each_other(k, v, view, stream)
         _checks.require_writable("k", k)
         _checks.require_writable("v", v)

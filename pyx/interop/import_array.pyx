@@ -60,6 +60,7 @@ _MUTABLE = frozenset(("cupy", "numba", "numpy", "paddle", "torch"))
 
 _TAKES = "give a kvit.Buffer, a numpy array, or an object with DLPack, __cuda_array_interface__ or the buffer protocol"
 
+cdef object plain_array = None             # numpy.ndarray, once one was seen
 cdef dict mutable_types = {}               # type of DLPack producers -> whether their memory may be written
 cdef dict numpy_codes = {}                 # numpy dtype -> KvitDtype: numpy works out a dtype's name anew at every call
 
@@ -97,8 +98,8 @@ cdef Tensor from_numpy(object source):
     code = numpy_codes.get(dtype)
     if code is None:
         code = numpy_codes[dtype] = code_of(dtype)
-    if type(source).__name__ != "ndarray" and getattr(source, "mask", None) is not None:
-        raise LayoutError("the array has a mask; kvit reads plain arrays: give array.filled(value)")
+    if type(source) is not plain_array:
+        refuse_mask(source)
     if code == KVIT_U4:
         raise LayoutError(
             "numpy holds uint4 one per byte, kvit two; use Buffer.from_numpy, or give packed uint8 with dtype='uint4'"
@@ -110,6 +111,16 @@ cdef Tensor from_numpy(object source):
     lay_out(tensor, code, tuple([interface.shape[i] for i in range(interface.ndim)]),
             tuple([interface.strides[i] for i in range(interface.ndim)]))
     return tensor
+
+
+cdef int refuse_mask(object source) except -1:
+    """Raise LayoutError for an array with a mask; remember numpy's own class, whose arrays have none."""
+    global plain_array
+    if type(source).__module__ == "numpy" and type(source).__name__ == "ndarray":
+        plain_array = type(source)
+    elif getattr(source, "mask", None) is not None:
+        raise LayoutError("the array has a mask; kvit reads plain arrays: give array.filled(value)")
+    return 0
 
 
 cdef object code_of(object dtype):

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import kvit
 from kvit import dtypes
 from kvit.dtypes import DTYPES, dtype_of, numpy_dtype
 from kvit.errors import DtypeError
@@ -80,3 +81,30 @@ print([name for name in ("numpy", "ml_dtypes") if name in sys.modules])
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (result.stdout.strip(), result.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("name", ["float16", "float32", "int32", "uint8", "bfloat16", "float8_e5m2"])
+def test_a_dtype_is_numpys_of_the_same_name(name):
+    dtype = dtype_of(name)
+    theirs = numpy_dtype(dtype)
+    assert dtype == theirs and dtype == theirs.type and dtype == name and np.dtype(dtype) == theirs
+    assert dtype in {dtype_of(name)} and hash(dtype) == hash(name)
+
+
+@pytest.mark.parametrize("other", [np.dtype("complex64"), np.float64, "float17", None, 5, object(), float])
+def test_a_dtype_is_nothing_else(other):
+    assert dtype_of("float16") != other
+
+
+@pytest.mark.parametrize(("dtype", "itemsize"), [("float16", 2), ("float32", 4), ("uint8", 1), ("float8_e5m2", 1)])
+def test_a_buffer_counts_as_numpy_does(dtype, itemsize):
+    buffer = kvit.Buffer.empty((2, 3, 4), dtype, "host")
+    array = np.asarray(buffer)
+    assert (buffer.ndim, buffer.size, buffer.itemsize) == (array.ndim, array.size, array.itemsize) == (3, 24, itemsize)
+
+
+def test_elements_of_half_a_byte_have_no_size_of_their_own():
+    buffer = kvit.Buffer.empty((2, 4), "uint4", "host")
+    assert (buffer.ndim, buffer.size, buffer.nbytes) == (2, 8, 4)
+    with pytest.raises(AttributeError, match="half a byte; nbytes tells the bytes of all"):
+        buffer.itemsize  # noqa: B018
