@@ -76,8 +76,8 @@ def test_its_barriers_order_all_accesses(host_programs):
 
 
 def test_a_consumer_that_does_not_wait_is_seen(host_programs):
-    # That the tests above can fail. (Without WaitFree they end too: the ring's parities no longer fit, and warps wait for
-    # ever, which takes the host minutes to say.)
+    # That the tests above can fail. Without WaitFree they fail too, but the ring's parities no longer fit then, and
+    # warps wait for ever, which takes the host minutes to say.
     outcome = run(host_programs, "fibers", wait_full="")
     assert not outcome.error
     assert np.frombuffer(outcome.output, np.int32).any()
