@@ -6,6 +6,7 @@
 
 #include "attention/key_product.cuh"
 #include "attention/value_product.cuh"
+#include "attention/value_weight.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
 
@@ -37,14 +38,10 @@ class WarpAttention {
   KVIT_DEVICE void Begin(Address&& address, float scale_log2) {
     keys_.LoadQueries(address, scale_log2);
     values_.Clear();
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        base_[n][j] = kNoBase;
-        sum_[n][j] = zero_[n][j] = 0.0f;
-      }
-    }
+    ForEachRow([&](int n, int j) {
+      base_[n][j] = kNoBase;
+      sum_[n][j] = zero_[n][j] = 0.0f;
+    });
   }
 
   /// Makes every output of this row tile NaN.
@@ -106,6 +103,7 @@ class WarpAttention {
           sum_[n][j] += ShuffleXor(sum_[n][j], mask);
           if constexpr (kHasZero) zero_[n][j] += ShuffleXor(zero_[n][j], mask);
         }
+        if constexpr (ValueCodec::kScaled) Normalise(n, j);
       }
     }
   }
@@ -129,11 +127,21 @@ class WarpAttention {
   // A base follows a step's largest weight where that is so many times the last one, in log2 units: a little more than
   // what makes a step look, so that a row's base depends on the row alone, and not on others that made the step look.
   static constexpr float kLeastRise = 8.01f;
-  // What a token counts as in a base: its scale, but never so small that p, which is 1 / scale then, or p z overflows.
-  static constexpr float kLeastScale = 0x1p-104f, kLeastOfZero = 0x1p-64f;
   static constexpr float kNoBase = -0x1p120f;  // any weight relative to it is infinite, or 0 where hidden
 
   using Scores = float[kBlocks][kRowTiles][4];
+  // V's scales alone may have brought bases far apart: whoever joins parts shall see the weights of their keys. So a
+  // power of two moves from a large or small sum into the base.
+  KVIT_DEVICE void Normalise(int n, int j) {
+    const int exponent = int(BitCast<uint32_t>(sum_[n][j]) >> 23) - 127;
+    if (exponent < -126 || exponent > 127 || (-60 <= exponent && exponent <= 60)) return;  // 0, infinite, NaN; usual
+    const float down = BitCast<float>(uint32_t(127 - exponent) << 23);
+    base_[n][j] += float(exponent);
+    sum_[n][j] *= down;
+    if constexpr (kHasZero) zero_[n][j] *= down;
+    values_.Rescale(n, j, down);
+  }
+
   // What a step makes of its scores.
   struct Weights {
     uint32_t of_product[kBlocks][kRowTiles][2];   // w: B fragments of P^T
@@ -210,18 +218,18 @@ class WarpAttention {
     });
   }
 
-  // The largest w of this lane.
+  // The largest w of this lane; infinite where a base would follow something else than a w.
   template <class OfValue>
   KVIT_DEVICE float Weigh(const Scores& score, OfValue&& of_value, Weights& weights) const {
-    float top = 0.0f;
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
-    }
+    float top = 0.0f, slack = INFINITY;
+    ForEachRow([&](int n, int j) { weights.sum[n][j] = weights.zero[n][j] = 0.0f; });
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       const ScaleZero v[2] = {of_value(b, 0), of_value(b, 1)};
+      if constexpr (ValueCodec::kScaled) {
+        KVIT_UNROLL
+        for (int t = 0; t < 2; ++t) slack = fminf(slack, ValueWeight<ValueCodec>::Slack(v[t]));
+      }
       KVIT_UNROLL
       for (int n = 0; n < kRowTiles; ++n) {
         float w[4];
@@ -238,7 +246,7 @@ class WarpAttention {
         weights.of_product[b][n][1] = TransposeMatrix(Pack2<typename Values::Weight>(w[2], w[3]));
       }
     }
-    return top;
+    return ValueCodec::kScaled && slack < ValueWeight<ValueCodec>::kLeastScale ? INFINITY : top;
   }
 
   // Brings the rows' bases up to the largest w of a step, those that it is far above.
@@ -250,7 +258,7 @@ class WarpAttention {
     for (int b = 0; b < kBlocks; ++b) {
       KVIT_UNROLL
       for (int t = 0; t < 2; ++t) {
-        const float of_scale = ValueCodec::kScaled ? Log2(ScaleInBase(of_value(b, t))) : 0.0f;
+        const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(of_value(b, t))) : 0.0f;
         ForEachRow([&](int n, int j) {
           base[n][j] = fmaxf(base[n][j], fmaf(score[b][n][j + 2 * t], keys_.Scale(n, j), of_scale));
         });
@@ -261,16 +269,16 @@ class WarpAttention {
       for (int mask = 4; mask < 32; mask *= 2) base[n][j] = fmaxf(base[n][j], ShuffleXor(base[n][j], mask));
       if (!is_first && base[n][j] <= base_[n][j] + kLeastRise) base[n][j] = base_[n][j];
       const float rescale = Exp2(base_[n][j] - base[n][j]);
-      sum_[n][j] *= rescale;
-      if constexpr (kHasZero) zero_[n][j] *= rescale;
+      if constexpr (ValueCodec::kScaled) {  // by halves: a p of 2^104 may meet a factor that no float holds
+        const float half = Exp2((base_[n][j] - base[n][j]) * 0.5f);
+        sum_[n][j] = sum_[n][j] * half * half;
+        if constexpr (kHasZero) zero_[n][j] = zero_[n][j] * half * half;
+      } else {
+        sum_[n][j] *= rescale;
+      }
       values_.Rescale(n, j, rescale);
       base_[n][j] = base[n][j];
     });
-  }
-
-  static KVIT_DEVICE float ScaleInBase(const ScaleZero& v) {
-    const float scale = fmaxf(fabsf(v.scale), kLeastScale);
-    return kHasZero ? fmaxf(scale, fabsf(v.zero) * kLeastOfZero) : scale;
   }
 
   Score score_;

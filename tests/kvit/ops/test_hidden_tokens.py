@@ -267,7 +267,6 @@ def test_a_maximum_that_rises_in_one_row_changes_no_row_of_another_token(rng, de
     hidden.assert_alone(hidden.cache, hidden.attend(hidden.cache), range(NEW))
 
 
-@pytest.mark.xfail(strict=True, reason="a base follows the least scales of V in steps where they alone ask for none")
 @pytest.mark.parametrize(("pair", "copies"), [(pair, "cp_async") for pair in ("i8", "i4")])
 def test_nor_where_rows_of_v_are_constant(rng, device, pair, copies):
     # A base then follows the zeros of V, which a step of small scales does not look at by itself.

@@ -73,10 +73,6 @@ def fails(*case, because):
     return pytest.param(*case, marks=pytest.mark.xfail(strict=True, reason=because))
 
 
-OVERFLOW = "a step looks at weights times scales alone, and does not see weights of 2^104 that meet a zero of V"
-FLUSHED = "the scales of V alone bring parts more than 2^126 apart, and the smaller one is lost"
-
-
 @pytest.mark.parametrize("size", [1e-30, 1e-20, 1.0, 1e12, 1e30, 1e36])
 @EVERY_INTEGER
 def test_integers_of_values_of_any_size(rng, device, codec, copies, size):
@@ -97,10 +93,10 @@ def test_constant_rows_of_any_value(rng, device, codec, copies, value):
         (0.0, 5.0),
         (0.0, -1000.0),
         (2.0**28, 0.0),
-        fails(0.0, 2.0**20, because=OVERFLOW),
-        fails(0.0, 2.0**28, because=OVERFLOW),
-        fails(1e-30, -(2.0**28), because=OVERFLOW),
-        fails(2.0**120, 0.0, because=FLUSHED),
+        (0.0, 2.0**20),
+        (0.0, 2.0**28),
+        (1e-30, -(2.0**28)),
+        (2.0**120, 0.0),
     ],
 )
 @EVERY_INTEGER
@@ -109,7 +105,7 @@ def test_constant_rows_behind_constant_rows(rng, device, codec, copies, first, r
     values.check(rng, steps(values, first, rest))
 
 
-@pytest.mark.parametrize("size", [1.0, 1e9, fails(1e20, because=FLUSHED), fails(1e36, because=FLUSHED)])
+@pytest.mark.parametrize("size", [1.0, 1e9, 1e20, 1e36])
 @EVERY_INTEGER
 def test_zeros_behind_rows_of_any_size(rng, device, codec, copies, size):
     values = Values(codec, copies, device=device)
@@ -117,9 +113,7 @@ def test_zeros_behind_rows_of_any_size(rng, device, codec, copies, size):
     values.check(rng, np.where(steps(values, True, False), v, 0.0))
 
 
-@pytest.mark.parametrize(
-    "rises", [(-60.0, 20.0, 50.0), fails((58.0, 60.0, 62.0, 64.0), because=OVERFLOW), (80.0, 120.0)]
-)
+@pytest.mark.parametrize("rises", [(-60.0, 20.0, 50.0), (58.0, 60.0, 62.0, 64.0), (80.0, 120.0)])
 @EVERY_INTEGER
 def test_constant_rows_under_scores_that_rise(rng, device, codec, copies, rises):
     # Rows of one value have the least scale of all, so that their weights grow for long before they count.
