@@ -61,7 +61,7 @@ struct DefaultTileShape<TmaPackedCopies, Dims, TokenBytes, Rows> {
 /// Through registers: two slots, and few tokens at a step, since a tile in flight takes registers.
 template <class Dims, int TokenBytes, int Rows>
 struct DefaultTileShape<RegisterCopies, Dims, TokenBytes, Rows> {
-  using Type = TileShape<4, TokenBytes <= 256 ? 32 : 16, 2, 1>;
+  using Type = TileShape<4, 16, 2, 1>;
 };
 
 /// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
