@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("idle_driver.c")
-_ARCH = "compute_80"
+_ARCH = "sm_90a"
 
 
 def compiler() -> str:
