@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from anchors import ANCHORS, Anchor
+from anchors import CARDS, Anchor, of_card
 from numpy.typing import NDArray
 
 from kvit import codecs, dtypes
@@ -115,11 +115,6 @@ class Cell:
         """How many caches the cell's calls rotate over."""
         return min(MOST_COPIES, max(1, math.ceil(ROTATED_BYTES / self.kv_bytes)))
 
-    @property
-    def anchor(self) -> Anchor | None:
-        """What is known of this cell on another day, in whichever layout."""
-        return _ANCHORS.get(replace(self, layout="NHD"))
-
 
 @dataclass(frozen=True)
 class Ceiling:
@@ -154,7 +149,16 @@ def _field(word: str, text: str) -> dict[str, int | str]:
     return {"kv": "+".join(dict.fromkeys(names))}
 
 
-_ANCHORS = {Cell.parse(text): anchor for text, anchor in ANCHORS.items()}
+def places(text: str, layouts: Sequence[str] = LAYOUTS) -> list[Cell]:
+    """The cell of a name, or, where the name has no layout, a cell in each of `layouts`. Raises ValueError."""
+    cell, is_placed = Cell.parse(text), set(text.split(",")) & set(LAYOUTS)
+    return [cell] if is_placed else [replace(cell, layout=layout) for layout in layouts]
+
+
+def anchors_of(card: str) -> dict[Cell, Anchor]:
+    """What is known of the card of this name, on the day when it was measured: nothing of most cards."""
+    known = of_card(card)
+    return {cell: anchor for text, anchor in known.cells.items() for cell in places(text)} if known else {}
 
 
 def _family(texts: Iterable[str], **fields: Sequence[int | str]) -> tuple[Cell, ...]:
@@ -164,9 +168,11 @@ def _family(texts: Iterable[str], **fields: Sequence[int | str]) -> tuple[Cell, 
 
 
 FAMILIES: dict[str, tuple[Cell, ...]] = {
-    "anchors": tuple(_ANCHORS),
+    "anchors": tuple(dict.fromkeys(replace(Cell.parse(text), layout="NHD") for card in CARDS for text in card.cells)),
     "pages": _family(("8x4096", "64x8192", "8x4096,int8", "64x8192,int8"), page_size=(1, 8, 16, 64, 256)),
     "groups": _family(("16x8192", "16x8192,int8", "16x8192,int4"), query_heads=(8, 16, 32, 64, 128)),
+    "short": _family(("512x512", "128x1024"), kv=("bfloat16", "int8", "int4")),
+    "d256": _family(("16x4096:16/4,d256",), kv=("bfloat16", "int8")),
     "ragged": _family(("16x8192", "64x8192", "16x8192,int8", "64x8192,int8"), lengths=LENGTHS),
 }
 """What is measured for which question, in one layout; a cell may answer several."""
@@ -193,7 +199,6 @@ def select(wanted: Sequence[str], layouts: Sequence[str]) -> list[Cell]:
         if not matching and any(sign in text for sign in "*?["):
             raise ValueError(f"no cell of the grid matches {text!r}; families are {', '.join(FAMILIES)}")
         if not matching:
-            cell, is_placed = Cell.parse(text), set(text.split(",")) & set(LAYOUTS)
-            matching = [cell] if is_placed else [replace(cell, layout=layout) for layout in layouts]
+            matching = places(text, layouts)
         found += matching
     return list(dict.fromkeys(found))

@@ -17,14 +17,14 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import anchors
 import measure
 import numpy as np
 from arena import Arena
-from cells import FAMILIES, LAYOUTS, Ceiling, Cell, select
+from cells import FAMILIES, LAYOUTS, Ceiling, Cell, anchors_of, select
 from inputs import Inputs
 from report import Result, cliffs, complaints, summary, table
 
@@ -61,14 +61,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     print(f"{about['device']}, driver {about['driver'] or '?'} (CUDA {about['cuda']}), kvit {about['kvit']}")
     print(f"reading {display.size(ceiling.num_bytes)}: {ceiling.gbps:.0f} GB/s ({ceiling.kernel}, {ceiling.grid} CTAs)")
-    print(f"reach, best known: {anchors.CARD}, {anchors.DATE}\n")
+    known = anchors.of_card(device.name)
+    others = ", ".join(card.name for card in anchors.CARDS)
+    print(f"reach, best known: {f'of {known.date}' if known else f'nothing of this card (of {others} alone)'}\n")
     print(table(results, ceiling), *complaints(results), "", *summary(results), sep="\n")
     print(f"\n{len(results)} cells in {about['seconds']:.0f} s")
     if options.json:
         found = {
             **about,
             "ceiling": asdict(ceiling),
-            "anchors": {"card": anchors.CARD, "date": anchors.DATE},
+            "anchors": {"card": known.name, "date": known.date} if known else None,
             "cells": [result.as_json(ceiling) for result in results],
             "cliffs": [
                 {"cell": str(it.cell), "beside": str(it.beside), "ratio": round(it.ratio, 4), "limit": it.limit}
@@ -87,19 +89,18 @@ def run(
     cells: Sequence[Cell], stream: kvit.Stream, replays: int = measure.REPLAYS, with_peers: bool = False
 ) -> tuple[Ceiling, list[Result]]:
     """The ceiling, then every cell. Raises Mismatch, KvitError."""
-    rng, results = np.random.default_rng(SEED), []
+    rng, results, device = np.random.default_rng(SEED), [], kvit.Device.of(stream.device)
+    known = anchors_of(device.name)
     with _progress(len(cells)) as step:
         step(0, "the ceiling")
-        ceiling = measure.read_ceiling(
-            kvit.Device.of(stream.device), stream, measure.RandomMemory("uint8", stream, SEED)
-        )
+        ceiling = measure.read_ceiling(device, stream, measure.RandomMemory("uint8", stream, SEED))
         step(0, f"random memory ({ceiling.gbps:.0f} GB/s is the ceiling)")
         arena = Arena(cells, stream, SEED)
         said = display.size(arena.nbytes)
         for i, cell in enumerate(cells):
             step(i, f"{cell} ({said})")
             inputs = Inputs.make(cell, arena, stream, rng)
-            result = time_cell(inputs, replays, with_peers)
+            result = replace(time_cell(inputs, replays, with_peers), anchor=known.get(cell))
             results.append(result)
             said = f"{cell}: {result.us:.1f} us, {result.ahead_us:.1f} reading ahead, {result.gbps / ceiling.gbps:.1%}"
         step(len(cells), said)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
+from anchors import Anchor
 from cells import Ceiling, Cell
 
 from kvit._cli import display
@@ -20,6 +21,7 @@ class Result:
     ahead_us: float  # of calls that read ahead
     kernel: str
     peers: dict[str, float | str]  # name -> microseconds in this run, or why there are none
+    anchor: Anchor | None = None  # what is known of the cell on such a card
 
     @property
     def gbps(self) -> float:
@@ -28,7 +30,7 @@ class Result:
 
     def as_json(self, ceiling: Ceiling) -> dict[str, Any]:
         """The cell, its bytes and times, as --json writes them."""
-        anchor = self.cell.anchor
+        anchor = self.anchor
         return {
             "name": str(self.cell),
             **asdict(self.cell),
@@ -59,7 +61,7 @@ def table(results: Sequence[Result], ceiling: Ceiling) -> str:
             f"{result.gbps:.0f}",
             f"{result.gbps / ceiling.gbps:.1%}",
             _reach(result),
-            _best_known(result.cell),
+            _best_known(result.anchor),
             *(_time(result.peers[name]) for name in peers),
         )
         for result in results
@@ -109,7 +111,7 @@ def cliffs(results: Sequence[Result]) -> list[Cliff]:
 
 def summary(results: Sequence[Result]) -> Iterator[str]:
     """Lines on what the issue of speed asks: cells at their number, cells behind a peer, cliffs with their limits."""
-    known = [(result, result.cell.anchor) for result in results if result.cell.anchor]
+    known = [(result, result.anchor) for result in results if result.anchor]
     if known:
         yield f"at or under what kvit must reach: {_at_most((result, anchor.reach) for result, anchor in known)}"
         rivals = [(result, anchor.best[1]) for result, anchor in known if anchor.best]
@@ -126,6 +128,9 @@ def summary(results: Sequence[Result]) -> Iterator[str]:
             for cliff in found
         ]
         yield display.table(header, rows)
+    if beside:
+        behind = [f"{result.cell} ({us:.1f} us)" for result, us in beside if min(result.us, result.ahead_us) > us]
+        yield f"\na peer of this run was faster on: {', '.join(behind) or 'no cell'}"
 
 
 def complaints(results: Sequence[Result]) -> list[str]:
@@ -160,12 +165,12 @@ def _time(found: float | str) -> str:
 
 def _reach(result: Result) -> str:
     """What must be reached, with a mark where even a call that reads ahead does not."""
-    anchor = result.cell.anchor
+    anchor = result.anchor
     return "" if anchor is None else f"{anchor.reach:g}" + " !" * (result.ahead_us > anchor.reach)
 
 
-def _best_known(cell: Cell) -> str:
-    best = cell.anchor and cell.anchor.best
+def _best_known(anchor: Anchor | None) -> str:
+    best = anchor and anchor.best
     return f"{best[1]:.1f} {best[0]}" if best else ""
 
 

@@ -12,8 +12,8 @@ from report import Result
 def plot(path: Path, results: Sequence[Result], ceiling: Ceiling, peak_gbps: float | None, title: str) -> None:
     """Write the picture, in the format that the file's suffix names: one mark a cell, one colour a codec.
 
-    Circles are cells as a model usually has them, crosses those with unusual pages, groups or lengths; small dots are
-    peers of the same run, or those known from elsewhere.
+    Circles are cells of which something is known on such a card, crosses the others; small dots are peers of the same
+    run, or of the day when the card was measured.
     """
     from matplotlib.figure import Figure
 
@@ -28,7 +28,7 @@ def plot(path: Path, results: Sequence[Result], ceiling: Ceiling, peak_gbps: flo
     for number, kv in enumerate(dict.fromkeys(result.cell.kv for result in results)):
         colour = f"C{number}"
         mine = [result for result in results if result.cell.kv == kv]
-        for marker, found in (("o", [r for r in mine if r.cell.anchor]), ("x", [r for r in mine if not r.cell.anchor])):
+        for marker, found in (("o", [r for r in mine if r.anchor]), ("x", [r for r in mine if not r.anchor])):
             if found:
                 points = [(result.cell.kv_bytes / 1e6, result.us) for result in found]
                 label = kv if marker == "o" or found == mine else None
@@ -45,4 +45,4 @@ def plot(path: Path, results: Sequence[Result], ceiling: Ceiling, peak_gbps: flo
 def _peers(result: Result) -> list[float]:
     """Times of this run; where there are none, those known."""
     here = [us for us in result.peers.values() if isinstance(us, float)]
-    return here or list(result.cell.anchor.peers.values() if result.cell.anchor else ())
+    return here or list(result.anchor.peers.values() if result.anchor else ())

@@ -1,10 +1,12 @@
 """benchmarks/cells.py: names of cells, lengths, bytes, copies, and the grid."""
 
+from dataclasses import replace
+
 import cells
 import numpy as np
 import pytest
-from anchors import ANCHORS
-from cells import FAMILIES, LAYOUTS, Cell, select
+from anchors import CARDS
+from cells import FAMILIES, LAYOUTS, Cell, anchors_of, places, select
 
 GRID = select([], LAYOUTS)
 
@@ -92,9 +94,11 @@ def test_copies_hold_more_than_any_l2_cache_and_no_more_than_needed(cell):
 
 def test_the_grid_has_every_anchor_in_both_layouts_and_each_cell_once():
     assert len(GRID) == len(set(GRID))
-    known = [cell for cell in GRID if cell.anchor]
-    assert len(known) == 2 * len(ANCHORS) == 38
-    assert {cell.layout for cell in known} == set(LAYOUTS)
+    for card in CARDS:
+        known = anchors_of(card.name)
+        assert len(known) == sum(len(places(text)) for text in card.cells)  # no name says what another says
+        assert set(known) <= set(GRID)
+        assert {replace(cell, layout=layout) for cell in known for layout in LAYOUTS} <= set(GRID)
 
 
 def test_each_family_varies_one_thing_at_the_same_bytes():
@@ -112,8 +116,8 @@ def test_each_family_varies_one_thing_at_the_same_bytes():
 
 
 def test_cells_are_chosen_by_family_by_pattern_and_by_name():
-    assert len(select(["anchors"], ["HND"])) == 19
-    assert all(cell.kv == "int8" and cell.layout == "NHD" for cell in select(["*int8*"], ["NHD"]))
+    assert len(select(["anchors"], ["HND"])) == 24
+    assert all("int8" in cell.kv and cell.layout == "NHD" for cell in select(["*int8*"], ["NHD"]))
     assert select(["8x4096,p16", "8x4096,p16"], LAYOUTS) == [
         Cell.parse("8x4096,p16,NHD"),
         Cell.parse("8x4096,p16,HND"),
@@ -124,6 +128,15 @@ def test_cells_are_chosen_by_family_by_pattern_and_by_name():
 
 
 def test_an_anchor_knows_its_best_peer():
-    assert Cell.parse("8x4096,HND").anchor.best == ("XQA", 52.7)
-    assert Cell.parse("64x4096,int4,d64").anchor.best is None
-    assert Cell.parse("8x4096,p16").anchor is None
+    known = anchors_of("NVIDIA H100 80GB HBM3")
+    assert known[Cell.parse("8x4096,HND")].best == known[Cell.parse("8x4096,NHD")].best == ("XQA", 52.7)
+    assert known[Cell.parse("64x4096,int4,d64")].best is None
+    assert Cell.parse("8x4096,p16") not in known
+
+
+def test_each_card_has_its_own_anchors_and_a_card_that_nobody_measured_none():
+    known = anchors_of("NVIDIA H200")
+    assert known[Cell.parse("8x4096")].best == ("XQA", 37.9)
+    assert [known[Cell.parse(f"64x8192,int4,{layout}")].reach for layout in LAYOUTS] == [140, 128]
+    assert Cell.parse("1x32768,int4,NHD") not in known  # measured in HND alone
+    assert anchors_of("NVIDIA H20") == {}

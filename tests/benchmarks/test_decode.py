@@ -9,7 +9,7 @@ import measure
 import numpy as np
 import pytest
 from arena import Arena, plan
-from cells import LAYOUTS, Ceiling, Cell, select
+from cells import LAYOUTS, Ceiling, Cell, anchors_of, select
 from inputs import Inputs
 
 import kvit
@@ -117,6 +117,7 @@ def test_a_run_measures_every_cell_and_says_how_far_it_is(monkeypatch, capfd):
         "kvit_decode__bf16_i8_d64_h8_cp_async_plain",
     ]
     said = capfd.readouterr().err.splitlines()
+    assert [result.anchor for result in results] == [None, None]  # nobody measured the host
     assert said[-1].startswith("[2/2] 2x40:2/1,int8,d64,HND: 60.0 us, 55.0 reading ahead") and len(said) == 5
 
 
@@ -125,8 +126,11 @@ def test_results_are_drawn(tmp_path):
     from report import Result
     from roofline import plot
 
-    rows = [Result(cell, 10.0 + cell.kv_bytes / 3e6, 8.0, "kernel", {"a": 12.0, "b": "missing"}) for cell in select(
-        ["1x4096", "8x4096,int8", "8x4096,p1", "64x4096,int4,d64"], ["NHD"])]  # fmt: skip
+    known = anchors_of("NVIDIA H200")
+    rows = [
+        Result(cell, 10.0 + cell.kv_bytes / 3e6, 8.0, "kernel", {"a": 12.0, "b": "missing"}, known.get(cell))
+        for cell in select(["1x4096", "8x4096,int8", "8x4096,p1", "64x4096,int4,d64"], ["NHD"])
+    ]
     for peak in (3352.0, None):
         plot(tmp_path / "found.png", rows, Ceiling(3000.0, 2 << 30, "kvit_read__x8", 264), peak, "a card")
         assert (tmp_path / "found.png").read_bytes().startswith(b"\x89PNG")

@@ -2,14 +2,18 @@
 
 import pytest
 import report
-from cells import Ceiling, Cell
+from cells import Ceiling, Cell, anchors_of
 from report import Result
 
 CEILING = Ceiling(gbps=3000.0, num_bytes=2 << 30, kernel="kvit_read__x8", grid=264)
 
 
+KNOWN = anchors_of("NVIDIA H100 80GB HBM3")
+
+
 def result(text, us, ahead_us=None, **peers):
-    return Result(Cell.parse(text), us, ahead_us or us, "kvit_decode__bf16_b16_d128_h8_tma_plain", peers)
+    cell = Cell.parse(text)
+    return Result(cell, us, ahead_us or us, "kvit_decode__bf16_b16_d128_h8_tma_plain", peers, KNOWN.get(cell))
 
 
 def test_rates_are_bytes_of_k_and_v_over_time():
@@ -77,6 +81,13 @@ def test_the_summary_counts_cells_at_their_number_and_ahead_of_peers():
     assert "no slower than the best known peer: 1 of 1, 1 reading ahead" in said
     assert "no slower than the best peer of this run: 0 of 1, 1 reading ahead" in said
     assert "1 of 1 over" in said and "pages of 64  1.284  1.25   over" in said
+    assert said.endswith("a peer of this run was faster on: no cell")  # a call that reads ahead is not behind `a`
+
+
+def test_the_last_line_names_the_cells_on_which_a_peer_was_faster():
+    rows = [result("64x8192", 710.0, 705.0, a=700.0, b=900.0), result("1x4096", 9.0, a=9.1), result("8x64", 3.0)]
+    *_, last = report.summary(rows)
+    assert last.strip() == "a peer of this run was faster on: 64x8192:32/8,NHD (700.0 us)"
 
 
 def test_nothing_to_compare_is_no_summary():
