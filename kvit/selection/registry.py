@@ -147,8 +147,12 @@ class Registry:
         unknown = [axis for axis in axes if axes[axis] not in built[axis]]
         if unknown:
             lists = "; ".join(_built(axis, built[axis]) for axis in unknown)
-            rows = " and ".join(f"{axes[axis]} to [{family}] axes.{axis}" for axis in unknown)
-            return f"{_words(family, axes)}; {lists}.\n{instead}  Add {rows} in kernels/manifest.toml and reinstall."
+            instead += _padding(axes["head_dim"], built["head_dim"]) if "head_dim" in unknown else ""
+            addable = [axis for axis in unknown if axis != "head_dim" or _is_power_of_two(axes[axis])]
+            if addable:
+                rows = " and ".join(f"{axes[axis]} to [{family}] axes.{axis}" for axis in addable)
+                instead += f"  Add {rows} in kernels/manifest.toml and reinstall.\n"
+            return f"{_words(family, axes)}; {lists}.\n{instead}".rstrip("\n")
         # Each value is built somewhere, but not together: say what one change would find.
         near = []
         for axis in axes:
@@ -232,6 +236,24 @@ def _kernel_info(row: dict, folder: Path) -> KernelInfo:
     fields |= {name: row[name] for name in ("threads", "shared_bytes", "min_ctas")}
     axes, facts = MappingProxyType(row["axes"]), MappingProxyType(row["facts"])
     return KernelInfo(**fields, axes=axes, facts=facts, archs=tuple(row["archs"]), folder=folder)
+
+
+def _is_power_of_two(head_dim: AxisValue) -> bool:
+    """Whether a head dim can be added to the manifest: the lanes of a warp share whole rows evenly."""
+    return isinstance(head_dim, int) and head_dim > 0 and head_dim & (head_dim - 1) == 0
+
+
+def _padding(head_dim: AxisValue, built: Iterable[AxisValue]) -> str:
+    """A line on rows that are padded, for a head dim that no kernel can have; empty for others."""
+    if not isinstance(head_dim, int) or _is_power_of_two(head_dim):
+        return ""
+    wider = min((other for other in built if isinstance(other, int) and other > head_dim), default=None)
+    if wider is None:
+        return "  Kernels take head dims that are powers of two.\n"
+    return (
+        f"  Kernels take head dims that are powers of two: pad the rows of q, K and V with zeros to {wider} channels, "
+        f"and give scale={head_dim} ** -0.5.\n"
+    )
 
 
 def _values(kernels: Iterable[KernelInfo], axis: str) -> tuple[AxisValue, ...]:

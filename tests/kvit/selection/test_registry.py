@@ -70,14 +70,26 @@ def test_an_axis_that_the_family_does_not_have_is_a_mistake_of_the_caller(built)
     ("axes", "message"),
     [
         (
-            {"dtype": "bf16", "head_dim": 96},
-            "scale dtype=bf16 head_dim=96; built head_dims are 64, 128.\n"
-            "  Add 96 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
+            {"dtype": "bf16", "head_dim": 32},
+            "scale dtype=bf16 head_dim=32; built head_dims are 64, 128.\n"
+            "  Add 32 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
         ),
         (
-            {"dtype": "f32", "head_dim": 96},
-            "scale dtype=f32 head_dim=96; built dtypes are f16, bf16; built head_dims are 64, 128.\n"
-            "  Add f32 to [scale] axes.dtype and 96 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
+            {"dtype": "f32", "head_dim": 32},
+            "scale dtype=f32 head_dim=32; built dtypes are f16, bf16; built head_dims are 64, 128.\n"
+            "  Add f32 to [scale] axes.dtype and 32 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
+        ),
+        (  # no line of the manifest can help: rows of 96 channels do not divide a warp
+            {"dtype": "bf16", "head_dim": 96},
+            "scale dtype=bf16 head_dim=96; built head_dims are 64, 128.\n"
+            "  Kernels take head dims that are powers of two: pad the rows of q, K and V with zeros to 128 channels, "
+            "and give scale=96 ** -0.5.",
+        ),
+        (
+            {"dtype": "f32", "head_dim": 192},
+            "scale dtype=f32 head_dim=192; built dtypes are f16, bf16; built head_dims are 64, 128.\n"
+            "  Kernels take head dims that are powers of two.\n"
+            "  Add f32 to [scale] axes.dtype in kernels/manifest.toml and reinstall.",
         ),
         (
             {"dtype": "f16", "head_dim": 128},
