@@ -6,7 +6,7 @@
 
 namespace kvit::host {
 
-thread_local Thread* self = nullptr;
+[[gnu::tls_model("initial-exec")]] thread_local Thread* self = nullptr;
 
 [[gnu::noinline]] void Become(Thread* thread) { self = thread; }
 

@@ -130,8 +130,8 @@ inline constexpr char kNoMemory[] = "no memory left for the host backend to say 
 std::unique_ptr<Scheduler> MakeFibers();
 std::unique_ptr<Scheduler> MakeThreads();
 
-// The calling CUDA thread.
-extern thread_local Thread* self;
+// The calling CUDA thread. In the C library's own block of a thread: it is there as soon as the thread is.
+[[gnu::tls_model("initial-exec")]] extern thread_local Thread* self;
 
 /// Makes `thread` the calling CUDA thread. Never inlined: a fiber may go on on another OS thread than it began on, and
 /// a compiler that sees `self` around the switch would keep the address that it had on the first.

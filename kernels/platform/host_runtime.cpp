@@ -2,6 +2,8 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
+#include <cstdlib>
+#include <exception>
 #include <thread>
 
 #include "platform/host_cta.hpp"
@@ -14,7 +16,23 @@ std::vector<const KvitHostKernel*>& Kernels() {
   return kernels;
 }
 
-thread_local char last_error[2048];  // no memory is needed to say that there is none
+// What kvit_host_error gives: the words below, or some that need no memory. Such small things are in the C library's
+// own block of a thread. Other thread-local data is allocated when a thread first looks at it, and the C library aborts
+// the process where it cannot be.
+[[gnu::tls_model("initial-exec")]] thread_local const char* last_error = "";
+thread_local char last_words[2048];
+
+// Whether this thread can fail in words. Its words, and what the C++ library keeps of a thread's exceptions, are
+// allocated here, if there is memory to spare.
+bool CanFail() {
+  [[gnu::tls_model("initial-exec")]] static thread_local bool is_ready = false;
+  if (is_ready) return true;
+  void* const spare = std::malloc(1 << 16);
+  if (spare == nullptr) return false;
+  std::free(spare);
+  last_words[0] = '\0';
+  return is_ready = std::uncaught_exceptions() >= 0;
+}
 
 // A CTA and its fibers, kept between launches: stacks are costly to make.
 struct Arena {
@@ -121,20 +139,28 @@ int32_t kvit_host_kernels(const KvitHostKernel* const** kernels) {
 
 int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   using namespace kvit::host;
+  last_error = kNoMemory;
+  if (!CanFail()) return 1;
   Grid grid(*launch);
   const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
   const uint32_t workers = std::min(launch->workers > 0 ? uint32_t(launch->workers) : cores, launch->grid);
   std::vector<std::thread> others;
   try {
     others.reserve(workers);
-    for (uint32_t i = 1; i < workers; ++i) others.emplace_back([&grid] { grid.Work(); });
+    const auto work = [&grid] {
+      if (CanFail()) grid.Work();  // else the others do its share
+    };
+    for (uint32_t i = 1; i < workers; ++i) others.emplace_back(work);
   } catch (const std::exception&) {
     // No memory or no thread for another worker: those that are there do all the work.
   }
   grid.Work();
   for (std::thread& other : others) other.join();
   if (grid.failed_block == UINT32_MAX) return 0;
-  std::snprintf(last_error, sizeof last_error, "%s", grid.has_no_memory ? kNoMemory : grid.error.c_str());
+  if (!grid.has_no_memory) {
+    std::snprintf(last_words, sizeof last_words, "%s", grid.error.c_str());
+    last_error = last_words;
+  }
   return 1;
 }
 
