@@ -1,4 +1,6 @@
 // The host backend's entry points: the table of kernels, and a launch that runs the CTAs of a grid on a few OS threads.
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -16,22 +18,34 @@ std::vector<const KvitHostKernel*>& Kernels() {
   return kernels;
 }
 
-// What kvit_host_error gives: the words below, or some that need no memory. Such small things are in the C library's
-// own block of a thread. Other thread-local data is allocated when a thread first looks at it, and the C library aborts
-// the process where it cannot be.
-[[gnu::tls_model("initial-exec")]] thread_local const char* last_error = "";
-thread_local char last_words[2048];
+// Thread-local data of this library is small and in the C library's own block of a thread. Other such data is allocated
+// when a thread first looks at it, and the C library aborts the process where it cannot be.
+constexpr size_t kMostWords = 2048;
+[[gnu::tls_model("initial-exec")]] thread_local char* words = nullptr;   // [kMostWords], of this thread
+[[gnu::tls_model("initial-exec")]] thread_local const char* error = "";  // what kvit_host_error gives
 
-// Whether this thread can fail in words. Its words, and what the C++ library keeps of a thread's exceptions, are
-// allocated here, if there is memory to spare.
+bool KeepWords(char* new_words) {
+  static pthread_key_t key;  // frees them when their thread ends
+  static const bool has_key = pthread_key_create(&key, std::free) == 0;
+  return new_words != nullptr && has_key && pthread_setspecific(key, new_words) == 0;
+}
+
+// Whether this thread can fail in words. What they and the C++ library's exceptions need in a thread is allocated here,
+// if there is memory to spare: the exceptions' would abort the process later.
 bool CanFail() {
-  [[gnu::tls_model("initial-exec")]] static thread_local bool is_ready = false;
-  if (is_ready) return true;
+  if (words != nullptr) return true;
+  static std::mutex one_at_a_time;  // or another thread takes what this one found
+  std::lock_guard lock(one_at_a_time);
   void* const spare = std::malloc(1 << 16);
-  if (spare == nullptr) return false;
   std::free(spare);
-  last_words[0] = '\0';
-  return is_ready = std::uncaught_exceptions() >= 0;
+  if (spare == nullptr || std::uncaught_exceptions() < 0) return false;
+  char* const new_words = static_cast<char*>(std::malloc(kMostWords));
+  if (!KeepWords(new_words)) {
+    std::free(new_words);
+    return false;
+  }
+  words = new_words;
+  return true;
 }
 
 // A CTA and its fibers, kept between launches: stacks are costly to make.
@@ -139,7 +153,7 @@ int32_t kvit_host_kernels(const KvitHostKernel* const** kernels) {
 
 int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   using namespace kvit::host;
-  last_error = kNoMemory;
+  error = kNoMemory;
   if (!CanFail()) return 1;
   Grid grid(*launch);
   const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
@@ -158,13 +172,13 @@ int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   for (std::thread& other : others) other.join();
   if (grid.failed_block == UINT32_MAX) return 0;
   if (!grid.has_no_memory) {
-    std::snprintf(last_words, sizeof last_words, "%s", grid.error.c_str());
-    last_error = last_words;
+    std::snprintf(words, kMostWords, "%s", grid.error.c_str());
+    error = words;
   }
   return 1;
 }
 
-const char* kvit_host_error(void) { return kvit::host::last_error; }
+const char* kvit_host_error(void) { return kvit::host::error; }
 
 }  // extern "C"
 #pragma GCC visibility pop
