@@ -2,12 +2,10 @@
 #ifndef KVIT_ATTENTION_VALUE_PRODUCT_CUH
 #define KVIT_ATTENTION_VALUE_PRODUCT_CUH
 
-#include <math.h>
-
-#include "core/types.h"
+#include "attention/value_operands.cuh"
+#include "core/constants.cuh"
 #include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
-#include "quant/codec.cuh"
 
 namespace kvit {
 
@@ -63,25 +61,28 @@ class OutputFragments {
 };
 
 template <class T, class Codec, int HeadDim, int Rows>
-class ValueProduct;
+class ValueProduct : public OutputFragments<Rows / 8, ValueOperands<T, Codec, HeadDim>::kTiles> {
+  using Operands = ValueOperands<T, Codec, HeadDim>;
 
-/// 16-bit values: a transposed matrix load gives the operands of one multiplication, 16 channels.
-template <class T, int HeadDim, int Rows>
-class ValueProduct<T, Plain, HeadDim, Rows> : public OutputFragments<Rows / 8, HeadDim / 16> {
  public:
   static constexpr int kRowTiles = Rows / 8;
-  static constexpr int kSteps = HeadDim / 16;
-  using Weight = T;  // what P is rounded to
+  using Weight = typename Operands::Weight;
 
   /// p: B fragments of P^T. `value(s, c)` is the shared-memory address of token s of the step from channel c on.
   template <class Value>
   KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
     KVIT_UNROLL
-    for (int step = 0; step < kSteps; ++step) {
+    for (int load = 0; load < Operands::kLoads; ++load) {
       uint32_t v[4];
-      LoadValueOperand(v, value, step * 16, 8);
-      KVIT_UNROLL
-      for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<T>(o_[n][step], v, p[n]);
+      Operands::Load(v, value, load);
+      ForEachConstant<Operands::kOperands>([&](auto operand) {
+        uint32_t a[4];
+        Operands::template Expand<decltype(operand)::value>(a, v);
+        KVIT_UNROLL
+        for (int n = 0; n < kRowTiles; ++n) {
+          MmaM16N8K16<Weight>(o_[n][Operands::Tile(load, decltype(operand)::value)], a, p[n]);
+        }
+      });
     }
   }
 
@@ -91,77 +92,19 @@ class ValueProduct<T, Plain, HeadDim, Rows> : public OutputFragments<Rows / 8, H
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       KVIT_UNROLL
-      for (int step = 0; step < kSteps; ++step) {
-        KVIT_UNROLL
-        for (int i = 0; i < 4; ++i) store(n, i % 2, step * 16 + i / 2 * 8 + LaneIndex() / 4, o_[n][step][i]);
-      }
-    }
-  }
-
- private:
-  using OutputFragments<kRowTiles, kSteps>::o_;
-};
-
-/// Coded values: P already carries the tokens' scales, the codes are multiplied as they are, and an output meets the
-/// unit of its codes once, at the end.
-///
-/// A transposed load puts 16-bit units on the rows of a matrix, so rows 0..7 of an operand are code i of eight units,
-/// and rows 8..15 code i + 1 of the same.
-template <class T, ScaledCodec Codec, int HeadDim, int Rows>
-class ValueProduct<T, Codec, HeadDim, Rows> : public OutputFragments<Rows / 8, HeadDim / 16> {
- public:
-  static constexpr int kRowTiles = Rows / 8;
-  static constexpr int kPairs = Codec::kPairs;
-  static constexpr int kUnits = HeadDim / kPairs;  // 16-bit units of a token
-  static constexpr int kBlocks = kUnits / 8;       // of the 8 units that an 8x8 matrix has of a token
-  static_assert(HeadDim % (16 * kPairs) == 0, "a token must be a whole number of 32-byte matrix loads");
-  using Weight = Half;
-
-  template <class Value>
-  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
-    KVIT_UNROLL
-    for (int block = 0; block < kBlocks; block += 2) {
-      uint32_t v[4];  // [tokens 0..7, 8..15][block, block + 1]
-      LoadValueOperand(v, value, block * 8 * kPairs, 8 * kPairs);
-      Multiply<0, 0>(p, v, block);
-      Multiply<1, 0>(p, v, block);
-      if constexpr (kPairs == 4) {
-        Multiply<0, 2>(p, v, block);
-        Multiply<1, 2>(p, v, block);
-      }
-    }
-  }
-
-  template <class Store>
-  KVIT_DEVICE void ForEach(Store&& store) const {
-    const int unit = LaneIndex() / 4;
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) {
-      KVIT_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
+      for (int tile = 0; tile < Operands::kTiles; ++tile) {
         KVIT_UNROLL
         for (int i = 0; i < 4; ++i) {
-          const int code = tile % (kPairs / 2) * 2 + i / 2;
-          const int channel = (tile / (kPairs / 2) * 4 + unit / 2) * 2 * kPairs + Codec::Channel(code, unit % 2);
-          store(n, i % 2, channel, o_[n][tile][i] * Codec::Unit(code));
+          const float o = o_[n][tile][i];
+          store(n, i % 2, Operands::Channel(tile, i / 2, LaneIndex() / 4),
+                Operands::kHasUnit ? o * Operands::Unit(tile, i / 2) : o);
         }
       }
     }
   }
 
  private:
-  static constexpr int kTiles = kBlocks * kPairs / 2;  // of 16 channels: [block][pair of codes]
-
-  template <int Block, int I>
-  KVIT_DEVICE void Multiply(const uint32_t (&p)[kRowTiles][2], const uint32_t (&v)[4], int block) {
-    const uint32_t a[4] = {Codec::template Expand<I>(v[Block]), Codec::template Expand<I + 1>(v[Block]),
-                           Codec::template Expand<I>(v[Block + 2]), Codec::template Expand<I + 1>(v[Block + 2])};
-    const int tile = (block + Block) * (kPairs / 2) + I / 2;
-    KVIT_UNROLL
-    for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<Half>(o_[n][tile], a, p[n]);
-  }
-
-  using OutputFragments<kRowTiles, kTiles>::o_;
+  using OutputFragments<kRowTiles, Operands::kTiles>::o_;
 };
 
 }  // namespace kvit

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "attention/key_product.cuh"
+#include "attention/softmax_base.cuh"
 #include "attention/value_product.cuh"
 #include "attention/value_weight.cuh"
 #include "core/types.h"
@@ -39,7 +40,7 @@ class WarpAttention {
     keys_.LoadQueries(address, scale_log2);
     values_.Clear();
     ForEachRow([&](int n, int j) {
-      base_[n][j] = kNoBase;
+      base_[n][j] = SoftmaxBase::kNone;
       sum_[n][j] = zero_[n][j] = 0.0f;
     });
   }
@@ -83,7 +84,7 @@ class WarpAttention {
     for (bool rebases = is_first;; rebases = true) {
       if (rebases) Rebase(score, of_value, is_first);
       const float top = Weigh(score, of_value, weights);
-      if (rebases || Ballot(top > kMostWeight) == 0) break;
+      if (rebases || Ballot(top > SoftmaxBase::kMostWeight) == 0) break;
     }
     if constexpr (kIsMasked) {
       AddMasked(step, weights);
@@ -109,7 +110,7 @@ class WarpAttention {
   }
 
   /// What the row's sum and outputs are relative to, in log2 units; -inf where it saw no key.
-  KVIT_DEVICE float Base(int n, int j) const { return base_[n][j] == kNoBase ? -INFINITY : base_[n][j]; }
+  KVIT_DEVICE float Base(int n, int j) const { return base_[n][j] == SoftmaxBase::kNone ? -INFINITY : base_[n][j]; }
   KVIT_DEVICE float Sum(int n, int j) const { return sum_[n][j]; }
 
   /// After Finish: calls store(n, j, channel, value) for each of this lane's outputs, not yet divided by the sum.
@@ -123,20 +124,13 @@ class WarpAttention {
   using Keys = KeyProduct<T, KeyCodec, Dims::kKey, Rows>;
   using Values = ValueProduct<T, ValueCodec, Dims::kValue, Rows>;
   static constexpr bool kHasZero = ValueCodec::kScaled && ValueCodec::kHasZero;
-  static constexpr float kMostWeight = 256.0f;  // far below what an f16 holds
-  // A base follows a step's largest weight where that is so many times the last one, in log2 units: a little more than
-  // what makes a step look, so that a row's base depends on the row alone, and not on others that made the step look.
-  static constexpr float kLeastRise = 8.01f;
-  static constexpr float kNoBase = -0x1p120f;  // any weight relative to it is infinite, or 0 where hidden
-
   using Scores = float[kBlocks][kRowTiles][4];
-  // V's scales alone may have brought bases far apart: whoever joins parts shall see the weights of their keys. So a
-  // power of two moves from a large or small sum into the base.
+
   KVIT_DEVICE void Normalise(int n, int j) {
-    const int exponent = int(BitCast<uint32_t>(sum_[n][j]) >> 23) - 127;
-    if (exponent < -126 || exponent > 127 || (-60 <= exponent && exponent <= 60)) return;  // 0, infinite, NaN; usual
-    const float down = BitCast<float>(uint32_t(127 - exponent) << 23);
-    base_[n][j] += float(exponent);
+    const int excess = SoftmaxBase::Excess(sum_[n][j]);
+    if (excess == 0) return;
+    const float down = SoftmaxBase::PowerOfTwo(-excess);
+    base_[n][j] += float(excess);
     sum_[n][j] *= down;
     if constexpr (kHasZero) zero_[n][j] *= down;
     values_.Rescale(n, j, down);
@@ -267,7 +261,7 @@ class WarpAttention {
     ForEachRow([&](int n, int j) {
       KVIT_UNROLL
       for (int mask = 4; mask < 32; mask *= 2) base[n][j] = fmaxf(base[n][j], ShuffleXor(base[n][j], mask));
-      if (!is_first && base[n][j] <= base_[n][j] + kLeastRise) base[n][j] = base_[n][j];
+      if (!is_first && base[n][j] <= base_[n][j] + SoftmaxBase::kLeastRise) base[n][j] = base_[n][j];
       const float rescale = Exp2(base_[n][j] - base[n][j]);
       if constexpr (ValueCodec::kScaled) {  // by halves: a p of 2^104 may meet a factor that no float holds
         const float half = Exp2((base_[n][j] - base[n][j]) * 0.5f);

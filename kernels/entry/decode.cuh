@@ -11,6 +11,7 @@
 #include "quant/codec.cuh"
 #include "schedule/combine.cuh"
 #include "schedule/tile_scheduler.cuh"
+#include "schedule/warp_sums.cuh"
 #include "schedule/work_iterator.cuh"
 
 namespace kvit {
@@ -81,12 +82,14 @@ struct DecodeKernel {
   static constexpr int kTileTokens = kWarps * kTokens;
   static constexpr int kStages = Shape::kStages;
   static constexpr int kMinCtas = Shape::kCtasPerSm;
+  static constexpr int kSplitLevels = 10;
 
-  using Scheduler = TileScheduler<typename Variant::Mask, RowsPerTile, kTileTokens, kThreads>;
+  using Scheduler = TileScheduler<typename Variant::Mask, RowsPerTile, kTileTokens, kThreads, kSplitLevels>;
   using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
   using Score = typename Variant::Score;
   using Attention = WarpAttention<T, KeyCodec, ValueCodec, Dims, RowsPerTile, kTokens, Score>;
-  using Combiner = Combine<T, Dims::kValue, RowsPerTile, kWarps, Attention, Scheduler>;
+  using Outputs = WarpSums<Dims::kValue, RowsPerTile, kWarps>;
+  using Combiner = Combine<T, Dims::kValue, RowsPerTile, kWarps, Outputs, Scheduler>;
 
   struct Shared {
     typename Pipe::Shared pipe;
@@ -105,7 +108,7 @@ struct DecodeKernel {
                                         {"workspace_head_bytes", kWorkspaceHeadBytes},
                                         {"part_bytes", Combiner::kPartBytes},
                                         {"split_part_bytes", Combiner::kSplitPartBytes},
-                                        {"most_splits", 1 << kSplitLevels},
+                                        {"most_splits", 1 << Scheduler::kSplitLevels},
                                         {"page_multiple", Copies::kPageMultiple},
                                         // What tensor maps need, and how many tokens of a page their boxes may hold.
                                         {"needs_strides", Copies::kPageMultiple > 1},
@@ -219,14 +222,9 @@ struct DecodeKernel {
 
   KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler, const WorkTile& work,
                                 Attention& attention) {
-    const int rows = scheduler.NumRows(work), group = scheduler.group();
+    const int rows = scheduler.NumRows(work);
     const auto address = [&](int row) -> const char* {
-      if (row >= rows) return nullptr;
-      const int index = work.row_tile * RowsPerTile + row;
-      const int token_of_sequence = scheduler.TokenOf(index);
-      const int64_t token = work.of.first_token + token_of_sequence;
-      const int64_t head = int64_t(work.head) * group + (index - token_of_sequence * group);
-      return static_cast<const char*>(params.q.base) + token * params.q.token_stride + head * params.q.head_stride;
+      return row < rows ? scheduler.QueryAddress(work, row) : nullptr;
     };
     attention.Begin(address, params.scale * 1.44269504088896341f);
     if (work.of.is_bad) attention.Poison();

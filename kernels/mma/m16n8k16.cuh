@@ -4,6 +4,12 @@
 //
 //   S^T [16 tokens, 8 rows]      A = K [token, channel], B = Q^T      lane l: rows l % 4 * 2 + j, tokens l / 4 + 8 t
 //   O^T [16 channels, 8 rows]    A = V^T, B = P^T                     lane l: rows l % 4 * 2 + j, channels l / 4 + 8 t
+//
+// Prefill computes straight, so that query rows take the wide side (m = 16). The same operands of K and V serve: their
+// registers {0, 2} are one B operand, of 8 tokens or channels, and {1, 3} the next.
+//
+//   S [16 rows, 8 tokens]        A = Q [row, channel], B = K^T        lane l: rows l / 4 + 8 h, tokens l % 4 * 2 + j
+//   O [16 rows, 8 channels]      A = P, B = V                         lane l: rows l / 4 + 8 h, channels l % 4 * 2 + j
 #ifndef KVIT_MMA_M16N8K16_CUH
 #define KVIT_MMA_M16N8K16_CUH
 
@@ -31,6 +37,14 @@ template <class Address>
 KVIT_DEVICE void LoadValueOperand(uint32_t (&a)[4], Address&& address, int channel, int half_channels) {
   const int lane = LaneIndex();
   LoadMatrixX4Transposed(a, address(lane / 16 * 8 + lane % 8, channel + lane / 8 % 2 * half_channels));
+}
+
+/// d[half] += a b, where b is an operand of K or of V: half 0 has its registers {0, 2}, half 1 {1, 3}.
+template <class T>
+KVIT_DEVICE void MmaStraight(float (&d)[2][4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
+  const uint32_t low[2] = {b[0], b[2]}, high[2] = {b[1], b[3]};
+  MmaM16N8K16<T>(d[0], a, low);
+  MmaM16N8K16<T>(d[1], a, high);
 }
 
 }  // namespace kvit

@@ -1,5 +1,4 @@
-// Joins what the warps of a CTA, and then the CTAs of a head, have computed over disjoint keys. Always in the same
-// order.
+// Joins what the CTAs of a head have computed over disjoint keys, and writes results. Always in the same order.
 #ifndef KVIT_SCHEDULE_COMBINE_CUH
 #define KVIT_SCHEDULE_COMBINE_CUH
 
@@ -8,7 +7,6 @@
 #include "abi/params.h"
 #include "core/array.cuh"
 #include "core/types.h"
-#include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
 #include "schedule/cta_range.cuh"
 #include "schedule/partial.cuh"
@@ -27,17 +25,19 @@ namespace kvit {
 ///
 /// At the end of a launch one warp on each scheduler does this and nothing else, so it costs what its instructions
 /// take one after the other: what others wait for comes first.
-template <class T, int HeadDim, int Rows, int Warps, class Attention, class Scheduler>
+///
+/// Outputs says which thread has which part of a work tile (schedule/warp_sums.cuh, schedule/rows_of_warps.cuh):
+/// Shared, and ForEachPart(attention, rows, use), which calls use(row, vector, part) for those of the calling thread.
+template <class T, int HeadDim, int Rows, int Warps, class Outputs, class Scheduler>
 class Combine {
  public:
   static constexpr int kThreads = Warps * 32;
-  static constexpr int kPad = 4;  // keeps the rows that lanes write together in different banks
   static constexpr int kVector = Partial::kVector;
   static constexpr int kVectors = HeadDim / kVector;
   static constexpr int kRowLanes = Min(32, kVectors);  // of a warp, that join the same row
   static constexpr int kBatch = Min(20, kRowLanes);    // parts of a head that are read together
   using Vector = Array<float, kVector>;
-  using Tree = SplitTree<HeadDim, Rows>;
+  using Tree = SplitTree<HeadDim, Rows, Scheduler::kSplitLevels>;
   static constexpr int kParts = 2;
   // Of a CTA, in the workspace.
   static constexpr int kPartBytes = Partials<HeadDim, Rows, kParts>::kCtaBytes;
@@ -57,8 +57,7 @@ class Combine {
   static constexpr int kJoinedWords = sizeof(Joined) / sizeof(int);
 
   struct Shared {
-    alignas(16) float outputs[Warps][Rows][HeadDim + kPad];
-    Float2 stats[Warps][Rows];  // (base, sum)
+    typename Outputs::Shared outputs;
     int joined[Warps][kJoinedWords];
   };
 
@@ -67,16 +66,14 @@ class Combine {
         scheduler_(scheduler),
         range_(range),
         shared_(shared),
+        outputs_(shared.outputs),
         parts_(PartialsOf(params.workspace)),
         tree_(range, PartialsOf(params.workspace)) {}
 
   /// All threads call, once per work tile. Ends in the output if that is all of its row tile, else in the workspace.
+  template <class Attention>
   KVIT_DEVICE void Finish(Attention& attention, const WorkTile& work) {
-    if (has_finished_) SyncThreads();  // all have read what the work tile before left in shared memory
-    has_finished_ = true;
-    attention.Finish();
-    ShareOutputs(attention);
-    SyncThreads();
+    outputs_.Share(attention);
     const Target target = TargetOf(work);
     const bool is_split = scheduler_.IsSplit(), is_whole = work.Begins() && work.Ends();
     int split = 0;
@@ -85,16 +82,31 @@ class Combine {
       split = work.first / scheduler_.SplitOf(work.of);
       run = RunOf(work);
     }
-    for (int item = ThreadIndex(); item < target.rows * kVectors; item += kThreads) {
-      const int row = item / kVectors, vector = item % kVectors;
-      Partial part = AddWarps(row, vector);
-      bool writes = is_whole;
-      if (is_split) {
-        writes = tree_.Add(run, split, row, vector, part);
-      } else if (!is_whole) {
-        parts_.At(range_.ticket, work.Begins() ? 1 : 0, row, vector).Store(part, vector == 0);
-      }
-      if (writes) Write(OutputOf(target, row, vector), part);
+    const auto output_of = [&](int row) { return OutputOf(target, row); };
+    const auto part_of = [&](int row, int vector) {
+      return parts_.At(range_.ticket, work.Begins() ? 1 : 0, row, vector);
+    };
+    if constexpr (Tree::kParts > 0) {
+      outputs_.ForEachPart(attention, target.rows, output_of,
+                           [&](const Output& output, int row, int vector, Partial& part) {
+                             bool writes = is_whole;
+                             if (is_split) {
+                               writes = tree_.Add(run, split, row, vector, part);
+                             } else if (!is_whole) {
+                               part_of(row, vector).Store(part, vector == 0);
+                             }
+                             if (writes) Write(output, vector, part);
+                           });
+    } else if (is_whole) {  // loops of their own, since a thread with rows to itself has no loop to go round
+      outputs_.ForEachPart(
+          attention, target.rows, output_of,
+          [&](const Output& output, int, int vector, const Partial& part) { Write(output, vector, part); });
+    } else {
+      outputs_.ForEachPart(
+          attention, target.rows, [&](int row) { return part_of(row, 0); },
+          [&](const auto& place, int, int vector, const Partial& part) {
+            place.Vector(vector).Store(part, vector == 0);
+          });
     }
     // At most one of a CTA's heads, its first.
     const bool ends_others_head = work.Ends() && (is_split ? run.begin > 0 : !work.Begins());
@@ -114,7 +126,7 @@ class Combine {
     for (int begin = 0; begin < items; begin += kThreads) {
       const int item = begin + ThreadIndex(), row = item / kVectors, vector = item % kVectors;
       const bool is_mine = item < items;
-      const Output output = OutputOf(joined.target, row, vector);
+      const Output output = OutputOf(joined.target, row);
       Partial whole;
       if (scheduler_.IsSplit()) {
         whole = tree_.Join(joined.run, first, row, vector, is_mine);
@@ -123,14 +135,14 @@ class Combine {
           AddParts(cta, cta == first, Min(last - cta + 1, kBatch), row, vector, is_mine, whole);
         }
       }
-      if (is_mine) Write(output, whole);
+      if (is_mine) Write(output, vector, whole);
     }
   }
 
  private:
   struct Output {
-    char* rows;  // of four channels
-    char* lse;   // null where another thread writes it, or nobody
+    char* row;
+    char* lse;  // null where nobody wants it
   };
 
   KVIT_DEVICE Target TargetOf(const WorkTile& work) const {
@@ -148,36 +160,6 @@ class Combine {
     for (int i = 0; i < kJoinedWords; ++i) {
       if (LaneIndex() == i) StoreShared(&shared_.joined[WarpIndex()][i], words[i]);
     }
-  }
-
-  KVIT_DEVICE void ShareOutputs(const Attention& attention) {
-    attention.ForEachOutput([&](int n, int j, int channel, float value) {
-      StoreShared(&shared_.outputs[WarpIndex()][FragmentRow(n, j)][channel], value);
-    });
-    if (LaneIndex() >= 4) return;  // lanes 0..3 hold all rows between them
-    KVIT_UNROLL
-    for (int n = 0; n < Rows / 8; ++n) {
-      KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        StoreShared(&shared_.stats[WarpIndex()][FragmentRow(n, j)], Float2{attention.Base(n, j), attention.Sum(n, j)});
-      }
-    }
-  }
-
-  KVIT_DEVICE Partial AddWarps(int row, int vector) const {
-    Float2 stats[Warps];
-    Partial total;
-    KVIT_UNROLL
-    for (int warp = 0; warp < Warps; ++warp) {
-      stats[warp] = LoadShared<Float2>(&shared_.stats[warp][row]);
-      total.max = fmaxf(total.max, stats[warp].lo);
-    }
-    KVIT_UNROLL
-    for (int warp = 0; warp < Warps; ++warp) {
-      const auto output = LoadShared<Vector>(&shared_.outputs[warp][row][vector * kVector]);
-      total.Add({stats[warp].lo, stats[warp].hi, output}, MergeWeight(stats[warp].lo, total.max));
-    }
-    return total;
   }
 
   // Whether the parts from i on are behind the last: asked of every fourth alone, since a branch costs as much as they.
@@ -237,7 +219,7 @@ class Combine {
     whole = all;
   }
 
-  KVIT_DEVICE Output OutputOf(const Target& target, int row, int vector) const {
+  KVIT_DEVICE Output OutputOf(const Target& target, int row) const {
     const int index = target.row_tile * Rows + row, group = scheduler_.group();
     const int token_of_sequence = scheduler_.TokenOf(index);
     const int64_t token = target.first_token + token_of_sequence;
@@ -245,18 +227,18 @@ class Combine {
     const KvitRows& out = params_.out;
     const KvitLse& lse = params_.lse;
     char* const of_lse = reinterpret_cast<char*>(lse.base) + token * lse.token_stride + head * lse.head_stride;
-    return {static_cast<char*>(out.base) + token * out.token_stride + head * out.head_stride +
-                vector * kVector * int64_t(sizeof(T)),
-            vector != 0 || lse.base == nullptr ? nullptr : of_lse};
+    return {static_cast<char*>(out.base) + token * out.token_stride + head * out.head_stride,
+            lse.base == nullptr ? nullptr : of_lse};
   }
 
-  KVIT_DEVICE void Write(const Output& output, const Partial& part) const {
+  KVIT_DEVICE void Write(const Output& output, int vector, const Partial& part) const {
     const float scale = part.sum == 0.0f ? 0.0f : 1.0f / part.sum;  // no key seen: zeros
     float x[kVector];
     KVIT_UNROLL
     for (int i = 0; i < kVector; ++i) x[i] = fmaf(part.output[i], scale, 0.0f);  // 0, where a part held -0
-    StoreGlobal(output.rows, Array<uint32_t, 2>{Pack2<T>(x[0], x[1]), Pack2<T>(x[2], x[3])});
-    if (output.lse == nullptr) return;
+    StoreGlobal(output.row + vector * kVector * int64_t(sizeof(T)),
+                Array<uint32_t, 2>{Pack2<T>(x[0], x[1]), Pack2<T>(x[2], x[3])});
+    if (vector != 0 || output.lse == nullptr) return;
     constexpr float kLn2 = 0.69314718055994531f;
     StoreGlobal(output.lse, part.sum == 0.0f ? -INFINITY : (part.max + Log2(part.sum)) * kLn2);
   }
@@ -265,9 +247,10 @@ class Combine {
   const Scheduler& scheduler_;
   const CtaRange& range_;
   Shared& shared_;
+  Outputs outputs_;
   Partials<HeadDim, Rows, kParts> parts_;
   Tree tree_;
-  bool is_joiner_ = false, has_finished_ = false;
+  bool is_joiner_ = false;
 };
 
 }  // namespace kvit

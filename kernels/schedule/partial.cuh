@@ -66,6 +66,8 @@ class Partials {
     KVIT_DEVICE Place Behind(int rows) const {
       return {output + int64_t(rows) * HeadDim, stats + int64_t(rows) * kStats};
     }
+    /// Vector `vector` of the row, where this is its first.
+    KVIT_DEVICE Place Vector(int vector) const { return {output + vector * Partial::kVector, stats}; }
     KVIT_DEVICE Words<16> LoadOutput() const { return LoadStrong<16>(output); }
     KVIT_DEVICE Words<8> LoadStats() const { return LoadStrong<8>(stats); }
     /// Takes back what nobody will read again.

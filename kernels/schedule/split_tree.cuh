@@ -13,9 +13,6 @@
 
 namespace kvit {
 
-/// A row tile has at most 2^kSplitLevels splits.
-inline constexpr int kSplitLevels = 10;
-
 /// The union of two states over disjoint keys. Every operation is rounded by itself: no two compilations of it may
 /// differ.
 KVIT_DEVICE Partial JoinPair(const Partial& a, const Partial& b) {
@@ -35,7 +32,7 @@ KVIT_DEVICE Partial JoinPair(const Partial& a, const Partial& b) {
 /// splits that have no keys: a part joined with one of those is what it was, bit for bit. So a run that ends with its
 /// head has no end.
 struct SplitRun {
-  static constexpr int kNoEnd = 1 << kSplitLevels;
+  static constexpr int kNoEnd = 1 << 30;  // more than any row tile has splits
   int begin, end, splits;
 
   KVIT_DEVICE static SplitRun Of(const CtaRange& range, int64_t head_begin, int splits) {
@@ -54,23 +51,25 @@ struct SplitRun {
 ///                 \     /         \     /         joining these makes 2-3, 0-3 and 0-7
 ///   level 2          .               .
 ///
-///   workspace    parts of Partials: [level] the even node, [kSplitLevels + level] the odd one
+///   workspace    parts of Partials: [level] the even node, [Levels + level] the odd one
 ///                behind all CTAs' parts, what each holds for itself until its sibling is there, of any bytes before:
 ///                outputs [cta, level, row, channel] f32, stats [cta, level, row, (max, sum)] f32
-template <int HeadDim, int Rows>
+///
+/// A row tile has at most 2^Levels splits.
+template <int HeadDim, int Rows, int Levels>
 class SplitTree {
-  static constexpr int kLeft = 2 * kSplitLevels;
+  static constexpr int kLeft = 2 * Levels;
   static constexpr int kBatch = 4;  // parts that are read together
   using Left = Partials<HeadDim, Rows, kLeft>;
 
  public:
-  static constexpr int kParts = kLeft + kSplitLevels;  // of each CTA, held ones included
+  static constexpr int kParts = kLeft + Levels;  // of each CTA, held ones included
 
   KVIT_DEVICE SplitTree(const CtaRange& range, float* base)
       : range_(range),
         left_(base),
         held_outputs_(base + int64_t(GridSize()) * kLeft * Rows * Left::kFloats),
-        held_stats_(held_outputs_ + int64_t(GridSize()) * kSplitLevels * Rows * HeadDim) {}
+        held_stats_(held_outputs_ + int64_t(GridSize()) * Levels * Rows * HeadDim) {}
 
   /// Adds a split of this CTA's run of a head. Splits come in order, with a barrier of the CTA between them. True where
   /// `part` has become the whole head.
@@ -130,7 +129,7 @@ class SplitTree {
         }
         const int level = walk.level(), begin = walk.begin();
         walk.Next();
-        for (int l = level; mine && l < kSplitLevels; ++l) {
+        for (int l = level; mine && l < Levels; ++l) {
           if (begin >> l & 1) {
             part = JoinPair(Held(l, row, vector), part);
           } else if (!walk.Done()) {
@@ -145,7 +144,7 @@ class SplitTree {
   }
 
  private:
-  static KVIT_DEVICE int PartOf(int level, int index) { return (index & 1) * kSplitLevels + level; }
+  static KVIT_DEVICE int PartOf(int level, int index) { return (index & 1) * Levels + level; }
 
   /// The nodes that CTAs have left of a head, first to last.
   class Walk {
@@ -188,7 +187,7 @@ class SplitTree {
     return left_.At(range_.TicketOf(walk.cta()), PartOf(walk.level(), walk.index()), row, vector);
   }
   KVIT_DEVICE int64_t HeldRow(int level, int row) const {
-    return (int64_t(range_.ticket) * kSplitLevels + level) * Rows + row;
+    return (int64_t(range_.ticket) * Levels + level) * Rows + row;
   }
   KVIT_DEVICE Partial Held(int level, int row, int vector) const {
     const int64_t at = HeldRow(level, row);

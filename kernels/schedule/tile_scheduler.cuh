@@ -20,18 +20,18 @@
 #include "platform/platform.cuh"
 #include "schedule/cta_range.cuh"
 #include "schedule/row_tiles.cuh"
-#include "schedule/split_tree.cuh"
 #include "schedule/ticket.cuh"
 #include "schedule/work_tile.cuh"
 
 namespace kvit {
 
-/// Mask says what query rows see, as attention/mask.cuh has it.
-template <class Mask, int Rows, int TileTokens, int Threads>
+/// Mask says what query rows see, as attention/mask.cuh has it. A row tile has at most 2^SplitLevels splits.
+template <class Mask, int Rows, int TileTokens, int Threads, int SplitLevels>
 class TileScheduler {
  public:
   static constexpr int kWarps = Threads / 32;
   static constexpr int kTileTokens = TileTokens;
+  static constexpr int kSplitLevels = SplitLevels;
   struct Shared {
     int64_t warp_units[kWarps];
     int64_t sequence_begin;
@@ -99,6 +99,14 @@ class TileScheduler {
   /// Finds the range of the CTA with this ticket, which it shares. All threads call.
   KVIT_DEVICE CtaRange Find(Shared& shared, const Ticket& ticket) const {
     return params_.table.num_sequences <= 32 ? FindInWarp(shared, ticket) : FindInCta(shared, ticket);
+  }
+
+  /// Where query row `row` of a row tile lies in memory. It must be one of NumRows(work).
+  KVIT_DEVICE const char* QueryAddress(const WorkTile& work, int row) const {
+    const int index = work.row_tile * Rows + row, token_of_sequence = TokenOf(index);
+    const int64_t token = work.of.first_token + token_of_sequence;
+    const int64_t head = int64_t(work.head) * group_ + (index - token_of_sequence * group_);
+    return static_cast<const char*>(params_.q.base) + token * params_.q.token_stride + head * params_.q.head_stride;
   }
 
   /// Keys that query row `row` of a row tile sees.

@@ -11,17 +11,20 @@
 
 namespace kvit {
 
+/// Where a walk is: what is kept where a walk has no registers to itself.
+struct WorkPlace {
+  int64_t position;  // on the partition's line
+  WorkTile work;
+};
+
 /// Walks a CTA's range, work tile by work tile. Within a sequence the line has head after head of the partition, within
 /// a head row tile after row tile, which share its keys in L2, and within a row tile its units.
 template <class Scheduler>
 class WorkIterator {
  public:
   KVIT_DEVICE WorkIterator(const Scheduler& scheduler, int num_heads, const CtaRange& range)
-      : scheduler_(scheduler),
-        num_heads_(num_heads),
-        partition_(range.Partition()),
-        position_(range.begin),
-        end_(range.end) {
+      : scheduler_(scheduler), num_heads_(num_heads), partition_(range.Partition()), end_(range.end) {
+    position_ = range.begin;
     work_.sequence = range.sequence;
     work_.of = range.work;
     const int64_t within = range.begin - range.sequence_begin, of_head = scheduler_.HeadUnits(work_.of);
@@ -33,6 +36,14 @@ class WorkIterator {
     Begin(int(within - head * of_head - place.before));
   }
 
+  /// Goes on from a place on the same range.
+  KVIT_DEVICE WorkIterator(const Scheduler& scheduler, int num_heads, const CtaRange& range, const WorkPlace& place)
+      : scheduler_(scheduler), num_heads_(num_heads), partition_(range.Partition()), end_(range.end) {
+    position_ = place.position;
+    work_ = place.work;
+  }
+
+  KVIT_DEVICE WorkPlace place() const { return {position_, work_}; }
   KVIT_DEVICE bool Done() const { return position_ >= end_; }
   KVIT_DEVICE const WorkTile& work() const { return work_; }
 

@@ -109,7 +109,7 @@ def _choose_kernel(
     dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, wanted: choose.Wanted
 ) -> choose.Choice:
     key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims}
-    found = registry.candidates("decode", **key)
+    found = registry.candidates("decode", **key) + registry.candidates("prefill", **key)
     if not found:
         registry.find("decode", **key)  # raises KernelMissing and says what is built
     if dtype is not view.dtype:

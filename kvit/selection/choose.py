@@ -86,16 +86,16 @@ def choose(
 ) -> Choice:
     """The cheapest of the kernels that can serve the call.
 
-    candidates          kernels of one family at the call's dtype, kv and head_dim, at least one; of equally cheap ones
-                        the first is taken
+    candidates          kernels at the call's dtype, kv and head_dim, at least one, all with the same axes; of equally
+                        cheap ones the first is taken
     compute_capability  (major, minor) of the GPU; None: the host, which runs every kernel
     wanted              narrows the candidates
     rules               rules.json's if absent
 
-    The cost, its first number before its second: how often K and V are read (once for each `rows` query rows); the
-    place of each axis in the order that a rule gives it, the first rule that applies; query rows that stay idle.
-    A kernel's needs are facts of it in index.json: `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`,
-    `is_packed`.
+    The cost, its first number before its second: passes over K and V, one for each `rows` query rows, where those of
+    a kernel that computes longer than it reads count `pass_cost` each; the place of each axis in the order that a rule
+    gives it, the first rule that applies; query rows that stay idle. A kernel's needs are facts of it in index.json:
+    `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`, `is_packed`.
     Raises KernelMissing (`wanted` is none of the candidates, or the GPU runs none), LayoutError (none reads the pages).
     """
     kernels = tuple(candidates)
@@ -121,12 +121,12 @@ def choose(
 
     def cost(kernel: KernelInfo) -> tuple[int, ...]:
         height = int(kernel.axes["rows"])
-        reads = -(-call.rows // height)
+        passes = -(-call.rows // height)
         places = (_place(rule.order, kernel.axes[axis]) for axis, rule in deciding.items())
-        return reads, *places, reads * height - call.rows
+        return passes * kernel.facts.get("pass_cost", 1), *places, passes * height - call.rows
 
     ranked = tuple(sorted(((cost(kernel), kernel) for kernel in fitting), key=lambda pair: pair[0]))
-    terms = ("reads of K and V", *deciding, "idle rows")
+    terms = ("passes over K and V", *deciding, "idle rows")
     return Choice(ranked[0][1], call, terms, ranked, refused, tuple(deciding.values()), wanted)
 
 

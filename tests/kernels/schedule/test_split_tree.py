@@ -12,7 +12,7 @@ LEVELS = 10
 # head's rows end as (max, sum, outputs); behind all of them stands how many words of the workspace are not zero, but
 # for those that CTAs hold for themselves.
 LINE = """
-  using Tree = SplitTree<{head_dim}, {rows}>;
+  using Tree = SplitTree<{head_dim}, {rows}, 10>;
   int total = 0;
   for (const int splits : heads) total += splits;
   const CtaRange range = CtaRange::Cut(total, BlockIndex(), GridSize(), 1);

@@ -72,7 +72,7 @@ class Batch:
 # wrong, and then all of each. The last CTA to end writes what is left in the batches' counters, and the kind and the
 # sequence of the fault that was reported.
 RECORD = """
-  using Scheduler = TileScheduler<CausalMask, {rows}, {tile}, kThreads>;
+  using Scheduler = TileScheduler<CausalMask, {rows}, {tile}, kThreads, 10>;
   auto& shared_part = *reinterpret_cast<Scheduler::Shared*>(shared);
   const int32_t* at = numbers;
   auto* const output = reinterpret_cast<int32_t*>(params.output);

@@ -78,7 +78,7 @@ def test_a_second_read_of_the_cache_outweighs_any_preference():
 
 def test_an_axis_that_no_kernel_has_decides_nothing():
     found = chosen(rules=(Rule("weather", ("dry", "wet"), "who knows"), PREFER_BULK))
-    assert found.terms == ("reads of K and V", "loader", "idle rows")
+    assert found.terms == ("passes over K and V", "loader", "idle rows")
     assert found.ranked[0] == ((1, 0, 4), bulk(8))
 
 

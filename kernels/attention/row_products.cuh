@@ -1,0 +1,232 @@
+// S = Q K^T and O += P V for one warp that has query rows to itself: 16 of them a row tile, times tokens that all warps
+// share, K and V as their codecs store them.
+#ifndef KVIT_ATTENTION_ROW_PRODUCTS_CUH
+#define KVIT_ATTENTION_ROW_PRODUCTS_CUH
+
+#include <type_traits>
+
+#include "attention/key_operands.cuh"
+#include "attention/value_operands.cuh"
+#include "core/array.cuh"
+#include "core/constants.cuh"
+#include "core/types.h"
+#include "mma/m16n8k16.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// A lane's part of a [16 rows, 16 columns] block of S, or of a tile of O: [half][row h * 2 + j].
+using BlockFragment = float[2][4];
+
+/// The queries are in shared memory, as A operands, since registers are for outputs: 16 bytes a lane and operand.
+template <class T, class Codec, int HeadDim, int RowTiles>
+class RowKeys {
+  using Operands = KeyOperands<T, Codec, HeadDim>;
+  static constexpr int kOperands = Operands::kOperands;
+
+ public:
+  struct Shared {
+    Words<16> queries[Operands::kLoads][kOperands][RowTiles][32];
+  };
+
+  KVIT_DEVICE explicit RowKeys(Shared& shared) : shared_(shared) {}
+
+  /// `address(row)` of the warp's rows, null for rows that do not exist. A score is `scale` times the product.
+  template <class Address>
+  KVIT_DEVICE void LoadQueries(Address&& address, float scale) {
+    if constexpr (!Codec::kScaled) scale_[0][0] = NotZero(scale);
+    SyncWarp();  // all lanes have read the queries before
+    KVIT_UNROLL
+    for (int m = 0; m < RowTiles; ++m) {
+      typename Operands::Query query[2];
+      KVIT_UNROLL
+      for (int h = 0; h < 2; ++h) {
+        query[h].Read(address(m * 16 + h * 8 + LaneIndex() / 4));
+        if constexpr (Codec::kScaled) {
+          scale_[m][h] = NotZero(scale / query[h].up * Operands::kUnit);
+          sum_[m][h] = query[h].sum / Operands::kUnit;
+        }
+      }
+      KVIT_UNROLL
+      for (int load = 0; load < Operands::kLoads; ++load) {
+        KVIT_UNROLL
+        for (int i = 0; i < kOperands; ++i) {
+          const auto &low = query[0].word[load][i], &high = query[1].word[load][i];
+          StoreShared(&shared_.queries[load][i][m][LaneIndex()], Words<16>{{low[0], high[0], low[1], high[1]}});
+        }
+      }
+    }
+    SyncWarp();
+  }
+
+  /// What scores of row h * 8 + lane / 4 of row tile m come out divided by. Never 0.
+  KVIT_DEVICE float Scale(int m, int h) const { return Codec::kScaled ? scale_[m][h] : scale_[0][0]; }
+
+  /// Of all blocks of 16 tokens of a step; `key` and `parameters` as KeyProduct has them.
+  template <int Blocks, class Key, class Parameters>
+  KVIT_DEVICE void Scores(BlockFragment (&s)[Blocks][RowTiles], Key&& key, Parameters&& parameters) const {
+    KVIT_UNROLL
+    for (int b = 0; b < Blocks; ++b) {
+      KVIT_UNROLL
+      for (int m = 0; m < RowTiles; ++m) {
+        KVIT_UNROLL
+        for (int i = 0; i < 8; ++i) s[b][m][i / 4][i % 4] = 0.0f;
+      }
+    }
+    KVIT_UNROLL
+    for (int load = 0; load < Operands::kLoads; ++load) {
+      uint32_t q[kOperands][RowTiles][4];
+      KVIT_UNROLL
+      for (int i = 0; i < kOperands * RowTiles; ++i) {
+        const auto words = LoadShared<Words<16>>(&shared_.queries[load][i / RowTiles][i % RowTiles][LaneIndex()]);
+        KVIT_UNROLL
+        for (int w = 0; w < 4; ++w) q[i / RowTiles][i % RowTiles][w] = words.word[w];
+      }
+      KVIT_UNROLL
+      for (int b = 0; b < Blocks; ++b) {
+        uint32_t k[4];
+        Operands::Load(k, [&](int token, int c) { return key(b * 16 + token, c); }, load);
+        ForEachConstant<kOperands>([&](auto operand) {
+          uint32_t a[4];
+          Operands::template Expand<decltype(operand)::value>(a, k);
+          KVIT_UNROLL
+          for (int m = 0; m < RowTiles; ++m) {
+            MmaStraight<typename Operands::Weight>(s[b][m], q[decltype(operand)::value][m], a);
+          }
+        });
+      }
+    }
+    if constexpr (Codec::kScaled) Scale(s, parameters);
+  }
+
+ private:
+  // Each token's parameters meet its scores.
+  template <int Blocks, class Parameters>
+  KVIT_DEVICE void Scale(BlockFragment (&s)[Blocks][RowTiles], Parameters&& parameters) const {
+    KVIT_UNROLL
+    for (int i = 0; i < Blocks * 4; ++i) {  // this lane's tokens: [block][half][j]
+      const int b = i / 4, half = i / 2 % 2, j = i % 2;
+      const int token = b * 16 + half * 8 + LaneIndex() % 4 * 2 + j;
+      const ScaleZero p = Codec::template Parameters<T>(LoadShared<uint32_t>(parameters(token)));
+      KVIT_UNROLL
+      for (int m = 0; m < RowTiles; ++m) {
+        KVIT_UNROLL
+        for (int h = 0; h < 2; ++h) {
+          float& score = s[b][m][half][h * 2 + j];
+          score *= p.scale;
+          if constexpr (Codec::kHasZero) score = fmaf(p.zero, sum_[m][h], score);
+        }
+      }
+    }
+  }
+
+  Shared& shared_;
+  float scale_[RowTiles][2];  // of the rows' scores; in 16 bits [0][0] of all
+  float sum_[RowTiles][2];    // of the rows of Q, in the units of the products, where the codec has zeros
+};
+
+/// The outputs of a warp's rows.
+template <class T, class Codec, int HeadDim, int RowTiles>
+class RowValues {
+  using Operands = ValueOperands<T, Codec, HeadDim>;
+
+ public:
+  static constexpr int kTiles = Operands::kTiles;
+  static constexpr bool kIsFinite = Operands::kIsFinite;
+  using Weight = typename Operands::Weight;
+
+  KVIT_DEVICE void Clear() {
+    ForEachOutput([](int, int, int, float& o) { o = 0.0f; });
+  }
+  KVIT_DEVICE void Rescale(int m, int h, float factor) {
+    KVIT_UNROLL
+    for (int i = 0; i < kTiles * 4; ++i) o_[m][i / 4][i / 2 % 2][h * 2 + i % 2] *= factor;
+  }
+
+  /// p: A fragments of P of a block of 16 tokens. `value` as ValueProduct has it. Tokens outside `seen` count as zeros.
+  template <class Value, class Seen>
+  KVIT_DEVICE void Add(const uint32_t (&p)[RowTiles][4], Value&& value, const Seen& seen) {
+    ForEachOperand(value, seen, [&](int tile, const uint32_t (&v)[4]) {
+      KVIT_UNROLL
+      for (int m = 0; m < RowTiles; ++m) MmaStraight<Weight>(o_[m][tile], p[m], v);
+    });
+  }
+
+  /// Whether any value of the block, of the tokens `seen`, is infinite or NaN: in this lane's share of them.
+  template <class Value, class Seen>
+  static KVIT_DEVICE bool HasSpecial(Value&& value, const Seen& seen) {
+    constexpr uint32_t kExponent = std::is_same_v<Weight, Bfloat16> ? 0x7f807f80u : 0x7c007c00u;
+    constexpr uint32_t kCarry = kExponent & ~(kExponent << 1);  // the lowest bit of both exponents
+    uint32_t special = 0u;
+    ForEachOperand(value, seen, [&](int, const uint32_t (&v)[4]) {
+      KVIT_UNROLL
+      for (int i = 0; i < 4; ++i) special |= (v[i] & kExponent) + kCarry;
+    });
+    return (special & 0x80008000u) != 0u;
+  }
+
+  /// Calls use(vector, values) for each four neighbouring channels that this lane has of row h * 8 + lane / 4 of row
+  /// tile m, not yet divided by the row's sum.
+  template <class Use>
+  KVIT_DEVICE void ForEachVector(int m, int h, Use&& use) const {
+    KVIT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float mine[2][2];
+      KVIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float o = o_[m][tile][i / 2][h * 2 + i % 2];
+        mine[i / 2][i % 2] = Operands::kHasUnit ? o * Operands::Unit(tile, i / 2) : o;
+      }
+      const OutputVector vector = Operands::Vector(tile, mine);
+      use(vector.index, vector.values);
+    }
+  }
+
+  /// A copy of all outputs, for steps that not all rows take part in. In memory, since few steps are so.
+  class Stash {
+   public:
+    KVIT_DEVICE void Store(RowValues& outputs) {
+      outputs.ForEachOutput([&](int, int, int i, float& o) { value_[i] = o; });
+    }
+    /// Puts back those of the rows that do not take part.
+    KVIT_DEVICE void Restore(RowValues& outputs, const bool (&takes_part)[RowTiles][2]) const {
+      outputs.ForEachOutput([&](int m, int h, int i, float& o) {
+        if (!takes_part[m][h]) o = value_[i];
+      });
+    }
+
+   private:
+    volatile float value_[RowTiles * kTiles * 8];
+  };
+
+ private:
+  template <class Body>
+  KVIT_DEVICE void ForEachOutput(Body&& body) {
+    KVIT_UNROLL
+    for (int i = 0; i < RowTiles * kTiles * 8; ++i) {
+      const int m = i / (kTiles * 8);
+      body(m, i / 2 % 2, i, o_[m][i / 8 % kTiles][i / 4 % 2][i % 4]);
+    }
+  }
+
+  template <class Value, class Seen, class Use>
+  static KVIT_DEVICE void ForEachOperand(Value&& value, const Seen& seen, Use&& use) {
+    KVIT_UNROLL
+    for (int load = 0; load < Operands::kLoads; ++load) {
+      uint32_t v[4];
+      Operands::Load(v, value, load);
+      seen.Hide(v);
+      ForEachConstant<Operands::kOperands>([&](auto operand) {
+        uint32_t a[4];
+        Operands::template Expand<decltype(operand)::value>(a, v);
+        use(Operands::Tile(load, decltype(operand)::value), a);
+      });
+    }
+  }
+
+  BlockFragment o_[RowTiles][kTiles];
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_ROW_PRODUCTS_CUH

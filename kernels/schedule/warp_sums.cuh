@@ -1,0 +1,87 @@
+// A work tile's outputs where every warp has all its rows, over keys of its own: added up in shared memory.
+#ifndef KVIT_SCHEDULE_WARP_SUMS_CUH
+#define KVIT_SCHEDULE_WARP_SUMS_CUH
+
+#include <math.h>
+
+#include "core/array.cuh"
+#include "core/types.h"
+#include "mma/m16n8k16.cuh"
+#include "platform/platform.cuh"
+#include "schedule/partial.cuh"
+
+namespace kvit {
+
+/// Threads share the (row, vector) pairs of the sum evenly.
+template <int HeadDim, int Rows, int Warps>
+class WarpSums {
+ public:
+  static constexpr int kThreads = Warps * 32, kVectors = HeadDim / Partial::kVector;
+  static constexpr int kPad = 4;  // keeps the rows that lanes write together in different banks
+  struct Shared {
+    alignas(16) float outputs[Warps][Rows][HeadDim + kPad];
+    Float2 stats[Warps][Rows];  // (base, sum)
+  };
+
+  KVIT_DEVICE explicit WarpSums(Shared& shared) : shared_(shared) {}
+
+  /// All threads call, once per work tile.
+  template <class Attention>
+  KVIT_DEVICE void Share(Attention& attention) {
+    if (is_used_) SyncThreads();  // all have read what the work tile before left in shared memory
+    is_used_ = true;
+    attention.Finish();
+    Store(attention);
+    SyncThreads();
+  }
+
+  /// Calls use(place_of(row), row, vector, part) for the vectors of this thread, of the first `rows` rows.
+  template <class Attention, class PlaceOf, class Use>
+  KVIT_DEVICE void ForEachPart(const Attention&, int rows, PlaceOf&& place_of, Use&& use) const {
+    for (int item = ThreadIndex(); item < rows * kVectors; item += kThreads) {
+      const int row = item / kVectors, vector = item % kVectors;
+      Partial part = Add(row, vector);
+      use(place_of(row), row, vector, part);
+    }
+  }
+
+ private:
+  template <class Attention>
+  KVIT_DEVICE void Store(const Attention& attention) {
+    attention.ForEachOutput([&](int n, int j, int channel, float value) {
+      StoreShared(&shared_.outputs[WarpIndex()][FragmentRow(n, j)][channel], value);
+    });
+    if (LaneIndex() >= 4) return;  // lanes 0..3 hold all rows between them
+    KVIT_UNROLL
+    for (int n = 0; n < Rows / 8; ++n) {
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        StoreShared(&shared_.stats[WarpIndex()][FragmentRow(n, j)], Float2{attention.Base(n, j), attention.Sum(n, j)});
+      }
+    }
+  }
+
+  KVIT_DEVICE Partial Add(int row, int vector) const {
+    using Vector = Array<float, Partial::kVector>;
+    Float2 stats[Warps];
+    Partial total;
+    KVIT_UNROLL
+    for (int warp = 0; warp < Warps; ++warp) {
+      stats[warp] = LoadShared<Float2>(&shared_.stats[warp][row]);
+      total.max = fmaxf(total.max, stats[warp].lo);
+    }
+    KVIT_UNROLL
+    for (int warp = 0; warp < Warps; ++warp) {
+      const auto output = LoadShared<Vector>(&shared_.outputs[warp][row][vector * Partial::kVector]);
+      total.Add({stats[warp].lo, stats[warp].hi, output}, MergeWeight(stats[warp].lo, total.max));
+    }
+    return total;
+  }
+
+  Shared& shared_;
+  bool is_used_ = false;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_SCHEDULE_WARP_SUMS_CUH
