@@ -59,6 +59,16 @@ def check_several_tokens(trial: Trial) -> None:
     _attend(trial, raw_cache(trial, lengths, kv_heads), counts, trial.choose("causal", (True, False)), kv_heads)
 
 
+def check_prompts(trial: Trial) -> None:
+    """Prompts and chunks, and a single new token among them; causal or not."""
+    kv_heads = trial.choose("kv_heads", (1, 2))
+    lengths = trial.choose_lengths(trial.choose("sequences", (1, 2, 3)))
+    counts = [int(trial.rng.integers(1, length + 1)) if length else 0 for length in lengths]
+    counts[0] = 50
+    trial.chosen["new tokens"] = counts
+    _attend(trial, raw_cache(trial, lengths, kv_heads), counts, trial.choose("causal", (True, False)), kv_heads)
+
+
 def _paged_cache(trial: Trial, tokens: int, sequences: int) -> kvit.PagedCache:
     """A cache with room for the tokens, full of NaN."""
     shape = trial.shape
@@ -218,6 +228,7 @@ def check_bad_append(trial: Trial) -> None:
 CHECKS: dict[str, Callable[[Trial], None]] = {
     "decode": check_decode,
     "several tokens": check_several_tokens,
+    "prompts": check_prompts,
     "append": check_append,
     "gather": check_gather,
     "fork": check_fork,

@@ -25,12 +25,13 @@ PAIRS = {
     "e4m3_i4": ("float8_e4m3", "int4"),
     "b16_i8": ("bfloat16", "int8"),
 }
-# Every pair by every way to copy it that is built for 64 channels.
+# Every pair by every way to copy it that is built for 64 channels, and by the kernels for prompts.
 KERNELS = [
     *((pair, "cp_async") for pair in PAIRS),
     *((pair, "registers") for pair in ("b16", "i8", "i4")),
     *((pair, "tma") for pair in ("b16", "i8", "i4", "e4m3", "i8_i4", "b16_i8")),
     *((pair, "tma_packed") for pair in ("i8", "i4", "e4m3", "i8_i4", "b16_i8")),
+    *((pair, "prefill") for pair in ("b16", "i8", "i4", "e4m3")),
 ]
 EVERY_KERNEL = pytest.mark.parametrize(("pair", "copies"), KERNELS, ids=lambda x: x)
 SPECIAL = {"nan": np.nan, "inf": np.inf, "minus inf": -np.inf}
@@ -45,7 +46,7 @@ class Hidden:
             pytest.skip("no GPU with a tensor copy engine")
         self.device, self.dtype, self.group = device, dtype, group
         self.names = tuple(dtype.name if name == "bfloat16" else name for name in PAIRS[pair])
-        kernel = {"copies": copies}
+        kernel = {"rows": 128} if copies == "prefill" else {"copies": copies}
         empty = self._cache(1, head_dim)
         view = Stored(empty, dtype, device).view
         tile = kvit.Attention(view, 2 * group, tokens_per_sequence=NEW, kernel=kernel).kernel.facts["tile_tokens"]

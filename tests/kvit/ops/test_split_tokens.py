@@ -19,6 +19,7 @@ from support.tolerances import assert_within
 # Every way to keep rows that both kinds of copies serve, and one that only cp.async does.
 PAIRS = [(None, None), ("int8", "int8"), ("int4", "int4"), ("float8_e4m3",) * 2, ("int8", "int4")]
 KERNELS = [(pair, copies) for pair in PAIRS for copies in ("cp_async", "tma")] + [(("float8_e5m2",) * 2, "cp_async")]
+KERNELS += [(pair, "prefill") for pair in PAIRS[:4]]  # which computes row tiles whole
 # Of tiles of 64 to 256 tokens: many splits and few, one that is full, a part of one, and none.
 LENGTHS = [1300, 256, 0, 1, 700, 70]
 
@@ -38,7 +39,7 @@ class Sequences:
 
     def op(self, copies="cp_async", tiles=1, **options):
         """An Attention with splits of so many tiles."""
-        kernel = {"copies": copies}
+        kernel = {"rows": 128} if copies == "prefill" else {"copies": copies}
         tile = kvit.Attention(self.case.view, self.heads, kernel=kernel).kernel.facts["tile_tokens"]
         return kvit.Attention(self.case.view, self.heads, kernel=kernel, split_tokens=tiles * tile, **options)
 

@@ -1,0 +1,159 @@
+"""Prefill: prompts and chunks by the kernels whose warps have query rows to themselves."""
+
+import numpy as np
+import pytest
+
+import kvit
+from kvit import reference
+from kvit._native.context import Device
+from kvit.selection import registry
+from support import tolerances
+from support.caches import BFLOAT16, FLOAT16, make_case, make_table, poisoned, to_device
+from support.quantised import Quantised
+from support.tolerances import assert_within
+
+ROWS = {64: 128, 128: 128, 256: 64}  # of a row tile, by head_dim
+# New tokens behind old ones. With 4 heads to a KV head: a row tile and a bit; one row tile over several tiles of keys;
+# a decode step among prompts; a prompt alone; nothing at all; a tile of keys that ends with a row tile.
+COUNTS, OLD = [40, 20, 1, 70, 0, 32], [30, 300, 200, 0, 17, 32]
+LENGTHS = [new + old for new, old in zip(COUNTS, OLD, strict=True)]
+
+
+def prefill(view, heads, **options):
+    """An Attention by a prefill kernel."""
+    op = kvit.Attention(view, heads, kernel={"rows": ROWS[view.head_dim]}, **options)
+    assert op.kernel.family == "prefill"
+    return op
+
+
+def attend(op, view, table, q, counts):
+    """(out, lse) in numpy, of rows that were NaN before."""
+    out = to_device(poisoned(q.shape, q.dtype), view.device)
+    lse = to_device(poisoned(q.shape[:2], np.dtype(np.float32)), view.device)
+    indptr = to_device(np.cumsum([0, *counts]).astype(np.int32), view.device)
+    op(to_device(q, view.device), view, table, out=out, lse=lse, query_indptr=indptr)
+    op.check()
+    return out.numpy(), lse.numpy()
+
+
+def assert_reference(case, q, counts, op, **options):
+    out, lse = attend(op, case.view, case.page_table, q, counts)
+    state, bound = case.expect(q, counts, **options)
+    assert_within(out, state.out, bound)
+    assert_within(lse, state.lse, tolerances.LSE)
+    return out, lse
+
+
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
+@pytest.mark.parametrize("head_dim", ROWS)
+def test_prompts_chunks_and_steps_in_one_call(rng, device, head_dim, dtype, causal):
+    case = make_case(rng, LENGTHS, head_dim=head_dim, dtype=dtype, device=device)
+    op = prefill(case.view, 8, causal=causal)
+    assert_reference(case, case.queries(rng, sum(COUNTS), 8), COUNTS, op, causal=causal)
+
+
+@pytest.mark.parametrize(
+    "group", [1, 3, 8, 12, 160]
+)  # tokens that begin and end anywhere in a row tile, or fill several
+def test_any_group(rng, device, group):
+    counts = [9, 1] if group == 160 else COUNTS
+    lengths = [20, 70] if group == 160 else LENGTHS
+    case = make_case(rng, lengths, device=device)
+    assert_reference(case, case.queries(rng, sum(counts), 2 * group), counts, prefill(case.view, 2 * group))
+
+
+@pytest.mark.parametrize("page_size", [1, 5, 16, 64, 100])  # a row of its own, odd, the usual, a tile, across tiles
+@pytest.mark.parametrize("table", ["dense", "ragged"])
+@pytest.mark.parametrize(("layout", "storage"), [("NHD", "pools"), ("HND", "halves"), ("NHD", "padded")])
+def test_any_page_size_layout_and_table(rng, device, layout, storage, table, page_size):
+    case = make_case(rng, [90, 0, 33], page_size=page_size, layout=layout, storage=storage, table=table, device=device)
+    assert_reference(case, case.queries(rng, 73, 8), [50, 0, 23], prefill(case.view, 8))
+
+
+@pytest.mark.parametrize(
+    "pair", [("int8", "int8"), ("int4", "int4"), ("float8_e4m3", "float8_e4m3")], ids=lambda p: p[0]
+)
+@pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
+@pytest.mark.parametrize("head_dim", [64, 128])
+def test_every_codec(rng, device, head_dim, dtype, pair):
+    case = Quantised(pair, LENGTHS, head_dim=head_dim, dtype=dtype, device=device, rng=rng)
+    case.append(rng)
+    q = rng.standard_normal((sum(COUNTS), 8, head_dim)).astype(dtype)
+    out, lse = attend(prefill(case.view, 8), case.view, case.page_table, q, COUNTS)
+    state = reference.paged_attention(q, case.cache, case.table, COUNTS)
+    assert_within(out, state.out, case.bound(q, COUNTS))
+    assert_within(lse, state.lse, tolerances.SCORE_QUANTISED)
+
+
+def test_long_prompts_are_shared_by_many_ctas(rng, device):
+    # More row tiles than CTAs have shares: heads that two CTAs cut, and CTAs that have several heads.
+    counts, lengths = [300, 260], [300, 700]
+    case = make_case(rng, lengths, device=device)
+    op = prefill(case.view, 8)
+    first = assert_reference(case, case.queries(np.random.default_rng(1), 560, 8), counts, op)
+    for _ in range(3):  # the same bits, and a workspace that is left as it was found
+        again = attend(op, case.view, case.page_table, case.queries(np.random.default_rng(1), 560, 8), counts)
+        for got, wanted in zip(again, first, strict=True):
+            np.testing.assert_array_equal(got.view(np.uint8), wanted.view(np.uint8))
+
+
+def test_split_tokens_give_a_sequence_the_same_bits_in_any_batch(rng, device):
+    case = make_case(rng, LENGTHS, device=device)
+    q = case.queries(rng, sum(COUNTS), 8)
+    op = prefill(case.view, 8, split_tokens=64)
+    together = attend(op, case.view, case.page_table, q, COUNTS)
+    begins = np.cumsum([0, *COUNTS])
+    for sequence, count in enumerate(COUNTS):
+        rows = slice(begins[sequence], begins[sequence] + count)
+        table = make_table([case.table.pages[sequence]], [LENGTHS[sequence]], "dense", device)
+        alone = attend(op, case.view, table, np.ascontiguousarray(q[rows]), [count])
+        for got, wanted in zip(alone, together, strict=True):
+            np.testing.assert_array_equal(got.view(np.uint8), wanted[rows].view(np.uint8), err_msg=f"{sequence}")
+
+
+def test_a_wrong_page_spoils_its_sequence_alone(rng, device):
+    case = make_case(rng, [90, 200], device=device)
+    pages = [page.copy() for page in case.table.pages]
+    pages[0][2] = 1 << 20  # tokens 32 to 47
+    table = make_table(pages, [90, 200], "dense", device)
+    op = prefill(case.view, 8)
+    q = case.queries(rng, 60, 8)
+    out = to_device(poisoned(q.shape, q.dtype), device)
+    op(to_device(q, device), case.view, table, out=out)
+    with pytest.raises(kvit.PageTableError, match="1048576"):
+        op.check()
+    state, bound = case.expect(q, [30, 30])
+    out = out.numpy()
+    assert np.isnan(out[:30].astype(np.float32)).all()
+    assert_within(out[30:], state.out[30:], bound[30:])
+    good = attend(op, case.view, case.page_table, q, [30, 30])  # the workspace is as it was
+    assert_within(good[0], state.out, bound)
+
+
+def test_pages_that_are_read_ahead(rng, device):
+    case = make_case(rng, LENGTHS, device=device)
+    op = prefill(case.view, 8, reads_ahead=True)
+    assert_reference(case, case.queries(rng, sum(COUNTS), 8), COUNTS, op)
+
+
+def test_prompts_are_given_to_prefill_and_steps_to_decode(device):
+    case = make_case(np.random.default_rng(0), [16], device=device)
+    families = {
+        tokens: kvit.Attention(case.view, 8, tokens_per_sequence=tokens).kernel.family
+        for tokens in (1, 4, 9, 100, 4096)
+    }
+    assert families == {1: "decode", 4: "decode", 9: "prefill", 100: "prefill", 4096: "prefill"}
+
+
+def test_shared_memory_fits_the_smallest_gpus():
+    # 99 KB: compute capability 8.6 and 8.9.
+    assert all(kernel.shared_bytes <= 99 * 1024 for kernel in registry.candidates("prefill"))
+
+
+def test_heads_are_wider_than_one_kernel(rng, device):
+    # 8-bit codes of 256 channels have no prefill kernel: decode's serve their prompts.
+    if device != "host" and Device.of(device).compute_capability < (8, 0):
+        pytest.skip("no GPU of compute capability 8.0")
+    case = Quantised(("int8", "int8"), [70], head_dim=256, dtype=BFLOAT16, device=device, rng=rng)
+    assert kvit.Attention(case.view, 8, tokens_per_sequence=64).kernel.family == "decode"
