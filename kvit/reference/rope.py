@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .norm import RowNorm, normalise
+
 _RADIANS = np.float32(float.fromhex("0x1.921fb6p-30"))  # of 2^-32 turns
 # Least greatest errors over an eighth of a turn, of x^3 (...) = sin(x) - x and x^4 (...) = cos(x) - 1 + x^2 / 2.
 _SINE = tuple(np.float32(float.fromhex(text)) for text in ("-0x1.98da66p-13", "0x1.1105b4p-7", "-0x1.555540p-3"))
@@ -70,16 +72,20 @@ def cosine_and_sine(phases: NDArray[np.uint32]) -> tuple[NDArray[np.float32], ND
     return np.where((quarter + 1) & 2, -c, c), np.where(quarter & 2, -s, s)
 
 
-def rotate(x: NDArray, positions: ArrayLike, rotation: Rotation, bias: NDArray | None = None) -> NDArray:
-    """Rows x [tokens, heads, head_dim], with `bias` [heads, head_dim] added, turned to their positions.
+def rotate(
+    x: NDArray,
+    positions: ArrayLike,
+    rotation: Rotation,
+    bias: NDArray | None = None,
+    norm: RowNorm | None = None,
+) -> NDArray:
+    """Rows x [tokens, heads, head_dim], with `bias` [heads, head_dim] added, normalised, and turned to their positions.
 
     positions  [tokens], or [3, tokens] of a rotation with axes
 
     In float32, then rounded to x's dtype: as if the rows had been changed before whatever uses them.
     """
-    rows = x.astype(np.float32)
-    if bias is not None:
-        rows = rows + bias.astype(np.float32)
+    rows = _prepared(x, bias, norm, 2 * len(rotation.steps))
     steps = np.array(rotation.steps, np.uint64)
     with np.errstate(over="ignore"):
         phases = rotation.of_pairs(positions).astype(np.uint64) * steps >> np.uint64(32)
@@ -95,12 +101,22 @@ def rotate(x: NDArray, positions: ArrayLike, rotation: Rotation, bias: NDArray |
         return rows.astype(x.dtype)
 
 
-def biased(x: NDArray, bias: NDArray | None) -> NDArray:
-    """Rows x [tokens, heads, head_dim] with `bias` [heads, head_dim] added in float32; the same bits without one."""
-    if bias is None:
+def biased(x: NDArray, bias: NDArray | None, norm: RowNorm | None = None) -> NDArray:
+    """Rows x [tokens, heads, head_dim] with `bias` [heads, head_dim] added in float32, and normalised; the same bits
+    without either.
+    """
+    if bias is None and norm is None:
         return x
     with np.errstate(over="ignore", invalid="ignore"):
-        return (x.astype(np.float32) + bias.astype(np.float32)).astype(x.dtype)
+        return _prepared(x, bias, norm, 0).astype(x.dtype)
+
+
+def _prepared(x: NDArray, bias: NDArray | None, norm: RowNorm | None, rotary_dim: int) -> NDArray[np.float32]:
+    """What rows are before they turn, in float32."""
+    rows = x.astype(np.float32)
+    if bias is not None:
+        rows = rows + bias.astype(np.float32)
+    return rows if norm is None else normalise(rows, norm, rotary_dim)
 
 
 def default_frequencies(base: float, rotary_dim: int) -> NDArray[np.float64]:
