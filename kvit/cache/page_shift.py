@@ -21,9 +21,9 @@ def move_to_front(
 ) -> list[SequencePages]:
     """What each sequence has when the `drop` tokens behind its first `keep` are gone. Raises CacheFull.
 
-    A page whose tokens move by whole pages stays, and its rows stay where they are, if no other sequence has it. All
-    other pages from the one with token `keep` on are written anew, into pages that held nothing but dropped tokens, or
-    else into free ones: nobody reads what is written.
+    A page whose tokens move by whole pages stays, and its rows stay where they are, if no other sequence has it. So
+    does the page with the last token that is kept, if all behind it in that page go. All other pages from there on are
+    written anew, into pages that held nothing but dropped tokens, or else into free ones: nobody reads what is written.
 
         page_size 4, keep 4     a b c d | e f g h | i j k l | m n
         drop 8                  a b c d | m n            the last page stays what it is
@@ -35,10 +35,14 @@ def move_to_front(
         left, whole = num_pages(length - drop, page_size), drop // page_size
         found: list[int | None] = list(pages[:left])
         if 0 < drop < length - keep:
+            kept = num_pages(keep, page_size)  # pages
+            is_left = keep + drop >= kept * page_size  # by all others of the last of them: rows may come in behind
             for slot in range(keep // page_size, left):
+                if slot < kept and is_left and page_owners.owners(pages[slot]) == 1:
+                    continue
                 stays = drop % page_size == 0 and page_owners.owners(pages[slot + whole]) == 1
                 found[slot] = pages[slot + whole] if stays else None
-            dropped = pages[num_pages(keep, page_size) : (keep + drop) // page_size]
+            dropped = pages[kept : (keep + drop) // page_size]
             spare += [page for page in dropped if page_owners.owners(page) == 1]
         after.append(found)
     missing = sum(page is None for page in chain.from_iterable(after))

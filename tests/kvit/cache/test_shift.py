@@ -85,15 +85,16 @@ def test_pages_that_forks_have_too_are_not_written(rng, device, drop):
     case.check()
 
 
-def test_a_full_cache_shifts_into_the_pages_of_what_it_drops(rng, device):
-    # llama.cpp drops half of what lies behind the first ones: 8 tokens of 16 with 3 to keep, and no free page.
+@pytest.mark.parametrize("keep, drop", [(3, 8), (3, 9), (4, 9)])
+def test_a_full_cache_shifts_into_the_pages_of_what_it_drops(rng, device, keep, drop):
+    # llama.cpp drops half of what lies behind the first ones when a context is full: no page is free then.
     case = Grown(rng, device, [19], pages=5)
     assert case.cache.num_free_pages == 0
-    case.seqs[0].shift(8, keep=3)
-    case.drop(0, 8, 3)
+    case.seqs[0].shift(drop, keep=keep)
+    case.drop(0, drop, keep)
     case.check()
     case.seqs[0].append(*(to_device(x, device) for x in new_tokens(rng, 1)))
-    assert len(case.seqs[0]) == 12
+    assert len(case.seqs[0]) == 20 - drop
 
 
 def test_a_shift_that_finds_no_room_changes_nothing(rng, device):
