@@ -22,6 +22,7 @@ struct AppendShape {
 
 /// What rows pass through: biases, and rotation by one position.
 struct SimpleAppend {
+  using Shape = AppendShape<16, 2>;
   using Axes = OneAxis;
   static constexpr bool kNormalises = false;
   static KVIT_DEVICE Axes AxesOf(const KvitAppendParams&) { return {}; }
@@ -29,6 +30,7 @@ struct SimpleAppend {
 
 /// RMSNorm before they rotate, and rotation by positions on three axes, besides.
 struct ExtendedAppend {
+  using Shape = AppendShape<8, 3>;  // two CTAs of 16 warps have too few registers for it
   using Axes = ThreeAxes;
   static constexpr bool kNormalises = true;
   static KVIT_DEVICE Axes AxesOf(const KvitAppendParams& params) { return {params.extras.axes}; }
@@ -39,7 +41,7 @@ struct ExtendedAppend {
 /// token's place is looked up speculatively, and rotary angles are made for its position; after it the rows are loaded
 /// while that place is confirmed. Then each side's next rows are on their way while the other side's are encoded.
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Variant = SimpleAppend,
-          class Shape = AppendShape<16, 2>>
+          class Shape = typename Variant::Shape>
 struct AppendKernel {
   using Params = KvitAppendParams;
   static_assert(Dims::kKey == Dims::kValue, "a lane moves K and V of the same heads and channels");

@@ -26,7 +26,7 @@ struct ShiftKernel {
   static constexpr int kWarps = 8;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kSharedBytes = kWarps * Angles::kBytes;
-  static constexpr int kMinCtas = 4;
+  static constexpr int kMinCtas = 3;
   static constexpr KvitFact kFacts[] = {{"warps", kWarps}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {

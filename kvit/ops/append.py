@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kvit import _checks, dtypes
@@ -44,6 +46,7 @@ class Append(Transfer):
 
     family = "append"
     _rope: row_ops.PackedRope | None = None
+    _norms: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
