@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvit
+from kvit import reference
 from support.libraries import need
 
 pytestmark = pytest.mark.interop
@@ -199,3 +200,15 @@ def test_layers_that_differ_have_the_rope_of_their_own_model(transformers):
             found = kvit.Rope.from_config(config, layer=layer)
             expected = buffers[f"{layer_type}_inv_freq"].double()
             np.testing.assert_allclose(found.inverse_frequencies, expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("model, kind, offset", [("qwen3", "Qwen3RMSNorm", 0.0), ("gemma3", "Gemma3RMSNorm", 1.0)])
+def test_rows_are_normalised_as_the_model_normalises_them(transformers, rng, model, kind, offset):
+    import torch
+
+    module = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), kind)(128, eps=1e-5)
+    rows, weight = rng.standard_normal((7, 3, 128)).astype(np.float32), rng.standard_normal(128).astype(np.float32)
+    module.weight.data = torch.from_numpy(weight)
+    expected = module(torch.from_numpy(rows)).detach().numpy()
+    found = reference.normalise(rows, reference.RowNorm(weight, 1e-5, offset))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
