@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .layouts.turbomind import TurboMindBlocks
     from .layouts.vllm import VllmPages
     from .ops.convert import ConvertPages
+    from .ops.shift import Shift
 
 __all__ = [
     "Append",
@@ -69,6 +70,7 @@ __all__ = [
     "Sequence",
     "SequenceFreed",
     "ShapeError",
+    "Shift",
     "Stream",
     "Tensor",
     "TurboMindBlocks",
@@ -81,7 +83,12 @@ __all__ = [
 
 
 # Modules that few programs need: imported when a name is first asked for, so that the others start sooner.
-_ASKED_FOR = {"ConvertPages": "ops.convert", "TurboMindBlocks": "layouts.turbomind", "VllmPages": "layouts.vllm"}
+_ASKED_FOR = {
+    "ConvertPages": "ops.convert",
+    "Shift": "ops.shift",
+    "TurboMindBlocks": "layouts.turbomind",
+    "VllmPages": "layouts.vllm",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -146,6 +146,15 @@ typedef struct KvitRope {
   int32_t reserved;
 } KvitRope;
 
+// What rows pass through besides, where append's variant is `extended`. All zero: nothing.
+typedef struct KvitAppendExtras {
+  const void *k_norm, *q_norm;      // [head_dim] weights of RMSNorm in the rows' dtype; no launch writes them
+  float norm_epsilon, norm_offset;  // added to the mean square, and to every weight
+  const uint8_t* axes;              // [rotary_dim / 2] which row of the positions turns a pair; NULL: there is one row
+  int32_t axis_stride;              // entries of rope.positions from one row to the next; 0: every axis has the same
+  int32_t reserved;
+} KvitAppendExtras;
+
 // Rows into pages, biased and rotated on the way; rows of queries, rotated beside them. All zero behind `transfer`: as
 // they are.
 typedef struct KvitAppendParams {
@@ -156,7 +165,22 @@ typedef struct KvitAppendParams {
   KvitRope rope;
   int32_t num_query_heads;  // 0: no queries
   int32_t passes;           // over its heads, of each warp: it moves so many times as many as its lanes have room for
+  KvitAppendExtras extras;
 } KvitAppendParams;
+
+// Cached tokens to other positions. Row p of a sequence of `table` becomes what row p - by of that sequence of `source`
+// was, with K turned by `by` positions; rows below `first` come from row p as they are. Where is_in_place is set, every
+// row stays where it is, and those from `first` on turn. Grid: parts * table.num_sequences CTAs.
+typedef struct KvitShiftParams {
+  KvitCache cache;
+  KvitPageTable table, source;
+  const int32_t *by, *first;  // [sequences]; NULL: by_each, first_each
+  int32_t by_each, first_each;
+  KvitRope rope;  // without positions; its attention factor is 1
+  KvitFault* fault;
+  int32_t parts;  // CTAs that share a sequence
+  int32_t is_in_place;
+} KvitShiftParams;
 
 // Whole pages within one cache, pool by pool: for fork, copy-on-write and defragmentation. Grid: num_chains *
 // num_kv_heads.
@@ -238,8 +262,9 @@ static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFaul
 static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 640, "the ABI of attention is fixed");
 static_assert((sizeof(KvitDecodeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert((sizeof(KvitProbeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
-static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 384,
+static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 424,
               "the ABI of append and gather is fixed");
+static_assert(sizeof(KvitShiftParams) == 304, "the ABI of shift is fixed");
 #endif
 
 #endif  // KVIT_ABI_PARAMS_H

@@ -8,6 +8,7 @@
 #include "core/types.h"
 #include "quant/row_codec.cuh"
 #include "transfer/rotation.cuh"
+#include "transfer/row_norm.cuh"
 #include "transfer/warp_rows.cuh"
 
 namespace kvit {
@@ -19,16 +20,33 @@ struct AppendShape {
   static constexpr int kMinCtas = MinCtas;
 };
 
+/// What rows pass through: biases, and rotation by one position.
+struct SimpleAppend {
+  using Shape = AppendShape<16, 2>;
+  using Axes = OneAxis;
+  static constexpr bool kNormalises = false;
+  static KVIT_DEVICE Axes AxesOf(const KvitAppendParams&) { return {}; }
+};
+
+/// RMSNorm before they rotate, and rotation by positions on three axes, besides.
+struct ExtendedAppend {
+  using Shape = AppendShape<8, 3>;  // two CTAs of 16 warps have too few registers for it
+  using Axes = ThreeAxes;
+  static constexpr bool kNormalises = true;
+  static KVIT_DEVICE Axes AxesOf(const KvitAppendParams& params) { return {params.extras.axes}; }
+};
+
 /// A warp per token and share of its heads, K and V; more warps for the queries. It has `passes` passes over its heads,
 /// as many at a time as its lanes have room for. Before the grid dependency the first rows are fetched to L2, the
 /// token's place is looked up speculatively, and rotary angles are made for its position; after it the rows are loaded
 /// while that place is confirmed. Then each side's next rows are on their way while the other side's are encoded.
-template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape = AppendShape<16, 2>>
+template <class T, class KeyCodec, class ValueCodec, class Dims, class Variant = SimpleAppend,
+          class Shape = typename Variant::Shape>
 struct AppendKernel {
   using Params = KvitAppendParams;
   static_assert(Dims::kKey == Dims::kValue, "a lane moves K and V of the same heads and channels");
   using Rows = WarpRows<Dims::kKey>;
-  using Angles = RotaryAngles<Dims::kKey>;
+  using Angles = RotaryAngles<Dims::kKey, typename Variant::Axes>;
   static constexpr int kWarps = Shape::kWarps;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kAngleBytes = Angles::kBytes;
@@ -42,7 +60,7 @@ struct AppendKernel {
     const int heads_per_warp = params.passes * kHeadsPerPass;
     const uint32_t index = uint32_t(BlockIndex()) * kWarps + WarpIndex();
     const uint32_t shares = uint32_t(tokens) * CeilDiv(heads, heads_per_warp);
-    Angles rotation(params.rope, shared + WarpIndex() * kAngleBytes);
+    Angles rotation(params.rope, shared + WarpIndex() * kAngleBytes, Variant::AxesOf(params));
     if (index < shares) {
       Append(params, rotation, HeadRangeAt(index, heads, heads_per_warp));
     } else if (params.num_query_heads > 0) {
@@ -80,13 +98,13 @@ struct AppendKernel {
     uint32_t v_scale = LoadScale<3, ValueCodec>(transfer.cache, rows, found.row);
     for (;;) {
       const Rows next = rows.After(1);
-      Change(params, rotation, rows, params.k_bias, true, k);
+      Change(params, rotation, rows, {params.k_bias, params.extras.k_norm, true}, k);
       Store<0, KeyCodec>(transfer.cache, rows, found.row, k, k_scale);
       if (next.Any()) {
         k = Load(next, transfer.k);
         k_scale = LoadScale<2, KeyCodec>(transfer.cache, next, found.row);
       }
-      Change(params, rotation, rows, params.v_bias, false, v);
+      Change(params, rotation, rows, {params.v_bias, nullptr, false}, v);
       Store<1, ValueCodec>(transfer.cache, rows, found.row, v, v_scale);
       if (!next.Any()) return;
       v = Load(next, transfer.v);
@@ -121,7 +139,7 @@ struct AppendKernel {
       const Rows next = rows.After(1);
       Part following = q;
       if (next.Any()) following = Load(next, params.q);
-      Change(params, rotation, rows, params.q_bias, true, q);
+      Change(params, rotation, rows, {params.q_bias, params.extras.q_norm, true}, q);
       if (!has_position) q[0] = q[1] = PackedVec8{{~0u, ~0u, ~0u, ~0u}};  // NaN
       if (rows.Has()) {
         KVIT_UNROLL
@@ -135,9 +153,19 @@ struct AppendKernel {
   }
 
   template <bool IsSpeculative>
-  KVIT_DEVICE static int Position(const Params& params, int token, int in_sequence) {
+  KVIT_DEVICE static typename Angles::Position Position(const Params& params, int token, int in_sequence) {
     const int32_t* given = params.rope.positions;
-    return given == nullptr ? in_sequence : LoadNumber<IsSpeculative>(given + token);
+    if constexpr (std::same_as<typename Angles::Position, int32_t>) {
+      return given == nullptr ? in_sequence : LoadNumber<IsSpeculative>(given + token);
+    } else {
+      typename Angles::Position found = {{in_sequence, in_sequence, in_sequence}};
+      if (given == nullptr) return found;
+      KVIT_UNROLL
+      for (int axis = 0; axis < 3; ++axis) {
+        found.axis[axis] = LoadNumber<IsSpeculative>(given + axis * int64_t(params.extras.axis_stride) + token);
+      }
+      return found;
+    }
   }
 
   KVIT_DEVICE static void Fetch(const Rows& rows, const KvitRows& source) {
@@ -167,24 +195,44 @@ struct AppendKernel {
     return 0;
   }
 
-  // Adds the bias and rotates the pairs, in f32, then rounds to T: as if other kernels had done it before.
-  KVIT_DEVICE static void Change(const Params& params, const Angles& rotation, const Rows& rows, const void* bias,
-                                 bool rotates, Part& part) {
+  /// What rows of one kind pass through.
+  struct Changes {
+    const void *bias, *norm;  // null: none
+    bool rotates;
+  };
+
+  // Adds the bias, normalises the row and rotates the pairs, in f32, then rounds to T: as if other kernels had done it
+  // before.
+  KVIT_DEVICE static void Change(const Params& params, const Angles& rotation, const Rows& rows, const Changes& changes,
+                                 Part& part) {
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
-    rotates = rotates && lane < params.rope.rotary_dim / 16;
-    if (bias == nullptr && !rotates) return;
+    const bool rotates = changes.rotates && lane < params.rope.rotary_dim / 16;
+    const bool normalises = Variant::kNormalises && changes.norm != nullptr;
+    if (changes.bias == nullptr && !rotates && !normalises) return;
     Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
-    if (bias != nullptr) {
+    if (changes.bias != nullptr) {
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const Vec8 added = Unpack<T>(LoadGlobalReadOnly<PackedVec8>(rows.template InHeads<PackedVec8>(bias, i)));
+        const Vec8 added =
+            Unpack<T>(LoadGlobalReadOnly<PackedVec8>(rows.template InHeads<PackedVec8>(changes.bias, i)));
         KVIT_UNROLL
         for (int j = 0; j < 8; ++j) vec8s[i][j] = RoundedSum(vec8s[i][j], added[j]);
       }
     }
+    if (normalises) Normalise(params, rows, changes.norm, vec8s);
     if (rotates) rotation.Apply(lane, vec8s[0], vec8s[1]);
     KVIT_UNROLL
     for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
+  }
+
+  KVIT_DEVICE static void Normalise(const Params& params, const Rows& rows, const void* weights, Vec8 (&vec8s)[2]) {
+    const int channels = params.transfer.cache.k_dim;
+    const float inverse = InverseRms(vec8s, Rows::Lanes::kLanesPerRow, channels, params.extras.norm_epsilon);
+    KVIT_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      const auto weight = LoadGlobalReadOnly<PackedVec8>(rows.template InRow<PackedVec8>(weights, i));
+      ScaleByWeights(vec8s[i], inverse, Unpack<T>(weight), params.extras.norm_offset);
+    }
   }
 
   template <int Pool, class Codec>

@@ -41,30 +41,68 @@ KVIT_DEVICE void RotatePair(float& a, float& b, const RotaryAngle& angle) {
   b = RoundedSum(RoundedProduct(y, angle.cosine), RoundedProduct(x, angle.sine));
 }
 
+/// Where a token is on one axis, as in text.
+struct OneAxis {
+  using Position = int32_t;
+  /// What makes pairs differ, of the two pairs of a chunk: nothing.
+  struct Pairs {};
+
+  KVIT_DEVICE Pairs Load(int) const { return {}; }
+  static KVIT_DEVICE int32_t Of(Position position, Pairs, int) { return position; }
+};
+
+/// Where a token is on three: time, height and width, of which each pair has its own.
+struct ThreeAxes {
+  struct Position {
+    int32_t axis[3];
+    KVIT_DEVICE bool operator==(const Position& other) const {
+      return axis[0] == other.axis[0] && axis[1] == other.axis[1] && axis[2] == other.axis[2];
+    }
+  };
+  using Pairs = uint16_t;  // the axis of either pair, in a byte
+
+  const uint8_t* axes;  // [rotary_dim / 2] of each pair; null: time
+
+  KVIT_DEVICE Pairs Load(int chunk) const {
+    return axes == nullptr ? Pairs(0) : LoadGlobalReadOnly<Pairs>(axes + 2 * chunk);
+  }
+  static KVIT_DEVICE int32_t Of(const Position& position, Pairs pairs, int pair) {
+    const int axis = pairs >> 8 * pair & 0xff;
+    return axis == 0 ? position.axis[0] : axis == 1 ? position.axis[1] : position.axis[2];
+  }
+};
+
 /// The angles of all pairs at one position, made once by a warp's lanes together, in shared memory of that warp.
-template <int HeadDim>
+template <int HeadDim, class Axes = OneAxis>
 class RotaryAngles {
  public:
+  using Position = typename Axes::Position;
   static constexpr int kBytes = HeadDim / 2 * int(sizeof(RotaryAngle));
 
   static constexpr int kChunks = CeilDiv(HeadDim / 4, 32);  // of a lane: two pairs, and 16 bytes, each
 
-  /// How far a lane's pairs rotate from one position to the next.
-  using Steps = Array<Words<16>, kChunks>;
+  /// How far a lane's pairs rotate from one position to the next, and on which axes.
+  struct Steps {
+    Array<Words<16>, kChunks> step;
+    Array<typename Axes::Pairs, kChunks> pairs;
+  };
 
-  KVIT_DEVICE RotaryAngles(const KvitRope& rope, char* shared) : rope_(rope), shared_(shared) {}
+  KVIT_DEVICE RotaryAngles(const KvitRope& rope, char* shared, const Axes& axes = {})
+      : rope_(rope), shared_(shared), axes_(axes) {}
 
   KVIT_DEVICE Steps LoadSteps() const {
     Steps steps = {};
     KVIT_UNROLL
     for (int c = 0; c < kChunks; ++c) {
-      if (Has(c)) steps[c] = LoadGlobalReadOnly<Words<16>>(rope_.steps + 2 * Chunk(c));
+      if (!Has(c)) continue;
+      steps.step[c] = LoadGlobalReadOnly<Words<16>>(rope_.steps + 2 * Chunk(c));
+      steps.pairs[c] = axes_.Load(Chunk(c));
     }
     return steps;
   }
 
   /// All lanes of the warp together, with the same position.
-  KVIT_DEVICE void MoveTo(int32_t position, const Steps& steps) {
+  KVIT_DEVICE void MoveTo(Position position, const Steps& steps) {
     if (rope_.rotary_dim == 0) return;
     position_ = position;
     has_angles_ = true;
@@ -74,8 +112,9 @@ class RotaryAngles {
       Words<16> angles;
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const uint64_t step = steps[c].word[2 * i] | uint64_t(steps[c].word[2 * i + 1]) << 32;
-        const RotaryAngle angle = AngleOf(uint32_t(uint64_t(int64_t(position)) * step >> 32));
+        const uint64_t step = steps.step[c].word[2 * i] | uint64_t(steps.step[c].word[2 * i + 1]) << 32;
+        const int32_t tokens = Axes::Of(position, steps.pairs[c], i);
+        const RotaryAngle angle = AngleOf(uint32_t(uint64_t(int64_t(tokens)) * step >> 32));
         angles.word[2 * i] = BitCast<uint32_t>(RoundedProduct(angle.cosine, rope_.attention_factor));
         angles.word[2 * i + 1] = BitCast<uint32_t>(RoundedProduct(angle.sine, rope_.attention_factor));
       }
@@ -85,7 +124,7 @@ class RotaryAngles {
   }
 
   /// The same if the angles, where there are any, are not those of that position yet.
-  KVIT_DEVICE void MoveTo(int32_t position) {
+  KVIT_DEVICE void MoveTo(Position position) {
     if (rope_.rotary_dim == 0 || (has_angles_ && position == position_)) return;
     SyncWarp();  // all lanes have seen that what they made is wrong
     MoveTo(position, LoadSteps());
@@ -129,7 +168,8 @@ class RotaryAngles {
 
   const KvitRope& rope_;
   char* shared_;
-  int32_t position_ = 0;
+  Axes axes_;
+  Position position_ = {};
   bool has_angles_ = false;
 };
 

@@ -70,6 +70,11 @@ class WarpRows {
   KVIT_DEVICE const char* InHeads(const void* heads, int vec8) const {
     return static_cast<const char*>(heads) + Head() * int64_t(HeadDim / 8 * sizeof(Vec8)) + Offset<Vec8>(vec8);
   }
+  /// The same in a dense row that all heads share.
+  template <class Vec8>
+  KVIT_DEVICE const char* InRow(const void* row, int vec8) const {
+    return static_cast<const char*>(row) + Offset<Vec8>(vec8);
+  }
   /// The same in the cache.
   template <class Vec8>
   KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int vec8) const {

@@ -11,6 +11,7 @@ import kvit
 from kvit import reference
 from kvit._cli.codec_checks import check_quantised
 from kvit._cli.compare import LSE_BOUND, attention_bound, expect, expect_close, expect_same, merge_bound
+from kvit._cli.rope_checks import check_shift, check_turned_append
 from kvit._cli.trial import RawCache, Trial, pool_shape, raw_cache
 
 _GROUPS = (1, 2, 3, 4, 5, 7, 8, 16)
@@ -230,7 +231,9 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "several tokens": check_several_tokens,
     "prompts": check_prompts,
     "append": check_append,
+    "append, turned": check_turned_append,
     "gather": check_gather,
+    "shift": check_shift,
     "fork": check_fork,
     "merge": check_merge,
     "bad page table": check_bad_table,

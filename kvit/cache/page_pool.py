@@ -5,14 +5,12 @@ from __future__ import annotations
 import weakref
 from collections import deque
 from collections.abc import Sequence
-from typing import Any, NamedTuple, NoReturn, TypeAlias
+from typing import Any, NamedTuple, NoReturn
 
 from kvit import _checks
 from kvit.cache.page_owners import PageOwners, grow, num_pages
+from kvit.cache.page_shift import SequencePages, move_to_front
 from kvit.errors import KvitError, SequenceFreed, ShapeError, refuse_copy
-
-SequencePages: TypeAlias = tuple[tuple[int, ...], int]
-"""The pages of a sequence, in the order of its tokens, and how many tokens are in them."""
 
 
 class PoolGrowth(NamedTuple):
@@ -154,6 +152,31 @@ class PagePool:
         owners.take(growth.taken)
         owners.release(source for source, _ in growth.copies)
         self._owners = owners
+
+    def shifted(self, sequences: Sequence[int], keeps: Sequence[int], drops: Sequence[int]) -> list[SequencePages]:
+        """What sequences, all different, have without the `drop` tokens behind the first `keep` of each.
+
+        Changes nothing. Raises CacheFull, SequenceFreed, ShapeError (more tokens than there are).
+        """
+        before = self.pages_of_all(sequences)
+        for (_, length), keep, drop in zip(before, keeps, drops, strict=True):
+            if min(keep, drop) < 0 or keep + drop > length:
+                raise ShapeError(
+                    f"cannot keep {keep} and drop {drop} tokens of a sequence of {length}; give numbers from 0 on, and "
+                    "no more together"
+                )
+        return move_to_front(self._counted(), before, keeps, drops, self.page_size)
+
+    def becoming(
+        self, sequences: Sequence[int], after: Sequence[SequencePages]
+    ) -> tuple[PagePool, str, dict[int, SequencePages]]:
+        """How sequences get what they have afterwards, in pages that they have or that are free.
+
+        Returns what setattr takes, as renaming does.
+        """
+        changed = {**self._sequences, **dict(zip(sequences, after, strict=True))}
+        self._owners = None
+        return self, "_sequences", changed
 
     def moves_to_front(self, by_sequence: bool) -> dict[int, int]:
         """Where pages must move (old id -> new id) so that the used ones come first.

@@ -56,6 +56,7 @@ class PagedCache:
     _append: Append
     _gather: Gather
     _copy: CopyPages
+    _shifts: dict[bool, Any]  # the operations of shift, by whether keys turn; made when first asked for
 
     def __init__(
         self,
@@ -99,6 +100,7 @@ class PagedCache:
             "_append_as_it_is": Append(view, faults=self._faults),
             "_gather": Gather(view, faults=self._faults),
             "_copy": CopyPages(view, faults=self._faults),
+            "_shifts": {},
             "operations": CachedOperations(view, self._faults),
         }
         self.__dict__.update(made)  # one step: an exception comes before it or after it
@@ -230,6 +232,23 @@ class PagedCache:
             starts = upload([0, *accumulate(map(len, plan))], stream)
             self._copy.then_set(self.view, source, target, starts, stream, self.pool.renaming(moves))
         return len(moves)
+
+    def shift(self, seqs: Iterable[Sequence], drop: Any, *, keep: Any = 0, rotate=True, stream: Any = None) -> None:
+        """Drop tokens behind the first ones of sequences, and move those behind them to the front (context shift).
+
+        seqs    sequences of this cache, each at most once
+        drop    how many tokens go, and
+        keep    how many stay in front of them: numbers for all sequences, or one for each. Whole pages move fastest
+        rotate  False: keys hold no position and only move. Else they turn to their new places by the cache's rope
+
+        All or nothing, as append: raises CacheFull (moved rows take pages of dropped tokens, then free ones, never
+        pages of others), SequenceFreed, ShapeError, ValueError (no rope). Defined by kvit.reference.shift.
+        """
+        seqs, stream = listed(seqs), Stream.wrap(stream, self.device)
+        from kvit.cache.shift import operation_of, shift_sequences  # with an operation that most caches never need
+
+        operation = operation_of(self._shifts, self.view, self.rope, rotate, self._faults)
+        shift_sequences(operation, self.view, self.pool, seqs, drop, keep, stream)
 
     def requantise(
         self, *, k: Any = None, v: Any = None, k_scale: Any = None, v_scale: Any = None, stream: Any = None

@@ -18,6 +18,9 @@ class TakesTokens(Protocol):
     def append(self, seqs: Any, k: Any, v: Any, *, stream: Any = None) -> None:
         """Add tokens to the end of sequences."""
 
+    def shift(self, seqs: Any, drop: Any, *, keep: Any = 0, rotate: bool = True, stream: Any = None) -> None:
+        """Drop tokens behind the first ones of sequences."""
+
 
 class Sequence:
     """A growing list of tokens in the pages of one cache. Made by PagedCache.sequence() and by fork().
@@ -90,6 +93,12 @@ class Sequence:
         Raises ShapeError (length negative, or more than there are), SequenceFreed.
         """
         self._cache.pool.truncate(self._number, length)
+
+    def shift(self, drop: int, *, keep: int = 0, rotate: bool = True, stream: Any = None) -> None:
+        """Drop `drop` tokens behind the first `keep`; those behind them turn to their new places: PagedCache.shift of
+        this sequence alone.
+        """
+        self._cache.shift([self], drop, keep=keep, rotate=rotate, stream=stream)
 
     def free(self) -> None:
         """Give all pages back. Any use after this raises SequenceFreed; freeing again does nothing."""

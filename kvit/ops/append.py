@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 from kvit import _checks, dtypes
 from kvit._native import row_ops
-from kvit._native.buffer import Buffer
 from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
@@ -15,43 +16,59 @@ from kvit.layouts.views import CacheView, PageTable
 from kvit.ops import aliases
 from kvit.ops.faults import FaultRecord
 from kvit.ops.operation import Launch, rows_per_sequence
+from kvit.ops.packed_rope import pack_rope
 from kvit.ops.rope import Rope
+from kvit.ops.rope_scaling import NUM_AXES
+from kvit.ops.row_norm import norms_of
 from kvit.ops.transfer import Transfer, checked_rows, rows_like_each_other
 
-_READ = ("q", "k_bias", "v_bias", "q_bias", "prefix_lengths", "positions")  # besides k, v and the table
+# Besides k, v and the table.
+_READ = ("q", "k_bias", "v_bias", "q_bias", "k_norm", "q_norm", "prefix_lengths", "positions")
 
 
 class Append(Transfer):
     """Writes new K and V into their pages, for one shape of cache; rotates K, and Q, on the way. A call is one launch.
 
-    view    CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
-    rope    Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
-    launch  "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
-    faults  record of faults to share with other operations; its own if absent
+    view            CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
+    rope            Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
+    k_norm, q_norm  [head_dim] in the view's dtype, on its device: weights of an RMSNorm of every row of K, and of Q,
+                    before it turns (QK-norm). Kept, and read by every call; a launch right in front must not write them
+    norm_eps        what the mean square of a row gets before its root: rms_norm_eps of configurations
+    norm_offset     what every weight gets: 1 for models that keep weights less 1, as Gemma does
+    launch          "direct", or "graph" for calls that cost the host less and take turns, as Attention has it
+    faults          record of faults to share with other operations; its own if absent
 
-    Raises KernelMissing (nothing built covers the shape), ShapeError (a rope of another head_dim), NoGpuError,
-    ValueError (an unknown launch).
+    Raises KernelMissing (nothing built covers the shape), ShapeError (a rope or weights of another head_dim),
+    DtypeError, DeviceError, LayoutError (weights), ValueError (an unknown launch, a norm_eps that is not above 0),
+    NoGpuError.
     Defined by kvit.reference.append.
     """
 
     family = "append"
     _rope: row_ops.PackedRope | None = None
+    _norms: Mapping[str, Any] = MappingProxyType({})
 
     def __init__(
         self,
         view: CacheView,
         *,
         rope: Rope | None = None,
+        k_norm: Any = None,
+        q_norm: Any = None,
+        norm_eps: float = 1e-6,
+        norm_offset: float = 0.0,
         launch: Launch = "direct",
         faults: FaultRecord | None = None,
     ):
         if rope is not None:
             _checks.instance("rope", rope, Rope, "a kvit.Rope")
-        super().__init__(view, launch=launch, faults=faults)
+        is_extended = k_norm is not None or q_norm is not None or (rope is not None and rope.axes is not None)
+        super().__init__(view, launch=launch, faults=faults, variant="extended" if is_extended else "simple")
+        self._norms = norms_of(view, k_norm, q_norm, norm_eps, norm_offset)
         if rope is not None and rope.head_dim != self.head_dim:
             raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
         self.rope = rope
-        self._rope = None if rope is None else _pack_rope(rope, self.device)
+        self._rope = None if rope is None else pack_rope(rope, self.device)
 
     def __call__(
         self,
@@ -82,21 +99,23 @@ class Append(Transfer):
         prefix_lengths  int32 [sequences] on the device: tokens of lower positions lie in pages that sequences share and
                         that nobody writes any more. They are skipped: neither they nor their pages are looked at
         positions       int32 [tokens] on the device: what rows of k and q are turned to; the tokens' places in their
-                        sequences if absent. Where rows are stored does not depend on it
-        q               [tokens, query_heads, head_dim] in the view's dtype: turned as k is, those of skipped tokens too
+                        sequences if absent. Where rows are stored does not depend on it. [3, tokens] of a rope with
+                        axes: time, height and width
+        q               [tokens, query_heads, head_dim] in the view's dtype: normalised and turned as k is, those of
+                        skipped tokens too
         q_bias          [query_heads, head_dim], as k_bias
         q_out           like q, written; q itself, in place, if absent. Otherwise it lies apart from all that is read;
                         so do the pages of the cache. Slices of one packed tensor lie apart. Overlap is refused
         stream          Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        Rows are biased and turned in float32 and rounded to the view's dtype before they are encoded: the cache holds
-        the bits that separate steps would have left. A token that the table gives no place is not written, and its
-        q_out is NaN if it has no position either; check() says why. Rows that no sequence has, before the first one's
-        or behind the last one's, are skipped.
+        Rows are biased, normalised and turned in float32 and rounded to the view's dtype before they are encoded: the
+        cache holds the bits that one step before the call would have left. A token that the table gives no place is not
+        written, and its q_out is NaN if it has no position either; check() says why. Rows that no sequence has, before
+        the first one's or behind the last one's, are skipped.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         is_plain = k_bias is v_bias is prefix_lengths is positions is q is q_bias is q_out is None
-        if is_plain and self._launched(k, v, view, table, query_indptr, stream, self._rope):
+        if is_plain and not self._norms and self._launched(k, v, view, table, query_indptr, stream, self._rope):
             return
         stream = Stream.wrap(stream, self.device)
         self._check_view(view)
@@ -119,6 +138,7 @@ class Append(Transfer):
         if self._rope is not None:
             extras["rope"] = self._rope
         extras.update(self._rotated(k.shape[0], positions, q, q_bias, q_out, stream))
+        extras.update(self._norms)
         read = ("k", k), ("v", v), ("query_indptr", indptr), *((name, extras.get(name)) for name in _READ)
         aliases.require_apart(
             "q_out", extras.get("q_out"), *read, *aliases.numbers_of(table), *aliases.pools_of("view", view.packed),
@@ -134,10 +154,10 @@ class Append(Transfer):
     def _rotated(
         self, tokens: int, positions: Any, q: Any, q_bias: Any, q_out: Any, stream: Stream
     ) -> dict[str, Tensor]:
-        """What needs a rope, checked."""
+        """What needs a rope, or weights of Q, checked."""
         if positions is q is q_bias is q_out is None:
             return {}
-        if self._rope is None:
+        if self._rope is None and (positions is not None or "q_norm" not in self._norms):
             raise ShapeError("positions and q are for rows that turn; give Append a rope")
         found: dict[str, Tensor] = {}
         if positions is not None:
@@ -173,15 +193,10 @@ class Append(Transfer):
 
     def _integers(self, name: str, source: Any, stream: Stream, count: int) -> Tensor:
         found = _checks.tensor(name, source, dtypes.int32, stream)
-        axis = "sequences" if name == "prefix_lengths" else "tokens"
-        _checks.require_shape(name, found, **{axis: count})
+        axes: dict[str, int | None] = {"sequences" if name == "prefix_lengths" else "tokens": count}
+        if name == "positions" and self.rope is not None and self.rope.axes is not None and len(found.shape) != 1:
+            axes = {"axes": NUM_AXES, **axes}
+        _checks.require_shape(name, found, **axes)
         _checks.require_dense(name, found)
         _checks.require_device(self.device, **{name: found})
         return found
-
-
-def _pack_rope(rope: Rope, device: str) -> row_ops.PackedRope:
-    import numpy
-
-    steps = numpy.array(rope.steps, numpy.uint64).view(numpy.int64)
-    return row_ops.PackedRope(Buffer.from_numpy(steps, device), rope.interleaved, rope.attention_factor)

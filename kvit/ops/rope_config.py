@@ -6,37 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-# What a model's own code takes where its configuration says nothing: by model_type, as transformers 5.24 has them.
-_SHARES = {
-    "gpt_neox qwen3_5_moe_text qwen3_5_text qwen3_next stablelm": 0.25,
-    "bamba glm glm4 glm4_moe glm4v_moe_text nemotron persimmon phi recurrent_gemma": 0.5,
-    "moonshine": 0.9,
-}
-_BASES = {
-    "nomic_bert": 1e3,
-    "jina_embeddings_v3": 2e4,
-    "helium": 1e5,
-    "gpt_oss": 1.5e5,
-    "gte": 1.6e5,
-    "bitnet cohere csm ernie4_5 ernie4_5_moe exaone flex_olmo llama4_text mllama_text_model olmo3": 5e5,
-    "qwen3_vl_moe_text qwen3_vl_text": 5e5,
-    "cwm emu3_text_model lfm2 lfm2_moe minimax ministral3 mixtral phimoe": 1e6,
-    "qwen2_5_omni_text qwen2_5_vl_text qwen2_vl_text qwen3_omni_moe_text solar_open": 1e6,
-    "smollm3": 2e6,
-    "minimax_m2 minimax_m3_vl_text": 5e6,
-    "bailing_hybrid": 6e6,
-    "sarvam_moe": 8e6,
-    "longcat_flash": 1e7,
-    "hy_v3": 11158840.0,
-    "apertus": 1.2e7,
-}
-# Models whose code pairs channels (2 i, 2 i + 1). Others may say so by rope_interleave.
-_INTERLEAVED = (
-    "codegen cohere cohere2 cohere2_moe deepseek_v2 ernie4_5 ernie4_5_moe glm glm4 glm4v_text glm_ocr_text gptj helium "
-    "llama4_text moonshine moonshine_streaming"
-)
-# Models whose code does what their configuration does not say.
-_ODD = {"ernie4_5_vl_moe ernie4_5_vl_moe_text": "its model orders channels for positions on three axes"}
+from kvit.ops.rope_layers import FULL, SLIDING, of_layer
+from kvit.ops.rope_models import BASES, INTERLEAVED, ODD, SECTIONS, SHARES, TAKE_TURNS, of_model
 
 # Names of one thing in different libraries.
 _HEAD_DIMS = ("head_dim", "kv_channels", "attention_head_dim", "qk_rope_head_dim")
@@ -51,7 +22,7 @@ _LOCAL_BASE = ("rope_local_base_freq", "local_rope_theta")
 _GLOBAL_BASE = "global_rope_theta"
 _KNOWN = {
     *(*_HEAD_DIMS, *_SHARE, *_BASE, *_SCALING, *_LENGTHS, *_LOCAL_BASE, _GLOBAL_BASE, "rotary_dim", "rope_interleave"),
-    *("no_rope_layers", "no_rope_layer_interval"),  # which layers do not turn at all
+    *("no_rope_layers", "no_rope_layer_interval", "layer_rope_theta", "rope_scaling_layers"),  # rope_layers reads them
     *("ignore_keys_at_rope_validation", "default_rope_type"),
 }
 _NAMES_A_ROPE = (*_SHARE, *_BASE, *_LOCAL_BASE, _GLOBAL_BASE, "rotary_dim", "rope_interleave")
@@ -70,31 +41,32 @@ class RopeConfig(NamedTuple):
     scaling: dict[str, Any]
 
 
-def read(config: Any, layer_type: str | None = None) -> RopeConfig:
+def read(config: Any, layer_type: str | None = None, layer: int | None = None) -> RopeConfig:
     """What `config` says, as Rope.from_config takes it. Raises ValueError, which names what is missing or unknown."""
     fields = _fields(config)
     text = fields.get("text_config")
     if text is not None:  # a model of text and something else: the cache is the text's
         if any(fields.get(name) for name in (*_NAMES_A_ROPE, *_SCALING)):
             raise ValueError("the configuration has a rope beside its text_config; give text_config, if that is meant")
-        return read(text, layer_type)
+        return read(text, layer_type, layer)
     _refuse_strangers(fields)
+    fields, layer_type = of_layer(fields, layer, layer_type)
     model_type = fields.get("model_type")
-    scaling = _scaling_of(fields, layer_type)
+    scaling = _scaling_of(fields, layer_type, is_of_layer=layer is not None)
     head_dim = _head_dim(fields)
-    rotary_dim = _rotary_dim({**fields, **scaling}, head_dim, _default(_SHARES, model_type, 1.0))
+    is_proportional = _kind_of(scaling) == "proportional"
+    share = of_model(SHARES, model_type, 1.0)
+    rotary_dim = head_dim if is_proportional else _rotary_dim({**fields, **scaling}, head_dim, share)
     base = _one_of({**fields, **scaling}, _BASE)
-    scaling = {
-        name: value
-        for name, value in scaling.items()
-        if name not in (*_SHARE, *_BASE, *_NOT_OF_ROTATION) and value is not None
-    }
+    left_out = (*_BASE, *_NOT_OF_ROTATION, *(() if is_proportional else _SHARE))
+    scaling = {name: value for name, value in scaling.items() if name not in left_out and value is not None}
     _complete(scaling, fields)
+    _name_axes(scaling, model_type)
     return RopeConfig(
         head_dim,
-        _default(_BASES, model_type, 10000.0) if base is None else base,
+        of_model(BASES, model_type, 10000.0) if base is None else base,
         rotary_dim,
-        bool(fields.get("rope_interleave") or model_type in _INTERLEAVED.split()),
+        bool(fields.get("rope_interleave") or model_type in INTERLEAVED.split()),
         scaling,
     )
 
@@ -113,6 +85,8 @@ def _fields(config: Any) -> dict[str, Any]:
     for name in ("is_heterogeneous", "model_type", "text_config", *_HEAD_DIMS, *_HIDDEN, *_HEADS, *_LENGTHS):
         if fields.get(name) is None and getattr(config, name, None) is not None:
             fields[name] = getattr(config, name)
+    if fields.get("is_heterogeneous"):
+        fields["per_layer_config"] = config.per_layer_config
     return fields
 
 
@@ -138,16 +112,14 @@ def _refuse_strangers(fields: Mapping[str, Any]) -> None:
                 f"the configuration has {name}, which kvit does not know and which may change how rows turn; "
                 "give kvit.Rope(head_dim, base, rotary_dim, interleaved, scaling) yourself"
             )
-    for names, reason in _ODD.items():
-        if fields.get("model_type") in names.split():
-            raise ValueError(f"{reason} (model_type {fields['model_type']}); kvit.Rope has positions on one")
-    layers = fields.get("per_layer_config") or {}
-    widths = {layer.get("head_dim") for layer in layers.values()} if isinstance(layers, Mapping) else set()
-    if fields.get("is_heterogeneous") or {*widths, fields.get("global_head_dim")} - {None, fields.get("head_dim")}:
+    odd = of_model(ODD, fields.get("model_type"), None)
+    if odd is not None:
         raise ValueError(
-            "layers of the configuration differ, and may do so in head_dim; give that of one layer: "
-            "config.per_layer_config[layer]"
+            f"{odd} (model_type {fields['model_type']}), which kvit.Rope does not know; rotate by other code"
         )
+    kind = fields.get("position_embedding_type", "rope")
+    if kind not in (None, "rope", "rotary") or (kind is None and fields.get("model_type") == "granitemoehybrid"):
+        raise ValueError(f"position_embedding_type is {kind}: the configuration's model rotates nothing; use no rope")
     if fields.get("alibi"):
         raise ValueError("the configuration says alibi: its model rotates nothing; use no rope")
     says_none = "rope_scaling" in fields and fields["rope_scaling"] is None  # how many older configurations say "plain"
@@ -158,8 +130,8 @@ def _refuse_strangers(fields: Mapping[str, Any]) -> None:
         )
 
 
-def _scaling_of(fields: Mapping[str, Any], layer_type: str | None) -> dict[str, Any]:
-    """rope_parameters or rope_scaling, of one type of layer."""
+def _scaling_of(fields: Mapping[str, Any], layer_type: str | None, is_of_layer: bool) -> dict[str, Any]:
+    """rope_parameters or rope_scaling, of one type of layer; is_of_layer: of the layer whose fields these are."""
     found = [fields[name] for name in _SCALING if fields.get(name)]
     for value in found:
         if not isinstance(value, Mapping):
@@ -171,9 +143,9 @@ def _scaling_of(fields: Mapping[str, Any], layer_type: str | None) -> dict[str, 
     local = _one_of(fields, _LOCAL_BASE)
     if not by_type and local is not None:
         base = fields.get(_GLOBAL_BASE, scaling.get("rope_theta", fields.get("rope_theta")))
-        by_type = {"full_attention": {**scaling, "rope_theta": base}, "sliding_attention": {"rope_theta": local}}
+        by_type = {FULL: {**scaling, "rope_theta": base}, SLIDING: {"rope_theta": local}}
     if not by_type:
-        if layer_type is not None and layer_type not in (fields.get("layer_types") or ()):
+        if layer_type is not None and not is_of_layer and layer_type not in (fields.get("layer_types") or ()):
             raise ValueError(
                 f"layer_type is {layer_type!r}; the configuration has one rope for all layers, so give none"
             )
@@ -181,7 +153,9 @@ def _scaling_of(fields: Mapping[str, Any], layer_type: str | None) -> dict[str, 
     if layer_type is None:
         first = next(iter(by_type.values()))
         if any(value != first for value in by_type.values()):
-            raise ValueError(f"layers of {', '.join(by_type)} turn differently; make a Rope of each by layer_type=")
+            raise ValueError(
+                f"layers of {', '.join(by_type)} turn differently; make a Rope of each by layer_type= or layer="
+            )
         layer_type = next(iter(by_type))
     if layer_type not in by_type:
         raise ValueError(f"layer_type is {layer_type!r}; the configuration has ropes for {', '.join(by_type)}")
@@ -220,15 +194,29 @@ def _rotary_dim(fields: Mapping[str, Any], head_dim: int, default: float) -> int
 
 def _complete(scaling: dict[str, Any], fields: Mapping[str, Any]) -> None:
     """Lengths that a scaling needs and that stand beside it, and the factor that two lengths give."""
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind not in ("dynamic", "yarn", "llama3"):
+    kind = _kind_of(scaling)
+    if kind not in ("dynamic", "yarn", "llama3", "longrope"):
         return
     most, original = (fields.get(name) for name in _LENGTHS)
     if original is not None and kind != "dynamic":
         scaling["original_max_position_embeddings"] = original  # as transformers: beside the scaling it counts more
     scaling.setdefault("original_max_position_embeddings", most)
-    if kind == "yarn" and most is not None and scaling.get("factor") is None:
+    if kind in ("yarn", "longrope") and most is not None and scaling.get("factor") is None:
         scaling["factor"] = most / scaling["original_max_position_embeddings"]
+
+
+def _name_axes(scaling: dict[str, Any], model_type: Any) -> None:
+    """The axes of positions that a model's code has where its configuration does not say."""
+    section = of_model(SECTIONS, model_type, None)
+    if section is not None:
+        scaling.setdefault("mrope_section", section)
+    if scaling.get("mrope_section") is not None and model_type in TAKE_TURNS.split():
+        scaling["mrope_interleaved"] = True
+
+
+def _kind_of(scaling: Mapping[str, Any]) -> Any:
+    kind = scaling.get("rope_type", scaling.get("type"))
+    return "longrope" if kind == "su" else kind  # Phi-3's first name for it
 
 
 def _one_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
@@ -238,7 +226,3 @@ def _one_of(fields: Mapping[str, Any], names: tuple[str, ...]) -> Any:
         said = " and ".join(f"{name} {value}" for name, value in found.items())
         raise ValueError(f"the configuration says {said}, which are names of one thing; give one of them")
     return next(iter(found.values()), None)
-
-
-def _default(table: Mapping[str, float], model_type: Any, otherwise: float) -> float:
-    return next((value for names, value in table.items() if model_type in names.split()), otherwise)

@@ -15,14 +15,17 @@ from kvit.selection import registry
 
 
 class Transfer(Operation, TransferCall):
-    """What moves rows one way or the other: a kernel of `family`, chosen once."""
+    """What moves rows one way or the other: a kernel of `family`, chosen once.
+
+    axes  of the kernel, that the view does not tell
+    """
 
     family: str
 
-    def __init__(self, view: CacheView, *, launch: Launch = "direct", faults: FaultRecord | None = None):
+    def __init__(self, view: CacheView, *, launch: Launch = "direct", faults: FaultRecord | None = None, **axes: str):
         Operation.__init__(self, view, faults, launch)
         key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims}
-        self.kernel = registry.find(self.family, **key)
+        self.kernel = registry.find(self.family, **key, **axes)
         TransferCall.__init__(
             self, self.kernel, self.device, self.faults, view.packed, self.family == "append", launch == "graph"
         )

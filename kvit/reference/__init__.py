@@ -4,10 +4,12 @@ from .attention import KeyRange, State, attention, merge_state, merge_states, vi
 from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
+from .norm import RowNorm, normalise
 from .paged import append, convert_pages, copy_pages, gather, paged_attention, token_positions, token_ranges
 from .pair import PAIRS, Pair
 from .rope import Rotation, biased, cosine_and_sine, rotate
 from .rounding import rounded
+from .shift import shift
 
 __all__ = [
     "CODECS",
@@ -20,6 +22,7 @@ __all__ = [
     "Pair",
     "Pool",
     "Rotation",
+    "RowNorm",
     "State",
     "Table",
     "append",
@@ -33,10 +36,12 @@ __all__ = [
     "gather",
     "merge_state",
     "merge_states",
+    "normalise",
     "pack_int4",
     "paged_attention",
     "rotate",
     "rounded",
+    "shift",
     "to_vllm",
     "token_positions",
     "token_ranges",

@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .attention import State, attention
 from .cache import Cache, Table
+from .norm import RowNorm
 from .rope import Rotation, biased, rotate
 
 
@@ -55,6 +56,7 @@ def append(
     *,
     k_bias: NDArray | None = None,
     v_bias: NDArray | None = None,
+    k_norm: RowNorm | None = None,
     rotation: Rotation | None = None,
     positions: ArrayLike | None = None,
     prefix_lengths: Sequence[int] | None = None,
@@ -64,7 +66,9 @@ def append(
 
     k, v            [sum(counts), kv_heads, head_dim], sequence after sequence, in the cache's dtype before encoding
     k_bias, v_bias  [kv_heads, head_dim] in that dtype, added first
-    rotation        turns k to `positions` [sum(counts)]; to a token's place in its sequence, if those are absent
+    k_norm          normalises rows of k before they turn
+    rotation        turns k to `positions` [sum(counts)], or [3, sum(counts)] of a rotation with axes; to a token's
+                    place in its sequence, if those are absent
     prefix_lengths  of each sequence: tokens of lower positions are in pages that others share, and are not written,
                     whatever the table says of their pages
 
@@ -72,9 +76,11 @@ def append(
     not written.
     """
     counts = [1] * len(table.lengths) if counts is None else counts
-    k, v = biased(np.asarray(k), k_bias if rotation is None else None), biased(np.asarray(v), v_bias)
-    if rotation is not None:
-        k = rotate(k, token_positions(table, counts) if positions is None else positions, rotation, k_bias)
+    k, v = np.asarray(k), biased(np.asarray(v), v_bias)
+    if rotation is None:
+        k = biased(k, k_bias, k_norm)
+    else:
+        k = rotate(k, token_positions(table, counts) if positions is None else positions, rotation, k_bias, k_norm)
     for sequence, tokens in enumerate(token_ranges(counts)):
         page, row = table.places(cache, sequence)
         # Of more new tokens than the sequence is long, only the last ones.

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .norm import RowNorm, normalise
+
 _RADIANS = np.float32(float.fromhex("0x1.921fb6p-30"))  # of 2^-32 turns
 # Least greatest errors over an eighth of a turn, of x^3 (...) = sin(x) - x and x^4 (...) = cos(x) - 1 + x^2 / 2.
 _SINE = tuple(np.float32(float.fromhex(text)) for text in ("-0x1.98da66p-13", "0x1.1105b4p-7", "-0x1.555540p-3"))
@@ -27,17 +29,33 @@ class Rotation:
     steps             [rotary_dim / 2] what pair i turns by per token, in units of 2^-64 turns
     interleaved       pair i is channels (2 i, 2 i + 1); else (i, i + rotary_dim / 2)
     attention_factor  of cosines and sines
+    axes              [rotary_dim / 2] which row of positions [3, tokens] turns pair i; None: positions have one axis
     """
 
     steps: Sequence[int]
     interleaved: bool = False
     attention_factor: float = 1.0
+    axes: Sequence[int] | None = None
 
     @classmethod
-    def of(cls, inverse_frequencies: ArrayLike, interleaved: bool = False, attention_factor: float = 1.0) -> Rotation:
+    def of(
+        cls,
+        inverse_frequencies: ArrayLike,
+        interleaved: bool = False,
+        attention_factor: float = 1.0,
+        axes: Sequence[int] | None = None,
+    ) -> Rotation:
         """The rotation of pairs that turn by so many radians per token."""
         turns = np.asarray(inverse_frequencies, np.float64) / (2 * math.pi)
-        return cls([round(float(turn) * 2.0**64) % 2**64 for turn in turns], interleaved, attention_factor)
+        return cls([round(float(turn) * 2.0**64) % 2**64 for turn in turns], interleaved, attention_factor, axes)
+
+    def of_pairs(self, positions: ArrayLike) -> NDArray[np.int64]:
+        """[tokens, rotary_dim / 2] the position that turns each pair, of positions [tokens] or [3, tokens]."""
+        found = np.asarray(positions, np.int64)
+        if found.ndim == 1:  # of text: every axis has the same
+            return np.broadcast_to(found[:, None], (len(found), len(self.steps)))
+        assert self.axes is not None, "positions on three axes need a rotation with axes"
+        return found[list(self.axes)].T
 
 
 def cosine_and_sine(phases: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -54,17 +72,23 @@ def cosine_and_sine(phases: NDArray[np.uint32]) -> tuple[NDArray[np.float32], ND
     return np.where((quarter + 1) & 2, -c, c), np.where(quarter & 2, -s, s)
 
 
-def rotate(x: NDArray, positions: ArrayLike, rotation: Rotation, bias: NDArray | None = None) -> NDArray:
-    """Rows x [tokens, heads, head_dim], with `bias` [heads, head_dim] added, turned to their positions [tokens].
+def rotate(
+    x: NDArray,
+    positions: ArrayLike,
+    rotation: Rotation,
+    bias: NDArray | None = None,
+    norm: RowNorm | None = None,
+) -> NDArray:
+    """Rows x [tokens, heads, head_dim], with `bias` [heads, head_dim] added, normalised, and turned to their positions.
+
+    positions  [tokens], or [3, tokens] of a rotation with axes
 
     In float32, then rounded to x's dtype: as if the rows had been changed before whatever uses them.
     """
-    rows = x.astype(np.float32)
-    if bias is not None:
-        rows = rows + bias.astype(np.float32)
+    rows = _prepared(x, bias, norm, 2 * len(rotation.steps))
     steps = np.array(rotation.steps, np.uint64)
     with np.errstate(over="ignore"):
-        phases = np.asarray(positions, np.int64).astype(np.uint64)[:, None] * steps >> np.uint64(32)
+        phases = rotation.of_pairs(positions).astype(np.uint64) * steps >> np.uint64(32)
     factor = np.float32(rotation.attention_factor)
     cosine, sine = (part[:, None] * factor for part in cosine_and_sine(phases.astype(np.uint32)))
     pairs = len(steps)
@@ -77,12 +101,22 @@ def rotate(x: NDArray, positions: ArrayLike, rotation: Rotation, bias: NDArray |
         return rows.astype(x.dtype)
 
 
-def biased(x: NDArray, bias: NDArray | None) -> NDArray:
-    """Rows x [tokens, heads, head_dim] with `bias` [heads, head_dim] added in float32; the same bits without one."""
-    if bias is None:
+def biased(x: NDArray, bias: NDArray | None, norm: RowNorm | None = None) -> NDArray:
+    """Rows x [tokens, heads, head_dim] with `bias` [heads, head_dim] added in float32, and normalised; the same bits
+    without either.
+    """
+    if bias is None and norm is None:
         return x
     with np.errstate(over="ignore", invalid="ignore"):
-        return (x.astype(np.float32) + bias.astype(np.float32)).astype(x.dtype)
+        return _prepared(x, bias, norm, 0).astype(x.dtype)
+
+
+def _prepared(x: NDArray, bias: NDArray | None, norm: RowNorm | None, rotary_dim: int) -> NDArray[np.float32]:
+    """What rows are before they turn, in float32."""
+    rows = x.astype(np.float32)
+    if bias is not None:
+        rows = rows + bias.astype(np.float32)
+    return rows if norm is None else normalise(rows, norm, rotary_dim)
 
 
 def default_frequencies(base: float, rotary_dim: int) -> NDArray[np.float64]:
@@ -139,3 +173,34 @@ def llama3_frequencies(
     frequencies = default_frequencies(base, rotary_dim)
     kept = np.clip((original_length * frequencies / (2 * math.pi) - low) / (high - low), 0, 1)
     return (1 - kept) * frequencies / factor + kept * frequencies
+
+
+def longrope_frequencies(base: float, rotary_dim: int, factors: ArrayLike) -> NDArray[np.float64]:
+    """Each pair turns slower by a factor of its own, found by search: short ones within the original length, long ones
+    for every position of a sequence that is longer. Ding et al., LongRoPE, 2024.
+    """
+    return default_frequencies(base, rotary_dim) / np.asarray(factors, np.float64)
+
+
+def longrope_attention_factor(factor: float, original_length: float) -> float:
+    """What LongRoPE multiplies cosines and sines by."""
+    return math.sqrt(1 + math.log(factor) / math.log(original_length)) if factor > 1 else 1.0
+
+
+def proportional_frequencies(base: float, rotary_dim: int, share: float, factor: float = 1.0) -> NDArray[np.float64]:
+    """The fastest pairs turn as they would in a row that turns as a whole; the others, beyond `share`, not at all."""
+    turning = np.arange(rotary_dim // 2) < int(share * rotary_dim // 2)
+    return np.where(turning, default_frequencies(base, rotary_dim) / factor, 0.0)
+
+
+def chunked_axes(section: Sequence[int]) -> list[int]:
+    """Axes of pairs: time, height and width have so many each, one after another. Wang et al., Qwen2-VL, 2024."""
+    return np.repeat(np.arange(len(section)), section).tolist()
+
+
+def interleaved_axes(section: Sequence[int], pairs: int) -> list[int]:
+    """Time, height, width, time, ...; height and width until they have their share, time for all that is left."""
+    axes = np.zeros(pairs, np.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * section[axis] : 3] = axis
+    return axes.tolist()

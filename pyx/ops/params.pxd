@@ -1,5 +1,5 @@
 # The launch structs of abi/params.h, as Cython sees them.
-from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int16_t, int32_t, int64_t, uint32_t, uint8_t, uint64_t
 
 
 cdef extern from "abi/params.h":
@@ -99,6 +99,14 @@ cdef extern from "abi/params.h":
         int32_t is_interleaved
         int32_t reserved
 
+    ctypedef struct KvitAppendExtras:
+        const void *k_norm
+        const void *q_norm
+        float norm_epsilon
+        float norm_offset
+        const uint8_t *axes
+        int32_t axis_stride
+
     ctypedef struct KvitAppendParams:
         KvitTransferParams transfer
         KvitRows q
@@ -110,6 +118,20 @@ cdef extern from "abi/params.h":
         KvitRope rope
         int32_t num_query_heads
         int32_t passes
+        KvitAppendExtras extras
+
+    ctypedef struct KvitShiftParams:
+        KvitCache cache
+        KvitPageTable table
+        KvitPageTable source
+        const int32_t *by
+        const int32_t *first
+        int32_t by_each
+        int32_t first_each
+        KvitRope rope
+        KvitFault *fault
+        int32_t parts
+        int32_t is_in_place
 
     enum:
         KVIT_MERGE_PARTS

@@ -38,6 +38,7 @@ cdef bint fits_grid(const WarpShares *shares, int64_t tokens, int64_t heads) noe
 cdef class PackedRope:
     cdef KvitRope value
     cdef readonly Tensor steps
+    cdef readonly Tensor axes
 
 
 # Fills the struct of a launch, for Python and for C. `each` and indptr: see pack_tokens.

@@ -1,4 +1,4 @@
-"""Packs the launch structs of what moves rows, append and gather, and launches. All was checked by the caller."""
+"""Packs the launch structs of what moves rows, append, gather and shift, and launches. The caller checked all."""
 
 from kvit._native.context import Device
 from kvit._native.kernel_graph import KernelGraph
@@ -12,7 +12,10 @@ class PackedRope:
     """How positions turn pairs of channels, as kernels take it."""
 
     steps: Tensor
-    def __init__(self, steps: Tensor, is_interleaved: bool, attention_factor: float) -> None: ...
+    axes: Tensor | None
+    def __init__(
+        self, steps: Tensor, is_interleaved: bool, attention_factor: float, axes: Tensor | None = None
+    ) -> None: ...
 
 def append(
     entry: KernelInfo,
@@ -34,6 +37,10 @@ def append(
     q: Tensor | None = None,
     q_out: Tensor | None = None,
     q_bias: Tensor | None = None,
+    k_norm: Tensor | None = None,
+    q_norm: Tensor | None = None,
+    norm_epsilon: float = 0,
+    norm_offset: float = 0,
     graph: KernelGraph | None = None,
 ) -> None: ...
 def gather(
@@ -49,4 +56,19 @@ def gather(
     stream: Stream | None,
     *,
     graph: KernelGraph | None = None,
+) -> None: ...
+def shift(
+    entry: KernelInfo,
+    device: Device,
+    cache: PackedCache,
+    table: PackedTable,
+    source: PackedTable | None,
+    by: Tensor | None,
+    by_each: int,
+    first: Tensor | None,
+    first_each: int,
+    rope: PackedRope | None,
+    fault: Tensor,
+    stream: Stream | None,
+    after: tuple[object, str, object] | None = None,
 ) -> None: ...

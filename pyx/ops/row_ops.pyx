@@ -1,5 +1,5 @@
-"""Packs the launch structs of what moves rows, append and gather, and launches. All was checked by the caller."""
-from libc.stdint cimport int32_t, int64_t, uint64_t
+"""Packs the launch structs of what moves rows: append, gather and shift, and launches. The caller checked all."""
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 from libc.string cimport memset
 
 cimport cython
@@ -12,7 +12,7 @@ from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.packed_cache cimport PackedCache, use_cache
 from kvit._native.packed_table cimport PackedTable, use_table
 from kvit._native.packers cimport address_of, memory_of, pack_rows, pack_tokens
-from kvit._native.params cimport KvitAppendParams, KvitFault, KvitRope
+from kvit._native.params cimport KvitAppendParams, KvitFault, KvitRope, KvitShiftParams
 from kvit._native.spans cimport Spans, set_pre_dependency, use
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
@@ -25,26 +25,30 @@ cdef class PackedRope:
 
     steps             int64 [rotary_dim / 2] on the device, the bits of kvit.Rope.steps
     attention_factor  of cosines and sines
+    axes              uint8 [rotary_dim / 2] on the device: which row of positions turns a pair; None: there is one
     """
 
-    def __cinit__(self, Tensor steps not None, bint is_interleaved, float attention_factor):
+    def __cinit__(self, Tensor steps not None, bint is_interleaved, float attention_factor, Tensor axes=None):
         memset(&self.value, 0, sizeof(KvitRope))
         self.steps = steps
         self.value.steps = <const uint64_t *>steps.memory.data
         self.value.attention_factor = attention_factor
         self.value.rotary_dim = <int32_t>(2 * steps.memory.shape[0])
         self.value.is_interleaved = is_interleaved
+        self.axes = axes
 
 
 def append(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
            Tensor k not None, Tensor v not None, Tensor query_indptr, int each, Tensor fault not None,
            object stream, *, Tensor k_bias=None, Tensor v_bias=None, Tensor prefix_lengths=None, PackedRope rope=None,
-           Tensor positions=None, Tensor q=None, Tensor q_out=None, Tensor q_bias=None, KernelGraph graph=None):
+           Tensor positions=None, Tensor q=None, Tensor q_out=None, Tensor q_bias=None, Tensor k_norm=None,
+           Tensor q_norm=None, float norm_epsilon=0, float norm_offset=0, KernelGraph graph=None):
     """Write k and v [tokens, kv_heads, head_dim] to their places. The table's lengths are those after the append.
 
     k_bias, v_bias, q_bias  [heads, head_dim] in the rows' dtype, dense
     prefix_lengths          int32 [sequences]
-    positions               int32 [tokens]
+    positions               int32 [tokens], or [3, tokens] of a rope with axes
+    k_norm, q_norm          [head_dim] in the rows' dtype, weights of RMSNorm; they and axes need an extended kernel
     q, q_out                [tokens, query_heads, head_dim], both or neither, with a rope
     graph                   of the kernel, to launch it by
     """
@@ -67,13 +71,20 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
         params.rope = rope.value
         params.rope.positions = <const int32_t *>address_of(positions)
         use_rope(&spans, on_stream, rope)
+        params.extras.axes = <const uint8_t *>address_of(rope.axes)
+        if positions is not None and positions.memory.ndim == 2:
+            params.extras.axis_stride = <int32_t>positions.memory.shape[1]
+    params.extras.k_norm = address_of(k_norm)
+    params.extras.q_norm = address_of(q_norm)
+    params.extras.norm_epsilon = norm_epsilon
+    params.extras.norm_offset = norm_offset
     if q is not None:
         pack_rows(&params.q, &q.memory)
         pack_rows(&params.q_out, &q_out.memory)
         params.num_query_heads = <int32_t>q.memory.shape[1]
         use(&spans, on_stream, q, False)
         use(&spans, on_stream, q_out, True)
-    for tensor in (k_bias, v_bias, q_bias, prefix_lengths, positions):
+    for tensor in (k_bias, v_bias, q_bias, k_norm, q_norm, prefix_lengths, positions):
         use(&spans, on_stream, tensor, False)
     cdef WarpShares shares = shares_of(entry, device)
     cdef RowGrid grid = checked_grid(&shares, k, params.num_query_heads)
@@ -89,6 +100,65 @@ def gather(object entry, Device device not None, PackedCache cache not None, Pac
     """Fill k and v [tokens, kv_heads, head_dim] with the last tokens of the table's sequences."""
     move_rows(load_kernel(entry, device), shares_of(entry, device), cache, table, k, v, query_indptr, each,
               fault, stream_of(stream, device), False, None, graph)
+
+
+def shift(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
+          PackedTable source, Tensor by, int by_each, Tensor first, int first_each, PackedRope rope,
+          Tensor fault not None, object stream, tuple after=None):
+    """Turn the keys of the table's tokens by other positions, where they are, or on their way from source's places.
+
+    source     PackedTable of as many sequences; None: tokens stay where they are
+    by, first  int32 [sequences]; None: by_each, first_each
+    rope       None: no key turns
+    after      (object, name, value) to set as the launch is under way, with no Python code between the two
+    """
+    cdef KvitShiftParams params
+    cdef Spans spans
+    cdef Stream on_stream = stream_of(stream, device)
+    cdef int64_t sequences = table.value.num_sequences, warps = entry.facts["warps"]
+    cdef PackedTable origin = table if source is None else source
+    memset(&params, 0, sizeof(params))
+    spans.count = 0
+    params.cache = cache.value
+    params.table = table.value
+    params.source = origin.value
+    params.is_in_place = source is None
+    params.by = <const int32_t *>address_of(by)
+    params.first = <const int32_t *>address_of(first)
+    params.by_each = by_each
+    params.first_each = first_each
+    params.fault = <KvitFault *>fault.memory.data
+    use_cache(&spans, on_stream, cache, True)
+    use_table(&spans, on_stream, table)
+    if source is not None:
+        use_table(&spans, on_stream, source)
+    use(&spans, on_stream, by, False)
+    use(&spans, on_stream, first, False)
+    use(&spans, on_stream, fault, True)
+    if rope is not None:
+        params.rope = rope.value
+        params.rope.attention_factor = 1  # it is in the keys already
+        use_rope(&spans, on_stream, rope)
+    cdef int64_t parts = shift_parts(&table.value, cache.value.page_size, sequences,
+                                     <int64_t>device.num_sms * entry.min_ctas, warps)
+    params.parts = <int32_t>parts
+    cdef Kernel kernel = load_kernel(entry, device)
+    cdef LaunchConfig config = kernel.config_of(<unsigned int>(parts * sequences))
+    if parts != 0:
+        launch(kernel, &config, &params, on_stream, &spans)
+    if after is not None:
+        setattr(after[0], after[1], after[2])
+
+
+@cython.cdivision(True)
+cdef int64_t shift_parts(const KvitPageTable *table, int64_t page_size, int64_t sequences, int64_t resident,
+                         int64_t warps) noexcept nogil:
+    """CTAs of each sequence: as many as run side by side, and no more than its tokens may need."""
+    if sequences == 0:
+        return 0
+    # Of a ragged table nobody knows on the host which sequence has how many of the entries.
+    cdef int64_t most = (table.max_pages * page_size + warps - 1) // warps
+    return max(1, min(most, (resident + sequences - 1) // sequences))
 
 
 cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTable table, Tensor k, Tensor v,
@@ -136,6 +206,7 @@ cdef int use_transfer(Spans *spans, Stream stream, PackedCache cache, PackedTabl
 cdef int use_rope(Spans *spans, Stream stream, PackedRope rope) except -1:
     cdef int count = spans.count
     use(spans, stream, rope.steps, False)
+    use(spans, stream, rope.axes, False)
     set_pre_dependency(spans, count)
     return 0
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvit
+from kvit import reference
 from support.libraries import need
 
 pytestmark = pytest.mark.interop
@@ -23,7 +24,14 @@ SCALINGS = [
     {**YARN, "factor": 40.0, "mscale": 0.7, "mscale_all_dim": 1.0},
     {**YARN, "truncate": False, "beta_fast": 16.0},
     {**YARN, "factor": 0.5, "attention_factor": 1.25},
+    {"rope_type": "proportional", "partial_rotary_factor": 0.25, "factor": 2.0},
 ]
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1 + i / 48 for i in range(48)],
+    "long_factor": [1.0 + i for i in range(48)],
+    **LENGTH,
+}
 MODELS = ("glm", "phi", "gpt_neox", "stablelm", "nemotron", "qwen3_next", "mixtral", "cohere")
 
 
@@ -118,7 +126,7 @@ def test_every_configuration_is_read_as_its_model_reads_it_or_refused(transforme
                         else:
                             wrong.append(f"{name}.{buffer}: {found}")
     assert wrong == []
-    assert len(right) > 100, f"only {len(right)} classes were looked at"
+    assert len(right) > 110, f"only {len(right)} classes were looked at"
 
 
 @pytest.mark.parametrize("scaling", SCALINGS, ids=str)
@@ -138,3 +146,69 @@ def test_what_a_configuration_leaves_out_is_what_the_model_takes(transformers, m
     full = transformers.AutoConfig.for_model(model_type, hidden_size=4096, num_attention_heads=32, head_dim=128)
     bare = {"model_type": model_type, "head_dim": 128, "rope_scaling": None}
     assert kvit.Rope.from_config(bare).steps == kvit.Rope.from_config(full).steps
+
+
+@pytest.mark.parametrize("length", [4096, 4097])
+def test_longrope_is_chosen_by_length_as_the_model_chooses(transformers, length):
+    import torch
+    from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
+
+    # Phi-4-mini: three quarters of the channels turn.
+    config = transformers.Phi3Config(
+        hidden_size=3072,
+        num_attention_heads=24,
+        pad_token_id=0,
+        max_position_embeddings=131072,
+        original_max_position_embeddings=4096,
+        rope_parameters={**LONGROPE, "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+    )
+    module = Phi3RotaryEmbedding(config)
+    cosine, _ = module(torch.zeros(1, dtype=torch.float64), torch.tensor([[1, length - 1]]))
+    found = kvit.Rope.from_config(config, length=length)
+    np.testing.assert_allclose(found.inverse_frequencies, module.inv_freq.double(), rtol=1e-5)
+    expected = np.cos(found.inverse_frequencies) * found.attention_factor  # at position 1
+    np.testing.assert_allclose(cosine[0, 0, :48], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "model, kind, head_dim",
+    [
+        ("qwen2_vl", "Qwen2VLRotaryEmbedding", 128),
+        ("qwen2_5_vl", "Qwen2_5_VLRotaryEmbedding", 128),
+        ("qwen3_vl", "Qwen3VLTextRotaryEmbedding", 128),
+        ("qwen3_5", "Qwen3_5TextRotaryEmbedding", 256),
+    ],
+)
+def test_axes_are_those_that_the_model_turns_its_pairs_by(transformers, model, kind, head_dim):
+    import torch
+
+    config = transformers.AutoConfig.for_model(f"{model}_text", hidden_size=8 * head_dim, num_attention_heads=8)
+    module = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), kind)(config)
+    positions = torch.tensor([[0, 1, 7], [3, 5, 11], [2, 9, 4]])  # [axis, token]: no two alike
+    cosine, _ = module(torch.zeros(1, dtype=torch.float64), positions[:, None])
+    found = kvit.Rope.from_config(config)
+    angles = positions.numpy()[list(found.axes)].T * np.array(found.inverse_frequencies)
+    np.testing.assert_allclose(cosine[0, :, : angles.shape[1]], np.cos(angles), atol=1e-5)
+
+
+def test_layers_that_differ_have_the_rope_of_their_own_model(transformers):
+    for model_type in ("gemma3_text", "gemma4_text"):
+        config = transformers.AutoConfig.for_model(model_type)
+        package = importlib.import_module(type(config).__module__.rpartition(".")[0])
+        buffers = dict(next(iter(rotary_modules(package, config))).named_buffers())
+        for layer, layer_type in enumerate(config.layer_types):
+            found = kvit.Rope.from_config(config, layer=layer)
+            expected = buffers[f"{layer_type}_inv_freq"].double()
+            np.testing.assert_allclose(found.inverse_frequencies, expected, rtol=1e-5, atol=1e-30)
+
+
+@pytest.mark.parametrize("model, kind, offset", [("qwen3", "Qwen3RMSNorm", 0.0), ("gemma3", "Gemma3RMSNorm", 1.0)])
+def test_rows_are_normalised_as_the_model_normalises_them(transformers, rng, model, kind, offset):
+    import torch
+
+    module = getattr(importlib.import_module(f"transformers.models.{model}.modeling_{model}"), kind)(128, eps=1e-5)
+    rows, weight = rng.standard_normal((7, 3, 128)).astype(np.float32), rng.standard_normal(128).astype(np.float32)
+    module.weight.data = torch.from_numpy(weight)
+    expected = module(torch.from_numpy(rows)).detach().numpy()
+    found = reference.normalise(rows, reference.RowNorm(weight, 1e-5, offset))
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)

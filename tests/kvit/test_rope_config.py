@@ -8,6 +8,14 @@ import kvit
 
 PLAIN = {"head_dim": 128, "rope_theta": 1e6}
 WIDE = {"hidden_size": 4096, "num_attention_heads": 32}
+FACTORS = [1.0 + i for i in range(64)]
+PHI_3 = {
+    "rope_type": "longrope",
+    "short_factor": FACTORS,
+    "long_factor": FACTORS[::-1],
+    "original_max_position_embeddings": 4096,
+    "factor": 32.0,
+}
 BY_TYPE = {
     "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
     "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
@@ -45,11 +53,45 @@ def same(found, *arguments, **options):
         ({"head_dim": 64, "rope_parameters": {name: BY_TYPE["full_attention"] for name in BY_TYPE}},)
         + ((64, 1e6, None, False, {"rope_type": "linear", "factor": 8.0}),),
         ({"text_config": PLAIN, "vision_config": {"patch_size": 14}}, (128, 1e6)),
+        (  # Gemma 4: a share of the pairs of whole rows
+            {**PLAIN, "rope_parameters": {"rope_type": "proportional", "partial_rotary_factor": 0.25}},
+            (128, 1e6, None, False, {"rope_type": "proportional", "partial_rotary_factor": 0.25}),
+        ),
         ({**PLAIN, "property_of_nobody": 3, "use_rope_kernel": True}, (128, 1e6)),
     ],
 )
 def test_a_configuration_is_read(config, arguments, wrap):
     same(kvit.Rope.from_config(wrap(config)), *arguments)
+
+
+def test_longrope_is_read_as_phi_3_has_it():
+    # The factor follows from the lengths, the original one stands beside the scaling, and "su" is its first name.
+    given = {name: value for name, value in PHI_3.items() if name.endswith("_factor")}
+    config = {**PLAIN, "original_max_position_embeddings": 4096, "max_position_embeddings": 131072}
+    for scaling in ({"type": "su", **given}, {"rope_type": "longrope", **given}, {"type": "longrope", **given}):
+        for length in (4096, 4097):
+            found = kvit.Rope.from_config({**config, "rope_scaling": scaling}, length=length)
+            same(found, 128, 1e6, scaling={**PHI_3, "length": length})
+    assert found.attention_factor > 1.1
+
+
+@pytest.mark.parametrize(
+    "config, section, takes_turns",
+    [
+        ({"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}, "model_type": "qwen2_vl"},)
+        + ([16, 24, 24], False),
+        ({"rope_parameters": {"rope_type": "default"}, "model_type": "qwen2_5_vl_text"}, [16, 24, 24], False),
+        ({"rope_scaling": {"mrope_section": [20, 22, 22], "rope_type": "default"}}, [20, 22, 22], False),
+        # Its code interleaves, whether the configuration says it or not.
+        ({"rope_scaling": {"mrope_section": [24, 20, 20]}, "model_type": "qwen3_vl_text"}, [24, 20, 20], True),
+        ({"model_type": "qwen3_vl_moe_text"}, [24, 20, 20], True),
+        ({"rope_scaling": {"mrope_section": [24, 20, 20], "mrope_interleaved": True}}, [24, 20, 20], True),
+    ],
+)
+def test_axes_of_positions_are_the_models(config, section, takes_turns):
+    found = kvit.Rope.from_config({**PLAIN, **config})
+    same(found, 128, 1e6)
+    assert found.axes == kvit.Rope(128, scaling={"mrope_section": section, "mrope_interleaved": takes_turns}).axes
 
 
 def test_the_pairs_that_the_caller_names_count_more_than_the_model_type():
@@ -81,6 +123,53 @@ def test_each_type_of_layer_has_the_rope_that_is_its_own(config):
         kvit.Rope.from_config(config, layer_type="chunked")
 
 
+def test_a_layer_has_the_rope_of_its_type_and_its_own_head_dim():
+    # Gemma 4 as config.json has it, with the wide heads named once or layer by layer.
+    types = ["sliding_attention", "sliding_attention", "full_attention"]
+    config = {"head_dim": 64, "layer_types": types, "rope_parameters": BY_TYPE}
+    for wide in ({"global_head_dim": 128}, {"per_layer_config": {"02": {"head_dim": 128}}}):
+        full = kvit.Rope.from_config({**config, **wide}, layer=2)
+        same(full, 128, 1e6, scaling={"rope_type": "linear", "factor": 8.0})
+        same(kvit.Rope.from_config({**config, **wide}, layer=1), 64, 1e4)
+        assert kvit.Rope.from_config({**config, **wide}, layer_type="full_attention").steps == full.steps
+    with pytest.raises(ValueError, match="layer is 3; give one from 0 to 2"):
+        kvit.Rope.from_config(config, layer=3)
+    with pytest.raises(ValueError, match="layer 2 is of full_attention, and layer_type is 'sliding_attention'"):
+        kvit.Rope.from_config(config, layer=2, layer_type="sliding_attention")
+
+
+def test_gemma_3_before_layer_types_has_a_full_layer_after_every_five_sliding_ones():
+    config = {"head_dim": 64, "rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6}
+    bases = [kvit.Rope.from_config(config, layer=layer).base for layer in range(12)]
+    assert bases == [1e4] * 5 + [1e6] + [1e4] * 5 + [1e6]
+
+
+def test_layers_that_differ_one_by_one_are_asked_for_by_their_index():
+    config = {"head_dim": 64, "rope_parameters": {"rope_theta": 5e5}, "layer_rope_theta": [1e4, 0, 1e6]}
+    same(kvit.Rope.from_config(config, layer=0), 64, 1e4)
+    same(kvit.Rope.from_config(config, layer=2), 64, 1e6)
+    with pytest.raises(ValueError, match="layer 1 rotates nothing"):
+        kvit.Rope.from_config(config, layer=1)
+    same(kvit.Rope.from_config({**config, "layer_rope_theta": [1e4, 1e4]}), 64, 1e4)
+    scaled = {"rope_type": "linear", "factor": 8.0, "rope_theta": 5e5}
+    config = {"head_dim": 64, "num_hidden_layers": 2, "rope_parameters": scaled, "rope_scaling_layers": [1]}
+    same(kvit.Rope.from_config(config, layer=0), 64, 5e5)
+    same(kvit.Rope.from_config(config, layer=1), 64, 5e5, scaling={"rope_type": "linear", "factor": 8.0})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"no_rope_layers": [1, 0]},  # SmolLM3, Llama 4
+        {"model_type": "cohere2", "sliding_window": 4096, "layer_types": ["sliding_attention", "full_attention"]},
+    ],
+)
+def test_a_layer_of_a_model_that_rotates_others_only_has_no_rope(config):
+    kvit.Rope.from_config({**PLAIN, **config}, layer=0)
+    with pytest.raises(ValueError, match="rotates? nothing"):
+        kvit.Rope.from_config({**PLAIN, **config}, layer=1)
+
+
 def test_modernbert_before_rope_parameters_has_two_bases():
     config = {"head_dim": 64, "global_rope_theta": 160000.0, "local_rope_theta": 10000.0}
     same(kvit.Rope.from_config(config, layer_type="full_attention"), 64, 160000.0)
@@ -106,12 +195,9 @@ def test_the_original_length_of_the_model_counts_more_than_that_of_the_scaling()
             "factor, which rope_type default does not",
         ),
         ({**PLAIN, "rope_scaling": {"type": "dynamic", "alpha": 1e3, "factor": 1.0}}, "alpha, which rope_type dynamic"),
-        ({**PLAIN, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}}, "rope_type is 'mrope'"),
-        (
-            {**PLAIN, "rope_scaling": {"rope_type": "default", "mrope_section": [16, 24, 24]}},
-            "on three axes, for images",
-        ),
-        ({**PLAIN, "rope_scaling": {"rope_type": "proportional"}}, "rope_type is 'proportional'; known are"),
+        ({**PLAIN, "rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 25]}}, "together the 64 of rotary_dim"),
+        ({**PLAIN, "rope_scaling": {"rope_type": "spiral"}}, "rope_type is 'spiral'; known are"),
+        ({**PLAIN, "rope_scaling": PHI_3}, "longrope needs length"),
         ({**PLAIN, "rope_scaling": "linear"}, "rope_scaling is 'linear'; it must be a dictionary"),
         (
             {**PLAIN, "rope_scaling": {"type": "linear", "factor": 2.0}, "rope_parameters": {"rope_theta": 1e6}},
@@ -122,14 +208,16 @@ def test_the_original_length_of_the_model_counts_more_than_that_of_the_scaling()
         ({**PLAIN, "rope_theta": 0}, "base is 0; it must be greater than 1"),
         ({**PLAIN, "rope_theta": float("nan")}, "base is nan"),
         ({**PLAIN, "rope_ratio": 50}, "has rope_ratio, which kvit does not know"),  # ChatGLM multiplies the base by it
-        ({**PLAIN, "layer_rope_theta": [1e4, 0]}, "has layer_rope_theta, which kvit does not know"),
+        ({**PLAIN, "layer_rope_theta": [1e4, 0]}, "turn differently .layer_rope_theta.; give layer="),
+        ({**PLAIN, "position_embedding_type": "nope"}, "position_embedding_type is nope: .* rotates nothing"),
+        ({**PLAIN, "rope_scaling_layers": [0]}, "only some layers scale positions"),
         ({**PLAIN, "partial_rotary_factors": [0.5, 1.0]}, "has partial_rotary_factors, which kvit does not know"),
         ({**PLAIN, "use_mem_rope": False}, "use_mem_rope=False: its model rotates nothing"),
         ({**PLAIN, "alibi": True}, "alibi: its model rotates nothing"),
         ({**PLAIN, "patch_size": 14}, "image encoder"),
-        ({**PLAIN, "model_type": "ernie4_5_vl_moe_text"}, "orders channels for positions on three axes"),
-        ({**PLAIN, "global_head_dim": 512}, "layers of the configuration differ"),
-        ({**PLAIN, "per_layer_config": {"05": {"head_dim": 512}}}, "layers of the configuration differ"),
+        ({**PLAIN, "model_type": "ernie4_5_vl_moe_text"}, "gives height and width turns of their own"),
+        ({**PLAIN, "global_head_dim": 512}, "layers of the configuration differ in head_dim; give layer="),
+        ({**PLAIN, "per_layer_config": {"05": {"head_dim": 512}}}, "layers of the configuration differ in head_dim"),
         ({**PLAIN, "text_config": PLAIN}, "a rope beside its text_config"),
         ({"text_config": {"rope_theta": 1e6}}, "no hidden_size"),
         ({"head_dim": 64, "rope_parameters": {"full_attention": None}}, "layers of full_attention rotate nothing"),

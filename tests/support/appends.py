@@ -14,13 +14,16 @@ class Setup:
     """A cache full of poison, in the reference's words and on a device, with a table of pages in no order."""
 
     def __init__(self, rng, pair=("int8", "int8"), *, head_dim=64, dtype=BFLOAT16, page_size=16, layout="HND",
-                 heads=3, lengths=LENGTHS, device="host"):  # fmt: skip
+                 heads=3, lengths=LENGTHS, device="host", spare_pages=2, row_scales=False):  # fmt: skip
         self.rng, self.device, self.dtype, self.heads, self.head_dim = rng, device, dtype, heads, head_dim
         slots = [-(-length // page_size) for length in lengths]
-        order = rng.permutation(sum(slots) + 2).astype(np.int32)
+        order = rng.permutation(sum(slots) + spare_pages).astype(np.int32)
         self.table = reference.Table(np.split(order[: sum(slots)], np.cumsum(slots)[:-1]), lengths)
         names = [dtype.name if name is None else name for name in pair]
         scales = [np.resize(np.float32([0.5, 1.25, 3]), heads) if "float8" in name else np.float32(1) for name in names]
+        if row_scales:
+            rows = (len(order), heads, page_size) if layout == "HND" else (len(order), page_size, heads)
+            scales = [rng.choice(np.float32([0.5, 0.3, 2]), rows) for _ in names]
         self.cache = reference.Cache.poisoned(
             len(order), page_size, heads, head_dim, dtype=dtype, k=names[0], v=names[1], layout=layout,
             k_scale=scales[0] if "float8" in names[0] else None, v_scale=scales[1] if "float8" in names[1] else None,
@@ -57,9 +60,10 @@ class Setup:
             x[3::13] = -0.0
         return k, v
 
-    def append(self, k, v, counts=COUNTS, rope=None, **options):
-        """By kernel; arrays among the options are copied to the device."""
-        operation = kvit.Append(self.view, rope=rope)
+    def append(self, k, v, counts=COUNTS, rope=None, made_with=None, **options):
+        """By kernel; arrays among the options, and among those of kvit.Append, are copied to the device."""
+        made_with = {name: self.up(x) if isinstance(x, np.ndarray) else x for name, x in (made_with or {}).items()}
+        operation = kvit.Append(self.view, rope=rope, **made_with)
         indptr = self.up(np.cumsum([0, *counts]).astype(np.int32))
         on_device = {name: self.up(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
         k, v = (self.up(x) if isinstance(x, np.ndarray) else x for x in (k, v))
@@ -74,4 +78,4 @@ class Setup:
 
 
 def rotation_of(rope):
-    return reference.Rotation(rope.steps, rope.interleaved, rope.attention_factor)
+    return reference.Rotation(rope.steps, rope.interleaved, rope.attention_factor, rope.axes)

@@ -59,6 +59,20 @@ class Caches(RuleBasedStateMachine):
         self.sequences[i].truncate(length)
         self.contents[i] = self.contents[i][:, :length]
 
+    @precondition(lambda self: self.sequences)
+    @rule(data=st.data())
+    def shift(self, data):
+        chosen = data.draw(st.lists(st.sampled_from(range(len(self.sequences))), unique=True, min_size=1, max_size=3))
+        keeps = [data.draw(st.integers(0, len(self.sequences[i]))) for i in chosen]
+        drops = [data.draw(st.integers(0, len(self.sequences[i]) - n)) for i, n in zip(chosen, keeps, strict=True)]
+        try:
+            self.cache.shift([self.sequences[i] for i in chosen], drops, keep=keeps, rotate=False)
+        except kvit.CacheFull:
+            return
+        for i, keep, drop in zip(chosen, keeps, drops, strict=True):
+            parts = [self.contents[i][:, :keep], self.contents[i][:, keep + drop :]]
+            self.contents[i] = np.concatenate(parts, axis=1)
+
     @rule(order=st.sampled_from(["front", "sequences"]))
     def defragment(self, order):
         self.cache.defragment(order=order)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import kvit
+from kvit import reference
 from support.caches import BFLOAT16, new_tokens
 from support.interrupts import at_every_line
 
@@ -101,6 +102,27 @@ def test_pages_move_with_their_tokens_or_not_at_all(order):
     for given, is_done in at_every_line(Given, lambda given: given.cache.defragment(order=order)):
         given.check([given.first, given.second, given.third], given.before)
         assert not is_done or given.cache.pool.used() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["first", "second"])  # one with pages of its own, which turn in place, one without
+@pytest.mark.parametrize("drop", [3, 4])
+def test_a_shift_is_whole_or_has_not_been(name, drop):
+    rope = kvit.Rope(64)
+
+    def prepare():
+        given = Given()
+        given.cache.rope = rope
+        return given
+
+    for given, is_done in at_every_line(prepare, lambda given: getattr(given, name).shift(drop, keep=1), step=3):
+        expected, seq = list(given.before), getattr(given, name)
+        if is_done or len(seq) < expected[["first", "second"].index(name)].shape[1]:
+            k, v = expected[["first", "second"].index(name)]
+            turns = reference.Rotation(rope.steps)
+            behind = reference.rotate(k[1 + drop :], np.full(len(k) - 1 - drop, -drop), turns)
+            shifted = np.stack([np.concatenate([k[:1], behind]), np.concatenate([v[:1], v[1 + drop :]])])
+            expected[["first", "second"].index(name)] = shifted
+        given.check([given.first, given.second, given.third], expected)
 
 
 def test_a_cache_is_stored_anew_or_as_before():

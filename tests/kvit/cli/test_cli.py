@@ -86,7 +86,7 @@ def budget(head_dim, *more):
 
 def test_info_says_how_many_tokens_fit_for_every_pair_that_is_built():
     found = budget(128)
-    built = registry.candidates("append", dtype="bf16", head_dim=128)
+    built = registry.candidates("append", dtype="bf16", head_dim=128, variant="simple")
     pairs = {(pair["k"], pair["v"]): pair for pair in found["pairs"]}
     assert len(pairs) == len(found["pairs"]) == len(built)
     plain = pairs["bfloat16", "bfloat16"]

@@ -75,6 +75,22 @@ class BlindAppend(kvit.Append):
         np.asarray(view.k).view(np.uint8).reshape(-1)[-1] ^= 1
 
 
+class TwistedAppend(kvit.Append):
+    """The last query is not turned."""
+
+    def __call__(self, k, v, view, table, *, q, **options):
+        last = q.numpy()[-1]
+        super().__call__(k, v, view, table, q=q, **options)
+        np.asarray(q)[-1] = last
+
+
+class WrongShift(kvit.Shift):
+    """All turn a position too far."""
+
+    def __call__(self, view, table, by, **options):
+        super().__call__(view, table, kvit.Buffer.from_numpy(by.numpy() + 1, by.device), **options)
+
+
 class WrongAppend(kvit.PagedCache):
     """One byte beyond the tokens is written too."""
 
@@ -124,6 +140,9 @@ def test_a_check_passes_as_things_are(check):
         ("bad page table", "Attention", SilentAttention),
         ("decode", "Attention", FickleAttention),
         ("append", "PagedCache", WrongAppend),
+        ("append, turned", "Append", BlindAppend),
+        ("append, turned", "Append", TwistedAppend),
+        ("shift", "Shift", WrongShift),
         ("append to a bad page table", "Append", SilentAppend),
         ("append to a bad page table", "Append", BlindAppend),
         ("gather", "PagedCache", WrongGather),

@@ -102,6 +102,61 @@ def test_frequencies_and_steps_are_the_references(scaling, expected):
     assert reference.yarn_attention_factor(16.0) == pytest.approx(kvit.Rope(D, scaling=YARN).attention_factor)
 
 
+SHORT, LONG = [1 + i / 64 for i in range(D // 2)], [1 + i for i in range(D // 2)]
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": SHORT,
+    "long_factor": LONG,
+    "original_max_position_embeddings": 4096,
+    "factor": 32.0,
+}
+
+
+@pytest.mark.parametrize("length, factors", [(1, SHORT), (4096, SHORT), (4097, LONG), (131072, LONG)])
+def test_longrope_takes_the_long_factors_for_sequences_beyond_the_original_length(length, factors):
+    found = kvit.Rope(D, BASE, scaling={**LONGROPE, "length": length})
+    np.testing.assert_allclose(found.inverse_frequencies, PLAIN / factors, rtol=1e-14)
+    np.testing.assert_allclose(found.inverse_frequencies, reference.longrope_frequencies(BASE, D, factors), rtol=1e-14)
+    # LongRoPE, section 3.3: sqrt(1 + ln s / ln L), at every length.
+    assert found.attention_factor == pytest.approx(math.sqrt(1 + math.log(32) / math.log(4096)))
+    assert found.attention_factor == pytest.approx(reference.longrope_attention_factor(32.0, 4096))
+
+
+def test_longrope_takes_the_attention_factor_that_is_given_or_one_for_each_side_of_the_original_length():
+    given = {**LONGROPE, "length": 5000, "attention_factor": 1.5}
+    assert kvit.Rope(D, scaling=given).attention_factor == 1.5
+    both = {**LONGROPE, "short_mscale": 1.25, "long_mscale": 1.75}  # as Phi-3.5-MoE has them
+    assert [kvit.Rope(D, scaling={**both, "length": n}).attention_factor for n in (4096, 4097)] == [1.25, 1.75]
+    assert kvit.Rope(D, scaling={**LONGROPE, "length": 5000, "factor": 1.0}).attention_factor == 1
+
+
+@pytest.mark.parametrize("factor", [None, 4.0])
+def test_proportional_scaling_turns_the_fastest_pairs_as_if_all_turned(factor):
+    scaling = {"rope_type": "proportional", "partial_rotary_factor": 0.25, "factor": factor}
+    found = frequencies(scaling)
+    np.testing.assert_allclose(found[:16], PLAIN[:16] / (factor or 1), rtol=1e-14)  # a quarter of 64 pairs
+    assert not found[16:].any()
+    np.testing.assert_allclose(found, reference.proportional_frequencies(BASE, D, 0.25, factor or 1.0), rtol=1e-14)
+    np.testing.assert_allclose(frequencies({"rope_type": "proportional"}), PLAIN, rtol=1e-14)
+
+
+def test_axes_come_one_after_another_or_take_turns():
+    def axes(**given):
+        return list(kvit.Rope(32, scaling=given).axes)
+
+    assert axes(mrope_section=[4, 5, 7]) == [0] * 4 + [1] * 5 + [2] * 7 == reference.chunked_axes([4, 5, 7])
+    # Width has its four pairs by the 12th; time has what is left.
+    turns = axes(mrope_section=[7, 5, 4], mrope_interleaved=True)
+    assert turns == [0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 0, 0] == reference.interleaved_axes([7, 5, 4], 16)
+    assert kvit.Rope(32).axes is None
+
+
+def test_axes_go_with_any_scaling():
+    found = kvit.Rope(D, BASE, scaling={**YARN, "mrope_section": [16, 24, 24]})
+    assert found.steps == kvit.Rope(D, BASE, scaling=YARN).steps
+    assert found.axes.count(1) == 24
+
+
 LLAMA = {
     "hidden_size": 4096,
     "num_attention_heads": 32,
@@ -139,10 +194,31 @@ def test_a_dynamic_configuration_needs_to_know_how_long_sequences_get():
         ({"head_dim": 128, "rotary_dim": 40}, "rotary_dim is 40; it must be a multiple of 16 from 16 to head_dim, 128"),
         ({"head_dim": 64, "rotary_dim": 128}, "rotary_dim is 128"),
         ({"head_dim": 128, "base": 1.0}, "base is 1.0"),
-        ({"head_dim": 128, "scaling": {"rope_type": "longrope"}}, "rope_type is 'longrope'; known are default, linear"),
+        ({"head_dim": 128, "scaling": {"rope_type": "spiral"}}, "rope_type is 'spiral'; known are default, linear"),
         ({"head_dim": 128, "scaling": {"rope_type": "linear"}}, "linear needs factor"),
         ({"head_dim": 128, "scaling": {"rope_type": "ntk", "factor": -2.0}}, "factor is -2.0"),
         ({"head_dim": 128, "scaling": {**LLAMA3, "low_freq_factor": 4.0}}, "the first must be the smaller"),
+        ({"head_dim": 128, "scaling": LONGROPE}, "longrope needs length"),
+        ({"head_dim": 128, "scaling": {**LONGROPE, "length": 9, "factor": None}}, "longrope needs factor"),
+        ({"head_dim": 128, "scaling": {**LONGROPE, "length": 9, "long_factor": None}}, "longrope needs long_factor"),
+        ({"head_dim": 64, "scaling": {**LONGROPE, "length": 9}}, "short_factor is 64 numbers; .* each of the 32 pairs"),
+        (
+            {"head_dim": 128, "scaling": {**LONGROPE, "length": 9, "long_factor": [*LONG[:-1], 0.0]}},
+            r"long_factor\[63\] is 0.0; it must be a number greater than 0",
+        ),
+        ({"head_dim": 128, "scaling": {**LONGROPE, "length": 9, "long_mscale": 2.0}}, "longrope needs short_mscale"),
+        (
+            {"head_dim": 128, "scaling": {"rope_type": "proportional", "partial_rotary_factor": 1.5}},
+            "partial_rotary_factor is 1.5; it must be a share",
+        ),
+        (
+            {"head_dim": 32, "scaling": {"mrope_section": [4, 6, 7]}},
+            r"mrope_section is \[4, 6, 7\]; .* together the 16",
+        ),
+        ({"head_dim": 32, "scaling": {"mrope_section": [4, 6, 7], "mrope_interleaved": True}}, "together the 16"),
+        ({"head_dim": 32, "scaling": {"mrope_section": [4, 4, 4, 4]}}, "it must be 3 numbers of pairs"),
+        ({"head_dim": 32, "scaling": {"mrope_section": [4, -6, 18]}}, "it must be 3 numbers of pairs"),
+        ({"head_dim": 32, "scaling": {"mrope_interleaved": True}}, "mrope_interleaved and no mrope_section"),
     ],
 )
 def test_what_no_rope_can_be_is_refused(arguments, message):

@@ -70,3 +70,17 @@ def test_the_attention_factor_lengthens_what_turns_and_nothing_else(rng):
     lengths = [np.linalg.norm(rows[..., :32], axis=-1) for rows in (found, x)]
     np.testing.assert_allclose(lengths[0], 1.25 * lengths[1], rtol=1e-6)
     np.testing.assert_array_equal(found[..., 32:], x[..., 32:])
+
+
+def test_pairs_of_other_axes_turn_by_other_positions(rng):
+    # Each axis alone is a rotation by its own positions; a token whose axes agree turns as if there were one.
+    x = rng.standard_normal((5, 2, 64)).astype(np.float32)
+    frequencies, axes = default_frequencies(10000.0, 64), rng.integers(0, 3, 32).tolist()
+    positions = rng.integers(0, 1000, (3, 5))
+    found = reference.rotate(x, positions, reference.Rotation.of(frequencies, axes=axes))
+    plain = reference.Rotation.of(frequencies)
+    for i, axis in enumerate(axes):
+        expected = reference.rotate(x, positions[axis], plain)
+        np.testing.assert_array_equal(found[..., [i, 32 + i]], expected[..., [i, 32 + i]])
+    one = reference.rotate(x, positions[0], reference.Rotation.of(frequencies, axes=axes))
+    np.testing.assert_array_equal(one, reference.rotate(x, positions[0], plain))
