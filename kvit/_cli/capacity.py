@@ -49,7 +49,7 @@ def collect(options: argparse.Namespace) -> dict[str, Any]:
     KiB. Raises KernelMissing (a pair or head_dim that is not built), DtypeError (no name of a dtype or a codec).
     """
     compute = compute_dtype(dtypes.dtype_of(options.dtype))
-    shape = {"dtype": compute.short, "head_dim": options.head_dim, "variant": "simple"}
+    shape = {"variant": "simple", "dtype": compute.short, "head_dim": options.head_dim}
     if options.k or options.v:
         sides = codecs.pair_of((options.k or compute, options.v or compute))
         entries = [registry.find("append", kv=codecs.key_of(*sides), **shape)]

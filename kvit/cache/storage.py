@@ -27,7 +27,7 @@ def new_pools(
     Raises KernelMissing before gigabytes are taken for what no kernel covers.
     """
     pages, page_size, kv_heads, head_dim = shape
-    registry.find("append", dtype=compute.short, kv=codecs.key_of(*sides), head_dim=head_dim, variant="simple")
+    registry.find("append", variant="simple", dtype=compute.short, kv=codecs.key_of(*sides), head_dim=head_dim)
     rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
     pools = [Buffer.empty((*rows, head_dim), codec.dtype, device) for codec in sides]
     params = [Buffer.empty((*rows, 2), compute, device) if codec.params == "pair" else None for codec in sides]

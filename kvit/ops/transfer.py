@@ -25,7 +25,7 @@ class Transfer(Operation, TransferCall):
     def __init__(self, view: CacheView, *, launch: Launch = "direct", faults: FaultRecord | None = None, **axes: str):
         Operation.__init__(self, view, faults, launch)
         key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims}
-        self.kernel = registry.find(self.family, **key, **axes)
+        self.kernel = registry.find(self.family, **axes, **key)
         TransferCall.__init__(
             self, self.kernel, self.device, self.faults, view.packed, self.family == "append", launch == "graph"
         )
