@@ -21,11 +21,10 @@ namespace kvit {
 /// A lane holds rows lane / 4 and lane / 4 + 8 of every row tile, in S, P and O alike, and P goes from one product to
 /// the other in the registers in which it came. Bases and weights are as WarpAttention has them: the bits of a row
 /// depend on the row and on where its steps begin alone.
-template <class T, class KeyCodec, class ValueCodec, class Dims, int RowTiles, int Tokens, class Score>
+///
+/// Keys and Values are the products: RowKeys and RowValues (attention/row_products.cuh), or those of a warp group.
+template <class T, class ValueCodec, class Keys, class Values, int RowTiles, int Tokens, class Score>
 class RowAttention {
-  using Keys = RowKeys<T, KeyCodec, Dims::kKey, RowTiles>;
-  using Values = RowValues<T, ValueCodec, Dims::kValue, RowTiles>;
-
  public:
   static constexpr int kRows = RowTiles * 16;
   static constexpr int kBlocks = Tokens / 16;
@@ -50,15 +49,15 @@ class RowAttention {
     ForEachRow([&](int m, int h) { sum_[m][h] = NAN; });
   }
 
-  /// One step: Key(s, c) and Value(s, c) give shared-memory addresses of token s from channel c on, KeyParameters(s)
-  /// and ValueParameters(s) those of its parameters, first_key the place of its first token in the sequence. Where
-  /// kIsMasked, row r of the warp sees the tokens Seen(r) of the step, and none outside SeenBySome(); nothing else of
-  /// the step reaches the row, whatever it is.
+  /// One step, whose keys are there, and its values once WaitForValues has returned: Key(s, c) and Value(s, c) give
+  /// shared-memory addresses of token s from channel c on, KeyParameters(s) and ValueParameters(s) those of its
+  /// parameters, first_key the place of its first token in the sequence. Where kIsMasked, row r of the warp sees the
+  /// tokens Seen(r) of the step, and none outside SeenBySome(); nothing else of the step reaches the row, whatever it
+  /// is.
   template <bool kIsMasked, class View>
   KVIT_DEVICE void Step(const View& step) {
     Scores score;
-    keys_.template Scores<kBlocks>(
-        score, [&](int s, int c) { return step.Key(s, c); }, [&](int s) { return step.KeyParameters(s); });
+    keys_.template Scores<kBlocks>(score, step);
     Modify(score, step.first_key);
     SeenKeys<kIsMasked, RowTiles> seen;
     if constexpr (kIsMasked) {
@@ -76,10 +75,11 @@ class RowAttention {
     if (Ballot(Relate(score, of_value, top)) != 0) Rebase(score, top);  // rows settle early in a sequence
     uint32_t weights[kBlocks][RowTiles][4];                             // A fragments of P
     Weigh(score, of_value, seen, weights);
+    step.WaitForValues();
     if constexpr (kIsMasked) {
       AddMasked(step, weights);
     } else {
-      Add(step, weights, [](int) { return AllTokens{}; });
+      values_.template AddAll<kBlocks>(weights, step);
     }
   }
 

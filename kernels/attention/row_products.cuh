@@ -6,6 +6,7 @@
 #include <type_traits>
 
 #include "attention/key_operands.cuh"
+#include "attention/seen_tokens.cuh"
 #include "attention/value_operands.cuh"
 #include "core/array.cuh"
 #include "core/constants.cuh"
@@ -62,9 +63,9 @@ class RowKeys {
   /// What scores of row h * 8 + lane / 4 of row tile m come out divided by. Never 0.
   KVIT_DEVICE float Scale(int m, int h) const { return Codec::kScaled ? scale_[m][h] : scale_[0][0]; }
 
-  /// Of all blocks of 16 tokens of a step; `key` and `parameters` as KeyProduct has them.
-  template <int Blocks, class Key, class Parameters>
-  KVIT_DEVICE void Scores(BlockFragment (&s)[Blocks][RowTiles], Key&& key, Parameters&& parameters) const {
+  /// Of all blocks of 16 tokens of a step; step.Key and step.KeyParameters as RowAttention::Step has them.
+  template <int Blocks, class Step>
+  KVIT_DEVICE void Scores(BlockFragment (&s)[Blocks][RowTiles], const Step& step) const {
     KVIT_UNROLL
     for (int b = 0; b < Blocks; ++b) {
       KVIT_UNROLL
@@ -85,7 +86,7 @@ class RowKeys {
       KVIT_UNROLL
       for (int b = 0; b < Blocks; ++b) {
         uint32_t k[4];
-        Operands::Load(k, [&](int token, int c) { return key(b * 16 + token, c); }, load);
+        Operands::Load(k, [&](int token, int c) { return step.Key(b * 16 + token, c); }, load);
         ForEachConstant<kOperands>([&](auto operand) {
           uint32_t a[4];
           Operands::template Expand<decltype(operand)::value>(a, k);
@@ -96,7 +97,7 @@ class RowKeys {
         });
       }
     }
-    if constexpr (Codec::kScaled) Scale(s, parameters);
+    if constexpr (Codec::kScaled) Scale(s, [&](int token) { return step.KeyParameters(token); });
   }
 
  private:
@@ -150,6 +151,15 @@ class RowValues {
       KVIT_UNROLL
       for (int m = 0; m < RowTiles; ++m) MmaStraight<Weight>(o_[m][tile], p[m], v);
     });
+  }
+
+  /// The same of all blocks of a step, all of whose tokens count.
+  template <int Blocks, class Step>
+  KVIT_DEVICE void AddAll(const uint32_t (&p)[Blocks][RowTiles][4], const Step& step) {
+    KVIT_UNROLL
+    for (int b = 0; b < Blocks; ++b) {
+      Add(p[b], [&](int s, int c) { return step.Value(b * 16 + s, c); }, AllTokens{});
+    }
   }
 
   /// Whether any value of the block, of the tokens `seen`, is infinite or NaN: in this lane's share of them.
@@ -224,6 +234,7 @@ class RowValues {
     }
   }
 
+ protected:
   BlockFragment o_[RowTiles][kTiles];
 };
 

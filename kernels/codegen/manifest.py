@@ -261,7 +261,7 @@ def _check_pattern(row: str, pattern: str, axes: Mapping[str, tuple[AxisValue, .
 def _only(row: str, only: Any, axes: Mapping[str, tuple[AxisValue, ...]], family: tuple[str, ...]) -> Only:
     if not isinstance(only, dict) or set(only) != {"when", "archs", "reason"}:
         raise ManifestError(f"{row}: {only!r} must be {{ when = {{ axis = value }}, archs = [...], reason = '...' }}")
-    archs = _archs(row, "archs", only["archs"])
+    archs = _archs(row, "archs", only["archs"]) if only["archs"] != [] else ()  # none: for the host alone
     for arch in archs:
         if arch not in family:
             raise ManifestError(f"{row} archs: the family is not built for {arch}, but for {', '.join(family)}")

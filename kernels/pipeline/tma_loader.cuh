@@ -100,6 +100,7 @@ class TmaLoader {
     if (kHasParameters) CopyAsyncCommit();
   }
 
+  KVIT_DEVICE bool Done() const { return walk_.Done(); }
   KVIT_DEVICE bool NextIsNew() const { return walk_.IsNew(); }
 
   /// Waits until the keys in ring slot `stage`, and all parameters, are there for all lanes.

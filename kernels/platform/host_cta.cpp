@@ -1,6 +1,8 @@
 // What an emulated thread may do: checked memory, copies that land at the wait, barriers and warp exchanges.
 #include "platform/host_cta.hpp"
 
+#include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstring>
 
@@ -126,6 +128,29 @@ void WaitCopies(int newest) {
   thread.copies.erase(thread.copies.begin(), thread.copies.begin() + ptrdiff_t(landed));
 }
 
+void IssueProduct(float* outputs, int count, bool accumulates, std::function<void(float*)> compute) {
+  std::vector<float> before;
+  const bool is_first = std::none_of(self->products.begin(), self->products.end(),
+                                     [&](const PendingProduct& product) { return product.outputs == outputs; });
+  if (is_first || !accumulates) {
+    before.assign(size_t(count), 0.0f);
+    if (accumulates) before.assign(outputs, outputs + count);
+  }
+  std::fill(outputs, outputs + count, std::nanf(""));
+  self->products.push_back({outputs, std::move(before), std::move(compute), self->product_group});
+}
+
+void LandProducts(int newest) {
+  Thread& thread = *self;
+  size_t landed = 0;
+  while (landed < thread.products.size() && thread.products[landed].group < thread.product_group - newest) {
+    const PendingProduct& product = thread.products[landed++];
+    std::copy(product.before.begin(), product.before.end(), product.outputs);
+    product.compute(product.outputs);
+  }
+  thread.products.erase(thread.products.begin(), thread.products.begin() + ptrdiff_t(landed));
+}
+
 Warp::Mailbox& Exchange(const char* operation, const void* in, size_t bytes, void (*complete)(Warp::Mailbox&)) {
   Thread& thread = *self;
   Warp::Mailbox& mailbox = thread.warp->mailbox[thread.collectives++ % 2];
@@ -219,7 +244,8 @@ void Cta::Start(int new_block) {
     thread.collectives = thread.votes = 0;
     thread.is_synced = false;
     thread.copies.clear();
-    thread.group = 0;
+    thread.products.clear();
+    thread.group = thread.product_group = 0;
     thread.pauses = 0;
     thread.waiting = nullptr;
     thread.done = false;
@@ -232,6 +258,7 @@ void Cta::Body(Thread& thread) {
   try {
     launch->kernel->body(launch->params, shared);
     if (!thread.copies.empty()) thread.Fail("ends with asynchronous copies that nobody waited for");
+    if (!thread.products.empty()) thread.Fail("ends with products of a warp group that nobody waited for");
   } catch (const std::exception& e) {
     thread.SetError(e.what());
   }

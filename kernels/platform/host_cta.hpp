@@ -2,10 +2,12 @@
 #ifndef KVIT_PLATFORM_HOST_CTA_HPP
 #define KVIT_PLATFORM_HOST_CTA_HPP
 
+#include <array>
 #include <atomic>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <stdexcept>
@@ -66,6 +68,14 @@ struct PendingBox {
 
 struct Cta;
 
+/// A product of a warp group that has been issued: this thread's outputs of it.
+struct PendingProduct {
+  float* outputs;
+  std::vector<float> before;  // what they held, where it is the first of those under way; they are NaN meanwhile
+  std::function<void(float*)> compute;
+  int group;
+};
+
 /// One CUDA thread.
 struct Thread {
   Cta* cta = nullptr;
@@ -76,6 +86,8 @@ struct Thread {
   bool is_synced = false;    // GridDependencySync has been called
   std::vector<PendingCopy> copies;
   int group = 0;  // of the copies being issued now
+  std::vector<PendingProduct> products;
+  int product_group = 0;
 
   // Waiting for a barrier to pass the generation it had on arrival.
   Barrier* waiting = nullptr;
@@ -154,6 +166,10 @@ OldValue Guess(const int32_t* p);
 void CheckShared(const void* p, int bytes, const char* operation);
 void IssueCopy(void* shared, const void* global, int bytes, int valid_bytes);
 void CommitCopies();
+/// `compute` adds a product to the outputs, which begin at 0 unless it accumulates. At the wait.
+void IssueProduct(float* outputs, int count, bool accumulates, std::function<void(float*)> compute);
+/// Computes what is not among the `newest` groups.
+void LandProducts(int newest);
 void WaitCopies(int newest);
 /// Lets others go on, who may bring what the caller looks for again. Fails when they have stopped, or never will.
 void Pause(const char* whom);

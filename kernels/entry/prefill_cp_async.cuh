@@ -1,0 +1,183 @@
+// Family `prefill` on every GPU: matrix instructions of one warp, and asynchronous copies by the threads of the CTA.
+#ifndef KVIT_ENTRY_PREFILL_CP_ASYNC_CUH
+#define KVIT_ENTRY_PREFILL_CP_ASYNC_CUH
+
+#include "abi/fact.h"
+#include "abi/params.h"
+#include "attention/row_attention.cuh"
+#include "attention/score.cuh"
+#include "iterator/sm80.cuh"
+#include "pipeline/row_table_loader.cuh"
+#include "pipeline/tile_ring.cuh"
+#include "quant/codec.cuh"
+#include "schedule/combine.cuh"
+#include "schedule/rows_of_warps.cuh"
+#include "schedule/tile_scheduler.cuh"
+#include "schedule/work_iterator.cuh"
+
+namespace kvit {
+
+/// How a prefill kernel of so many query rows uses an SM: four warps with a quarter of them each, and all tokens of a
+/// tile. An operand of K or V that a warp reads from shared memory serves all its rows: with 32 of them, reading takes
+/// no longer than multiplying. Outputs of 32 rows of 256 channels would not fit in registers.
+template <class Dims, int RowsPerTile>
+struct RowShape {
+  static constexpr int kWarps = 4;
+  static constexpr int kWarpRows = RowsPerTile / kWarps;
+  static constexpr int kTokens = Dims::kValue > 128 ? 32 : 64;  // of a tile: two of K and V, and queries, in 99 KB
+  static constexpr int kCtasPerSm = 2;
+};
+
+/// The threads of the CTA copy tiles of K and V by cp.async, and meet once a tile: then all of it is there, and all
+/// have left the other ring slot. Registers are for scores and outputs; what changes with work tiles is in shared
+/// memory.
+///
+///   shared memory   ring of K tiles | ring of V tiles | loader | queries of each warp | work | scheduler
+template <class T, class KeyCodec, class ValueCodec, class Dims, int RowsPerTile, class Variant,
+          class Shape = RowShape<Dims, RowsPerTile>>
+struct PrefillCpAsyncKernel {
+  using Params = KvitDecodeParams;
+  static constexpr int kWarps = Shape::kWarps, kThreads = kWarps * 32;
+  static constexpr int kRows = RowsPerTile;
+  static constexpr int kTileTokens = Shape::kTokens;
+  static constexpr int kStages = 2, kMinCtas = Shape::kCtasPerSm;
+  // A row tile is never cut where heads are split: parts of so many rows would take more memory than the cache.
+  static constexpr int kSplitLevels = 0;
+
+  using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels>;
+  using KeyRing = TileRing<Sm80GmemIterator, T, KeyCodec, Dims::kKey, kTileTokens, kWarps, kStages, 0>;
+  using ValueRing = TileRing<Sm80GmemIterator, T, ValueCodec, Dims::kValue, kTileTokens, kWarps, kStages, 1>;
+  using Loader = RowTableLoader<Scheduler, KeyRing, ValueRing, kTileTokens, kThreads>;
+  using Score = typename Variant::Score;
+  static constexpr int kRowTiles = Shape::kWarpRows / 16;
+  using Attention = RowAttention<T, ValueCodec, RowKeys<T, KeyCodec, Dims::kKey, kRowTiles>,
+                                 RowValues<T, ValueCodec, Dims::kValue, kRowTiles>, kRowTiles, kTileTokens, Score>;
+  using Combiner = Combine<T, Dims::kValue, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler>;
+
+  struct Shared {
+    KeyRing keys;
+    ValueRing values;
+    typename Loader::Shared loader;
+    typename Attention::Shared attention[kWarps];
+    CtaRange range;
+    WorkPlace place;  // of the work tile that is computed
+    typename Combiner::Shared combine;
+    typename Scheduler::Shared scheduler;
+  };
+  static constexpr int kSharedBytes = sizeof(Shared);
+  static constexpr KvitFact kFacts[] = {{"rows", kRows},
+                                        {"k_dim", Dims::kKey},
+                                        {"v_dim", Dims::kValue},
+                                        {"tile_tokens", kTileTokens},
+                                        {"stages", kStages},
+                                        {"ctas_per_sm", kMinCtas},
+                                        {"overlaps", 1},
+                                        {"workspace_head_bytes", kWorkspaceHeadBytes},
+                                        {"part_bytes", Combiner::kPartBytes},
+                                        {"split_part_bytes", Combiner::kSplitPartBytes},
+                                        {"most_splits", 1 << kSplitLevels},
+                                        {"page_multiple", 1},
+                                        {"needs_strides", 0},
+                                        {"box_tokens", 0},
+                                        {"is_packed", 0},
+                                        // By arithmetic, in passes of a kernel that waits for memory.
+                                        {"pass_cost", 2}};
+
+  KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
+    Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
+    const Ticket ticket(params.workspace);
+    bool is_synced = params.reads_ahead == 0;
+    if (is_synced) GridDependencyWait();
+    const Scheduler scheduler(params);
+    const CtaRange found = scheduler.Find(shared.scheduler, ticket);
+    if (is_synced) GridDependencyLaunch();
+    if (found.IsEmpty()) {
+      if (!is_synced) GridDependencySync();
+      return;
+    }
+
+    const CtaRange& range = shared.range;
+    const WorkIterator<Scheduler> works(scheduler, params.cache.num_kv_heads, found);
+    if (ThreadIndex() == 0) {
+      shared.range = found;
+      shared.place = works.place();
+    }
+    SyncThreads();
+    Loader loader(params, scheduler, range, works, shared.keys, shared.values, shared.loader);
+    Combiner combine(params, scheduler, range, shared.combine);
+    if (!is_synced && loader.NextIsNew(0)) {
+      GridDependencySync();
+      is_synced = true;
+    }
+    loader.Prefetch(0);
+    if (!is_synced) GridDependencySync();
+    int slot = 0;
+    while (shared.place.position < range.end) {
+      const WorkTile& work = shared.place.work;
+      const TileRange visible = scheduler.VisibleTiles(work);
+      const int least = scheduler.Visible(work, 0).end;  // nobody sees less
+      Attention attention(Score(params), shared.attention[WarpIndex()]);
+      Begin(params, scheduler, work, attention);
+      for (int tile = visible.first; tile < visible.last; ++tile, slot = 1 - slot) {
+        CopyAsyncWait<0>();
+        const bool has_faulted = SyncThreadsOr(loader.Faulted(slot));
+        loader.Prefetch(1 - slot);
+        const Step step = {scheduler, work, shared, slot, tile * kTileTokens};
+        if ((tile + 1) * kTileTokens <= least) {
+          attention.template Step<false>(step);
+        } else {
+          attention.template Step<true>(step);
+        }
+        if (has_faulted) attention.Poison();
+      }
+      combine.Finish(attention, work);
+      SyncThreads();  // nobody looks at this work tile any more
+      if (ThreadIndex() == 0) {
+        WorkIterator<Scheduler> next(scheduler, params.cache.num_kv_heads, range, shared.place);
+        next.Next();
+        shared.place = next.place();
+      }
+      SyncThreads();
+    }
+    CopyAsyncWait<0>();
+    combine.Join();
+  }
+
+ private:
+  /// A tile in ring slot `stage`, and what the rows of a row tile see of it.
+  struct Step {
+    const Scheduler& scheduler;
+    const WorkTile& work;
+    const Shared& shared;
+    int stage;
+    int first_key;  // the first of its tokens
+
+    KVIT_DEVICE const char* Key(int s, int c) const { return shared.keys.Address(stage, s, c); }
+    KVIT_DEVICE const char* Value(int s, int c) const { return shared.values.Address(stage, s, c); }
+    KVIT_DEVICE auto KeyParameters(int s) const { return shared.keys.Parameters(stage, s); }
+    KVIT_DEVICE auto ValueParameters(int s) const { return shared.values.Parameters(stage, s); }
+    KVIT_DEVICE void WaitForValues() const {}  // they came with the keys
+    /// Of the calling warp's row `row`: what it sees of the tile.
+    KVIT_DEVICE KeyRange Seen(int row) const {
+      const KeyRange keys = scheduler.Visible(work, WarpIndex() * Shape::kWarpRows + row);
+      return {Max(keys.begin - first_key, 0), Min(keys.end - first_key, kTileTokens)};
+    }
+    /// Outside of it no row sees any.
+    KVIT_DEVICE KeyRange SeenBySome() const { return {0, Min(scheduler.MostEnd(work) - first_key, kTileTokens)}; }
+  };
+
+  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler, const WorkTile& work,
+                                Attention& attention) {
+    const int rows = scheduler.NumRows(work);
+    const auto address = [&](int row) -> const char* {
+      const int row_of_tile = WarpIndex() * Shape::kWarpRows + row;
+      return row_of_tile < rows ? scheduler.QueryAddress(work, row_of_tile) : nullptr;
+    };
+    attention.Begin(address, params.scale * 1.44269504088896341f);
+    if (work.of.is_bad) attention.Poison();
+  }
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ENTRY_PREFILL_CP_ASYNC_CUH

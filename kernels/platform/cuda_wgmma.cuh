@@ -1,0 +1,93 @@
+// Warp groups of Hopper's matrix units, the instructions of sm_90a: see platform.cuh for what each name means.
+#ifndef KVIT_PLATFORM_CUDA_WGMMA_CUH
+#define KVIT_PLATFORM_CUDA_WGMMA_CUH
+
+#include <type_traits>
+
+#include "core/types.h"
+#include "platform/cuda_memory.cuh"
+#include "platform/shared_matrix.h"
+
+namespace kvit {
+
+KVIT_DEVICE void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+KVIT_DEVICE void WgmmaCommit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int N>
+KVIT_DEVICE void WgmmaWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(N) : "memory");
+}
+template <int Registers>
+KVIT_DEVICE void TakeRegisters() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+template <int Registers>
+KVIT_DEVICE void GiveRegisters() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(Registers));
+}
+
+namespace detail {
+
+// Matrix descriptor, PTX ISA: address, leading and stride offsets in units of 16 bytes, 128-byte swizzle.
+KVIT_DEVICE uint64_t Descriptor(const SharedMatrix& matrix) {
+  const uint64_t address = SharedAddress(matrix.base) >> 4 & 0x3fffu;
+  return address | uint64_t(matrix.leading_bytes >> 4) << 16 | uint64_t(matrix.stride_bytes >> 4) << 32 |
+         uint64_t(1) << 62;
+}
+
+#define KVIT_D8(i)                                                                                            \
+  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
+      "+f"(d[i + 7])
+#define KVIT_D32(i) KVIT_D8(i), KVIT_D8(i + 8), KVIT_D8(i + 16), KVIT_D8(i + 24)
+#define KVIT_P32                                                                                              \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
+  "%23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define KVIT_P64                                                                                                \
+  KVIT_P32                                                                                                      \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, " \
+  "%53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+
+template <class T, int N, bool IsTransposed>
+struct Wgmma;
+
+// d [64, N] (+)= a b, a in registers, b in shared memory.
+#define KVIT_WGMMA(T, N, Transposed, type, placeholders, outputs, a0, a1, a2, a3, b, p)                              \
+  template <>                                                                                                        \
+  struct Wgmma<T, N, Transposed> {                                                                                   \
+    static KVIT_DEVICE void Issue(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t descriptor, int accumulates) { \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                                            \
+                   ", 0;\n"                                                                                          \
+                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" placeholders "}, {%" a0      \
+                   ", %" a1 ", %" a2 ", %" a3 "}, %" b ", p, 1, 1, " #Transposed ";\n}"                              \
+                   : outputs                                                                                         \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(accumulates));                 \
+    }                                                                                                                \
+  }
+#define KVIT_OUT32 KVIT_D32(0)
+#define KVIT_OUT64 KVIT_D32(0), KVIT_D32(32)
+#define KVIT_WGMMA_TYPE(T, type)                                                         \
+  KVIT_WGMMA(T, 64, 0, type, KVIT_P32, KVIT_OUT32, "32", "33", "34", "35", "36", "37");  \
+  KVIT_WGMMA(T, 64, 1, type, KVIT_P32, KVIT_OUT32, "32", "33", "34", "35", "36", "37");  \
+  KVIT_WGMMA(T, 128, 0, type, KVIT_P64, KVIT_OUT64, "64", "65", "66", "67", "68", "69"); \
+  KVIT_WGMMA(T, 128, 1, type, KVIT_P64, KVIT_OUT64, "64", "65", "66", "67", "68", "69")
+
+KVIT_WGMMA_TYPE(Half, "f16");
+KVIT_WGMMA_TYPE(Bfloat16, "bf16");
+#undef KVIT_WGMMA_TYPE
+#undef KVIT_WGMMA
+#undef KVIT_OUT64
+#undef KVIT_OUT32
+#undef KVIT_P64
+#undef KVIT_P32
+#undef KVIT_D32
+#undef KVIT_D8
+
+}  // namespace detail
+
+template <class T, bool IsTransposed, int Words>
+KVIT_DEVICE void IssueWgmma(float (&d)[Words], const uint32_t (&a)[4], const SharedMatrix& b, bool accumulates) {
+  detail::Wgmma<T, Words * 2, IsTransposed>::Issue(d, a, detail::Descriptor(b), accumulates);
+}
+
+}  // namespace kvit
+
+#endif  // KVIT_PLATFORM_CUDA_WGMMA_CUH
