@@ -9,7 +9,8 @@ from libc.string cimport memcpy, memset
 from kvit._native.attention_call cimport AttentionCall
 from kvit._native.attention_launch cimport AttentionLaunch
 from kvit._native.buffer cimport Buffer
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
 from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, read_options, to_dtype, to_launch
 from kvit._native.capi_tensor cimport to_stream, to_tensor
@@ -29,7 +30,7 @@ cdef extern from "<stddef.h>":
 
 
 cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
-    return create(options, op) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(create(options, op)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with gil:
@@ -158,7 +159,7 @@ cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
 
 
 cdef int32_t op_explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept nogil:
-    return explain(op, text, capacity, length) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(explain(op, text, capacity, length)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept with gil:
@@ -201,7 +202,7 @@ cdef int write_text(str text, char *target, size_t capacity, size_t *length) exc
 
 
 cdef int32_t op_check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept nogil:
-    return check(op, stream, fault) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(check(op, stream, fault)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept with gil:

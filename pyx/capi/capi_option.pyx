@@ -1,7 +1,8 @@
 """Options and answers of the C API: structs that begin with their size, and the constants in them."""
 from libc.string cimport memcpy, memset
 
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit.capi cimport (
     KVIT_ERROR_NO_INTERPRETER, KVIT_LAUNCH_DIRECT, KVIT_LAUNCH_GRAPH, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND,
     KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK,
@@ -74,7 +75,7 @@ cdef int check_size(const void *options, uint32_t known, str name) except -1:
 
 cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil:
     if info == NULL or (<uint32_t *>info)[0] != known:
-        return refuse_size(info, known, name) if has_python() else KVIT_ERROR_NO_INTERPRETER
+        return leave_python(refuse_size(info, known, name)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
     (<uint32_t *>found)[0] = known
     memcpy(info, found, known)
     return KVIT_OK

@@ -4,7 +4,8 @@ One set of checks has the words: the operations of kvit say what is wrong, or ma
 """
 import kvit
 
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport to_table
 from kvit._native.checks cimport device_id_of
@@ -59,7 +60,9 @@ cdef int require_kind(const OpState *op, int kind) except -1:
 cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
                           const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
                           kvit_stream stream) noexcept nogil:
-    return merge(out_a, lse_a, out_b, lse_b, out, lse, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    if not enter_python():
+        return KVIT_ERROR_NO_INTERPRETER
+    return leave_python(merge(out_a, lse_a, out_b, lse_b, out, lse, stream))
 
 
 cdef int32_t merge(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
