@@ -46,7 +46,7 @@ class Append(Transfer):
         faults: FaultRecord | None = None,
     ):
         if rope is not None:
-            _checks.instance("rope", rope, Rope, "a kvit.Rope")
+            _checks.made("rope", rope, Rope, "a kvit.Rope")
         super().__init__(view, launch=launch, faults=faults)
         if rope is not None and rope.head_dim != self.head_dim:
             raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
@@ -100,7 +100,7 @@ class Append(Transfer):
             return
         stream = Stream.wrap(stream, self.device)
         self._check_view(view)
-        _checks.instance("table", table, PageTable, "a kvit.PageTable")
+        _checks.made("table", table, PageTable, "a kvit.PageTable")
         _checks.require_writable("view.k", view.k)
         _checks.require_writable("view.v", view.v)
         for name, params in (("view.k_params", view.k_params), ("view.v_params", view.v_params)):

@@ -16,6 +16,7 @@ from kvit._native.capi_option cimport answer, check_size, check_target, is_causa
 from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
 from kvit._native.capi_view cimport publish_view
 from kvit._native.checks cimport DeviceId, device_id_of
+from kvit._native.tensor cimport tuple_of
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
 
@@ -24,6 +25,7 @@ cdef int32_t cache_create(const kvit_cache_options *options, kvit_cache **cache)
 
 
 cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
         check_size(options, sizeof(kvit_cache_options), "kvit_cache_options")
         check_target(cache, "cache", "kvit_cache")
@@ -41,9 +43,9 @@ cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexc
             **{name: value for name, value in given.items() if value is not None},
         )
         cache[0] = <kvit_cache *>hand_out(HANDLE_CACHE, hold(made, CacheLock.__new__(CacheLock)), decref)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogil:
@@ -51,6 +53,7 @@ cdef int32_t cache_query(kvit_cache *cache, kvit_cache_info *info) noexcept nogi
 
 
 cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef kvit_cache_info found
     cdef ObjectRef ref
     cdef DeviceId device
@@ -73,9 +76,10 @@ cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
             found.device_id = device.ordinal
         finally:
             ref.lock.release()
-        return answer(info, &found, sizeof(found), b"kvit_cache_info")
+        status = answer(info, &found, sizeof(found), b"kvit_cache_info")
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil:
@@ -83,7 +87,7 @@ cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil:
 
 
 cdef object to_counts(const int64_t *new_tokens, int64_t count):
-    return None if new_tokens == NULL else [new_tokens[i] for i in range(count)]
+    return None if new_tokens == NULL else tuple_of(new_tokens, count)
 
 
 cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
@@ -95,6 +99,7 @@ cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, in
 
 cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
                     const kvit_tensor *v, const int64_t *new_tokens, kvit_stream stream) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
@@ -107,9 +112,9 @@ cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
             )
         finally:
             ref.lock.release()
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
@@ -123,6 +128,7 @@ cdef int32_t cache_attention(kvit_cache *cache, kvit_sequence *const *sequences,
 cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *q,
                     const kvit_tensor *out, const kvit_tensor *lse, const int64_t *new_tokens, float scale,
                     int32_t mask, kvit_stream stream) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
@@ -137,9 +143,9 @@ cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
             )
         finally:
             ref.lock.release()
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
@@ -149,6 +155,7 @@ cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, in
 
 cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
                     const kvit_tensor *v, kvit_stream stream) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
@@ -161,9 +168,9 @@ cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
             )
         finally:
             ref.lock.release()
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t cache_view(kvit_cache *cache, kvit_view **view) noexcept nogil:
@@ -171,14 +178,15 @@ cdef int32_t cache_view(kvit_cache *cache, kvit_view **view) noexcept nogil:
 
 
 cdef int32_t export_view(kvit_cache *cache, kvit_view **view) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
         check_target(view, "view", "kvit_view")
         view[0] = publish_view(ref.value.view)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept nogil:
@@ -186,6 +194,7 @@ cdef int32_t cache_check(kvit_cache *cache, kvit_stream stream, kvit_fault *faul
 
 
 cdef int32_t check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
@@ -194,6 +203,6 @@ cdef int32_t check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noe
             ref.value.check(to_stream(stream, device_id_of(ref.value.view.k)))
         finally:
             ref.lock.release()
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error, fault)
+        status = set_last_error(error, fault)
+    return status

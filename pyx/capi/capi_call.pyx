@@ -242,14 +242,13 @@ cdef int32_t launch(const OpState *op, const LaunchConfig *config, const void *p
     )
     if status == 0:
         return KVIT_OK
-    if op.kind == KVIT_OP_ATTENTION and op.type.device.type == KVIT_DEVICE_HOST:
-        memset(<void *>op.spans[0].base, 0, op.spans[0].bytes)  # the workspace, as every launch finds it
     return leave_python(say_why(op, config, status, call)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
-cdef int32_t say_why(const OpState *op, const LaunchConfig *config, int status, const char *call) noexcept with gil:
+cdef int32_t say_why(const OpState *op, const LaunchConfig *config, int error, const char *call) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
-        launch_failed(<Kernel>op.kernel, config, status, call)
-        return KVIT_OK
-    except BaseException as error:
-        return set_last_error(error)
+        launch_failed(<Kernel>op.kernel, config, error, call)
+    except BaseException as failure:
+        status = set_last_error(failure)
+    return status

@@ -79,4 +79,7 @@ cdef list find_all(kvit_sequence *const *sequences, int64_t count):
     if count < 0 or (sequences == NULL and count != 0):
         raise ArgumentError(f"sequences is {'NULL' if sequences == NULL else 'there'} and count {count}; "
                             "give as many handles as count says")
-    return [find(sequences[i], HANDLE_SEQUENCE).value for i in range(count)]
+    found = []
+    for i in range(count):
+        found.append(find(sequences[i], HANDLE_SEQUENCE).value)
+    return found

@@ -16,6 +16,7 @@ from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, r
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
+from kvit._native.host cimport SPAN_IS_WORKSPACE
 from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.row_ops cimport shares_of
 from kvit._native.spans cimport span_of
@@ -49,9 +50,9 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
         finally:
             unpin(view)
         op[0] = <kvit_op *>publish(HANDLE_OP, state, drop)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) except NULL:
@@ -112,6 +113,7 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     state.query_heads = launch.plan.constants.num_query_heads
     state.workspace_bytes = operation.workspace_bytes
     add_memory(state, launch.workspace, False)
+    state.spans[0].writable = SPAN_IS_WORKSPACE
     add_memory(state, launch.tickets, True)
     add_memory(state, launch.fault, True)
     return 0

@@ -18,8 +18,10 @@ cdef object to_dtype(int32_t code, str name):
         return None
     found = BY_CODE.get(code)
     if found is None:
-        known = ", ".join([f"{dtype.code} ({dtype})" for dtype in BY_CODE.values()])
-        raise DtypeError(f"{name} has dtype {code}; the codes are {known}")
+        known = []
+        for dtype in BY_CODE.values():
+            known.append(f"{dtype.code} ({dtype})")
+        raise DtypeError(f"{name} has dtype {code}; the codes are {', '.join(known)}")
     return found
 
 
@@ -82,8 +84,9 @@ cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) n
 
 
 cdef int32_t refuse_size(const void *info, uint32_t known, const char *name) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
         check_size(info, known, name.decode())
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status

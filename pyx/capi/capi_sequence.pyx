@@ -17,6 +17,7 @@ cdef int32_t sequence_create(kvit_cache *cache, kvit_sequence **sequence) noexce
 
 
 cdef int32_t create_sequence(kvit_cache *cache, kvit_sequence **sequence) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(cache, HANDLE_CACHE)
@@ -27,9 +28,9 @@ cdef int32_t create_sequence(kvit_cache *cache, kvit_sequence **sequence) noexce
         finally:
             ref.lock.release()
         sequence[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, ref.lock), drop)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t sequence_query(kvit_sequence *sequence, kvit_sequence_info *info) noexcept nogil:
@@ -37,6 +38,7 @@ cdef int32_t sequence_query(kvit_sequence *sequence, kvit_sequence_info *info) n
 
 
 cdef int32_t query_sequence(kvit_sequence *sequence, kvit_sequence_info *info) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef kvit_sequence_info found
     cdef ObjectRef ref
     try:
@@ -48,9 +50,10 @@ cdef int32_t query_sequence(kvit_sequence *sequence, kvit_sequence_info *info) n
             found.num_pages = len(ref.value.pages)
         finally:
             ref.lock.release()
-        return answer(info, &found, sizeof(found), b"kvit_sequence_info")
+        status = answer(info, &found, sizeof(found), b"kvit_sequence_info")
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t sequence_pages(kvit_sequence *sequence, int32_t *pages, int64_t capacity, int64_t *count) noexcept nogil:
@@ -58,6 +61,7 @@ cdef int32_t sequence_pages(kvit_sequence *sequence, int32_t *pages, int64_t cap
 
 
 cdef int32_t write_pages(kvit_sequence *sequence, int32_t *pages, int64_t capacity, int64_t *count) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     cdef int64_t i
     try:
@@ -74,9 +78,9 @@ cdef int32_t write_pages(kvit_sequence *sequence, int32_t *pages, int64_t capaci
             pages[i] = ids[i]
         if count != NULL:
             count[0] = len(ids)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t sequence_fork(kvit_sequence *sequence, kvit_sequence **fork) noexcept nogil:
@@ -84,6 +88,7 @@ cdef int32_t sequence_fork(kvit_sequence *sequence, kvit_sequence **fork) noexce
 
 
 cdef int32_t fork_sequence(kvit_sequence *sequence, kvit_sequence **fork) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(sequence, HANDLE_SEQUENCE)
@@ -94,9 +99,9 @@ cdef int32_t fork_sequence(kvit_sequence *sequence, kvit_sequence **fork) noexce
         finally:
             ref.lock.release()
         fork[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, ref.lock), drop)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t sequence_truncate(kvit_sequence *sequence, int64_t length) noexcept nogil:
@@ -104,6 +109,7 @@ cdef int32_t sequence_truncate(kvit_sequence *sequence, int64_t length) noexcept
 
 
 cdef int32_t truncate_sequence(kvit_sequence *sequence, int64_t length) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
         ref = find(sequence, HANDLE_SEQUENCE)
@@ -112,9 +118,9 @@ cdef int32_t truncate_sequence(kvit_sequence *sequence, int64_t length) noexcept
             ref.value.truncate(length)
         finally:
             ref.lock.release()
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t sequence_destroy(kvit_sequence *sequence) noexcept nogil:
@@ -134,11 +140,10 @@ cdef int32_t drop(void *state) noexcept:
             ref.lock.release()
         for error in interrupts:
             status = set_last_error(error)
-        return status
     except BaseException as error:
-        return set_last_error(error)
-    finally:
-        decref(state)
+        status = set_last_error(error)
+    decref(state)
+    return status
 
 
 cdef int free_whatever_comes(object sequence, list interrupts) except -1:

@@ -28,13 +28,14 @@ cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noe
 
 
 cdef int32_t create(const kvit_view_options *options, kvit_view **view) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
         check_size(options, sizeof(kvit_view_options), "kvit_view_options")
         check_target(view, "view", "kvit_view")
         view[0] = publish_view(make_view(options))
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef object make_view(const kvit_view_options *options):

@@ -172,10 +172,11 @@ cdef Device no_device():
 
 
 cdef int ordinal_of(object spec) except? -2:
-    if spec == "host":
-        return -1
-    if spec == "cuda":
-        return 0
-    if isinstance(spec, str) and spec.startswith("cuda:") and spec[5:].isdecimal():
-        return int(spec[5:])
+    if isinstance(spec, str):
+        if spec == "host":
+            return -1
+        if spec == "cuda":
+            return 0
+        if spec.startswith("cuda:") and spec[5:].isdecimal() and len(spec) < 14:
+            return int(spec[5:])
     raise DeviceError(f'device is {spec!r}; give "host", "cuda" (the first GPU) or "cuda:N"')

@@ -9,7 +9,7 @@ import pytest
 
 from support import capi
 from support.capi_cache import SharedPages
-from support.interrupts import Interrupt, interrupt_at
+from support.interrupts import Interrupt, Signals, interrupt_at
 
 INTERRUPTED = capi.STATUSES.index("INTERRUPTED")
 CALLS = [
@@ -37,25 +37,6 @@ def test_a_call_that_is_interrupted_anywhere_is_whole_or_has_not_been(api, name)
         assert words.startswith(b"Interrupt: the handler of a signal raised it during the call. A cache has changed as")
     assert statuses == [0] and line > 5
     assert outcomes == {"cache_attention": {False}, "sequence_destroy": {True}}.get(name, {False, True})
-
-
-class Signals:
-    """A handler of SIGALRM that raises an exception of its own each time, and how many it raised."""
-
-    def __init__(self, kind):
-        self.kind, self.raised = kind, []
-
-    def handle(self, number, frame):
-        self.raised.append(self.kind(7))
-        raise self.raised[-1]
-
-    def __enter__(self):
-        self.before = signal.signal(signal.SIGALRM, self.handle)
-        return self
-
-    def __exit__(self, *problem):
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, self.before)
 
 
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, SystemExit])
