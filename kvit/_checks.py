@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from . import dtypes
 from ._native.stream import Stream
@@ -187,4 +189,31 @@ def lse(name: str, source: Any, shape: tuple[int, ...]) -> Tensor:
     """View `source` as the log-sum-exp of outputs of this shape [tokens, query_heads, head_dim]."""
     found = tensor(name, source, dtypes.float32)
     require_shape(name, found, tokens=shape[0], query_heads=shape[1])
+    return found
+
+
+class Made:
+    """What classes derive from whose objects are nothing without their __init__: a use of such an object says so."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # for type checkers an attribute that is missing is missing
+
+        def __getattr__(self, name):
+            kind = type(self).__name__
+            if vars(self) or name.startswith("__"):  # Python asks for many a name of its own, to see what there is
+                raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
+            raise TypeError(
+                f"a {kind} is used whose __init__ was not called; make it as its class says, and let a subclass call "
+                "super().__init__"
+            )
+
+
+def words_of_made(words: Callable[[Any], str]) -> Callable[[Any], str]:
+    """A __repr__ that errors may name any object by, one whose __init__ was not called too."""
+
+    @functools.wraps(words)
+    def found(thing: Any) -> str:
+        return words(thing) if vars(thing) else f"<{type(thing).__name__} whose __init__ was not called>"
+
     return found

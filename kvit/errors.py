@@ -1,13 +1,6 @@
 """What kvit raises. Every class derives from KvitError, so one `except` catches them all."""
 
-from __future__ import annotations
-
-import functools
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from typing import Any
+from typing import NoReturn
 
 
 class KvitError(Exception):
@@ -74,16 +67,6 @@ class NoGpuError(KvitError, RuntimeError):
 
 class HostBackendError(KvitError, RuntimeError):
     """The host backend is not built, or a kernel that it ran did something a GPU would not forgive."""
-
-
-def words_of_made(words: Callable[[Any], str]) -> Callable[[Any], str]:
-    """A __repr__ that errors may name any object by, one whose __init__ was not called too."""
-
-    @functools.wraps(words)
-    def found(thing: Any) -> str:
-        return words(thing) if vars(thing) else f"<{type(thing).__name__} whose __init__ was not called>"
-
-    return found
 
 
 def refuse_copy(owner: object, why: str) -> NoReturn:

@@ -16,7 +16,7 @@ from kvit.cache.page_owners import chains_of
 from kvit.cache.page_pool import PagePool
 from kvit.cache.sequence import Sequence
 from kvit.cache.storage import new_pools, upload
-from kvit.errors import ShapeError, refuse_copy, words_of_made
+from kvit.errors import ShapeError, refuse_copy
 from kvit.layouts.parameters import compute_dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
 from kvit.ops.append import Append
@@ -27,7 +27,7 @@ from kvit.ops.rope import Rope
 from kvit.ops.transfer import rows_like_each_other
 
 
-class PagedCache:
+class PagedCache(_checks.Made):
     """K and V of many sequences in one pool of pages on one device.
 
     pages       in the pool; a page holds page_size tokens of all KV heads
@@ -275,7 +275,7 @@ class PagedCache:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self, "it owns its pages; make another PagedCache and append what gather gives")
 
-    @words_of_made
+    @_checks.words_of_made
     def __repr__(self) -> str:
         return (
             f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, "

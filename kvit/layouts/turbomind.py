@@ -9,7 +9,7 @@ from kvit._native.buffer import Buffer
 from kvit._native.packed_cache import PackedCache
 from kvit._native.tensor import Tensor
 from kvit.codecs import Codec
-from kvit.errors import DtypeError, LayoutError, ShapeError, words_of_made
+from kvit.errors import DtypeError, LayoutError, ShapeError
 from kvit.layouts.parameters import COMPUTE_DTYPES
 from kvit.layouts.views import CacheView, PageTable
 
@@ -191,7 +191,7 @@ class TurboMindBlocks(CacheView):
         """Bytes of this layer in all blocks."""
         return self.num_pages * self.layer_bytes
 
-    @words_of_made
+    @_checks.words_of_made
     def __repr__(self) -> str:
         where = "at a stride" if self.blocks is None else "through pointers"
         return f"TurboMindBlocks({super().__repr__()[10:-1]}, layer at byte {self.offset}, {where})"

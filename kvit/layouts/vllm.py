@@ -8,7 +8,7 @@ from kvit import _checks, codecs, dtypes
 from kvit._native.packed_cache import PackedCache
 from kvit._native.tensor import Tensor
 from kvit.codecs import Codec
-from kvit.errors import ShapeError, refuse_copy, words_of_made
+from kvit.errors import ShapeError, refuse_copy
 from kvit.layouts.parameters import compute_dtype, parameters
 from kvit.layouts.views import CacheView
 
@@ -16,7 +16,7 @@ _SPLIT_BYTES = 16
 """Of a chunk of a row of K in vLLM's layout: x elements."""
 
 
-class VllmPages:
+class VllmPages(_checks.Made):
     """K and V as vLLM's first paged kernels keep them. ConvertPages moves such pages to and from a CacheView.
 
     k           [pages, kv_heads, head_dim / x, page_size, x], with x elements in 16 bytes
@@ -90,7 +90,7 @@ class VllmPages:
         """How K and V are stored, in words."""
         return codecs.describe(*self.codecs, self.dtype)
 
-    @words_of_made
+    @_checks.words_of_made
     def __repr__(self) -> str:
         return (
             f"VllmPages({self.num_pages} pages of {self.page_size} tokens, {self.kv_heads} KV heads, "

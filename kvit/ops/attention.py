@@ -12,7 +12,7 @@ from kvit._native.buffer import Buffer
 from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.errors import LayoutError, ShapeError, words_of_made
+from kvit.errors import LayoutError, ShapeError
 from kvit.layouts.views import CacheView, PageTable
 from kvit.ops import aliases, explain
 from kvit.ops.faults import FaultRecord
@@ -241,7 +241,7 @@ class Attention(Operation, AttentionCall):
         """
         return explain.explain(self.plan, explain.counted(lengths, batch, context), gbps)
 
-    @words_of_made
+    @_checks.words_of_made
     def __repr__(self) -> str:
         return (
             f"Attention({self.kernel.symbol}, {self.query_heads} query heads, {self.kv_heads} KV heads, {self.device})"

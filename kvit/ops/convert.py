@@ -9,7 +9,7 @@ from kvit._native import page_ops
 from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.errors import DtypeError, ShapeError, refuse_copy, words_of_made
+from kvit.errors import DtypeError, ShapeError, refuse_copy
 from kvit.layouts import overlap
 from kvit.layouts.views import CacheView
 from kvit.layouts.vllm import Pages, VllmPages
@@ -20,7 +20,7 @@ from kvit.ops.page_lists import page_list, require_writable
 from kvit.selection import registry
 
 
-class ConvertPages:
+class ConvertPages(_checks.Made):
     """Pages of one cache into pages of another that lays them out or stores them otherwise.
 
     source, target  CacheView (NHD, HND, any strides, TurboMindBlocks) or VllmPages of the caches to come: layout,
@@ -163,7 +163,7 @@ class ConvertPages:
         self._in_place = places_of(self._sides, old, new, same_pages)
         self._checked = key
 
-    @words_of_made
+    @_checks.words_of_made
     def __repr__(self) -> str:
         old, new = (codecs.describe(*sides, self.dtype) for sides in self._codecs)
         return f"ConvertPages({old} to {new}, {self.kv_heads} KV heads, head_dim {self.head_dim}, {self.device})"

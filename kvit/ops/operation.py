@@ -20,7 +20,7 @@ _LAUNCHES = {
 }
 
 
-class Operation:
+class Operation(_checks.Made):
     """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then.
 
     view    CacheView of the caches to come

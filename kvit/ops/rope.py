@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from kvit import _checks
-from kvit.errors import ShapeError, words_of_made
+from kvit.errors import ShapeError
 from kvit.ops.rope_config import read
 
 _TURN = 2.0**64  # steps per turn: phases wrap around where unsigned 64-bit numbers do
@@ -27,7 +27,7 @@ _SCALINGS = {
 _ALWAYS = ("rope_type", "type", "original_max_position_embeddings")
 
 
-class Rope:
+class Rope(_checks.Made):
     """How the pairs of channels of a row turn with its position.
 
     head_dim     channels of a row
@@ -185,7 +185,7 @@ class Rope:
             raise ValueError(f"{name} is {found!r}; it must be a number greater than 0, and finite")
         return float(found)
 
-    @words_of_made
+    @_checks.words_of_made
     def __repr__(self) -> str:
         pairs = "interleaved" if self.interleaved else "halves"
         return f"Rope({self.rotary_dim} of {self.head_dim} channels, {pairs}, base {self.base:g}, {self.scaling_type})"

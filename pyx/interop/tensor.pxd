@@ -53,8 +53,8 @@ cdef tuple tuple_of(const int64_t *numbers, int count)
 # `given`, a whole number of any type, as an int from `least` to `most`. Raises ShapeError, which names it.
 cdef object number_in(str name, object given, object least, object most)
 
-# The same of each number of `given`; of no other than the lengths and steps that memory can have.
-cdef tuple numbers_in(str name, object given, object least)
+# The same of each number of `given`, of 64 bits.
+cdef tuple numbers_in(str name, object given)
 
 # Sets dtype, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
 cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1

@@ -68,8 +68,8 @@ cdef class Tensor:
         except (TypeError, ValueError):  # an array is neither true nor false
             raise TypeError(f"readonly is a {type(readonly).__name__}; give True or False") from None
         tensor.memory.device_type, tensor.memory.device_id = parse_device(str(device))
-        lay_out(tensor, dtype_of(dtype).code, numbers_in("shape", shape, 0),
-                None if strides is None else numbers_in("strides", strides, -2**63))
+        lay_out(tensor, dtype_of(dtype).code, numbers_in("shape", shape),
+                None if strides is None else numbers_in("strides", strides))
         check_memory(tensor)
         return tensor
 
@@ -243,7 +243,7 @@ cdef object number_in(str name, object given, object least, object most):
     return found
 
 
-cdef tuple numbers_in(str name, object given, object least):
+cdef tuple numbers_in(str name, object given):
     items = None
     try:
         items = list(given)
@@ -252,7 +252,7 @@ cdef tuple numbers_in(str name, object given, object least):
     if items is None:
         raise ShapeError(f"{name} is {given!r}; give whole numbers, one for each axis")
     for i in range(len(items)):
-        items[i] = number_in(f"{name}[{i}]", items[i], least, 2**63 - 1)
+        items[i] = number_in(f"{name}[{i}]", items[i], -2**63, 2**63 - 1)
     return tuple(items)
 
 

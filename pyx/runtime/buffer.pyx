@@ -251,7 +251,7 @@ cdef Buffer heir_of(Buffer buffer):
 
 
 cdef tuple to_shape(object shape):
-    return numbers_in("shape", (shape,) if PyIndex_Check(shape) else shape, 0)
+    return numbers_in("shape", (shape,) if PyIndex_Check(shape) else shape)
 
 
 cdef Buffer empty_buffer(tuple shape, int dtype, Device device, Stream stream):

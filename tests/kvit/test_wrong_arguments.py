@@ -282,3 +282,33 @@ def test_every_parameter_is_tried(name):
         return
     tried = set(RIGHT[name](Scene())[1])
     assert tried == parameters or " of " in name or name == "Attention.explain"
+
+
+CLASSES = [
+    thing for name in kvit.__all__
+    if inspect.isclass(thing := getattr(kvit, name)) and not issubclass(thing, Exception) and thing is not kvit.Sequence
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_what_an_unmade_object_cannot_do_is_said(kind):
+    found = []
+    for unmade in (kind.__new__(kind), type("Mine", (kind,), {"__init__": lambda self: None})()):
+        assert repr(unmade) and str(unmade)
+        for name in dir(kind):
+            if name.startswith("_") and name not in ("__call__", "__len__", "__getitem__", "__dlpack__", "__array__"):
+                continue
+            right = RIGHT.get(f"{kind.__name__}.{name}")
+            arguments = {} if right is None else right(Scene())[1]
+
+            def use(name=name, unmade=unmade, arguments=arguments):
+                thing = getattr(unmade, name)
+                return thing(**arguments) if callable(thing) and (arguments or name in FREE) else thing
+
+            said = complaint(use, {})
+            if said is not None:
+                found.append((name, said))
+    assert found == []
+
+
+FREE = ("check", "explain", "explain_launch", "numpy", "span", "synchronize", "sequence", "defragment", "launch")
