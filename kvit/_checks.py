@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import operator
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from . import dtypes
 from ._native.stream import Stream
@@ -99,7 +101,7 @@ def require_block(name: str, found: Tensor) -> None:
 
 def require_layout(layout: Any) -> None:
     """Raise LayoutError unless this is an order of axes that kvit knows by name."""
-    if layout not in ("NHD", "HND"):
+    if not isinstance(layout, str) or layout not in ("NHD", "HND"):
         raise LayoutError(
             f"layout is {layout!r}; it must be 'NHD' (tokens before heads) or 'HND' (heads before tokens)"
         )
@@ -111,6 +113,15 @@ def instance(name: str, given: Any, kind: type, wanted: str) -> None:
         raise TypeError(f"{name} is a {type(given).__name__}; give {wanted}")
 
 
+def made(name: str, given: Any, kind: type, wanted: str) -> None:
+    """The same for a class written in Python, whose __init__ must have been called."""
+    instance(name, given, kind, wanted)
+    if not vars(given):
+        raise TypeError(
+            f"{name} is a {type(given).__name__} whose __init__ was not called; let a subclass call super().__init__"
+        )
+
+
 def listed(name: str, given: Any, wanted: str) -> list[Any]:
     """`given` as a list. Raises TypeError, which says what to give, for what cannot be gone through."""
     try:
@@ -118,6 +129,21 @@ def listed(name: str, given: Any, wanted: str) -> list[Any]:
     except TypeError:
         raise TypeError(f"{name} is a {type(given).__name__}; give {wanted}") from None
     return list(items)
+
+
+def choice(name: str, given: Any, *known: str) -> None:
+    """Raise ValueError, which names them, unless `given` is one of the words that are known."""
+    if not isinstance(given, str) or given not in known:
+        words = " or ".join(f'"{word}"' for word in known)
+        raise ValueError(f"{name} is {given!r}; give {words}")
+
+
+def flag(name: str, given: Any) -> bool:
+    """`given` as a bool. Raises TypeError for an array, which is neither true nor false."""
+    try:
+        return bool(given)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is a {type(given).__name__}; give True or False") from None
 
 
 def whole(name: str, number: Any) -> int:
@@ -150,6 +176,8 @@ def require_counts(**counts: Any) -> tuple[int, ...]:
 def group_size(query_heads: Any, kv_heads: int) -> int:
     """Query heads that share a KV head. Raises ShapeError unless it is a whole number."""
     query_heads = whole("query_heads", query_heads)
+    if query_heads > MOST:
+        raise ShapeError(f"there are {query_heads} query heads; kernels count at most {MOST}")
     if query_heads <= 0 or query_heads % kv_heads:
         raise ShapeError(
             f"there are {query_heads} query heads and {kv_heads} KV heads; query heads must be a multiple of KV heads"
@@ -161,4 +189,31 @@ def lse(name: str, source: Any, shape: tuple[int, ...]) -> Tensor:
     """View `source` as the log-sum-exp of outputs of this shape [tokens, query_heads, head_dim]."""
     found = tensor(name, source, dtypes.float32)
     require_shape(name, found, tokens=shape[0], query_heads=shape[1])
+    return found
+
+
+class Made:
+    """What classes derive from whose objects are nothing without their __init__: a use of such an object says so."""
+
+    __slots__ = ()
+
+    if not TYPE_CHECKING:  # for type checkers an attribute that is missing is missing
+
+        def __getattr__(self, name):
+            kind = type(self).__name__
+            if vars(self) or name.startswith("__"):  # Python asks for many a name of its own, to see what there is
+                raise AttributeError(f"{kind!r} object has no attribute {name!r}", name=name, obj=self)
+            raise TypeError(
+                f"a {kind} is used whose __init__ was not called; make it as its class says, and let a subclass call "
+                "super().__init__"
+            )
+
+
+def words_of_made(words: Callable[[Any], str]) -> Callable[[Any], str]:
+    """A __repr__ that errors may name any object by, one whose __init__ was not called too."""
+
+    @functools.wraps(words)
+    def found(thing: Any) -> str:
+        return words(thing) if vars(thing) else f"<{type(thing).__name__} whose __init__ was not called>"
+
     return found

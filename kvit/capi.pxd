@@ -26,6 +26,7 @@ cdef extern from "kvit.h" nogil:
         KVIT_ERROR_OUT_OF_MEMORY
         KVIT_ERROR_NO_INTERPRETER
         KVIT_ERROR_INTERNAL
+        KVIT_ERROR_INTERRUPTED
 
     enum:
         KVIT_DTYPE_F32

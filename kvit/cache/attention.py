@@ -42,8 +42,9 @@ def attention(
     Raises ShapeError, DtypeError, DeviceError, LayoutError, SequenceFreed, KernelMissing; nothing is launched then.
     Defined by kvit.reference.paged_attention.
     """
-    _checks.instance("cache", cache, PagedCache, "a kvit.PagedCache (Attention takes views)")
+    _checks.made("cache", cache, PagedCache, "a kvit.PagedCache (Attention takes views)")
     stream = Stream.wrap(stream, cache.device)
+    causal, return_lse = _checks.flag("causal", causal), _checks.flag("return_lse", return_lse)
     q = _checks.tensor("q", q, None, stream)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
     given = out, lse

@@ -33,7 +33,7 @@ class CachedOperations:
         rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
         if scale is not None:
             scale = _checks.number("scale", scale)
-        kind = (query_heads, rows, bool(causal))
+        kind = (query_heads, rows, causal)
         key = (*kind, None if scale is None else scale.hex())  # as text, since NaN equals nothing
         found = self._kept.pop(key, None)
         if found is None:

@@ -39,7 +39,7 @@ class PagePool:
     The sequences are the truth, and every change is one step of theirs that cannot fail half-way: an exception at any
     point, a signal's or MemoryError, finds the pool before the change or after it. How many have each page, and which
     pages are free, follows from the sequences. It is forgotten while a change is under way, and counted anew where a
-    change did not come to its end.
+    change did not come to its end. A MemoryError is raised before a change, and not after it.
     """
 
     def __init__(self, num_pages: int, page_size: int):
@@ -87,8 +87,11 @@ class PagePool:
         same = self.pages_of(sequence)
         owners, self._owners = self._counted(), None
         self._sequences[number] = same
-        owners.share(same[0])
-        self._owners = owners
+        try:
+            owners.share(same[0])
+            self._owners = owners
+        except MemoryError:
+            pass  # the change is made, and nobody is told that it is not: they are counted anew
 
     def is_freed(self, sequence: int) -> bool:
         """Whether the sequence is not in the pool, or no longer."""
@@ -114,17 +117,24 @@ class PagePool:
         kept = num_pages(length, self.page_size)
         owners, self._owners = self._counted(), None
         self._sequences[sequence] = pages[:kept], length
-        owners.release(pages[kept:])
-        self._owners = owners
+        try:
+            owners.release(pages[kept:])
+            self._owners = owners
+        except MemoryError:
+            pass
 
     def free(self, sequence: int) -> None:
         """Give all pages of a sequence back; one that was freed before has none."""
         owners, self._owners = self._owners, None
         pages, _ = self._sequences.pop(sequence, ((), 0))
         self._handles.pop(sequence, None)
-        if owners is not None:
+        if owners is None:
+            return
+        try:
             owners.release(pages)
             self._owners = owners
+        except MemoryError:
+            pass
 
     def grow(self, sequences: Sequence[int], counts: Sequence[int]) -> PoolGrowth:
         """What `counts` new tokens of each sequence, all different, would take. Changes nothing.
@@ -149,9 +159,12 @@ class PagePool:
         after = dict(zip(growth.sequences, growth.after, strict=True))
         self._owners = None
         self._sequences.update(after)
-        owners.take(growth.taken)
-        owners.release(source for source, _ in growth.copies)
-        self._owners = owners
+        try:
+            owners.take(growth.taken)
+            owners.release(source for source, _ in growth.copies)
+            self._owners = owners
+        except MemoryError:
+            pass
 
     def shifted(self, sequences: Sequence[int], keeps: Sequence[int], drops: Sequence[int]) -> list[SequencePages]:
         """What sequences, all different, have without the `drop` tokens behind the first `keep` of each.

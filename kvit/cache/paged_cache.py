@@ -27,7 +27,7 @@ from kvit.ops.rope import Rope
 from kvit.ops.transfer import rows_like_each_other
 
 
-class PagedCache:
+class PagedCache(_checks.Made):
     """K and V of many sequences in one pool of pages on one device.
 
     pages       in the pool; a page holds page_size tokens of all KV heads
@@ -74,6 +74,8 @@ class PagedCache:
         rope: Rope | None = None,
         device: str | Device = "cuda:0",
     ):
+        if rope is not None:
+            _checks.made("rope", rope, Rope, "a kvit.Rope")
         shape = pages, page_size, kv_heads, head_dim = _checks.require_counts(
             pages=pages, page_size=page_size, kv_heads=kv_heads, head_dim=head_dim
         )
@@ -155,7 +157,7 @@ class PagedCache:
         """
         # All that may run the caller's code comes first; from numbers_of on, nobody else changes a sequence.
         seqs = listed(seqs)
-        stream = Stream.wrap(stream, self.device)
+        stream, is_turned = Stream.wrap(stream, self.device), _checks.flag("rotate", rotate)
         k, v = rows_like_each_other(k, v, self.view, stream)
         q, q_out = (None if rows is None else _checks.tensor("q", rows, None, stream) for rows in (q, q_out))
         counts = counts_of("k", k.shape[0], len(seqs), new_tokens)
@@ -165,7 +167,7 @@ class PagedCache:
             source, target = (upload(list(pages), stream) for pages in zip(*growth.copies, strict=True))
             self._copy(self.view, source, target, stream=stream)
         table, indptr = self.tables.send(growth.after, counts, stream)
-        append = self._append if rotate else self._append_as_it_is
+        append = self._append if is_turned else self._append_as_it_is
         append(k, v, self.view, table, query_indptr=indptr, q=q, q_out=q_out, stream=stream)
         self.pool.keep(growth)
 
@@ -222,8 +224,7 @@ class PagedCache:
         Returns how many pages moved, before they have. Page tables that were made before, in captured graphs too, name
         pages that others may have now: make them anew. Defined by kvit.reference.copy_pages, all pages at once.
         """
-        if order not in ("front", "sequences"):
-            raise ValueError(f'order is {order!r}; give "front" or "sequences"')
+        _checks.choice("order", order, "front", "sequences")
         stream = Stream.wrap(stream, self.device)
         moves = self.pool.moves_to_front(by_sequence=order == "sequences")
         if moves:
@@ -293,6 +294,7 @@ class PagedCache:
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self, "it owns its pages; make another PagedCache and append what gather gives")
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         return (
             f"PagedCache({self.num_pages} pages of {self.page_size} tokens, {self.num_free_pages} free, "

@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 // Grows by one whenever something is added. Nothing is ever removed or moved.
-#define KVIT_API_VERSION 3
+#define KVIT_API_VERSION 4
 
 // The functions. All but last_error return an enum kvit_status. What is refused has launched and changed nothing, and
 // last_error() has the words. `q`, `out`, `k` and `v` are [tokens, heads, head_dim], sequence after

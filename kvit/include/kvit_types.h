@@ -28,8 +28,9 @@ enum kvit_status {
   KVIT_ERROR_HANDLE = 13,          // a handle that was destroyed, is of another kind, or never was one
   KVIT_ERROR_BUSY = 14,            // an operation that another thread's call is using
   KVIT_ERROR_OUT_OF_MEMORY = 15,   // of the host
-  KVIT_ERROR_NO_INTERPRETER = 16,  // Python has ended, or never began
+  KVIT_ERROR_NO_INTERPRETER = 16,  // Python has ended, is about to, or stayed behind in a fork
   KVIT_ERROR_INTERNAL = 17,        // an exception that no other status names: a fault of kvit
+  KVIT_ERROR_INTERRUPTED = 18,     // since version 4: Ctrl-C, or another signal whose handler raised; nothing is lost
 };
 
 // Element types, with the codes that kvit uses everywhere.

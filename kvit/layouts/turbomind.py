@@ -191,6 +191,7 @@ class TurboMindBlocks(CacheView):
         """Bytes of this layer in all blocks."""
         return self.num_pages * self.layer_bytes
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         where = "at a stride" if self.blocks is None else "through pointers"
         return f"TurboMindBlocks({super().__repr__()[10:-1]}, layer at byte {self.offset}, {where})"

@@ -25,7 +25,7 @@ def dims_key(k_dim: int, v_dim: int) -> int | str:
     return k_dim if k_dim == v_dim else f"{k_dim}x{v_dim}"
 
 
-class CacheView(HoldsCache):
+class CacheView(_checks.Made, HoldsCache):
     """K and V in pages, in memory that somebody else owns.
 
     k, v                NHD: [pages, page_size, kv_heads, head_dim]
@@ -174,6 +174,7 @@ class CacheView(HoldsCache):
         """How K and V are stored, in words."""
         return codecs.describe(*self.codecs, self.dtype)
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         return (
             f"CacheView({self.num_pages} pages of {self.page_size} tokens, {self.kv_heads} KV heads, "
@@ -181,7 +182,7 @@ class CacheView(HoldsCache):
         )
 
 
-class PageTable(HoldsTable):
+class PageTable(_checks.Made, HoldsTable):
     """Which pages hold which sequence, and how many tokens each has. Lives where the cache lives; kernels read it
     there.
 
@@ -226,6 +227,7 @@ class PageTable(HoldsTable):
         """ "cuda:N" or "host"."""
         return self.lengths.device
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         form = f"{list(self.pages.shape)} pages" if self.indptr is None else f"{self.pages.shape[0]} pages, ragged"
         return f"PageTable({self.num_sequences} sequences, {form}, {self.device})"

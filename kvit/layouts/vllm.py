@@ -16,7 +16,7 @@ _SPLIT_BYTES = 16
 """Of a chunk of a row of K in vLLM's layout: x elements."""
 
 
-class VllmPages:
+class VllmPages(_checks.Made):
     """K and V as vLLM's first paged kernels keep them. ConvertPages moves such pages to and from a CacheView.
 
     k           [pages, kv_heads, head_dim / x, page_size, x], with x elements in 16 bytes
@@ -90,6 +90,7 @@ class VllmPages:
         """How K and V are stored, in words."""
         return codecs.describe(*self.codecs, self.dtype)
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         return (
             f"VllmPages({self.num_pages} pages of {self.page_size} tokens, {self.kv_heads} KV heads, "

@@ -61,7 +61,7 @@ class Append(Transfer):
         faults: FaultRecord | None = None,
     ):
         if rope is not None:
-            _checks.instance("rope", rope, Rope, "a kvit.Rope")
+            _checks.made("rope", rope, Rope, "a kvit.Rope")
         is_extended = k_norm is not None or q_norm is not None or (rope is not None and rope.axes is not None)
         super().__init__(view, launch=launch, faults=faults, variant="extended" if is_extended else "simple")
         self._norms = norms_of(view, k_norm, q_norm, norm_eps, norm_offset)
@@ -119,7 +119,7 @@ class Append(Transfer):
             return
         stream = Stream.wrap(stream, self.device)
         self._check_view(view)
-        _checks.instance("table", table, PageTable, "a kvit.PageTable")
+        _checks.made("table", table, PageTable, "a kvit.PageTable")
         _checks.require_writable("view.k", view.k)
         _checks.require_writable("view.v", view.v)
         for name, params in (("view.k_params", view.k_params), ("view.v_params", view.v_params)):

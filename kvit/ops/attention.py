@@ -90,11 +90,11 @@ class Attention(Operation, AttentionCall):
             query_heads,
             dtype=self.dtype,
             scale=view.head_dim**-0.5 if scale is None else _checks.number("scale", scale),
-            causal=bool(causal),
+            causal=_checks.flag("causal", causal),
             tokens_per_sequence=tokens_per_sequence,
             wanted=kernel,
             split_tokens=split_tokens,
-            reads_ahead=bool(reads_ahead),
+            reads_ahead=_checks.flag("reads_ahead", reads_ahead),
             launch=launch,
         )
         plan = self.plan
@@ -195,6 +195,7 @@ class Attention(Operation, AttentionCall):
                 f"view is a {type(view).__name__} and table a {type(table).__name__}; give a kvit.CacheView and a "
                 "kvit.PageTable, or a PagedCache and sequences to kvit.attention"
             )
+        _checks.made("table", table, PageTable, "a kvit.PageTable")
         q = _checks.tensor("q", q, self.dtype)
         _checks.require_shape("q", q, tokens=None, query_heads=self.query_heads, head_dim=self.head_dim)
         _checks.require_rows("q", q)
@@ -240,6 +241,7 @@ class Attention(Operation, AttentionCall):
         """
         return explain.explain(self.plan, explain.counted(lengths, batch, context), gbps)
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         return (
             f"Attention({self.kernel.symbol}, {self.query_heads} query heads, {self.kv_heads} KV heads, {self.device})"

@@ -20,7 +20,7 @@ from kvit.ops.page_lists import page_list, require_writable
 from kvit.selection import registry
 
 
-class ConvertPages:
+class ConvertPages(_checks.Made):
     """Pages of one cache into pages of another that lays them out or stores them otherwise.
 
     source, target  CacheView (NHD, HND, any strides, TurboMindBlocks) or VllmPages of the caches to come: layout,
@@ -163,6 +163,7 @@ class ConvertPages:
         self._in_place = places_of(self._sides, old, new, same_pages)
         self._checked = key
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         old, new = (codecs.describe(*sides, self.dtype) for sides in self._codecs)
         return f"ConvertPages({old} to {new}, {self.kv_heads} KV heads, head_dim {self.head_dim}, {self.device})"
@@ -176,8 +177,8 @@ def _same_list(source_pages: Tensor | None, target_pages: Tensor | None) -> bool
 
 def _require_pages(source: Any, target: Any) -> None:
     for name, view in (("source", source), ("target", target)):
-        if not isinstance(view, CacheView | VllmPages):
-            raise TypeError(f"{name} is a {type(view).__name__}; give a kvit.CacheView or kvit.VllmPages")
+        kind = VllmPages if isinstance(view, VllmPages) else CacheView
+        _checks.made(name, view, kind, "a kvit.CacheView or kvit.VllmPages")
 
 
 def _require_same_shape(name: str, view: Pages, like: Pages) -> None:

@@ -46,7 +46,9 @@ class CopyPages(Operation):
         """
         stream = Stream.wrap(stream, self.device)
         source, target = page_list("source", source, stream), page_list("target", target, stream)
-        assert source is not None and target is not None, "CopyPages takes lists of pages"
+        if source is None or target is None:
+            missing = "source" if source is None else "target"
+            raise TypeError(f"{missing} is None; give int32 [count] page ids")
         self.then_set(view, source, target, page_list("chains", chains, stream), stream, None)
 
     def then_set(

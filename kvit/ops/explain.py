@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from kvit import _checks
 from kvit._native.context import Device
@@ -21,7 +23,11 @@ def counted(lengths: Iterable[int] | None, batch: int | None, context: int | Non
         batch = _checks.whole("batch", batch)
         if batch < 0:
             raise ShapeError(f"batch is {batch}; it counts sequences")
+        if batch > _checks.MOST:
+            raise ShapeError(f"batch is {batch}; kernels count at most {_checks.MOST} sequences")
         lengths = [_checks.whole("context", context)] * batch
+    if lengths is not None:
+        lengths = _checks.listed("lengths", lengths, "the tokens of each sequence")
     found = None if lengths is None else [_checks.whole("a length", length) for length in lengths]
     worst = min(found or [0])
     if worst < 0:
@@ -84,10 +90,18 @@ def _work(plan: AttentionPlan, lengths: Sequence[int], gbps: float | None) -> li
         f"  reads      {num_bytes} bytes of K and V, for {sum(lengths)} tokens of {len(lengths)} sequences",
         f"  work       {units} {name} on {ctas} CTAs, {most} at most on each",
     ]
-    rate, source = (gbps, "as asked") if gbps is not None else _peak(plan.device)
+    rate, source = (_rate(gbps), "as asked") if gbps is not None else _peak(plan.device)
     if rate is None:
         return [*lines, f"  floor      unknown: {source}; give gbps="]
     return [*lines, f"  floor      {num_bytes / rate / 1e3:.1f} us at {rate:g} GB/s, {source}"]
+
+
+def _rate(gbps: Any) -> float:
+    """Raises ShapeError for what is no rate."""
+    rate = _checks.number("gbps", gbps)
+    if not 0 < rate < math.inf:
+        raise ShapeError(f"gbps is {gbps!r}; it must be 10**9 bytes per second, more than 0")
+    return rate
 
 
 def _peak(device: str) -> tuple[float | None, str]:

@@ -54,7 +54,7 @@ class Gather(Transfer):
         Raises ShapeError, DtypeError, DeviceError, LayoutError, TypeError (out is no pair); nothing is launched then.
         """
         k, v = pair_of(out)
-        if layout != "NHD":
+        if type(layout) is not str or layout != "NHD":
             _checks.require_layout(layout)
             stream = Stream.wrap(stream, self.device)
             k, v = (tokens_first(name, x, self.dtype, stream) for name, x in (("k", k), ("v", v)))
@@ -62,7 +62,7 @@ class Gather(Transfer):
             return
         stream = Stream.wrap(stream, self.device)
         self._check_view(view)
-        _checks.instance("table", table, PageTable, "a kvit.PageTable")
+        _checks.made("table", table, PageTable, "a kvit.PageTable")
         k, v = rows_like_each_other(k, v, view, stream)
         _checks.require_writable("k", k)
         _checks.require_writable("v", v)

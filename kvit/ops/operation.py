@@ -20,7 +20,7 @@ _LAUNCHES = {
 }
 
 
-class Operation:
+class Operation(_checks.Made):
     """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then.
 
     view    CacheView of the caches to come
@@ -28,9 +28,8 @@ class Operation:
     """
 
     def __init__(self, view: CacheView, faults: FaultRecord | None, launch: Launch = "direct"):
-        if launch not in _LAUNCHES:
-            raise ValueError(f'launch is {launch!r}; give "direct" or "graph"')
-        _checks.instance("view", view, CacheView, "a kvit.CacheView (ConvertPages makes its pages)")
+        _checks.choice("launch", launch, *_LAUNCHES)
+        _checks.made("view", view, CacheView, "a kvit.CacheView (ConvertPages makes its pages)")
         if faults is not None:
             _checks.instance("faults", faults, FaultRecord, "the faults of another operation")
         self.launch = launch
@@ -61,7 +60,7 @@ class Operation:
         return explain_launch(self.launch)
 
     def _check_view(self, view: CacheView) -> None:
-        _checks.instance("view", view, CacheView, "a kvit.CacheView (ConvertPages makes its pages)")
+        _checks.made("view", view, CacheView, "a kvit.CacheView (ConvertPages makes its pages)")
         if (view.kv_heads, view.k_dim, view.v_dim) != (self.kv_heads, self.k_dim, self.v_dim):
             dims = dims_key(self.k_dim, self.v_dim)
             raise ShapeError(

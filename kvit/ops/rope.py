@@ -14,7 +14,7 @@ from kvit.ops.rope_scaling import Scaling
 _TURN = 2.0**64  # steps per turn: phases wrap around where unsigned 64-bit numbers do
 
 
-class Rope:
+class Rope(_checks.Made):
     """How the pairs of channels of a row turn with its position.
 
     head_dim     channels of a row
@@ -66,12 +66,14 @@ class Rope:
         rotary_dim = head_dim if rotary_dim is None else _checks.whole("rotary_dim", rotary_dim)
         if not 16 <= rotary_dim <= head_dim or rotary_dim % 16:
             raise ShapeError(f"rotary_dim is {rotary_dim}; it must be a multiple of 16 from 16 to head_dim, {head_dim}")
-        if not 1 < base < math.inf:
+        if not 1 < _checks.number("base", base) < math.inf:
             raise ValueError(f"base is {base}; it must be greater than 1 and finite, as 10000 or 500000 are")
         self.head_dim = head_dim
         self.base = float(base)
         self.rotary_dim = rotary_dim
-        self.interleaved = bool(interleaved)
+        self.interleaved = _checks.flag("interleaved", interleaved)
+        if scaling is not None and not isinstance(scaling, Mapping):
+            raise TypeError(f"scaling is a {type(scaling).__name__}; give a dictionary, as rope_scaling is")
         self.scaling: dict[str, Any] = dict(scaling or {})
         found = Scaling(self.base, rotary_dim, self.scaling)
         self.scaling_type: str = found.kind
@@ -114,6 +116,7 @@ class Rope:
         pairs = found.interleaved if interleaved is None else interleaved
         return cls(found.head_dim, found.base, found.rotary_dim, pairs, scaling)
 
+    @_checks.words_of_made
     def __repr__(self) -> str:
         pairs = "interleaved" if self.interleaved else "halves"
         return f"Rope({self.rotary_dim} of {self.head_dim} channels, {pairs}, base {self.base:g}, {self.scaling_type})"

@@ -7,7 +7,8 @@ from libc.stdint cimport int32_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.attention_launch cimport pack_attention
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, acquire, pin, release, unpin
 from kvit._native.capi_op cimport OpState
 from kvit._native.capi_python cimport attend_in_python, move_in_python
@@ -42,8 +43,10 @@ cdef int32_t attention(kvit_op *op, kvit_view *view, const kvit_page_table *tabl
         status = attend(pinned.op, pinned.view, table, q, out, lse, query_indptr, stream)
         if status == UNFIT:
             status = KVIT_ERROR_NO_INTERPRETER
-            if has_python():
-                status = attend_in_python(pinned.op, pinned.view, table, q, out, lse, query_indptr, stream)
+            if enter_python():
+                status = leave_python(
+                    attend_in_python(pinned.op, pinned.view, table, q, out, lse, query_indptr, stream)
+                )
         exit(&pinned)
     return status
 
@@ -66,8 +69,10 @@ cdef int32_t transfer(int kind, kvit_op *op, kvit_view *view, const kvit_page_ta
         status = move(kind, pinned.op, pinned.view, table, k, v, query_indptr, stream)
         if status == UNFIT:
             status = KVIT_ERROR_NO_INTERPRETER
-            if has_python():
-                status = move_in_python(kind, pinned.op, pinned.view, table, k, v, query_indptr, stream)
+            if enter_python():
+                status = leave_python(
+                    move_in_python(kind, pinned.op, pinned.view, table, k, v, query_indptr, stream)
+                )
         exit(&pinned)
     return status
 
@@ -237,14 +242,13 @@ cdef int32_t launch(const OpState *op, const LaunchConfig *config, const void *p
     )
     if status == 0:
         return KVIT_OK
-    if op.kind == KVIT_OP_ATTENTION and op.type.device.type == KVIT_DEVICE_HOST:
-        memset(<void *>op.spans[0].base, 0, op.spans[0].bytes)  # the workspace, as every launch finds it
-    return say_why(op, config, status, call) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(say_why(op, config, status, call)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
-cdef int32_t say_why(const OpState *op, const LaunchConfig *config, int status, const char *call) noexcept with gil:
+cdef int32_t say_why(const OpState *op, const LaunchConfig *config, int error, const char *call) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
-        launch_failed(<Kernel>op.kernel, config, status, call)
-        return KVIT_OK
-    except BaseException as error:
-        return set_last_error(error)
+        launch_failed(<Kernel>op.kernel, config, error, call)
+    except BaseException as failure:
+        status = set_last_error(failure)
+    return status

@@ -9,9 +9,8 @@ cdef enum:
 # The calling thread's words; ERROR_BYTES that may be written.
 cdef char *error_text() noexcept nogil
 
-# Whether Python can be entered. Where it cannot, the last error of the thread says so. What takes the GIL is a function
-# of its own, called once this is known: one that may take it goes through Python whether it did or not.
-cdef bint has_python() noexcept nogil
-
-# Keeps the words of an exception for the thread, and returns its status. `fault` gets what a PageTableError says.
+# Keeps the words of an exception for the thread, and returns its status. `fault` gets what a PageTableError says. What
+# the handler of a signal raised is raised once more in the Python code that called, if such code is waiting. The status
+# is kept and returned behind the except clause: `return` inside one, as Cython 3.3 compiles it, gives a traceback back
+# that an exception has only where there was memory for it.
 cdef int32_t set_last_error(object error, kvit_fault *fault=*) noexcept

@@ -11,7 +11,9 @@ from libc.stdint cimport uintptr_t
 from libc.stdio cimport snprintf
 from libc.stdlib cimport calloc
 
-from kvit._native.capi_error cimport ERROR_BYTES, error_text, has_python
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport ERROR_BYTES, error_text
+from kvit._native.forks cimport at_fork
 
 from kvit.capi cimport (
     KVIT_ERROR_ARGUMENT, KVIT_ERROR_BUSY, KVIT_ERROR_HANDLE, KVIT_ERROR_NO_INTERPRETER, KVIT_OK,
@@ -87,7 +89,7 @@ cdef uint32_t unused_slot() except? 0xFFFFFFFF:
 
 
 cdef int32_t destroy(const void *handle, int kind) noexcept nogil:
-    return retire(<uintptr_t>handle, kind) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(retire(<uintptr_t>handle, kind)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t retire(uint64_t word, int kind) noexcept with gil:
@@ -99,7 +101,7 @@ cdef int32_t retire(uint64_t word, int kind) noexcept with gil:
         return refuse(word, kind)
     store_word(&slot.word, 0, __ATOMIC_SEQ_CST)
     with nogil:
-        while load_count(&slot.users, __ATOMIC_SEQ_CST) != 0:
+        while load_count(&slot.users, __ATOMIC_SEQ_CST) > 0:
             sched_yield()
     state, drop = slot.state, slot.drop
     slot.next_free = first_free
@@ -133,6 +135,17 @@ cdef int32_t acquire(Slot *slot) noexcept nogil:
 
 cdef void release(Slot *slot) noexcept nogil:
     exchange(&slot.is_acquired, 0, __ATOMIC_SEQ_CST)
+
+
+cdef void forget_users() noexcept nogil:
+    """In the child of a fork: who uses a slot are threads that are not here. What they did on the host is done."""
+    cdef uint32_t index
+    for index in range(num_slots):
+        slot_at(index).users = 0
+        slot_at(index).is_acquired = 0
+
+
+at_fork(forget_users)
 
 
 cdef uint32_t index_of(uint64_t word) noexcept nogil:

@@ -5,11 +5,21 @@ from kvit._native.capi_handle cimport Drop
 from kvit.capi cimport kvit_sequence
 
 
+# Makes whole calls follow one another, which the GIL alone does not.
+cdef class CacheLock:
+    cdef void *lock
+    cdef int32_t num_forks             # when it was made: what a thread of the parent has no child can give up
+
+    # Waits, without the GIL, until nobody else has it. Raises MemoryError.
+    cdef int acquire(self) except -1
+    cdef void release(self) noexcept
+
+
 cdef class ObjectRef:
     cdef object value                  # kvit.PagedCache or kvit.Sequence
-    cdef object lock                   # of the cache
+    cdef CacheLock lock                # of the cache
 
-cdef ObjectRef hold(object value, object lock)
+cdef ObjectRef hold(object value, CacheLock lock)
 
 # A new handle, which counts as a reference. `drop` ends with decref.
 cdef void *hand_out(int kind, ObjectRef ref, Drop drop) except NULL

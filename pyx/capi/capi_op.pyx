@@ -9,12 +9,14 @@ from libc.string cimport memcpy, memset
 from kvit._native.attention_call cimport AttentionCall
 from kvit._native.attention_launch cimport AttentionLaunch
 from kvit._native.buffer cimport Buffer
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
 from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, read_options, to_dtype, to_launch
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
+from kvit._native.host cimport SPAN_IS_WORKSPACE
 from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.row_ops cimport shares_of
 from kvit._native.spans cimport span_of
@@ -29,7 +31,7 @@ cdef extern from "<stddef.h>":
 
 
 cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
-    return create(options, op) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(create(options, op)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with gil:
@@ -48,9 +50,9 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
         finally:
             unpin(view)
         op[0] = <kvit_op *>publish(HANDLE_OP, state, drop)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) except NULL:
@@ -111,6 +113,7 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     state.query_heads = launch.plan.constants.num_query_heads
     state.workspace_bytes = operation.workspace_bytes
     add_memory(state, launch.workspace, False)
+    state.spans[0].writable = SPAN_IS_WORKSPACE
     add_memory(state, launch.tickets, True)
     add_memory(state, launch.fault, True)
     return 0
@@ -158,7 +161,7 @@ cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
 
 
 cdef int32_t op_explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept nogil:
-    return explain(op, text, capacity, length) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(explain(op, text, capacity, length)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t explain(kvit_op *op, char *text, size_t capacity, size_t *length) noexcept with gil:
@@ -201,7 +204,7 @@ cdef int write_text(str text, char *target, size_t capacity, size_t *length) exc
 
 
 cdef int32_t op_check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept nogil:
-    return check(op, stream, fault) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(check(op, stream, fault)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t check(kvit_op *op, kvit_stream stream, kvit_fault *fault) noexcept with gil:

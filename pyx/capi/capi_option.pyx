@@ -1,7 +1,8 @@
 """Options and answers of the C API: structs that begin with their size, and the constants in them."""
 from libc.string cimport memcpy, memset
 
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit.capi cimport (
     KVIT_ERROR_NO_INTERPRETER, KVIT_LAUNCH_DIRECT, KVIT_LAUNCH_GRAPH, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND,
     KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK,
@@ -17,8 +18,10 @@ cdef object to_dtype(int32_t code, str name):
         return None
     found = BY_CODE.get(code)
     if found is None:
-        known = ", ".join([f"{dtype.code} ({dtype})" for dtype in BY_CODE.values()])
-        raise DtypeError(f"{name} has dtype {code}; the codes are {known}")
+        known = []
+        for dtype in BY_CODE.values():
+            known.append(f"{dtype.code} ({dtype})")
+        raise DtypeError(f"{name} has dtype {code}; the codes are {', '.join(known)}")
     return found
 
 
@@ -74,15 +77,16 @@ cdef int check_size(const void *options, uint32_t known, str name) except -1:
 
 cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil:
     if info == NULL or (<uint32_t *>info)[0] != known:
-        return refuse_size(info, known, name) if has_python() else KVIT_ERROR_NO_INTERPRETER
+        return leave_python(refuse_size(info, known, name)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
     (<uint32_t *>found)[0] = known
     memcpy(info, found, known)
     return KVIT_OK
 
 
 cdef int32_t refuse_size(const void *info, uint32_t known, const char *name) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
         check_size(info, known, name.decode())
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status

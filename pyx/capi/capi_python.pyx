@@ -4,7 +4,8 @@ One set of checks has the words: the operations of kvit say what is wrong, or ma
 """
 import kvit
 
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport to_table
 from kvit._native.checks cimport device_id_of
@@ -19,6 +20,7 @@ _NAMES = {KVIT_OP_ATTENTION: "attention", KVIT_OP_APPEND: "append", KVIT_OP_GATH
 cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
                               const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                               kvit_stream stream) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
         require_kind(op, KVIT_OP_ATTENTION)
         (<object>op.operation)(
@@ -26,14 +28,15 @@ cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_tabl
             lse=to_tensor(lse, "lse", True), query_indptr=to_tensor(query_indptr, "query_indptr", True),
             stream=to_stream(stream, op.type.device),
         )
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
                             const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *query_indptr,
                             kvit_stream stream) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
         require_kind(op, kind)
         operation, cache = <object>op.operation, <object>view.view
@@ -45,9 +48,9 @@ cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_p
             operation(*rows, cache, pages, **options)
         else:
             operation(cache, pages, out=rows, **options)
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef int require_kind(const OpState *op, int kind) except -1:
@@ -59,12 +62,15 @@ cdef int require_kind(const OpState *op, int kind) except -1:
 cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
                           const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
                           kvit_stream stream) noexcept nogil:
-    return merge(out_a, lse_a, out_b, lse_b, out, lse, stream) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    if not enter_python():
+        return KVIT_ERROR_NO_INTERPRETER
+    return leave_python(merge(out_a, lse_a, out_b, lse_b, out, lse, stream))
 
 
 cdef int32_t merge(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
                    const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,
                    kvit_stream stream) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     cdef Tensor a
     try:
         a = to_tensor(out_a, "out_a")
@@ -72,6 +78,6 @@ cdef int32_t merge(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvi
             a, to_tensor(lse_a, "lse_a"), to_tensor(out_b, "out_b"), to_tensor(lse_b, "lse_b"),
             out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True), stream=to_stream(stream, device_id_of(a)),
         )
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status

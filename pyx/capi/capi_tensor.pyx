@@ -6,6 +6,7 @@ from kvit._native.capi_option cimport to_dtype
 from kvit._native.checks cimport FURTHEST
 from kvit._native.context cimport Device, device_of
 from kvit._native.stream cimport adopt, stream_of
+from kvit._native.tensor cimport tuple_of
 from kvit.capi cimport KVIT_DEVICE_CUDA, KVIT_DEVICE_HOST, KVIT_MAX_NDIM
 
 from kvit._native.capi_error import ArgumentError
@@ -19,9 +20,10 @@ cdef Tensor to_tensor(const kvit_tensor *tensor, str name, bint is_optional=Fals
         raise ArgumentError(f"{name} is NULL; give a kvit_tensor")
     if not 0 <= tensor.ndim <= KVIT_MAX_NDIM:
         raise LayoutError(f"{name} has ndim {tensor.ndim}; a kvit_tensor has 0 to {KVIT_MAX_NDIM} axes")
-    shape = tuple([tensor.shape[i] for i in range(tensor.ndim)])
-    strides = tuple([tensor.strides[i] for i in range(tensor.ndim)])
-    reach = sum([(length - 1) * abs(stride) for length, stride in zip(shape, strides, strict=True) if length > 1])
+    shape, strides = tuple_of(tensor.shape, tensor.ndim), tuple_of(tensor.strides, tensor.ndim)
+    reach = 0
+    for length, stride in zip(shape, strides, strict=True):
+        reach += max(length - 1, 0) * abs(stride)
     if reach > FURTHEST:
         raise LayoutError(
             f"{name} has shape {list(shape)} and strides {list(strides)} bytes, which reach further than any memory"

@@ -6,7 +6,8 @@ from libc.stdint cimport int32_t, int64_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
-from kvit._native.capi_error cimport has_python, set_last_error
+from kvit._native.capi_entry cimport enter_python, leave_python
+from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, destroy, pin, publish, unpin
 from kvit._native.capi_option cimport answer, check_size, check_target, to_dtype, to_layout
 from kvit._native.capi_tensor cimport to_tensor
@@ -23,17 +24,18 @@ from kvit._native.capi_error import ArgumentError
 
 
 cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noexcept nogil:
-    return create(options, view) if has_python() else KVIT_ERROR_NO_INTERPRETER
+    return leave_python(create(options, view)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
 
 
 cdef int32_t create(const kvit_view_options *options, kvit_view **view) noexcept with gil:
+    cdef int32_t status = KVIT_OK
     try:
         check_size(options, sizeof(kvit_view_options), "kvit_view_options")
         check_target(view, "view", "kvit_view")
         view[0] = publish_view(make_view(options))
-        return KVIT_OK
     except BaseException as error:
-        return set_last_error(error)
+        status = set_last_error(error)
+    return status
 
 
 cdef object make_view(const kvit_view_options *options):

@@ -1,7 +1,7 @@
 """Reads the protocol of somebody's array, once, and never copies: numpy, DLPack, __cuda_array_interface__, buffers."""
 from cpython.buffer cimport PyBUF_RECORDS_RO, PyBuffer_Release, PyObject_GetBuffer
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport int64_t, uintptr_t
 
 from kvit._native.dlpack cimport (
     DL_BFLOAT, DL_CPU, DL_CUDA, DL_CUDA_HOST, DL_CUDA_MANAGED, DL_FLAG_READ_ONLY, DL_FLOAT, DL_FLOAT8_E4M3FN,
@@ -10,7 +10,8 @@ from kvit._native.dlpack cimport (
 from kvit._native.driver cimport gpu_of
 from kvit._native.tensor cimport (
     KVIT_BF16, KVIT_F8E4M3, KVIT_F8E5M2, KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, KVIT_U4, KVIT_U8,
-    KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST, Tensor, check_memory, lay_out, reinterpret,
+    KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST, Tensor, check_memory, lay_out, number_in,
+    reinterpret, tuple_of,
 )
 
 from kvit.dtypes import BY_CODE, dtype_of
@@ -67,7 +68,7 @@ cdef dict numpy_codes = {}                 # numpy dtype -> KvitDtype: numpy wor
 
 def view(source, dtype=None, stream=0) -> Tensor:
     """Tensor.wrap, which says what it does."""
-    return as_tensor(source, dtype, <void *><uintptr_t>stream)
+    return as_tensor(source, dtype, <void *><uintptr_t>number_in("stream", stream, 0, 2**64 - 1))
 
 
 cdef Tensor as_tensor(object source, object dtype=None, void *stream=NULL):
@@ -90,7 +91,6 @@ cdef Tensor as_tensor(object source, object dtype=None, void *stream=NULL):
 
 cdef Tensor from_numpy(object source):
     cdef Tensor tensor = Tensor.__new__(Tensor)
-    cdef int i
     # __array_struct__ says what __array_interface__ says, without building a dict of Python objects.
     capsule = source.__array_struct__
     cdef ArrayStruct *interface = <ArrayStruct *>PyCapsule_GetPointer(capsule, NULL)
@@ -108,9 +108,12 @@ cdef Tensor from_numpy(object source):
     tensor.memory.device_type = ON_HOST
     tensor.memory.data = interface.data
     tensor.memory.readonly = not interface.flags & ARRAY_WRITEABLE
-    lay_out(tensor, code, tuple([interface.shape[i] for i in range(interface.ndim)]),
-            tuple([interface.strides[i] for i in range(interface.ndim)]))
+    lay_out(tensor, code, numbers_of(interface.shape, interface.ndim), numbers_of(interface.strides, interface.ndim))
     return tensor
+
+
+cdef tuple numbers_of(const Py_ssize_t *numbers, int count):
+    return tuple_of(<const int64_t *>numbers, count)
 
 
 cdef int refuse_mask(object source) except -1:
@@ -131,7 +134,9 @@ cdef object code_of(object dtype):
 cdef bint is_mutable(object kind) except -1:
     found = mutable_types.get(kind)
     if found is None:
-        found = any([base.__module__.partition(".")[0] in _MUTABLE for base in kind.__mro__])
+        found = False
+        for base in kind.__mro__:
+            found = found or base.__module__.partition(".")[0] in _MUTABLE
         if len(mutable_types) < MOST_TYPES:
             mutable_types[kind] = found
     return found
@@ -141,7 +146,6 @@ cdef Tensor from_dlpack(object source, void *stream):
     cdef Tensor tensor = Tensor.__new__(Tensor)
     cdef DLManagedTensorVersioned *versioned
     cdef DLTensor *view
-    cdef int i
     capsule = capsule_of(source, stream, tensor)
     if PyCapsule_IsValid(capsule, "dltensor_versioned"):
         versioned = <DLManagedTensorVersioned *>PyCapsule_GetPointer(capsule, "dltensor_versioned")
@@ -160,9 +164,9 @@ cdef Tensor from_dlpack(object source, void *stream):
     if code is None:
         raise DtypeError(
             f"DLPack type {view.dtype.code} with {view.dtype.bits} bits and {view.dtype.lanes} lanes has no dtype; "
-            f"known are {', '.join(dtype.name for dtype in BY_CODE.values())}"
+            f"known are {', '.join(map(str, BY_CODE.values()))}"
         )
-    lay_out(tensor, code, tuple([view.shape[i] for i in range(view.ndim)]), byte_strides(view))
+    lay_out(tensor, code, tuple_of(view.shape, view.ndim), byte_strides(view))
     return tensor
 
 
@@ -201,7 +205,8 @@ cdef object ask_dlpack(object source, object stream):
     try:
         return source.__dlpack__(stream=stream, max_version=(1, 1))
     except TypeError:  # from before DLPack 1.0: it does not know max_version
-        return source.__dlpack__(stream=stream)
+        pass
+    return source.__dlpack__(stream=stream)
 
 
 cdef Tensor from_cuda_array(object source, object dtype):

@@ -46,6 +46,16 @@ cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) 
 # Bits of an element of an enum KvitDtype; 0 where there is no such type.
 cdef int bits_of(int dtype) noexcept nogil
 
+# Numbers as a tuple. What cannot have memory here leaves nothing behind: a list comprehension of Cython 3.3 gives what
+# it could not append back twice.
+cdef tuple tuple_of(const int64_t *numbers, int count)
+
+# `given`, a whole number of any type, as an int from `least` to `most`. Raises ShapeError, which names it.
+cdef object number_in(str name, object given, object least, object most)
+
+# The same of each number of `given`, of 64 bits.
+cdef tuple numbers_in(str name, object given)
+
 # Sets dtype, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
 cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1
 

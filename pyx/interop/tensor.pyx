@@ -1,6 +1,9 @@
 """A view of somebody's memory: what every operation takes."""
 from math import prod
+from operator import index as as_index
 
+from cpython.ref cimport Py_INCREF
+from cpython.tuple cimport PyTuple_New, PyTuple_SET_ITEM
 from libc.stdint cimport int64_t, uintptr_t
 
 from kvit.dtypes import BY_CODE, dtype_of
@@ -58,11 +61,15 @@ cdef class Tensor:
         Raises LayoutError for a shape and strides that do not fit, or an address out of alignment.
         """
         cdef Tensor tensor = Tensor.__new__(Tensor)
-        tensor.memory.data = <void *><uintptr_t>pointer
+        tensor.memory.data = <void *><uintptr_t>number_in("pointer", pointer, 0, 2**64 - 1)
         tensor.owner = owner
-        tensor.memory.readonly = bool(readonly)
+        try:
+            tensor.memory.readonly = bool(readonly)
+        except (TypeError, ValueError):  # an array is neither true nor false
+            raise TypeError(f"readonly is a {type(readonly).__name__}; give True or False") from None
         tensor.memory.device_type, tensor.memory.device_id = parse_device(str(device))
-        lay_out(tensor, dtype_of(dtype).code, tuple(shape), None if strides is None else tuple(strides))
+        lay_out(tensor, dtype_of(dtype).code, numbers_in("shape", shape),
+                None if strides is None else numbers_in("strides", strides))
         check_memory(tensor)
         return tensor
 
@@ -105,12 +112,12 @@ cdef class Tensor:
     @property
     def shape(self) -> tuple:
         """Elements along each axis."""
-        return tuple([self.memory.shape[i] for i in range(self.memory.ndim)])
+        return tuple_of(self.memory.shape, self.memory.ndim)
 
     @property
     def strides(self) -> tuple:
         """Bytes from one index to the next, along each axis."""
-        return tuple([self.memory.strides[i] for i in range(self.memory.ndim)])
+        return tuple_of(self.memory.strides, self.memory.ndim)
 
     @property
     def dtype(self):
@@ -210,6 +217,43 @@ cdef Tensor reinterpret(Tensor source, object dtype):
 cdef void set_type(Tensor tensor, int dtype) noexcept:
     tensor.memory.dtype = dtype
     tensor.bits = bits_of(dtype)
+
+
+cdef tuple tuple_of(const int64_t *numbers, int count):
+    cdef object number
+    cdef int i
+    found = PyTuple_New(count)
+    for i in range(count):
+        number = numbers[i]
+        Py_INCREF(number)  # which SET_ITEM takes over
+        PyTuple_SET_ITEM(found, i, number)
+    return found
+
+
+cdef object number_in(str name, object given, object least, object most):
+    found = None
+    try:
+        found = as_index(given)
+    except TypeError:
+        pass
+    if found is None:
+        raise ShapeError(f"{name} is {given!r}; it must be a whole number")
+    if not least <= found <= most:
+        raise ShapeError(f"{name} is {found}; it must be {least} to {most}")
+    return found
+
+
+cdef tuple numbers_in(str name, object given):
+    items = None
+    try:
+        items = list(given)
+    except TypeError:
+        pass
+    if items is None:
+        raise ShapeError(f"{name} is {given!r}; give whole numbers, one for each axis")
+    for i in range(len(items)):
+        items[i] = number_in(f"{name}[{i}]", items[i], -2**63, 2**63 - 1)
+    return tuple(items)
 
 
 cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1:

@@ -2,8 +2,11 @@
 from libc.stdint cimport uintptr_t
 from libc.stdlib cimport calloc, free
 
-from kvit._native.driver_table cimport DriverTable, Extent, LaunchConfig, has_attributes, has_clusters
+from kvit._native.driver_table cimport (
+    NOT_INITIALIZED, DriverTable, Extent, LaunchConfig, has_attributes, has_clusters,
+)
 from kvit._native.errors cimport fail
+from kvit._native.forks cimport begin_work, end_work, num_forks
 from kvit._native.host cimport KvitSpan, host_failed, host_run
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
@@ -50,6 +53,9 @@ cdef int launch_raw(Kernel kernel, KernelGraph graph, const LaunchConfig *config
     cdef bint is_pushed = False
     if kernel.host != NULL:
         return run_on_host(kernel, graph, config, params, stream, spans, num_spans)
+    if num_forks() != kernel.dev.num_forks:  # a graph's lock may be held for ever, and the driver would say the same
+        call[0] = b"cuCtxGetCurrent"
+        return NOT_INITIALIZED
     # As Device.enter does it: the caller's context if it belongs to the device, else the primary one.
     call[0] = b"cuCtxGetCurrent"
     status = (<CurrentContext>driver.context_current)(&context, &ordinal)
@@ -93,11 +99,13 @@ cdef int run_on_host(Kernel kernel, KernelGraph graph, const LaunchConfig *confi
     cdef int status
     if not runs_on_host(config):
         return UNFIT_FOR_HOST
+    begin_work()
     if graph is not None:
         graph.lock()
     status = host_run(kernel.host, params, config.grid.x, stream, spans, num_spans)
     if graph is not None:
         graph.unlock()
+    end_work()
     return status
 
 

@@ -21,6 +21,9 @@ cdef KvitSpan span_of(const kvit_tensor *memory, bint is_written) noexcept nogil
 # Adds the bytes of a tensor; NULL is skipped. The caller knows that there is room.
 cdef void add_memory(Spans *spans, const kvit_tensor *memory, bint is_written) noexcept nogil
 
+# Says that what was added last is a workspace, if anything was: SPAN_IS_WORKSPACE.
+cdef void set_workspace(Spans *spans) noexcept nogil
+
 # Lets what was added from `first` on be touched before the grid dependency sync: what the launch in front leaves alone.
 cdef void set_pre_dependency(Spans *spans, int first) noexcept nogil
 

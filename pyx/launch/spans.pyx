@@ -1,6 +1,7 @@
 """What a launch touches: memory that it waits for, and that the host backend lets it read and write."""
 from libc.stdint cimport int64_t
 
+from kvit._native.host cimport SPAN_IS_WORKSPACE, SPAN_IS_WRITTEN
 from kvit._native.tensor cimport extent_of
 
 from kvit.errors import LayoutError, ShapeError
@@ -12,7 +13,7 @@ cdef KvitSpan span_of(const kvit_tensor *memory, bint is_written) noexcept nogil
     extent_of(memory, &low, &high)
     span.base = <const void *>low
     span.bytes = <int64_t>(high - low)
-    span.writable = is_written
+    span.writable = SPAN_IS_WRITTEN if is_written else 0
     span.pre_dependency = 0
     return span
 
@@ -21,6 +22,11 @@ cdef void add_memory(Spans *spans, const kvit_tensor *memory, bint is_written) n
     if memory != NULL:
         spans.items[spans.count] = span_of(memory, is_written)
         spans.count += 1
+
+
+cdef void set_workspace(Spans *spans) noexcept nogil:
+    if spans.count != 0:
+        spans.items[spans.count - 1].writable = SPAN_IS_WORKSPACE
 
 
 cdef void set_pre_dependency(Spans *spans, int first) noexcept nogil:

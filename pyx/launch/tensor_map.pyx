@@ -82,7 +82,10 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
         raise LayoutError(
             f"rows of {row_bytes} bytes lie {strides[1]} bytes apart; to be packed they must lie one after the other"
         )
-    if box_tokens not in [KVIT_LEAST_BOX_TOKENS << i for i in range(NUM_BOXES)] or page_size % box_tokens != 0:
+    boxes = []
+    for i in range(NUM_BOXES):
+        boxes.append(KVIT_LEAST_BOX_TOKENS << i)
+    if box_tokens not in boxes or page_size % box_tokens != 0:
         raise ShapeError(
             f"a box of {box_tokens} tokens in pages of {page_size}; it must be a power of two from "
             f"{KVIT_LEAST_BOX_TOKENS} to {MOST_BOX} that divides the page size"

@@ -62,7 +62,9 @@ cdef class AttentionCall:
         if each < 0:
             rows, target, sums, indptr, each = self._fitting(rows, view, table, target, sums, indptr, on_stream)
         if target is None:
-            target = empty_buffer((*rows.shape[:2], self.type.v_dim), self.query_dtype, self.dev, on_stream)
+            target = empty_buffer(
+                (rows.memory.shape[0], rows.memory.shape[1], self.type.v_dim), self.query_dtype, self.dev, on_stream
+            )
         self.launch.run((<HoldsCache>view).packed, (<HoldsTable>table).packed, rows, target, sums, indptr, each,
                         on_stream)
         self.faults.last_stream = on_stream

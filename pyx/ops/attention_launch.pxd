@@ -26,8 +26,6 @@ cdef class AttentionLaunch:
     cdef readonly Tensor tickets       # its head
     cdef readonly Tensor fault
 
-    # Zeroes the workspace, as every launch finds it, after one on the host that did not come to its end.
-    cpdef restore(self)
     # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor indptr, int each,
                  Stream stream) except -1

@@ -9,10 +9,8 @@ from kvit._native.packed_cache cimport use_cache
 from kvit._native.packed_table cimport use_table
 from kvit._native.packers cimport memory_of, pack_lse, pack_rows, pack_tokens
 from kvit._native.params cimport KvitFault, divisor_of
-from kvit._native.spans cimport Spans, set_pre_dependency, use
+from kvit._native.spans cimport Spans, set_pre_dependency, set_workspace, use
 from kvit._native.tensor_map cimport copy_tensor_maps
-
-from kvit.errors import HostBackendError
 
 
 cdef class AttentionLaunch:
@@ -71,21 +69,12 @@ cdef class AttentionLaunch:
         use(&spans, stream, out, True)
         use(&spans, stream, lse, True)
         use(&spans, stream, self.workspace, True)
+        set_workspace(&spans)
         count = spans.count
         use(&spans, stream, self.tickets, True)
         use(&spans, stream, self.fault, True)
         set_pre_dependency(&spans, count)
-        if stream.kept is not None:
-            stream.kept.append(self)  # for the graph, whose launches may fail too
-        try:
-            return launch(self.kernel, &self.plan.config, &params, stream, &spans, self.graph)
-        except HostBackendError:
-            self.restore()
-            raise
-
-    cpdef restore(self):
-        if self.kernel.dev.is_host:
-            memset(self.workspace.memory.data, 0, self.workspace.nbytes)
+        return launch(self.kernel, &self.plan.config, &params, stream, &spans, self.graph)
 
 
 cdef bint pack_attention(KvitDecodeParams *params, const AttentionPlan *plan, const KvitCache *cache,

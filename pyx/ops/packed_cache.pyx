@@ -84,8 +84,10 @@ cdef class PackedCache:
     @property
     def pools(self) -> tuple:
         """(base, page stride, token stride, head stride) of K, V and their parameters; zeros where there is none."""
-        return tuple([(<uintptr_t>pool.base, pool.page_stride, pool.token_stride, pool.head_stride)
-                      for pool in self.value.pool])
+        pools = []
+        for pool in self.value.pool:
+            pools.append((<uintptr_t>pool.base, pool.page_stride, pool.token_stride, pool.head_stride))
+        return tuple(pools)
 
     @property
     def may_be_packed(self) -> bool:

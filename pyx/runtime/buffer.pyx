@@ -11,7 +11,7 @@ from kvit._native.copies cimport copy_bytes
 from kvit._native.errors cimport check, fail
 from kvit._native.export_array cimport cuda_array, dlpack_capsule, fill_view, numpy_array
 from kvit._native.stream cimport Stream, no_stream, stream_of
-from kvit._native.tensor cimport KVIT_U4, KVIT_U8, ON_CUDA, ON_HOST, Tensor, lay_out
+from kvit._native.tensor cimport KVIT_U4, KVIT_U8, ON_CUDA, ON_HOST, Tensor, lay_out, number_in, numbers_in
 
 from kvit.dtypes import dtype_of
 from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError
@@ -116,7 +116,7 @@ cdef class Buffer(Tensor):
 
     def fill_bytes(self, value, stream=None):
         """Set every byte to `value`, 0 to 255. 0xFF makes every float a NaN."""
-        cdef unsigned char byte = value
+        cdef unsigned char byte = number_in("value", value, 0, 255)
         self.dev.table()
         cdef Stream on_stream = self.freed_on if stream is None else stream_of(stream, self.dev)
         cdef size_t num_bytes = self.nbytes
@@ -251,9 +251,7 @@ cdef Buffer heir_of(Buffer buffer):
 
 
 cdef tuple to_shape(object shape):
-    if PyIndex_Check(shape):
-        return (as_index(shape),)
-    return tuple([as_index(length) for length in shape])
+    return numbers_in("shape", (shape,) if PyIndex_Check(shape) else shape)
 
 
 cdef Buffer empty_buffer(tuple shape, int dtype, Device device, Stream stream):

@@ -7,6 +7,7 @@ cdef class Device:
     cdef readonly bint is_host
     cdef readonly int ordinal          # of the GPU; -1 on the host
     cdef readonly str spec             # "cuda:0", "host"
+    cdef int num_forks                 # when it was made: a child has no use of its parent's CUDA
     cdef void *primary                 # retained on first use; NULL until then
     cdef object default_stream         # the Stream of the legacy default stream, made by `stream` on first use
     cdef dict facts                    # attribute -> value, asked for once

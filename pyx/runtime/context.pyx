@@ -2,9 +2,10 @@
 from kvit._native.driver cimport cuda_table
 from kvit._native.driver_table cimport (
     ATTRIBUTE_CC_MAJOR, ATTRIBUTE_CC_MINOR, ATTRIBUTE_L2_BYTES, ATTRIBUTE_MEMORY_BITS, ATTRIBUTE_MEMORY_KHZ,
-    ATTRIBUTE_NUM_SMS, ATTRIBUTE_SHARED_BYTES,
+    ATTRIBUTE_NUM_SMS, ATTRIBUTE_SHARED_BYTES, NOT_INITIALIZED,
 )
 from kvit._native.errors cimport check
+from kvit._native.forks cimport num_forks
 from kvit._native.host_driver cimport host_table
 
 from kvit.errors import DeviceError
@@ -42,6 +43,8 @@ cdef class Device:
         if self.is_host:
             return 0
         self.table()
+        if self.num_forks != num_forks():  # the driver would say the same, if no lock of its own kept it
+            check(NOT_INITIALIZED, b"cuCtxGetCurrent")
         check(self.driver.context_current(&context, &ordinal), b"cuCtxGetCurrent")
         if context != NULL and ordinal == self.ordinal:
             return 0
@@ -140,6 +143,7 @@ cdef Device device_of(object spec):
     device = Device.__new__(Device)
     device.ordinal = ordinal
     device.is_host = ordinal < 0
+    device.num_forks = num_forks()
     if device.is_host:
         device.driver = host_table()
         device.spec = "host"
@@ -168,10 +172,11 @@ cdef Device no_device():
 
 
 cdef int ordinal_of(object spec) except? -2:
-    if spec == "host":
-        return -1
-    if spec == "cuda":
-        return 0
-    if isinstance(spec, str) and spec.startswith("cuda:") and spec[5:].isdecimal():
-        return int(spec[5:])
+    if isinstance(spec, str):
+        if spec == "host":
+            return -1
+        if spec == "cuda":
+            return 0
+        if spec.startswith("cuda:") and spec[5:].isdecimal() and len(spec) < 14:
+            return int(spec[5:])
     raise DeviceError(f'device is {spec!r}; give "host", "cuda" (the first GPU) or "cuda:N"')

@@ -146,7 +146,7 @@ cdef const char *name_of(int status) noexcept nogil:
         try:
             cydriver.cuGetErrorName(<cydriver.CUresult>status, &name)
         except RuntimeError:
-            return NULL
+            name = NULL
     return name
 
 

@@ -25,7 +25,10 @@ cdef class Event:
         if self.dev is not no_device():
             raise RuntimeError("an Event is made once")
         self.dev = device_of(device)
-        self.has_timing = timing
+        try:
+            self.has_timing = bool(timing)
+        except (TypeError, ValueError):  # an array is neither true nor false
+            raise TypeError(f"timing is a {type(timing).__name__}; give True or False") from None
         entered = self.dev.enter()
         try:
             check(self.dev.driver.event_create(&self.handle, self.has_timing), b"cuEventCreate")

@@ -14,6 +14,6 @@ cdef class Graph:
     cdef Stream stream                 # that it is captured from
     cdef void *executable              # CUgraphExec; NULL until it is ready
     cdef GraphState state
-    cdef list kept                     # tensors that its kernels touch, and what to restore when one fails on the host
+    cdef list kept                     # tensors that its kernels touch
 
     cdef int end(self, bint is_whole) except -1

@@ -127,9 +127,6 @@ cdef class Graph:
             with nogil:
                 status = self.dev.driver.graph_launch(self.executable, on_stream.c_stream)
             if status != SUCCESS and status != CAPTURE_UNSUPPORTED and self.dev.is_host:
-                for kept in self.kept:
-                    if hasattr(kept, "restore"):  # an operation's memory that a failed launch leaves in disorder
-                        kept.restore()
                 host_graph_failed(self.executable)
             check(status, b"cuGraphLaunch")
         finally:

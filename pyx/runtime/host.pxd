@@ -52,6 +52,12 @@ cdef extern from "platform/host_api.h":
         int32_t workers
         uint32_t seed
 
+# What `writable` of a span may say: written, or the workspace of an operation, which a launch finds all zero and leaves
+# so. A launch that does not come to its end, by itself or in a graph, has it made zero again.
+cdef enum:
+    SPAN_IS_WRITTEN = 1
+    SPAN_IS_WORKSPACE = 2
+
 # The kernel of that name. Raises HostBackendError where the library is not built or has no such kernel.
 cdef const KvitHostKernel *host_kernel(str symbol) except NULL
 

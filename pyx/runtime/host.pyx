@@ -4,7 +4,7 @@ import sys
 
 from libc.stdint cimport int32_t, uint32_t, uintptr_t
 from libc.stdlib cimport malloc
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 from posix.dlfcn cimport RTLD_LOCAL, RTLD_NOW, dlerror, dlopen, dlsym
 
 from kvit._native cimport host_stream
@@ -28,16 +28,24 @@ cdef uint32_t guess_seed = 0
 
 
 cdef int do_launch(const void *arguments) noexcept nogil:
-    return launch_function(<const KvitHostLaunch *>arguments)
+    cdef const KvitHostLaunch *call = <const KvitHostLaunch *>arguments
+    cdef int status = launch_function(call)
+    cdef int i
+    if status != 0:
+        for i in range(call.num_spans):
+            if call.spans[i].writable == SPAN_IS_WORKSPACE:
+                memset(<void *>call.spans[i].base, 0, <size_t>call.spans[i].bytes)
+    return status
 
 
 cdef str find_library():
     if library_path is not None:
         return library_path
-    places = [os.path.join(place, "_kernels", "libkvit_host.so") for place in sys.modules["kvit"].__path__]
-    for place in places:
-        if os.path.exists(place):
-            return place
+    places = []
+    for folder in sys.modules["kvit"].__path__:
+        places.append(os.path.join(folder, "_kernels", "libkvit_host.so"))
+        if os.path.exists(places[-1]):
+            return places[-1]
     raise HostBackendError(
         f"the host backend is not built: {places[0]} does not exist. Reinstall kvit (pip install .) to build it."
     )

@@ -22,6 +22,7 @@ cdef struct Recording:
     bint is_broken                     # something was asked for meanwhile that cannot be recorded
 
 # Locks the stream (NULL: the default stream). Returns NULL where work may be done now; else it must be recorded.
+# Between begin_work and end_work of forks, as are all the other functions by themselves.
 cdef Recording *enter(void *handle) noexcept nogil
 cdef void leave(void *handle) noexcept nogil
 # Takes over `arguments`, which malloc made.

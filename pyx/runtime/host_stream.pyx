@@ -5,6 +5,7 @@ from libc.string cimport memcpy, memmove, memset
 from kvit._native.driver_table cimport (
     CAPTURE_INVALIDATED, CAPTURE_UNSUPPORTED, ILLEGAL_STATE, NOT_READY, OUT_OF_MEMORY, SUCCESS,
 )
+from kvit._native.forks cimport begin_work, end_work
 
 cdef extern from "pthread.h" nogil:
     int pthread_mutex_init(pthread_mutex_t *mutex, void *attributes)
@@ -34,9 +35,11 @@ cdef inline HostStream *stream_at(void *handle) noexcept nogil:
 
 
 cdef int run(void *handle, Work work, const void *arguments, size_t num_bytes) noexcept nogil:
-    cdef Recording *recording = enter(handle)
+    cdef Recording *recording
     cdef void *kept
     cdef int status
+    begin_work()
+    recording = enter(handle)
     if recording == NULL:
         status = work(arguments)
     else:
@@ -45,6 +48,7 @@ cdef int run(void *handle, Work work, const void *arguments, size_t num_bytes) n
             memcpy(kept, arguments, num_bytes)
         status = record(recording, work, kept)
     leave(handle)
+    end_work()
     return status
 
 
@@ -108,11 +112,13 @@ cdef int fill(void *data, unsigned char value, size_t num_bytes, void *stream) e
 
 cdef bint is_stream(const void *handle) noexcept nogil:
     cdef HostStream *found
+    begin_work()
     pthread_mutex_lock(&registry)
     found = newest
     while found != NULL and found != handle:
         found = found.next
     pthread_mutex_unlock(&registry)
+    end_work()
     return found != NULL
 
 
@@ -123,10 +129,12 @@ cdef int stream_create(void **stream) except? -1 nogil:
         return OUT_OF_MEMORY
     pthread_mutex_init(&made.mutex, NULL)
     stream[0] = made
+    begin_work()
     pthread_mutex_lock(&registry)
     made.next = newest
     newest = made
     pthread_mutex_unlock(&registry)
+    end_work()
     return SUCCESS
 
 
@@ -134,11 +142,13 @@ cdef int stream_destroy(void *stream) except? -1 nogil:
     global newest
     cdef HostStream *old = <HostStream *>stream
     cdef HostStream **link = &newest
+    begin_work()
     pthread_mutex_lock(&registry)
     while link[0] != old:
         link = &link[0].next
     link[0] = old.next
     pthread_mutex_unlock(&registry)
+    end_work()
     graph_destroy(old.recording)
     pthread_mutex_destroy(&old.mutex)
     free(old)
@@ -146,22 +156,28 @@ cdef int stream_destroy(void *stream) except? -1 nogil:
 
 
 cdef int stream_synchronize(void *stream) except? -1 nogil:
-    cdef Recording *recording = enter(stream)  # once it is ours, what other threads gave it is done
+    cdef Recording *recording
+    begin_work()
+    recording = enter(stream)  # once it is ours, what other threads gave it is done
     if recording != NULL:
         recording.is_broken = True
     leave(stream)
+    end_work()
     return SUCCESS if recording == NULL else CAPTURE_UNSUPPORTED
 
 
 cdef int stream_query(void *stream) except? -1 nogil:
     cdef HostStream *found = stream_at(stream)
     cdef int status = SUCCESS
+    begin_work()
     if pthread_mutex_trylock(&found.mutex) != 0:
-        return NOT_READY
-    if found.recording != NULL:
-        found.recording.is_broken = True
-        status = CAPTURE_UNSUPPORTED
-    leave(stream)
+        status = NOT_READY
+    else:
+        if found.recording != NULL:
+            found.recording.is_broken = True
+            status = CAPTURE_UNSUPPORTED
+        leave(stream)
+    end_work()
     return status
 
 
@@ -175,6 +191,7 @@ cdef int capture_begin(void *stream) except? -1 nogil:
     cdef int status = SUCCESS
     if stream == NULL:
         return CAPTURE_UNSUPPORTED
+    begin_work()
     if enter(stream) != NULL:
         status = ILLEGAL_STATE
     else:
@@ -185,13 +202,17 @@ cdef int capture_begin(void *stream) except? -1 nogil:
             pthread_mutex_init(&recording.mutex, NULL)
             (<HostStream *>stream).recording = recording
     leave(stream)
+    end_work()
     return status
 
 
 cdef int capture_end(void *stream, void **graph) except? -1 nogil:
-    cdef Recording *recording = enter(stream)
+    cdef Recording *recording
+    begin_work()
+    recording = enter(stream)
     stream_at(stream).recording = NULL
     leave(stream)
+    end_work()
     graph[0] = NULL
     if recording == NULL:
         return ILLEGAL_STATE
@@ -221,14 +242,23 @@ cdef int graph_instantiate(void **executable, void *graph) except? -1 nogil:
 
 
 cdef int graph_launch(void *executable, void *stream) except? -1 nogil:
-    cdef Recording *work = <Recording *>executable
-    cdef Recording *recording = enter(stream)
+    cdef Recording *recording
+    cdef int status
+    begin_work()
+    recording = enter(stream)
+    if recording == NULL:
+        status = replay(<Recording *>executable)
+    else:  # a GPU does not take a graph into another's capture either
+        recording.is_broken = True
+        status = CAPTURE_UNSUPPORTED
+    leave(stream)
+    end_work()
+    return status
+
+
+cdef int replay(Recording *work) noexcept nogil:
     cdef int status = SUCCESS
     cdef size_t i
-    if recording != NULL:  # a GPU does not take a graph into another's capture either
-        recording.is_broken = True
-        leave(stream)
-        return CAPTURE_UNSUPPORTED
     pthread_mutex_lock(&work.mutex)
     for i in range(work.count):
         status = work.items[i].work(work.items[i].arguments)
@@ -236,5 +266,4 @@ cdef int graph_launch(void *executable, void *stream) except? -1 nogil:
             work.failed = i
             break
     pthread_mutex_unlock(&work.mutex)
-    leave(stream)
     return status

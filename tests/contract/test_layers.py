@@ -38,6 +38,7 @@ CYTHON = [
     ("capi", {"capi_view"}),
     ("capi", {"capi_object", "capi_tensor"}),
     ("capi", {"capi_handle", "capi_option"}),
+    ("capi", {"capi_entry"}),
     ("capi", {"capi_error"}),
     ("ops", {"attention_call", "transfer_call"}),
     ("ops", {"cache_call"}),
@@ -61,7 +62,7 @@ CYTHON = [
     ("interop", {"export_array"}),
     ("interop", {"tensor"}),
     ("interop", {"dlpack"}),
-    ("runtime", {"driver_table"}),
+    ("runtime", {"driver_table", "forks"}),
 ]
 # Imports against that order which wait for the first call: Tensor.wrap is import_array's, which is made of Tensors.
 CYTHON_LATE = {("tensor", "import_array")}

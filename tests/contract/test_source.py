@@ -1,5 +1,6 @@
 """How every file is written: formatters and linters agree, files are short, and each says what it is for."""
 
+import re
 import subprocess
 
 import pytest
@@ -75,3 +76,25 @@ def test_a_file_opens_with_a_sentence_on_what_it_is_for(path):
     )
     words = first.removeprefix(opening).strip(' /*"').split()
     assert len(words) >= 3, f"{path} opens with {first!r}; say in a sentence what the file is for"
+
+
+@pytest.mark.parametrize("path", sources(".pyx"), ids=str)
+def test_cython_gives_nothing_back_twice_where_memory_is_short(path):
+    # What Cython 3.3 makes of a comprehension gives an item that could not be appended back twice; and of a `return` in
+    # an except clause, a traceback that there may have been no memory for. Loops and a variable for the result do not.
+    lines = (ROOT / path).read_text(encoding="utf-8").splitlines()
+    found, clauses = [], []
+    for number, line in enumerate(lines, 1):
+        code = line.split("#")[0]
+        indent = len(code) - len(code.lstrip())
+        if code.strip():
+            clauses = [clause for clause in clauses if clause < indent]
+        if (
+            re.search(r"[\[(].*\S.* for \w+(, \w+)* in |^\s+for .* in .*[\])]$", code) and "{" not in code
+        ):  # a dict is right
+            found.append(f"{number}: {line.strip()}")
+        if clauses and code.strip().startswith("return"):
+            found.append(f"{number}: {line.strip()}")
+        if re.match(r"\s+except\b.*:$", code):
+            clauses.append(indent)
+    assert found == []

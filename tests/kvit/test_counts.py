@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import kvit
+from kvit._native import host
 from support.caches import BFLOAT16, FLOAT16
 
 WIDTHS = [np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32, np.uint64, np.int64]
@@ -122,3 +123,35 @@ def test_an_array_with_a_mask_is_refused():
     ):
         with pytest.raises(kvit.LayoutError, match="the array has a mask"):
             call()
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_describes_memory_takes_any_width(width):
+    n = width
+    memory = np.arange(64, dtype=np.uint8)
+    found = kvit.Tensor.from_pointer(
+        np.uint64(memory.ctypes.data), (n(4), n(8)), "uint8", "host", strides=(n(16), n(1)), owner=memory
+    )
+    assert (found.shape, found.strides) == ((4, 8), (16, 1))
+    assert [type(number) for number in (*found.shape, *found.strides)] == [int] * 4
+    buffer = kvit.Buffer.empty((n(3), n(5)), "float32", "host")
+    assert buffer.shape == (3, 5) and kvit.Buffer.empty(n(7), "uint8", "host").shape == (7,)
+    buffer.fill_bytes(n(63))
+    assert (buffer.numpy().view(np.uint8) == 63).all()
+    assert buffer[n(1)].shape == (5,) and buffer[n(1) : n(3)].shape == (2, 5)
+    assert kvit.Tensor.wrap(memory, stream=n(0)).shape == (64,)
+    blocks = dict(page_size=n(16), kv_heads=n(2), head_dim=n(64), kv="int8")
+    assert kvit.TurboMindBlocks.bytes_of_layer(**blocks) == kvit.TurboMindBlocks.bytes_of_layer(16, 2, 64, "int8")
+    plain = {"head_dim": 64, "rope_theta": 1e4, "max_position_embeddings": 64}
+    scaled = {"rope_type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 64}
+    config = {**plain, "head_dim": n(64), "rope_scaling": scaled}
+    assert kvit.Rope.from_config(config, length=n(100)).steps == kvit.Rope(64, scaling={**scaled, "length": 100}).steps
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_host_backend_is_configured_with_numbers_of_any_width(width):
+    before = host.configure(workers=width(3), seed=width(9))
+    try:
+        assert host.configure() == {**before, "workers": 3, "seed": 9}
+    finally:
+        host.configure(workers=before["workers"], seed=before["seed"])

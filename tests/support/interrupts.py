@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -58,3 +59,23 @@ def at_every_line(
             call(prepared)
             is_done = True
         yield prepared, is_done
+
+
+class Signals:
+    """A handler of SIGALRM that raises an exception of its own each time, and all that it raised."""
+
+    def __init__(self, kind: type[BaseException]):
+        self.kind = kind
+        self.raised: list[BaseException] = []
+
+    def handle(self, number: int, frame: Any) -> None:
+        self.raised.append(self.kind(7))
+        raise self.raised[-1]
+
+    def __enter__(self) -> Signals:
+        self.before = signal.signal(signal.SIGALRM, self.handle)
+        return self
+
+    def __exit__(self, *problem: Any) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, self.before)

@@ -7,41 +7,7 @@ import kvit
 from kvit import reference
 from support.caches import BFLOAT16, new_tokens
 from support.interrupts import at_every_line
-
-PAGES, PAGE_SIZE = 10, 4
-
-
-class Given:
-    """A cache of several sequences, some of which share pages, and the tokens of each."""
-
-    def __init__(self):
-        rng = np.random.default_rng(0)
-        self.cache = kvit.PagedCache(PAGES, PAGE_SIZE, 1, 64, device="host")
-        self.new = new_tokens(rng, 6, kv_heads=1)
-        gone = self.cache.sequence()
-        gone.append(*new_tokens(rng, 5, kv_heads=1))
-        self.first, self.second = (self.grown(new_tokens(rng, count, kv_heads=1)) for count in (6, 7))
-        self.third = self.second.fork()
-        gone.free()  # so that there is something to defragment
-        self.before = [self.read(seq) for seq in (self.first, self.second, self.third)]
-
-    def grown(self, rows):
-        seq = self.cache.sequence()
-        seq.append(*rows)
-        return seq
-
-    def read(self, seq):
-        k, v, _ = self.cache.gather([seq])
-        return np.stack([k.numpy(), v.numpy()])
-
-    def check(self, seqs, expected):
-        """Sequences hold `expected`, own their pages, and nobody else owns any."""
-        for seq, rows in zip(seqs, expected, strict=True):
-            np.testing.assert_array_equal(self.read(seq), rows)
-        pages = [page for seq in seqs for page in seq.pages]
-        assert [self.cache.pool.owners(page) for page in range(PAGES)] == [pages.count(page) for page in range(PAGES)]
-        assert self.cache.num_free_pages == PAGES - len(set(pages))
-        assert all(len(seq.pages) == -(-len(seq) // PAGE_SIZE) for seq in seqs)
+from support.owned_pages import Given
 
 
 def grew(given, *seqs):
