@@ -1,9 +1,10 @@
 """The definition of what kvit computes: numpy and the types of ml_dtypes only, float64 inside, written to be read."""
 
-from .attention import KeyRange, State, attention, merge_state, merge_states, visible_keys
+from .attention import State, attention, merge_state, merge_states
 from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
+from .mask import KeyRange, Seen, seen_keys, visible_keys
 from .paged import append, convert_pages, copy_pages, gather, paged_attention, token_positions, token_ranges
 from .pair import PAIRS, Pair
 from .rope import Rotation, biased, cosine_and_sine, rotate
@@ -20,6 +21,7 @@ __all__ = [
     "Pair",
     "Pool",
     "Rotation",
+    "Seen",
     "State",
     "Table",
     "append",
@@ -37,6 +39,7 @@ __all__ = [
     "paged_attention",
     "rotate",
     "rounded",
+    "seen_keys",
     "to_vllm",
     "token_positions",
     "token_ranges",
