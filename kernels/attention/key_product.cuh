@@ -15,20 +15,35 @@ namespace kvit {
 /// A scale as small as can be for one that is 0, so that whatever is hidden, an infinite score, stays hidden.
 KVIT_DEVICE float NotZero(float scale) { return scale == 0.0f ? 0x1p-126f : scale; }
 
-template <class T, class Codec, int HeadDim, int Rows>
+/// Queries as operands, and scores. HasFactors: rows' scores are scaled by factors of their own.
+template <class T, class Codec, int HeadDim, int Rows, bool HasFactors = false>
 class KeyProduct;
 
+/// The factor of every row where rows have none of their own.
+struct NoFactor {
+  KVIT_DEVICE float operator()(int) const { return 1.0f; }
+};
+
 /// 16-bit keys: a matrix load gives the operands of one multiplication, 16 channels.
-template <class T, int HeadDim, int Rows>
-class KeyProduct<T, Plain, HeadDim, Rows> {
+template <class T, int HeadDim, int Rows, bool HasFactors>
+class KeyProduct<T, Plain, HeadDim, Rows, HasFactors> {
  public:
   static constexpr int kRowTiles = Rows / 8;
   static constexpr int kSteps = HeadDim / 16;
 
-  /// Loads the queries; `address(row)` is null for rows that do not exist. A score is `scale` times the product.
-  template <class Address>
-  KVIT_DEVICE void LoadQueries(Address&& address, float scale) {
-    scale_ = NotZero(scale);
+  /// Loads the queries; `address(row)` is null for rows that do not exist. A score is `scale` times the product, times
+  /// `factor(row)` of a row that exists.
+  template <class Address, class Factor = NoFactor>
+  KVIT_DEVICE void LoadQueries(Address&& address, float scale, const Factor& factor = {}) {
+    if constexpr (HasFactors) {
+      KVIT_UNROLL
+      for (int n = 0; n < kRowTiles; ++n) {
+        KVIT_UNROLL
+        for (int j = 0; j < 2; ++j) scale_[n][j] = NotZero(scale * factor(FragmentRow(n, j)));
+      }
+    } else {
+      scale_[0][0] = NotZero(scale);
+    }
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       const char* row = address(OperandRow(n));
@@ -44,7 +59,7 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
   }
 
   /// What scores come out divided by, of FragmentRow(n, j). Never 0.
-  KVIT_DEVICE float Scale(int, int) const { return scale_; }
+  KVIT_DEVICE float Scale(int n, int j) const { return HasFactors ? scale_[n][j] : scale_[0][0]; }
 
   /// `key(s, c)` is the shared-memory address of token s of the step from channel c on.
   template <class Key, class Parameters>
@@ -62,7 +77,7 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
 
  private:
   uint32_t q_[kRowTiles][kSteps][2];  // B fragments of Q^T
-  float scale_;
+  float scale_[HasFactors ? kRowTiles : 1][HasFactors ? 2 : 1];
 };
 
 /// Coded keys, k = s c + z: the codes are multiplied as they are, and the parameters of a token meet its score once.
@@ -72,8 +87,8 @@ class KeyProduct<T, Plain, HeadDim, Rows> {
 /// Queries become f16 whatever their type: each row is scaled by a power of two, exactly, so that its largest element
 /// lies in [2^10, 2^11); what then is too small for f16 is 2^-24 of that or less. The scale goes back into the score.
 /// Where a codec's units differ, the queries make up for it.
-template <class T, ScaledCodec Codec, int HeadDim, int Rows>
-class KeyProduct<T, Codec, HeadDim, Rows> {
+template <class T, ScaledCodec Codec, int HeadDim, int Rows, bool HasFactors>
+class KeyProduct<T, Codec, HeadDim, Rows, HasFactors> {
  public:
   static constexpr int kRowTiles = Rows / 8;
   static constexpr int kPairs = Codec::kPairs;
@@ -83,8 +98,8 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
   static constexpr float kUnit = Codec::Unit(kPairs - 1);  // the least
   static_assert(HeadDim % (2 * kHalf) == 0, "a token must be a whole number of 32-byte matrix loads");
 
-  template <class Address>
-  KVIT_DEVICE void LoadQueries(Address&& address, float scale) {
+  template <class Address, class Factor = NoFactor>
+  KVIT_DEVICE void LoadQueries(Address&& address, float scale, const Factor& factor = {}) {
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       const char* row = address(OperandRow(n));
@@ -124,7 +139,9 @@ class KeyProduct<T, Codec, HeadDim, Rows> {
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {  // from the lanes that hold a row of Q to those that hold it in S
         const int from = (LaneIndex() % 4 * 2 + j) * 4;
-        scale_[n][j] = NotZero(scale / Shuffle(up, from) * kUnit);
+        float of_row = scale;
+        if constexpr (HasFactors) of_row *= factor(FragmentRow(n, j));
+        scale_[n][j] = NotZero(of_row / Shuffle(up, from) * kUnit);
         sum_[n][j] = Shuffle(sum, from) / kUnit;
       }
     }

@@ -65,6 +65,33 @@ class OutputFragments {
 template <class T, class Codec, int HeadDim, int Rows>
 class ValueProduct;
 
+/// What becomes of V's operands before they are multiplied, where every token of a step is seen.
+struct KeepsAll {
+  KVIT_DEVICE void operator()(uint32_t (&)[4]) const {}
+};
+
+/// Zeroes in registers what a step does not see: 16 tokens, of which a lane holds two neighbours in each register.
+class KeepsSeen {
+ public:
+  /// sees(s): whether token s of the 16 is seen
+  template <class Sees>
+  KVIT_DEVICE explicit KeepsSeen(Sees&& sees) {
+    KVIT_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int token = half * 8 + LaneIndex() % 4 * 2;
+      kept_[half] = (sees(token) ? 0x0000ffffu : 0u) | (sees(token + 1) ? 0xffff0000u : 0u);
+    }
+  }
+  /// v: [tokens 0..7, 8..15][2], as LoadValueOperand gives them
+  KVIT_DEVICE void operator()(uint32_t (&v)[4]) const {
+    KVIT_UNROLL
+    for (int i = 0; i < 4; ++i) v[i] &= kept_[i / 2];
+  }
+
+ private:
+  uint32_t kept_[2];
+};
+
 /// 16-bit values: a transposed matrix load gives the operands of one multiplication, 16 channels.
 template <class T, int HeadDim, int Rows>
 class ValueProduct<T, Plain, HeadDim, Rows> : public OutputFragments<Rows / 8, HeadDim / 16> {
@@ -74,12 +101,13 @@ class ValueProduct<T, Plain, HeadDim, Rows> : public OutputFragments<Rows / 8, H
   using Weight = T;  // what P is rounded to
 
   /// p: B fragments of P^T. `value(s, c)` is the shared-memory address of token s of the step from channel c on.
-  template <class Value>
-  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
+  template <class Value, class Keeps = KeepsAll>
+  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value, const Keeps& keep = {}) {
     KVIT_UNROLL
     for (int step = 0; step < kSteps; ++step) {
       uint32_t v[4];
       LoadValueOperand(v, value, step * 16, 8);
+      keep(v);
       KVIT_UNROLL
       for (int n = 0; n < kRowTiles; ++n) MmaM16N8K16<T>(o_[n][step], v, p[n]);
     }
@@ -117,12 +145,13 @@ class ValueProduct<T, Codec, HeadDim, Rows> : public OutputFragments<Rows / 8, H
   static_assert(HeadDim % (16 * kPairs) == 0, "a token must be a whole number of 32-byte matrix loads");
   using Weight = Half;
 
-  template <class Value>
-  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
+  template <class Value, class Keeps = KeepsAll>
+  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value, const Keeps& keep = {}) {
     KVIT_UNROLL
     for (int block = 0; block < kBlocks; block += 2) {
       uint32_t v[4];  // [tokens 0..7, 8..15][block, block + 1]
       LoadValueOperand(v, value, block * 8 * kPairs, 8 * kPairs);
+      keep(v);
       Multiply<0, 0>(p, v, block);
       Multiply<1, 0>(p, v, block);
       if constexpr (kPairs == 4) {

@@ -29,12 +29,12 @@ class WorkIterator {
     const auto place = scheduler_.FindRowTile(work_.of, within - head * of_head);
     work_.head = int(head) * scheduler_.partitions() + partition_;
     work_.row_tile = place.row_tile;
-    work_.tiles = scheduler_.Tiles(work_.of, work_.row_tile);
+    work_.tiles = scheduler_.TilesOf(work_.of, work_.row_tile);
     Begin(int(within - head * of_head - place.before));
   }
 
   KVIT_DEVICE bool Done() const { return position_ >= end_; }
-  KVIT_DEVICE const WorkTile& work() const { return work_; }
+  KVIT_DEVICE const typename Scheduler::Work& work() const { return work_; }
 
   KVIT_DEVICE void Next() {
     position_ += scheduler_.IsSplit() ? 1 : work_.last - work_.first;
@@ -53,7 +53,7 @@ class WorkIterator {
         } while (work_.of.row_tiles == 0);
       }
     }
-    work_.tiles = scheduler_.Tiles(work_.of, work_.row_tile);
+    work_.tiles = scheduler_.TilesOf(work_.of, work_.row_tile);
     Begin(0);
   }
 
@@ -62,19 +62,19 @@ class WorkIterator {
     work_.line_begin = position_ - unit;
     if (scheduler_.IsSplit()) {
       const int split = scheduler_.SplitOf(work_.of);
-      work_.first = unit * split;
-      work_.last = Min(work_.first + split, work_.tiles);
+      work_.first = (work_.tiles.first / split + unit) * split;
+      work_.last = Min(work_.first + split, work_.tiles.last);
     } else {
       const int64_t left = end_ - position_;
-      work_.first = unit;
-      work_.last = left < work_.tiles - unit ? unit + int(left) : work_.tiles;
+      work_.first = work_.tiles.first + unit;
+      work_.last = left < work_.tiles.last - work_.first ? work_.first + int(left) : work_.tiles.last;
     }
   }
 
   const Scheduler& scheduler_;
   int num_heads_, partition_;
   int64_t position_, end_;
-  WorkTile work_;
+  typename Scheduler::Work work_;
 };
 
 }  // namespace kvit

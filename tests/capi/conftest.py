@@ -50,7 +50,7 @@ def c_host(c_host_file):
     return load("c_host", c_host_file)
 
 
-@pytest.fixture(scope="session", params=[1, 2])
+@pytest.fixture(scope="session", params=[1, 2, 3])
 def older_c_host(request, tmp_path_factory):
     """The same host, compiled against kvit.h as it was when it had an older version."""
     version = request.param
@@ -58,14 +58,16 @@ def older_c_host(request, tmp_path_factory):
     for header in Path(kvit.get_include()).iterdir():
         text = header.read_text(encoding="utf-8")
         text = re.sub(r"(#define KVIT_API_VERSION) \d+", rf"\1 {version}", text)
-        text = re.sub(
-            r"(  // attention, since version 3:.*\n)(  //.*\n)*  int32_t split_tokens;", "  int32_t reserved;", text
-        )
-        for later in range(version + 1, 4):  # from there to the end of the struct, or to what a later version added
+        if version < 3:
+            text = re.sub(
+                r"(  // attention, since version 3:.*\n)(  //.*\n)*  int32_t split_tokens;", "  int32_t reserved;", text
+            )
+        for later in range(version + 1, 5):  # from there to the end of the struct, or to what a later version added
             text = re.sub(rf"\n  // Since version {later}:.*?(?=\n\}}|\n  // Since version)", "", text, flags=re.S)
         (folder / header.name).write_text(text, encoding="utf-8")
-    assert ("cache_gather" in (folder / "kvit.h").read_text(encoding="utf-8")) == (version == 2)
-    for field in ("split_tokens", "int32_t launch;", "reads_ahead"):
+    assert ("cache_gather" in (folder / "kvit.h").read_text(encoding="utf-8")) == (version >= 2)
+    newer = ["window_left", "attention_masked"] + ["split_tokens", "int32_t launch;", "reads_ahead"] * (version < 3)
+    for field in newer:
         assert field not in (folder / "kvit_types.h").read_text(encoding="utf-8")
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 
