@@ -52,8 +52,8 @@ class Attention(Operation, AttentionCall):
                          tile (`kernel.facts["tile_tokens"]`); where the work is cut evenly over the GPU if absent
     reads_ahead          lets a launch read what is old before the launch in front of it in the stream has ended:
                          lengths, query_indptr, page tables, spans, trees, float8's scales, and K and V with their
-                         parameters of all but the new tokens. Whoever says True promises that the launch in front writes none of these.
-                         The new tokens' K and V, and q, are read after it.
+                         parameters of all but the new tokens. Whoever says True promises that the launch in front
+                         writes none of these. The new tokens' K and V, and q, are read after it.
                          On GPUs of compute capability 9.0 and more that hides what a launch must do before its first
                          bytes arrive; elsewhere, and in calls by graph, it changes nothing. Launches of kvit let the
                          next one start only when the one before them has ended; if the one in front lets it start

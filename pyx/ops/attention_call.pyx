@@ -41,21 +41,20 @@ cdef class AttentionCall:
                       many
         out           like q, written in place; allocated if absent. It may be q itself, whose rows it then replaces
         lse           float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
-        spans         int32 [tokens, 2] on the device: (begin, end) of keys of its sequence that a query sees too, if its
-                      own position is one of them. Of an operation that was made with spans=True
+        spans         int32 [tokens, 2] on the device: (begin, end) of keys that a query sees too, if its own position
+                      is one of them; all queries among them have the same. Of an operation made with spans=True
         tree          int64 [tokens, 1 or 2] on the device, the bits of 64 new tokens each: of its sequence's new tokens
                       a query sees those whose bits are set. A sequence of more new tokens than bits is a chain. Of an
-                      operation that was made with tree=True
+                      operation made with tree=True
         stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        A captured graph reads spans and tree afresh at each launch, as it does lengths.
-        out and lse lie apart from each other and from all that is read, but for q; overlap is refused.
+        A captured graph reads spans and tree afresh at each launch, as it does lengths. out and lse lie apart from each
+        other and from all that is read, but for q; overlap is refused.
 
         Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf, or the sink of
-        its head. A sequence
-        that the table describes wrongly gives NaN, and check() says what is wrong. Rows that no sequence has, before
-        the first one's or behind the last one's, are left as they are. Quickest for kvit's own Buffers and Tensors:
-        other arrays are wrapped anew by every call.
+        its head. A sequence that the table describes wrongly gives NaN, and check() says what is wrong. Rows that no
+        sequence has, before the first one's or behind the last one's, are left as they are. Quickest for kvit's own
+        Buffers and Tensors: other arrays are wrapped anew by every call.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         if self.launch is None:
