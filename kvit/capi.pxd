@@ -137,6 +137,15 @@ cdef extern from "kvit.h" nogil:
         const kvit_tensor *workspace
         int32_t launch
         int32_t reads_ahead
+        int32_t window_left
+        int32_t window_right
+        int32_t chunk
+        float softcap
+        int32_t takes_spans
+        int32_t takes_tree
+        const kvit_tensor *sinks
+        const kvit_tensor *alibi
+        const kvit_tensor *temperature
 
     ctypedef struct kvit_op_info:
         uint32_t size
@@ -234,6 +243,10 @@ cdef extern from "kvit.h" nogil:
         int32_t (*cache_view)(kvit_cache *cache, kvit_view **view) noexcept nogil
         int32_t (*sequence_pages)(kvit_sequence *sequence, int32_t *pages, int64_t capacity,
                                   int64_t *count) noexcept nogil
+        int32_t (*attention_masked)(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
+                                    const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
+                                    const kvit_tensor *spans, const kvit_tensor *tree,
+                                    kvit_stream stream) noexcept nogil
 
     kvit_tensor kvit_dense(void *data, int32_t dtype, int32_t device_type, int32_t device_id, int32_t ndim,
                            const int64_t *shape)

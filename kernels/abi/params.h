@@ -3,6 +3,7 @@
 #ifndef KVIT_ABI_PARAMS_H
 #define KVIT_ABI_PARAMS_H
 
+#include <stddef.h>
 #include <stdint.h>
 
 // The GPU wants tensor maps at multiples of 64; whoever packs one for a launch need not.
@@ -99,6 +100,23 @@ typedef struct KVIT_TENSOR_MAP_ALIGNMENT KvitTensorMap {
   unsigned char bytes[128];
 } KvitTensorMap;
 
+// What variant `general` has besides: of a mask, and of scores. All zero: nothing. Positions of queries and keys are
+// their places in the sequence; docs/attention.md says what stands where the new tokens are a tree.
+typedef struct KvitGeneral {
+  const int32_t* spans;   // [tokens, 2] keys [begin, end): a query whose position lies there sees them too; NULL: none
+  const uint64_t* trees;  // [tokens, tree_words] bit j: the query sees its sequence's new token j; NULL: a chain
+  const float* sinks;     // [num_query_heads] scores that the sum has once more, for no key; NULL: none
+  const float* alibi;     // [num_query_heads] slopes: a score loses one for each position between query and key
+  const float* temperature;  // [positions] factor of the queries at a position; of later ones the last; NULL: 1
+  int32_t window_left, window_right;  // keys that a query sees up to its own, and from its own on; 0: all
+  int32_t chunk;                      // a query sees keys of its own chunk of so many; 0: of all
+  KvitDivisor by_chunk;               // division by chunk, where there is one
+  int32_t tree_words;                 // 1 or 2: a sequence of more than 64 * tree_words new tokens is a chain
+  int32_t positions;                  // of temperature, at least 1
+  float cap_log2, cap_rate;           // a score s becomes c tanh(s / c): c log2(e), and 2 / c; 0: it does not
+  int32_t reserved[13];
+} KvitGeneral;
+
 // Attention of new tokens over the cache. Grid: any number of CTAs, the same for every launch on a workspace.
 typedef struct KvitDecodeParams {
   KvitCache cache;
@@ -124,6 +142,7 @@ typedef struct KvitDecodeParams {
   int32_t partitions;  // lines of work, each with heads and CTAs of its own: divides the grid and the KV heads
   int32_t reserved[11];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
+  KvitGeneral general;         // for kernels of variant `general`; behind what all others read
 } KvitDecodeParams;
 
 // Rows k and v of a call's tokens, to or from their pages: token j of n of a sequence is at position length - n + j.
@@ -259,8 +278,9 @@ typedef struct KvitReadParams {
 static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 152, "the ABI of a cache is fixed");
 static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI of a page table is fixed");
 static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
-static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 640, "the ABI of attention is fixed");
-static_assert((sizeof(KvitDecodeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
+static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 768, "the ABI of attention is fixed");
+static_assert(sizeof(KvitGeneral) == 128, "the ABI of attention is fixed");
+static_assert(offsetof(KvitDecodeParams, k_map) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert((sizeof(KvitProbeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 424,
               "the ABI of append and gather is fixed");

@@ -11,32 +11,42 @@
 
 namespace kvit {
 
-/// The queries are in registers, as B operands of Q^T.
-template <class T, class Codec, int HeadDim, int Rows>
+/// The factor of every row where rows have none of their own.
+struct NoFactor {
+  KVIT_DEVICE float operator()(int) const { return 1.0f; }
+};
+
+/// The queries are in registers, as B operands of Q^T. HasFactors: rows' scores are scaled by factors of their own.
+template <class T, class Codec, int HeadDim, int Rows, bool HasFactors = false>
 class KeyProduct {
  public:
   static constexpr int kRowTiles = Rows / 8;
 
-  /// Loads the queries; `address(row)` is null for rows that do not exist. A score is `scale` times the product.
-  template <class Address>
-  KVIT_DEVICE void LoadQueries(Address&& address, float scale) {
-    if constexpr (!Codec::kScaled) scale_[0][0] = NotZero(scale);
+  /// Loads the queries; `address(row)` is null for rows that do not exist. A score is `scale` times the product, times
+  /// `factor(row)` of a row that exists.
+  template <class Address, class Factor = NoFactor>
+  KVIT_DEVICE void LoadQueries(Address&& address, float scale, const Factor& factor = {}) {
+    if constexpr (!kHasScales) scale_[0][0] = NotZero(scale);
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
       q_[n].Read(address(OperandRow(n)));
-      if constexpr (Codec::kScaled) {
-        KVIT_UNROLL
-        for (int j = 0; j < 2; ++j) {  // from the lanes that hold a row of Q to those that hold it in S
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        float of_row = scale;
+        if constexpr (HasFactors) of_row *= factor(FragmentRow(n, j));
+        if constexpr (Codec::kScaled) {  // from the lanes that hold a row of Q to those that hold it in S
           const int from = (LaneIndex() % 4 * 2 + j) * 4;
-          scale_[n][j] = NotZero(scale / Shuffle(q_[n].up, from) * Operands::kUnit);
+          scale_[n][j] = NotZero(of_row / Shuffle(q_[n].up, from) * Operands::kUnit);
           sum_[n][j] = Shuffle(q_[n].sum, from) / Operands::kUnit;
+        } else if constexpr (HasFactors) {
+          scale_[n][j] = NotZero(of_row);
         }
       }
     }
   }
 
   /// What scores come out divided by, of FragmentRow(n, j). Never 0.
-  KVIT_DEVICE float Scale(int n, int j) const { return Codec::kScaled ? scale_[n][j] : scale_[0][0]; }
+  KVIT_DEVICE float Scale(int n, int j) const { return kHasScales ? scale_[n][j] : scale_[0][0]; }
 
   /// `key(s, c)` is the shared-memory address of token s of the step from channel c on, `parameters(s)` that of the 4
   /// bytes of token s, where the codec has any.
@@ -75,9 +85,10 @@ class KeyProduct {
 
  private:
   using Operands = KeyOperands<T, Codec, HeadDim>;
+  static constexpr bool kHasScales = Codec::kScaled || HasFactors;  // a row has its own
 
   typename Operands::Query q_[kRowTiles];
-  float scale_[kRowTiles][2];  // of the rows' scores; in 16 bits [0][0] of all
+  float scale_[kRowTiles][2];  // of the rows' scores; [0][0] of all where rows have none of their own
   float sum_[kRowTiles][2];    // of the rows of Q, in the units of the products, where the codec has zeros
 };
 

@@ -2,33 +2,41 @@
 #ifndef KVIT_ATTENTION_MASK_CUH
 #define KVIT_ATTENTION_MASK_CUH
 
-#include "abi/params.h"
 #include "core/types.h"
 #include "schedule/row_tiles.cuh"
+#include "schedule/work_tile.cuh"
 
 namespace kvit {
 
 /// Causal, or full: the mask of variant `plain`. What a mask has:
 ///
-///   Visible(length, new_tokens, token)   the keys that query token `token` sees, of the last `new_tokens` of `length`
-///   Ends(length, new_tokens)             the ends of these ranges as a line over tokens, for the scheduler
-///   LastEnd(length, new_tokens)          that of the last token, at once
-///   Key ranges of later tokens end later, or where those of earlier ones do.
+///   kHasBegin                the ranges of some queries begin behind key 0
+///   Visible(work, token)     the keys that query token `token` of a sequence sees, or the least range around them
+///   Of(work)                 the same as a line over tokens, for the scheduler: a Keys, whose Union(from, to) is the
+///                            least range around what any of the tokens [from, to] sees
+///   LastUnion(work, from)    of all tokens from `from` on, at once
+///
+/// It is made from a launch's params, and keeps references: a kernel's parameters, read where they lie.
 class CausalMask {
  public:
-  KVIT_HD explicit CausalMask(const KvitDecodeParams& params) : params_(params) {}
+  static constexpr bool kHasBegin = false;
+  using Keys = KeyEnds;
 
-  KVIT_HD KeyEnds Ends(int length, int new_tokens) const {
-    return params_.causal == 0 || new_tokens == 1 ? KeyEnds{length, 0} : KeyEnds{length - new_tokens + 1, 1};
+  template <class Params>
+  KVIT_HD explicit CausalMask(const Params& params) : causal_(params.causal) {}
+
+  KVIT_HD KeyEnds Of(SequenceWork work) const {
+    return causal_ == 0 || work.new_tokens == 1 ? KeyEnds{work.length, 0}
+                                                : KeyEnds{work.length - work.new_tokens + 1, 1};
   }
-  KVIT_HD int LastEnd(int length, int) const { return length; }
-  KVIT_HD KeyRange Visible(int length, int new_tokens, int token) const {
-    if (params_.causal == 0 || new_tokens == 1) return {0, length};
-    return {0, Min(length - new_tokens + 1 + token, length)};
+  KVIT_HD KeysFromFirst LastUnion(const SequenceWork& work, int) const { return {work.length}; }
+  KVIT_HD KeyRange Visible(SequenceWork work, int token) const {
+    if (causal_ == 0 || work.new_tokens == 1) return {0, work.length};
+    return {0, Min(work.length - work.new_tokens + 1 + token, work.length)};
   }
 
  private:
-  const KvitDecodeParams& params_;  // a kernel's parameters, read where they lie
+  const int32_t& causal_;
 };
 
 }  // namespace kvit

@@ -29,9 +29,10 @@ class RowAttention {
   static constexpr int kRows = RowTiles * 16;
   static constexpr int kBlocks = Tokens / 16;
   static_assert(Tokens % 16 == 0, "tokens come in sixteens");
+  static_assert(Score::kIsIdentity, "scores are scaled, and nothing else");
   using Shared = typename Keys::Shared;
 
-  KVIT_DEVICE RowAttention(const Score& score, Shared& shared) : score_(score), keys_(shared) {}
+  KVIT_DEVICE explicit RowAttention(Shared& shared) : keys_(shared) {}
 
   /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units.
   template <class Address>
@@ -58,7 +59,6 @@ class RowAttention {
   KVIT_DEVICE void Step(const View& step) {
     Scores score;
     keys_.template Scores<kBlocks>(score, step);
-    Modify(score, step.first_key);
     SeenKeys<kIsMasked, RowTiles> seen;
     if constexpr (kIsMasked) {
       ForEachRow([&](int m, int h) { seen.range[m][h] = step.Seen(m * 16 + h * 8 + LaneIndex() / 4); });
@@ -142,17 +142,6 @@ class RowAttention {
     sum_[m][h] *= down;
     if constexpr (kHasZero) zero_[m][h] *= down;
     values_.Rescale(m, h, down);
-  }
-
-  KVIT_DEVICE void Modify(Scores& score, int first_key) const {
-    if constexpr (!Score::kIsIdentity) {
-      ForEachToken([&](int b, int half, int j, int token) {
-        ForEachRow([&](int m, int h) {
-          float& s = score[b][m][half][h * 2 + j];
-          s = score_.Modify(s, keys_.Scale(m, h), first_key + token);
-        });
-      });
-    }
   }
 
   // Selects, so that whatever stands in a hidden score is gone.
@@ -275,7 +264,6 @@ class RowAttention {
   }
   static KVIT_DEVICE bool IsSame(const KeyRange& a, const KeyRange& b) { return a.begin == b.begin && a.end == b.end; }
 
-  Score score_;
   Keys keys_;
   Values values_;
   float base_[RowTiles][2];  // log2 of the w that counts as 1; the same in the four lanes of a row

@@ -2,28 +2,26 @@
 #ifndef KVIT_ATTENTION_SCORE_CUH
 #define KVIT_ATTENTION_SCORE_CUH
 
-#include "abi/params.h"
-#include "attention/mask.cuh"
-#include "core/types.h"
+#include "core/macros.h"
 
 namespace kvit {
 
 /// The scale alone, which the exponent's own multiplication carries: nothing is left to do. What a score modifier has:
 ///
-///   kIsIdentity                  Modify is not even called
-///   Modify(score, scale, key)    a score in the units of the product, `scale` of which make one in log2 units, of key
-///                                `key` of the sequence; returns it in the same units
+///   kIsIdentity     no score is ever changed; all that follows but kHasSinks is not even called
+///   kHasSinks       WithSink(head, part) is a finished row, a Partial, with its query head's sink
+///   Factor(position)         what the scores of a query at this position are multiplied by, besides the scale
+///   Changes()                whether Modify has anything to do; the same in all threads
+///   RowOf(head, position)    what Modify must know of a query row
+///   Modify(score, scale, row, key_position)   a score in the units of the product, `scale` of which make one in log2
+///                            units; returns it changed, in log2 units
 class PlainScore {
  public:
   static constexpr bool kIsIdentity = true;
-  KVIT_HD explicit PlainScore(const KvitDecodeParams&) {}
-  KVIT_HD float Modify(float score, float, int) const { return score; }
-};
+  static constexpr bool kHasSinks = false;
 
-/// What a kernel's axis `variant` stands for.
-struct PlainVariant {
-  using Mask = CausalMask;
-  using Score = PlainScore;
+  template <class Params>
+  KVIT_HD explicit PlainScore(const Params&) {}
 };
 
 }  // namespace kvit

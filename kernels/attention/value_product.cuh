@@ -60,6 +60,33 @@ class OutputFragments {
   }
 };
 
+/// What becomes of V's operands before they are multiplied, where every token of a step is seen.
+struct KeepsAll {
+  KVIT_DEVICE void operator()(uint32_t (&)[4]) const {}
+};
+
+/// Zeroes in registers what a step does not see: 16 tokens, of which a lane holds two neighbours in each register.
+class KeepsSeen {
+ public:
+  /// sees(s): whether token s of the 16 is seen
+  template <class Sees>
+  KVIT_DEVICE explicit KeepsSeen(Sees&& sees) {
+    KVIT_UNROLL
+    for (int half = 0; half < 2; ++half) {
+      const int token = half * 8 + LaneIndex() % 4 * 2;
+      kept_[half] = (sees(token) ? 0x0000ffffu : 0u) | (sees(token + 1) ? 0xffff0000u : 0u);
+    }
+  }
+  /// v: [tokens 0..7, 8..15][2], as LoadValueOperand gives them
+  KVIT_DEVICE void operator()(uint32_t (&v)[4]) const {
+    KVIT_UNROLL
+    for (int i = 0; i < 4; ++i) v[i] &= kept_[i / 2];
+  }
+
+ private:
+  uint32_t kept_[2];
+};
+
 template <class T, class Codec, int HeadDim, int Rows>
 class ValueProduct : public OutputFragments<Rows / 8, ValueOperands<T, Codec, HeadDim>::kTiles> {
   using Operands = ValueOperands<T, Codec, HeadDim>;
@@ -69,12 +96,13 @@ class ValueProduct : public OutputFragments<Rows / 8, ValueOperands<T, Codec, He
   using Weight = typename Operands::Weight;
 
   /// p: B fragments of P^T. `value(s, c)` is the shared-memory address of token s of the step from channel c on.
-  template <class Value>
-  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value) {
+  template <class Value, class Keeps = KeepsAll>
+  KVIT_DEVICE void Add(const uint32_t (&p)[kRowTiles][2], Value&& value, const Keeps& keep = {}) {
     KVIT_UNROLL
     for (int load = 0; load < Operands::kLoads; ++load) {
       uint32_t v[4];
       Operands::Load(v, value, load);
+      keep(v);
       ForEachConstant<Operands::kOperands>([&](auto operand) {
         uint32_t a[4];
         Operands::template Expand<decltype(operand)::value>(a, v);

@@ -6,6 +6,7 @@
 
 #include "attention/key_product.cuh"
 #include "attention/softmax_base.cuh"
+#include "attention/step_scores.cuh"
 #include "attention/value_product.cuh"
 #include "attention/value_weight.cuh"
 #include "core/types.h"
@@ -24,9 +25,10 @@ namespace kvit {
 /// With values v = s c + z, a token's weight in the product is w = p s, its weight in the softmax p, and p z is added
 /// once per row. All three are relative to a base of the row, which follows the largest w: not at every step, since
 /// weights may grow for a while before f16 cannot hold them, but before they do, whatever the scales.
-template <class T, class KeyCodec, class ValueCodec, class Dims, int Rows, int Tokens, class Score>
+template <class T, class KeyCodec, class ValueCodec, class Dims, int Rows, int Tokens, class ScoreType>
 class WarpAttention {
  public:
+  using Score = ScoreType;
   static constexpr int kTokens = Tokens;  // per step
   static constexpr int kBlocks = Tokens / 16;
   static constexpr int kRowTiles = Rows / 8;
@@ -34,10 +36,11 @@ class WarpAttention {
 
   KVIT_DEVICE explicit WarpAttention(const Score& score) : score_(score) {}
 
-  /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units.
-  template <class Address>
-  KVIT_DEVICE void Begin(Address&& address, float scale_log2) {
-    keys_.LoadQueries(address, scale_log2);
+  /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units, and times
+  /// factor(row) where score modifiers have one.
+  template <class Address, class Factor = NoFactor>
+  KVIT_DEVICE void Begin(Address&& address, float scale_log2, const Factor& factor = {}) {
+    keys_.LoadQueries(address, scale_log2, factor);
     values_.Clear();
     ForEachRow([&](int n, int j) {
       base_[n][j] = SoftmaxBase::kNone;
@@ -54,8 +57,10 @@ class WarpAttention {
   /// One step, the first of a row tile or another. Its keys are there, and its values once WaitForValues has returned;
   /// Key(s, c) and Value(s, c) give shared-memory addresses of token s from channel c on, KeyParameters(s) and
   /// ValueParameters(s) those of its parameters, first_key the place of its first token in the sequence. Where
-  /// is_masked, HideParameters() comes first, and then row r sees End(r) tokens from the first on, if Has(r): where it
-  /// has not, nothing of this step reaches the row. HideValues() zeroes what no row of the step sees.
+  /// is_masked, the step is for the rows that Has(r) names, and nothing of it reaches others. If View::kHidesInMemory,
+  /// HideParameters() comes first, row r sees End(r) tokens from the first on, and HideValues() zeroes what no row of
+  /// the step sees. Else all rows of the step see the same tokens, those of which Sees(s). Where scores change,
+  /// RowOf(score, r) is what the modifier must know of a row, and PositionOf(s) where token s stands.
   template <bool kIsMasked, class View>
   KVIT_DEVICE void Step(View& step, bool is_first) {
     Scores score;  // not yet times their row's scale
@@ -65,16 +70,19 @@ class WarpAttention {
           score[b], [&](int token, int c) { return step.Key(b * 16 + token, c); },
           [&](int token) { return step.KeyParameters(b * 16 + token); });
     }
-    Modify(score, step.first_key);
+    ModifyScores(score, score_, keys_, step);
     if constexpr (kIsMasked) {
-      step.HideParameters();
-      Hide(score, step);
+      if constexpr (View::kHidesInMemory) step.HideParameters();
+      HideScores(score, score_, keys_, step);
     }
     const auto of_value = [&](int b, int t) {  // of this lane's two tokens of a block
       ScaleZero v = {};
       if constexpr (ValueCodec::kScaled) {
         v = ValueCodec::template Parameters<T>(
             LoadShared<uint32_t>(step.ValueParameters(b * 16 + FragmentToken(2 * t))));
+        if constexpr (kIsMasked && !View::kHidesInMemory) {
+          if (!step.Sees(b * 16 + FragmentToken(2 * t))) v = {};
+        }
       }
       return v;
     };
@@ -89,7 +97,7 @@ class WarpAttention {
     if constexpr (kIsMasked) {
       AddMasked(step, weights);
     } else {
-      Add(step, weights);
+      Add(step, weights, [](int) { return KeepsAll{}; });
     }
   }
 
@@ -121,7 +129,7 @@ class WarpAttention {
   }
 
  private:
-  using Keys = KeyProduct<T, KeyCodec, Dims::kKey, Rows>;
+  using Keys = KeyProduct<T, KeyCodec, Dims::kKey, Rows, !Score::kIsIdentity>;
   using Values = ValueProduct<T, ValueCodec, Dims::kValue, Rows>;
   static constexpr bool kHasZero = ValueCodec::kScaled && ValueCodec::kHasZero;
   using Scores = float[kBlocks][kRowTiles][4];
@@ -151,23 +159,12 @@ class WarpAttention {
     }
   }
 
-  KVIT_DEVICE void Modify(Scores& score, int first_key) const {
-    if constexpr (!Score::kIsIdentity) {
-      KVIT_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        ForEachRow([&](int n, int j) {
-          KVIT_UNROLL
-          for (int t = 0; t < 2; ++t) {
-            float& s = score[b][n][j + 2 * t];
-            s = score_.Modify(s, keys_.Scale(n, j), first_key + b * 16 + FragmentToken(2 * t));
-          }
-        });
-      }
-    }
-  }
+  // What makes log2 units of a row's scores.
+  KVIT_DEVICE float Scale(int n, int j) const { return ScaleOf(score_, keys_, n, j); }
 
-  template <class View>
-  KVIT_DEVICE void Add(const View& step, const Weights& weights) {
+  // keeps(b): what becomes of the values of a block on their way to the products
+  template <class View, class Keeps>
+  KVIT_DEVICE void Add(const View& step, const Weights& weights, Keeps&& keeps) {
     ForEachRow([&](int n, int j) {
       sum_[n][j] += weights.sum[n][j];
       if constexpr (kHasZero) zero_[n][j] += weights.zero[n][j];
@@ -175,7 +172,7 @@ class WarpAttention {
     step.WaitForValues();
     KVIT_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      values_.Add(weights.of_product[b], [&](int token, int c) { return step.Value(b * 16 + token, c); });
+      values_.Add(weights.of_product[b], [&](int token, int c) { return step.Value(b * 16 + token, c); }, keeps(b));
     }
   }
 
@@ -192,24 +189,13 @@ class WarpAttention {
         if (!takes_part[n][j]) weights.sum[n][j] = weights.zero[n][j] = 0.0f;
       });
     }
-    step.HideValues();
-    Add(step, weights);
+    if constexpr (View::kHidesInMemory) {
+      step.HideValues();
+      Add(step, weights, [](int) { return KeepsAll{}; });
+    } else {
+      Add(step, weights, [&](int b) { return KeepsSeen([&](int token) { return step.Sees(b * 16 + token); }); });
+    }
     if (step.is_partial) before.Restore(values_, takes_part);
-  }
-
-  // Selects, so that whatever stands in a hidden score is gone.
-  template <class View>
-  KVIT_DEVICE void Hide(Scores& score, const View& step) const {
-    ForEachRow([&](int n, int j) {
-      const int row = FragmentRow(n, j);
-      const int end = step.Has(row) ? step.End(row) : 0;
-      const float hidden = keys_.Scale(n, j) < 0.0f ? INFINITY : -INFINITY;
-      KVIT_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        if (b * 16 + FragmentToken(0) >= end) score[b][n][j] = hidden;
-        if (b * 16 + FragmentToken(2) >= end) score[b][n][j + 2] = hidden;
-      }
-    });
   }
 
   // The largest w of this lane; infinite where a base would follow something else than a w.
@@ -230,7 +216,7 @@ class WarpAttention {
         KVIT_UNROLL
         for (int i = 0; i < 4; ++i) {
           const int j = i % 2;
-          w[i] = Exp2(fmaf(score[b][n][i], keys_.Scale(n, j), -base_[n][j]));
+          w[i] = Exp2(fmaf(score[b][n][i], Scale(n, j), -base_[n][j]));
           weights.sum[n][j] += w[i];
           if constexpr (kHasZero) weights.zero[n][j] = fmaf(w[i], v[i / 2].zero, weights.zero[n][j]);
           if constexpr (ValueCodec::kScaled) w[i] *= v[i / 2].scale;
@@ -253,9 +239,8 @@ class WarpAttention {
       KVIT_UNROLL
       for (int t = 0; t < 2; ++t) {
         const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(of_value(b, t))) : 0.0f;
-        ForEachRow([&](int n, int j) {
-          base[n][j] = fmaxf(base[n][j], fmaf(score[b][n][j + 2 * t], keys_.Scale(n, j), of_scale));
-        });
+        ForEachRow(
+            [&](int n, int j) { base[n][j] = fmaxf(base[n][j], fmaf(score[b][n][j + 2 * t], Scale(n, j), of_scale)); });
       }
     }
     ForEachRow([&](int n, int j) {

@@ -27,7 +27,10 @@ namespace kvit {
 ///
 /// Page ids are read one tile ahead, so that their latency hides behind the copies of the tile in between. Keeps
 /// references to cache and table: a kernel's parameters, read where they lie.
-template <unsigned Pools, class Map>
+///
+/// HasBegin: SetBegin may say that a sequence's first tokens are not wanted. Those have no rows, and nobody looks at
+/// their pages, unless a band in one page has others.
+template <unsigned Pools, class Map, bool HasBegin = false>
 class PagedIterator {
  public:
   static constexpr int kRows = CeilDiv(Map::kFootprintS, 32);  // rows that a lane looks up
@@ -55,6 +58,9 @@ class PagedIterator {
     fault_ = view.fault;
     head_ = head;
   }
+
+  /// After SetSequence, where HasBegin: tokens before this one are not wanted.
+  KVIT_DEVICE void SetBegin(int begin) { begin_ = begin; }
 
   /// Moves to tokens [tile * Map::kDimS, (tile + 1) * Map::kDimS).
   KVIT_DEVICE void SetTile(int tile) {
@@ -117,6 +123,7 @@ class PagedIterator {
     const uint32_t row = uint32_t(s - band_);
     const int64_t first = address_[Index][0];
     if (first == 0 || Token(tile_, 0) + row >= uint32_t(length_)) return nullptr;
+    if (HasBegin && Token(tile_, 0) + row < uint32_t(begin_)) return nullptr;
     return reinterpret_cast<const char*>(first + int64_t(row) * cache_.pool[Index].token_stride) + byte;
   }
 
@@ -135,8 +142,12 @@ class PagedIterator {
 
   KVIT_DEVICE uint32_t Token(int tile, int r) const { return uint32_t(tile) * Map::kDimS + uint32_t(RowInTile(r)); }
   KVIT_DEVICE int RowInTile(int r) const { return band_ + r * 32 + lane_; }
-  // Whether this lane's r-th row belongs to the band, the tile and the sequence.
+  // Whether this lane's r-th row belongs to the band, the tile and the sequence, and is wanted.
   KVIT_DEVICE bool Holds(int tile, int r) const {
+    if constexpr (HasBegin) {
+      const uint32_t last = Token(tile, r) + (is_dense_ ? Map::kFootprintS - 1 : 0);  // that this lane's page has
+      if (last < uint32_t(begin_)) return false;
+    }
     return r * 32 + lane_ < Map::kFootprintS && RowInTile(r) < Map::kDimS && Token(tile, r) < uint32_t(length_);
   }
 
@@ -180,7 +191,7 @@ class PagedIterator {
   bool is_dense_;
   int band_, lane_;  // lane_: which row of every 32 this lane looks up
   const int32_t* pages_ = nullptr;
-  int length_ = 0, head_ = 0, tile_ = 0;
+  int length_ = 0, head_ = 0, tile_ = 0, begin_ = 0;
   int32_t page_[kRows] = {};                // of the next tile to find
   int64_t address_[kNumPools][kRows] = {};  // of this lane's rows; 0: none
   KvitFault fault_ = {};

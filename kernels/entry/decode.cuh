@@ -2,9 +2,13 @@
 #ifndef KVIT_ENTRY_DECODE_CUH
 #define KVIT_ENTRY_DECODE_CUH
 
+#include <type_traits>
+
 #include "abi/fact.h"
 #include "abi/params.h"
-#include "attention/score.cuh"
+#include "attention/causal_step.cuh"
+#include "attention/general_step.cuh"
+#include "attention/variant.cuh"
 #include "attention/warp_attention.cuh"
 #include "core/pipe_iter.cuh"
 #include "pipeline/kv_pipe.cuh"
@@ -88,8 +92,10 @@ struct DecodeKernel {
   using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
   using Score = typename Variant::Score;
   using Attention = WarpAttention<T, KeyCodec, ValueCodec, Dims, RowsPerTile, kTokens, Score>;
+  using Step = std::conditional_t<Scheduler::kHasBegin, GeneralStep<Scheduler, Pipe, kTokens>,
+                                  CausalStep<Scheduler, Pipe, kTokens>>;
   using Outputs = WarpSums<Dims::kValue, RowsPerTile, kWarps>;
-  using Combiner = Combine<T, Dims::kValue, RowsPerTile, kWarps, Outputs, Scheduler>;
+  using Combiner = Combine<T, Dims::kValue, RowsPerTile, kWarps, Outputs, Scheduler, Score>;
 
   struct Shared {
     typename Pipe::Shared pipe;
@@ -135,11 +141,11 @@ struct DecodeKernel {
     PipeIter<kStages> filled, used;
     int under_way = 0;  // tiles that are in the ring or on their way
     for (; !works.Done(); works.Next()) {
-      const WorkTile& work = works.work();
+      const auto& work = works.work();
       const TileRange visible = scheduler.VisibleTiles(work);
-      const int least = scheduler.Visible(work, 0).end;  // nobody sees less
+      const auto common = Step::Common(scheduler, work);
       Attention attention{Score(params)};
-      int partial_end = kNoEnd;  // of the rows that a step is for, where it is not for all
+      int part = Step::kNoPart;  // of the tile's steps, where it is several
       for (int tile = visible.first;;) {
         SyncWarp();  // all lanes have left the slot that is filled next
         for (; under_way < kStages; ++under_way) {
@@ -154,17 +160,21 @@ struct DecodeKernel {
           GridDependencySync();
           is_synced = true;
         }
-        if (tile == visible.first && partial_end == kNoEnd) Begin(params, scheduler, work, attention);
+        if (tile == visible.first && part == Step::kNoPart) Begin(params, scheduler, work, attention);
         if (tile >= visible.last) break;
         const int slot = used.read(), token = tile * kTileTokens + WarpIndex() * kTokens;
         pipe.WaitForKeys(slot);
-        Step step = {scheduler, work, pipe, slot, token, token + kTokens > least, partial_end};
+        Step step = {scheduler, work, pipe, slot, token, Step::IsMasked(common, token), part};
         if (!step.is_masked) {
           attention.template Step<false>(step, tile == visible.first);
         } else {
-          attention.template Step<true>(step, tile == visible.first);
-          partial_end = step.NextEnd(least);
-          if (partial_end != kNoEnd) continue;
+          if constexpr (Step::kHidesInMemory) {
+            attention.template Step<true>(step, tile == visible.first);
+          } else if (step.Finds()) {
+            attention.template Step<true>(step, tile == visible.first);
+          }
+          part = step.NextPart(common);
+          if (part != Step::kNoPart) continue;
         }
         if (pipe.Faulted(slot)) attention.Poison();
         pipe.Release(slot);
@@ -179,54 +189,22 @@ struct DecodeKernel {
   }
 
  private:
-  static constexpr int kNoEnd = -1;
-
-  /// A warp's tokens of a tile, in ring slot `stage`, and which of them the rows of a row tile see. A tile of which all
-  /// rows see as much is one step. Where their ends lie in it, it is a step for each end, the last one first: before
-  /// each, what its rows do not see is zeroed in shared memory.
-  struct Step {
-    const Scheduler& scheduler;
-    const WorkTile& work;
-    Pipe& pipe;
-    int stage;
-    int first_key;   // the first of the tokens
-    bool is_masked;  // some row does not see all of them
-    int end;         // of the rows that the step is for; kNoEnd: where the tile begins
-    bool is_partial = false;
-
-    KVIT_DEVICE const char* Key(int s, int c) const { return pipe.Key(stage, s, c); }
-    KVIT_DEVICE const char* Value(int s, int c) const { return pipe.Value(stage, s, c); }
-    KVIT_DEVICE auto KeyParameters(int s) const { return pipe.KeyParameters(stage, s); }
-    KVIT_DEVICE auto ValueParameters(int s) const { return pipe.ValueParameters(stage, s); }
-    KVIT_DEVICE void WaitForValues() const { pipe.WaitForValues(stage); }
-
-    /// Where is_masked: decides what this step is for, and zeroes the parameters that its rows do not see.
-    KVIT_DEVICE void HideParameters() {
-      const int most = Min(scheduler.MostEnd(work) - first_key, kTokens);
-      if (end == kNoEnd) end = most;
-      is_partial = end > 0 && End(0) < most;
-      if (end < Min(work.of.length - first_key, kTokens)) pipe.HideParameters(stage, Max(0, end));
-    }
-    KVIT_DEVICE void HideValues() const {
-      WaitForValues();
-      if (end < kTokens) pipe.HideValues(stage, Max(0, end));
-    }
-    /// Tokens that a row sees, from the first on; and whether the step is for it.
-    KVIT_DEVICE int End(int row) const { return scheduler.Visible(work, row).end - first_key; }
-    KVIT_DEVICE bool Has(int row) const { return !is_partial || Min(End(row), kTokens) == end; }
-    /// Of the step after it in the same tile; kNoEnd: the tile is done.
-    KVIT_DEVICE int NextEnd(int least) const {
-      return is_partial && end > Max(least - first_key, 1) ? end - 1 : kNoEnd;
-    }
-  };
-
-  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler, const WorkTile& work,
-                                Attention& attention) {
+  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler,
+                                const typename Scheduler::Work& work, Attention& attention) {
     const int rows = scheduler.NumRows(work);
     const auto address = [&](int row) -> const char* {
       return row < rows ? scheduler.QueryAddress(work, row) : nullptr;
     };
-    attention.Begin(address, params.scale * 1.44269504088896341f);
+    const float scale_log2 = params.scale * 1.44269504088896341f;
+    if constexpr (Score::kIsIdentity) {
+      attention.Begin(address, scale_log2);
+    } else {
+      const Score score(params);
+      attention.Begin(address, scale_log2, [&](int row) {
+        const int token = Min(scheduler.TokenOf(work.row_tile * RowsPerTile + row), work.of.new_tokens - 1);
+        return score.Factor(scheduler.mask().PositionOf(work.of, token));
+      });
+    }
     if (work.of.is_bad) attention.Poison();
   }
 };

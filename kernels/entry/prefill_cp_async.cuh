@@ -5,7 +5,7 @@
 #include "abi/fact.h"
 #include "abi/params.h"
 #include "attention/row_attention.cuh"
-#include "attention/score.cuh"
+#include "attention/variant.cuh"
 #include "iterator/sm80.cuh"
 #include "pipeline/row_table_loader.cuh"
 #include "pipeline/tile_ring.cuh"
@@ -52,7 +52,7 @@ struct PrefillCpAsyncKernel {
   static constexpr int kRowTiles = Shape::kWarpRows / 16;
   using Attention = RowAttention<T, ValueCodec, RowKeys<T, KeyCodec, Dims::kKey, kRowTiles>,
                                  RowValues<T, ValueCodec, Dims::kValue, kRowTiles>, kRowTiles, kTileTokens, Score>;
-  using Combiner = Combine<T, Dims::kValue, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler>;
+  using Combiner = Combine<T, Dims::kValue, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler, Score>;
 
   struct Shared {
     KeyRing keys;
@@ -60,7 +60,7 @@ struct PrefillCpAsyncKernel {
     typename Loader::Shared loader;
     typename Attention::Shared attention[kWarps];
     CtaRange range;
-    WorkPlace place;  // of the work tile that is computed
+    typename WorkIterator<Scheduler>::Place place;  // of the work tile that is computed
     typename Combiner::Shared combine;
     typename Scheduler::Shared scheduler;
   };
@@ -113,10 +113,10 @@ struct PrefillCpAsyncKernel {
     if (!is_synced) GridDependencySync();
     int slot = 0;
     while (shared.place.position < range.end) {
-      const WorkTile& work = shared.place.work;
+      const typename Scheduler::Work& work = shared.place.work;
       const TileRange visible = scheduler.VisibleTiles(work);
       const int least = scheduler.Visible(work, 0).end;  // nobody sees less
-      Attention attention(Score(params), shared.attention[WarpIndex()]);
+      Attention attention(shared.attention[WarpIndex()]);
       Begin(params, scheduler, work, attention);
       for (int tile = visible.first; tile < visible.last; ++tile, slot = 1 - slot) {
         CopyAsyncWait<0>();
@@ -147,7 +147,7 @@ struct PrefillCpAsyncKernel {
   /// A tile in ring slot `stage`, and what the rows of a row tile see of it.
   struct Step {
     const Scheduler& scheduler;
-    const WorkTile& work;
+    const typename Scheduler::Work& work;
     const Shared& shared;
     int stage;
     int first_key;  // the first of its tokens
@@ -166,8 +166,8 @@ struct PrefillCpAsyncKernel {
     KVIT_DEVICE KeyRange SeenBySome() const { return {0, Min(scheduler.MostEnd(work) - first_key, kTileTokens)}; }
   };
 
-  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler, const WorkTile& work,
-                                Attention& attention) {
+  KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler,
+                                const typename Scheduler::Work& work, Attention& attention) {
     const int rows = scheduler.NumRows(work);
     const auto address = [&](int row) -> const char* {
       const int row_of_tile = WarpIndex() * Shape::kWarpRows + row;

@@ -6,7 +6,7 @@
 #include "abi/params.h"
 #include "attention/group_products.cuh"
 #include "attention/row_attention.cuh"
-#include "attention/score.cuh"
+#include "attention/variant.cuh"
 #include "pipeline/stage_barriers.cuh"
 #include "pipeline/tma_loader.cuh"
 #include "pipeline/tma_ring.cuh"
@@ -39,7 +39,7 @@ struct PrefillTmaKernel {
   using Score = typename Variant::Score;
   using Keys = GroupKeys<T, Dims::kKey>;
   using Attention = RowAttention<T, Plain, Keys, GroupValues<T, Dims::kValue>, 1, kTileTokens, Score>;
-  using Combiner = Combine<T, Dims::kValue, kRows, kConsumers, RowsOfWarps<16>, Scheduler>;
+  using Combiner = Combine<T, Dims::kValue, kRows, kConsumers, RowsOfWarps<16>, Scheduler, Score>;
   static_assert(Dims::kKey % 64 == 0 && Dims::kValue % 64 == 0, "rows are whole lines of 128 bytes");
 
   struct Shared {
@@ -134,10 +134,10 @@ struct PrefillTmaKernel {
     Combiner combine(params, scheduler, range, shared.combine);
     uint32_t count = 0;  // of tiles before this one
     for (; !works.Done(); works.Next()) {
-      const WorkTile& work = works.work();
+      const typename Scheduler::Work& work = works.work();
       const TileRange visible = scheduler.VisibleTiles(work);
       const int least = scheduler.Visible(work, 0).end;  // nobody sees less
-      Attention attention(Score(params), shared.attention);
+      Attention attention(shared.attention);
       Begin(params, scheduler, work, attention);
       for (int tile = visible.first; tile < visible.last; ++tile, ++count) {
         const int stage = int(count % kStages);
@@ -162,7 +162,7 @@ struct PrefillTmaKernel {
   struct Step {
     static constexpr int kChunkBytes = KeyRing::Layout::kChunkBytes;
     const Scheduler& scheduler;
-    const WorkTile& work;
+    const typename Scheduler::Work& work;
     Shared& shared;
     int stage;
     uint32_t parity;  // of the slot's barriers
@@ -182,7 +182,7 @@ struct PrefillTmaKernel {
     KVIT_DEVICE KeyRange SeenBySome() const { return {0, Min(scheduler.MostEnd(work) - first_key, kTileTokens)}; }
   };
 
-  KVIT_DEVICE static void Begin(const Params& params, const Scheduler& scheduler, const WorkTile& work,
+  KVIT_DEVICE static void Begin(const Params& params, const Scheduler& scheduler, const typename Scheduler::Work& work,
                                 Attention& attention) {
     const int rows = scheduler.NumRows(work);
     const auto address = [&](int row) -> const char* {

@@ -54,6 +54,7 @@ class CpAsyncLoader {
   KVIT_DEVICE void Begin() {
     if (walk_.Done()) return;
     tiles_.SetSequence(walk_.work().sequence, walk_.work().head);
+    if constexpr (Scheduler::kHasBegin) tiles_.SetBegin(walk_.FirstKey());
     tiles_.SetTile(walk_.tile());
   }
 

@@ -57,7 +57,7 @@ class TileKvPipe {
       TileRing<GmemIterator, T, KeyCodec, Dims::kKey, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 0>;
   using ValueRing =
       TileRing<GmemIterator, T, ValueCodec, Dims::kValue, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 1>;
-  using TileIter = PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map>;
+  using TileIter = PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map, Scheduler::kHasBegin>;
   using Loader = TileLoader<Scheduler, TileIter, KeyRing, ValueRing>;
   static_assert(KeyRing::Map::kFootprintS == kTokens && ValueRing::Map::kFootprintS == kTokens,
                 "a warp loads the tokens that it consumes in a step");

@@ -32,8 +32,8 @@ class RowTableLoader {
 
  public:
   struct Shared {
-    int64_t rows[2][kTables][Tokens];  // [table][pool] addresses of rows, 0: none
-    WorkPlace place;                   // the work tile whose page ids are looked up, and how far that is
+    int64_t rows[2][kTables][Tokens];               // [table][pool] addresses of rows, 0: none
+    typename WorkIterator<Scheduler>::Place place;  // the work tile whose page ids are looked up, and how far that is
     bool is_done;
   };
 
@@ -142,7 +142,7 @@ class RowTableLoader {
     SyncThreads();
     tile_ = end_ = 0;
     if (shared_.is_done) return;
-    const WorkTile& work = shared_.place.work;
+    const typename Scheduler::Work& work = shared_.place.work;
     const TileRange visible = scheduler_.VisibleTiles(work);
     tile_ = visible.first;
     end_ = visible.last;

@@ -18,12 +18,15 @@ class TileWalk {
   }
 
   KVIT_DEVICE bool Done() const { return works_.Done(); }
-  KVIT_DEVICE const WorkTile& work() const { return works_.work(); }
+  KVIT_DEVICE const typename Scheduler::Work& work() const { return works_.work(); }
   KVIT_DEVICE int tile() const { return tile_; }
   /// The first token of the band, in the sequence.
   KVIT_DEVICE uint32_t BandBegin() const {
     return uint32_t(tile_) * Scheduler::kTileTokens + uint32_t(band_ * BandTokens);
   }
+
+  /// Tokens before this one need not be there: no row sees them. Where row tiles have a begin.
+  KVIT_DEVICE int FirstKey() const { return scheduler_.FirstKey(work()); }
 
   /// To the next tile, if there is one. True where it is of the same work tile.
   KVIT_DEVICE bool Next() {

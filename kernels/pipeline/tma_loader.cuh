@@ -129,8 +129,11 @@ class TmaLoader {
   // Of this lane's tokens of a round: the first one's row in the band, and its place in the sequence.
   KVIT_DEVICE int Row(int r) const { return r * kRoundTokens + lane_ * Neighbours; }
   KVIT_DEVICE uint32_t Token(int r) const { return walk_.BandBegin() + uint32_t(Row(r)); }
-  // How many of them the sequence has.
+  // How many of them the sequence has, and somebody may see.
   KVIT_DEVICE int Live(int r) const {
+    if constexpr (Scheduler::kHasBegin) {
+      if (Token(r) < uint32_t(begin_)) return 0;
+    }
     const int left = int(uint32_t(length_) - Token(r));
     return Row(r) < Tokens ? Max(0, Min(left, Neighbours)) : 0;
   }
@@ -167,9 +170,10 @@ class TmaLoader {
 
   KVIT_DEVICE void Begin() {
     if (walk_.Done()) return;
-    const WorkTile& work = walk_.work();
+    const auto& work = walk_.work();
     pages_ = params_.table.pages + work.of.pages;
     length_ = work.of.length;
+    if constexpr (Scheduler::kHasBegin) begin_ = walk_.FirstKey() & -params_.box_tokens;  // boxes are read whole
     KVIT_UNROLL
     for (int i = 0; i < 2; ++i) parameters_[i] = RowAddress(cache_.pool[2 + i], 0, 0, work.head);
     ReadPages();
@@ -184,7 +188,7 @@ class TmaLoader {
   TileWalk<Scheduler, Tokens> walk_;
   FastDivide page_of_;
   const int32_t* pages_ = nullptr;
-  int length_ = 0;
+  int length_ = 0, begin_ = 0;
   int64_t parameters_[2] = {};  // where those of K and of V of the work tile's head begin, in page 0
   // Of this lane's tokens of the next tile.
   int32_t page_[kRounds] = {};

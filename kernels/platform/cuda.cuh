@@ -116,6 +116,11 @@ KVIT_DEVICE float Log2(float x) {
   asm("lg2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
   return y;
 }
+KVIT_DEVICE float Reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // fp8 (e4m3) to f16 in hardware: the two codes in the low (0) or high (1) half of x, exactly.
 #if __CUDA_ARCH__ >= 890

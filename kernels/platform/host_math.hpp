@@ -86,6 +86,7 @@ inline uint32_t MaskOr(uint32_t x, uint32_t mask, uint32_t bits) { return (x & m
 
 inline float Exp2(float x) { return std::exp2(x); }
 inline float Log2(float x) { return std::log2(x); }
+inline float Reciprocal(float x) { return 1.0f / x; }
 
 inline constexpr bool kConvertsFloat8 = false;
 template <int>

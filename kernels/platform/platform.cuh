@@ -8,7 +8,7 @@
 //                  uint32_t Min2<T>(a, b), Max2<T>(a, b): of both halves; NaN where one is NaN
 //                  uint32_t PackE4M3(float lo, float hi), PackE5M2(lo, hi): two float8, as core/float8.h rounds them
 //                  float RoundedProduct(a, b), RoundedSum(a, b): float32 operations that the compiler does not fuse
-//                  float Exp2(float), Log2(float)
+//                  float Exp2(float), Log2(float), Reciprocal(float)
 //                  kConvertsFloat8: whether there is uint32_t HalvesFromE4M3<0 or 1>(uint32_t), two f16 from the two codes of the low or high half
 //                  uint32_t PermuteBytes(a, b, selector) (prmt), MaskOr(x, mask, bits) = (x & mask) | bits
 //   global         V LoadGlobal<V>(const void*); LoadGlobalReadOnly<V>(...): of what no launch writes, since it may move above GridDependencySync

@@ -28,7 +28,7 @@ namespace kvit {
 ///
 /// Outputs says which thread has which part of a work tile (schedule/warp_sums.cuh, schedule/rows_of_warps.cuh):
 /// Shared, and ForEachPart(attention, rows, use), which calls use(row, vector, part) for those of the calling thread.
-template <class T, int HeadDim, int Rows, int Warps, class Outputs, class Scheduler>
+template <class T, int HeadDim, int Rows, int Warps, class Outputs, class Scheduler, class Score>
 class Combine {
  public:
   static constexpr int kThreads = Warps * 32;
@@ -37,6 +37,7 @@ class Combine {
   static constexpr int kRowLanes = Min(32, kVectors);  // of a warp, that join the same row
   static constexpr int kBatch = Min(20, kRowLanes);    // parts of a head that are read together
   using Vector = Array<float, kVector>;
+  using Work = typename Scheduler::Work;
   using Tree = SplitTree<HeadDim, Rows, Scheduler::kSplitLevels>;
   static constexpr int kParts = 2;
   // Of a CTA, in the workspace.
@@ -72,8 +73,10 @@ class Combine {
 
   /// All threads call, once per work tile. Ends in the output if that is all of its row tile, else in the workspace.
   template <class Attention>
-  KVIT_DEVICE void Finish(Attention& attention, const WorkTile& work) {
-    outputs_.Share(attention);
+  KVIT_DEVICE void Finish(Attention& attention, const Work& work) {
+    outputs_.Share(attention, [&] {
+      if constexpr (Scheduler::kHasBegin && Tree::kParts > 0) AddUnseen(work);
+    });
     const Target target = TargetOf(work);
     const bool is_split = scheduler_.IsSplit(), is_whole = work.Begins() && work.Ends();
     int split = 0;
@@ -143,13 +146,25 @@ class Combine {
   struct Output {
     char* row;
     char* lse;  // null where nobody wants it
+    int head;   // query head
   };
 
-  KVIT_DEVICE Target TargetOf(const WorkTile& work) const {
+  KVIT_DEVICE Target TargetOf(const Work& work) const {
     return {work.of.first_token, work.row_tile, scheduler_.NumRows(work), work.head};
   }
-  KVIT_DEVICE SplitRun RunOf(const WorkTile& work) const {
-    return SplitRun::Of(range_, work.line_begin, scheduler_.Units(work.of, work.tiles));
+  KVIT_DEVICE SplitRun RunOf(const Work& work) const {
+    const int first = Scheduler::kHasBegin ? scheduler_.FirstSplit(work) : 0;
+    return SplitRun::Of(range_, work.line_begin, scheduler_.Units(work.of, work.tiles), first);
+  }
+
+  // Where splits of a head stand before the first that is computed.
+  KVIT_DEVICE void AddUnseen(const Work& work) const {
+    if (!scheduler_.IsSplit() || work.first > work.tiles.first) return;
+    const int first = scheduler_.FirstSplit(work), rows = scheduler_.NumRows(work);
+    const SplitRun run = RunOf(work);
+    for (int item = ThreadIndex(); first != 0 && item < rows * kVectors; item += kThreads) {
+      tree_.AddUnseen(run, first, item / kVectors, item % kVectors);
+    }
   }
 
   // For Join: in shared memory, each warp for itself, since registers are scarce until then.
@@ -228,10 +243,17 @@ class Combine {
     const KvitLse& lse = params_.lse;
     char* const of_lse = reinterpret_cast<char*>(lse.base) + token * lse.token_stride + head * lse.head_stride;
     return {static_cast<char*>(out.base) + token * out.token_stride + head * out.head_stride,
-            lse.base == nullptr ? nullptr : of_lse};
+            lse.base == nullptr ? nullptr : of_lse, int(head)};
   }
 
   KVIT_DEVICE void Write(const Output& output, int vector, const Partial& part) const {
+    if constexpr (Score::kHasSinks) {
+      Store(output, vector, Score(params_).WithSink(output.head, part));
+    } else {
+      Store(output, vector, part);
+    }
+  }
+  KVIT_DEVICE void Store(const Output& output, int vector, const Partial& part) const {
     const float scale = part.sum == 0.0f ? 0.0f : 1.0f / part.sum;  // no key seen: zeros
     float x[kVector];
     KVIT_UNROLL

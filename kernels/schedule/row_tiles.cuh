@@ -7,13 +7,9 @@
 
 #include "cache/fast_divide.cuh"
 #include "core/macros.h"
+#include "schedule/work_tile.cuh"
 
 namespace kvit {
-
-/// Keys [begin, end) of a sequence; none where end <= begin.
-struct KeyRange {
-  int begin, end;
-};
 
 /// How many keys query token i (0 <= i < new_tokens) of a sequence sees from its first on: first + i * step, where that
 /// is less than 0 none. step is 1, or 0 where all queries see as many.
@@ -21,11 +17,14 @@ struct KeyEnds {
   int first, step;
 
   KVIT_HD int Of(int token) const { return first + token * step; }
+  /// The least range of all keys that any of the tokens [from, to] sees.
+  KVIT_HD KeysFromFirst Union(int, int to) const { return {Of(to)}; }
 };
 
-/// The row tiles of one head of a sequence: Rows query rows each, row r of token r / group. A row tile has a tile for
-/// each TileTokens keys that any of its rows sees, and at least one, so that somebody writes its zeros; and a unit for
-/// each `split` tiles.
+/// The row tiles of one head of a sequence: Rows query rows each, row r of token r / group. A row tile has the tiles of
+/// TileTokens keys from the first that any of its rows sees to the last, and at least one, so that somebody writes its
+/// zeros; and a unit for each `split` tiles, which are counted from the sequence's first. Keys has a Union like
+/// KeyEnds.
 ///
 ///   Rows = 8, group = 4, TileTokens = 4, split = 1, 6 new tokens behind 3 old ones
 ///
@@ -33,38 +32,58 @@ struct KeyEnds {
 ///        0        0, 1      4, 5        2          0
 ///        1        2, 3      6, 7        2          2
 ///        2        4, 5      8, 9        3          4
-template <int Rows, int TileTokens>
+template <int Rows, int TileTokens, class Keys = KeyEnds>
 class RowTiles {
  public:
   /// by_group: division by group
-  KVIT_HD RowTiles(const KeyEnds& ends, int new_tokens, int group, FastDivide by_group, int split)
-      : ends_(ends), new_tokens_(new_tokens), group_(group), by_group_(by_group), split_(split) {}
+  KVIT_DEVICE RowTiles(const Keys& keys, int new_tokens, int group, FastDivide by_group, int split)
+      : keys_(keys), new_tokens_(new_tokens), group_(group), by_group_(by_group), split_(split) {}
 
-  KVIT_HD int Count() const { return int((int64_t(new_tokens_) * group_ + Rows - 1) / Rows); }
+  KVIT_DEVICE int Count() const { return int((int64_t(new_tokens_) * group_ + Rows - 1) / Rows); }
 
-  KVIT_HD int Tiles(int row_tile) const {
-    const int token = int(by_group_(uint32_t(row_tile * Rows + Rows - 1)));
-    const int keys = ends_.Of(token < new_tokens_ ? token : new_tokens_ - 1);  // of its last row, and no row sees more
-    return keys <= 0 ? 1 : (keys - 1) / TileTokens + 1;
+  /// All keys that any of its rows sees.
+  KVIT_DEVICE auto Seen(int row_tile) const {
+    const int to = int(by_group_(uint32_t(row_tile * Rows + Rows - 1)));
+    return keys_.Union(int(by_group_(uint32_t(row_tile * Rows))), to < new_tokens_ ? to : new_tokens_ - 1);
   }
-  KVIT_HD int Units(int row_tile) const { return split_ == 1 ? Tiles(row_tile) : (Tiles(row_tile) - 1) / split_ + 1; }
+  KVIT_DEVICE auto Tiles(int row_tile) const { return TilesOf(Seen(row_tile)); }
+  KVIT_DEVICE int Units(int row_tile) const {
+    return split_ == 1 ? NumTiles(Tiles(row_tile)) : NumSplits(Tiles(row_tile), split_);
+  }
+
+  static KVIT_DEVICE TileRange TilesOf(const KeyRange& keys) {
+    if (keys.end <= keys.begin) return {0, 1};
+    return {keys.begin / TileTokens, (keys.end - 1) / TileTokens + 1};
+  }
+  static KVIT_DEVICE TilesFromFirst TilesOf(const KeysFromFirst& keys) {
+    return {keys.end <= 0 ? 1 : (keys.end - 1) / TileTokens + 1};
+  }
+  template <class Range>
+  static KVIT_DEVICE int NumTiles(const Range& tiles) {
+    return tiles.last - tiles.first;
+  }
+  /// Splits of so many tiles, counted from the sequence's first, in which there are tiles.
+  static KVIT_DEVICE int NumSplits(const TileRange& tiles, int split) {
+    return (tiles.last - 1) / split + 1 - tiles.first / split;
+  }
+  static KVIT_DEVICE int NumSplits(const TilesFromFirst& tiles, int split) { return (tiles.last - 1) / split + 1; }
 
   /// Units of the row tiles before this one. Row tiles are looked at one by one: calls with many of them have other
   /// things to do, and 64-bit divisions take registers from all of the kernel.
-  KVIT_HD int64_t Before(int row_tile) const {
+  KVIT_DEVICE int64_t Before(int row_tile) const {
     int64_t units = 0;
     KVIT_ROLLED
     for (int i = 0; i < row_tile; ++i) units += Units(i);
     return units;
   }
-  KVIT_HD int64_t Total() const { return Before(Count()); }
+  KVIT_DEVICE int64_t Total() const { return Before(Count()); }
 
   /// The row tile that has unit `unit` of the head, one of Total(), and the units before it.
   struct Place {
     int row_tile;
     int64_t before;
   };
-  KVIT_HD Place Find(int64_t unit) const {
+  KVIT_DEVICE Place Find(int64_t unit) const {
     Place place = {0, 0};
     KVIT_ROLLED
     for (int units; unit - place.before >= (units = Units(place.row_tile)); ++place.row_tile) place.before += units;
@@ -72,7 +91,7 @@ class RowTiles {
   }
 
  private:
-  KeyEnds ends_;
+  Keys keys_;
   int new_tokens_, group_;
   FastDivide by_group_;
   int split_;

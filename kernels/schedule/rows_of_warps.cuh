@@ -17,8 +17,8 @@ class RowsOfWarps {
   KVIT_DEVICE explicit RowsOfWarps(Shared&) {}
 
   /// All threads call, once per work tile.
-  template <class Attention>
-  KVIT_DEVICE void Share(Attention& attention) const {
+  template <class Attention, class Beside>
+  KVIT_DEVICE void Share(Attention& attention, Beside&&) const {
     attention.Finish();
   }
 

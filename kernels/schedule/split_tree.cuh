@@ -30,14 +30,16 @@ KVIT_DEVICE Partial JoinPair(const Partial& a, const Partial& b) {
 
 /// The splits [begin, end) of a head of `splits`, that one CTA computes. Behind the last one the tree goes on with
 /// splits that have no keys: a part joined with one of those is what it was, bit for bit. So a run that ends with its
-/// head has no end.
+/// head has no end. Nor have those before the first that a row sees, which nobody computes: they belong to the run that
+/// begins with the head.
 struct SplitRun {
   static constexpr int kNoEnd = 1 << 30;  // more than any row tile has splits
   int begin, end, splits;
 
-  KVIT_DEVICE static SplitRun Of(const CtaRange& range, int64_t head_begin, int splits) {
+  /// Of a head whose first split with a key is `first`: `units` splits from there on stand on the line of work.
+  KVIT_DEVICE static SplitRun Of(const CtaRange& range, int64_t head_begin, int units, int first = 0) {
     const int64_t begin = range.begin - head_begin, end = range.end - head_begin;
-    return {begin > 0 ? int(begin) : 0, end < splits ? int(end) : kNoEnd, splits};
+    return {begin > 0 ? int(begin) + first : 0, end < units ? int(end) + first : kNoEnd, units + first};
   }
 };
 
@@ -87,6 +89,20 @@ class SplitTree {
       } else if ((index + 1) << level < run.splits) {
         Hold(level, row, vector, part);
         return false;
+      }
+    }
+  }
+
+  /// Adds the splits before `first`, which have no keys and which nobody computes: at once the largest nodes of them.
+  /// Where a head begins, with a barrier of the CTA before Add.
+  KVIT_DEVICE void AddUnseen(const SplitRun& run, int first, int row, int vector) const {
+    for (int level = 0; first >> level != 0; ++level) {
+      if ((first >> level & 1) == 0) continue;
+      const int index = (first >> level) - 1, parent = index << level;
+      if (parent + (2 << level) > run.end) {
+        left_.At(range_.ticket, PartOf(level, index), row, vector).Store(Partial{}, vector == 0);
+      } else {
+        Hold(level, row, vector, Partial{});
       }
     }
   }

@@ -12,6 +12,8 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "abi/params.h"
 #include "cache/fast_divide.cuh"
 #include "cache/fault.cuh"
@@ -29,9 +31,14 @@ namespace kvit {
 template <class Mask, int Rows, int TileTokens, int Threads, int SplitLevels>
 class TileScheduler {
  public:
+  using OfRowTiles = RowTiles<Rows, TileTokens, typename Mask::Keys>;
+  using Tiles = std::conditional_t<Mask::kHasBegin, TileRange, TilesFromFirst>;  // of a row tile
+  using Work = WorkTile<Tiles>;
   static constexpr int kWarps = Threads / 32;
+  static constexpr int kRows = Rows;
   static constexpr int kTileTokens = TileTokens;
   static constexpr int kSplitLevels = SplitLevels;
+  static constexpr bool kHasBegin = Mask::kHasBegin;  // row tiles may begin behind the first tile of a sequence
   struct Shared {
     int64_t warp_units[kWarps];
     int64_t sequence_begin;
@@ -64,22 +71,27 @@ class TileScheduler {
   }
 
   /// Tiles of a row tile.
-  KVIT_DEVICE int Tiles(const SequenceWork& work, int row_tile) const {
+  KVIT_DEVICE Tiles TilesOf(const SequenceWork& work, int row_tile) const {
     if (row_tile + 1 < work.row_tiles) return RowTilesOf(work, 1).Tiles(row_tile);
-    const int keys = mask_.LastEnd(work.length, work.new_tokens);
-    return keys <= 0 ? 1 : (keys - 1) / TileTokens + 1;
+    return OfRowTiles::TilesOf(mask_.LastUnion(work, TokenOf(row_tile * Rows)));
   }
-  /// Units of a row tile of so many tiles.
-  KVIT_DEVICE int Units(const SequenceWork& work, int tiles) const {
-    return IsSplit() ? (tiles - 1) / SplitOf(work) + 1 : tiles;
+  /// Units of a row tile of these tiles.
+  KVIT_DEVICE int Units(const SequenceWork& work, const Tiles& tiles) const {
+    if constexpr (kHasBegin) {
+      return IsSplit() ? OfRowTiles::NumSplits(tiles, SplitOf(work)) : tiles.last - tiles.first;
+    } else {
+      return IsSplit() ? (tiles.last - 1) / SplitOf(work) + 1 : tiles.last;
+    }
   }
+  /// The split in which the first tile of a row tile lies. Only where IsSplit().
+  KVIT_DEVICE int FirstSplit(const Work& work) const { return work.tiles.first / SplitOf(work.of); }
   /// Units of all row tiles of a head.
   KVIT_DEVICE int64_t HeadUnits(const SequenceWork& work) const {
-    if (work.row_tiles == 1) return Units(work, Tiles(work, 0));
+    if (work.row_tiles == 1) return Units(work, TilesOf(work, 0));
     return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Total();
   }
   /// The row tile of a head that has unit `unit`.
-  KVIT_DEVICE typename RowTiles<Rows, TileTokens>::Place FindRowTile(const SequenceWork& work, int64_t unit) const {
+  KVIT_DEVICE typename OfRowTiles::Place FindRowTile(const SequenceWork& work, int64_t unit) const {
     if (work.row_tiles == 1) return {0, 0};
     return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Find(unit);
   }
@@ -102,7 +114,7 @@ class TileScheduler {
   }
 
   /// Where query row `row` of a row tile lies in memory. It must be one of NumRows(work).
-  KVIT_DEVICE const char* QueryAddress(const WorkTile& work, int row) const {
+  KVIT_DEVICE const char* QueryAddress(const Work& work, int row) const {
     const int index = work.row_tile * Rows + row, token_of_sequence = TokenOf(index);
     const int64_t token = work.of.first_token + token_of_sequence;
     const int64_t head = int64_t(work.head) * group_ + (index - token_of_sequence * group_);
@@ -110,23 +122,43 @@ class TileScheduler {
   }
 
   /// Keys that query row `row` of a row tile sees.
-  KVIT_DEVICE KeyRange Visible(const WorkTile& work, int row) const {
-    return mask_.Visible(work.of.length, work.of.new_tokens, TokenOf(work.row_tile * Rows + row));
+  KVIT_DEVICE KeyRange Visible(const Work& work, int row) const {
+    return mask_.Visible(work.of, TokenOf(work.row_tile * Rows + row));
   }
 
-  /// The end of what the last row of a row tile sees: no row sees more.
-  KVIT_DEVICE int MostEnd(const WorkTile& work) const {
+  /// The end of what the last row of a row tile sees: no row sees more. Where ranges have no begin.
+  KVIT_DEVICE int MostEnd(const Work& work) const {
     if (work.row_tile + 1 < work.of.row_tiles) return Visible(work, Rows - 1).end;
-    return mask_.LastEnd(work.of.length, work.of.new_tokens);
+    return mask_.LastUnion(work.of, 0).end;
+  }
+
+  /// The query token that a row of a row tile is of; behind the last where the row does not exist.
+  KVIT_DEVICE int TokenOfRow(const Work& work, int row) const { return TokenOf(work.row_tile * Rows + row); }
+  /// The first and the last query token of a row tile.
+  KVIT_DEVICE int FirstToken(const Work& work) const { return TokenOf(work.row_tile * Rows); }
+  KVIT_DEVICE int LastToken(const Work& work) const {
+    return Min(TokenOf(work.row_tile * Rows + Rows - 1), work.of.new_tokens - 1);
+  }
+
+  /// A key before which no row of a row tile sees any. Where row tiles have a begin.
+  KVIT_DEVICE int FirstKey(const Work& work) const {
+    return mask_.Of(work.of).Union(FirstToken(work), LastToken(work)).begin;
   }
 
   /// The tiles of a work tile that any of its rows sees.
-  KVIT_DEVICE TileRange VisibleTiles(const WorkTile& work) const {
-    return {work.first, MostEnd(work) <= 0 ? 0 : work.last};
+  KVIT_DEVICE TileRange VisibleTiles(const Work& work) const {
+    if constexpr (kHasBegin) {
+      const KeyRange seen = mask_.Of(work.of).Union(FirstToken(work), LastToken(work));
+      return {Max(work.first, work.tiles.first), seen.end <= seen.begin ? 0 : work.last};
+    } else {
+      return {work.first, MostEnd(work) <= 0 ? 0 : work.last};
+    }
   }
 
+  KVIT_DEVICE const Mask& mask() const { return mask_; }
+
   /// Query rows of a row tile: the last of a sequence may have fewer.
-  KVIT_DEVICE int NumRows(const WorkTile& work) const {
+  KVIT_DEVICE int NumRows(const Work& work) const {
     return Min(Rows, work.of.new_tokens * group_ - work.row_tile * Rows);
   }
 
@@ -194,8 +226,8 @@ class TileScheduler {
   KVIT_DEVICE int64_t UnitsOf(const SequenceWork& work) const {
     return work.row_tiles == 0 ? 0 : heads_ * HeadUnits(work);
   }
-  KVIT_DEVICE RowTiles<Rows, TileTokens> RowTilesOf(const SequenceWork& work, int split) const {
-    return {mask_.Ends(work.length, work.new_tokens), work.new_tokens, group_, by_group_, split};
+  KVIT_DEVICE OfRowTiles RowTilesOf(const SequenceWork& work, int split) const {
+    return {mask_.Of(work), work.new_tokens, group_, by_group_, split};
   }
 
   static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {

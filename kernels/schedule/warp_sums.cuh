@@ -25,13 +25,14 @@ class WarpSums {
 
   KVIT_DEVICE explicit WarpSums(Shared& shared) : shared_(shared) {}
 
-  /// All threads call, once per work tile.
-  template <class Attention>
-  KVIT_DEVICE void Share(Attention& attention) {
+  /// All threads call, once per work tile. `beside` is called meanwhile, in front of a barrier.
+  template <class Attention, class Beside>
+  KVIT_DEVICE void Share(Attention& attention, Beside&& beside) {
     if (is_used_) SyncThreads();  // all have read what the work tile before left in shared memory
     is_used_ = true;
     attention.Finish();
     Store(attention);
+    beside();
     SyncThreads();
   }
 

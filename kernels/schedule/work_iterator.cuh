@@ -12,9 +12,10 @@
 namespace kvit {
 
 /// Where a walk is: what is kept where a walk has no registers to itself.
+template <class Work>
 struct WorkPlace {
   int64_t position;  // on the partition's line
-  WorkTile work;
+  Work work;
 };
 
 /// Walks a CTA's range, work tile by work tile. Within a sequence the line has head after head of the partition, within
@@ -22,6 +23,8 @@ struct WorkPlace {
 template <class Scheduler>
 class WorkIterator {
  public:
+  using Place = WorkPlace<typename Scheduler::Work>;
+
   KVIT_DEVICE WorkIterator(const Scheduler& scheduler, int num_heads, const CtaRange& range)
       : scheduler_(scheduler), num_heads_(num_heads), partition_(range.Partition()), end_(range.end) {
     position_ = range.begin;
@@ -32,20 +35,20 @@ class WorkIterator {
     const auto place = scheduler_.FindRowTile(work_.of, within - head * of_head);
     work_.head = int(head) * scheduler_.partitions() + partition_;
     work_.row_tile = place.row_tile;
-    work_.tiles = scheduler_.Tiles(work_.of, work_.row_tile);
+    work_.tiles = scheduler_.TilesOf(work_.of, work_.row_tile);
     Begin(int(within - head * of_head - place.before));
   }
 
   /// Goes on from a place on the same range.
-  KVIT_DEVICE WorkIterator(const Scheduler& scheduler, int num_heads, const CtaRange& range, const WorkPlace& place)
+  KVIT_DEVICE WorkIterator(const Scheduler& scheduler, int num_heads, const CtaRange& range, const Place& place)
       : scheduler_(scheduler), num_heads_(num_heads), partition_(range.Partition()), end_(range.end) {
     position_ = place.position;
     work_ = place.work;
   }
 
-  KVIT_DEVICE WorkPlace place() const { return {position_, work_}; }
+  KVIT_DEVICE Place place() const { return {position_, work_}; }
   KVIT_DEVICE bool Done() const { return position_ >= end_; }
-  KVIT_DEVICE const WorkTile& work() const { return work_; }
+  KVIT_DEVICE const typename Scheduler::Work& work() const { return work_; }
 
   KVIT_DEVICE void Next() {
     position_ += scheduler_.IsSplit() ? 1 : work_.last - work_.first;
@@ -64,7 +67,7 @@ class WorkIterator {
         } while (work_.of.row_tiles == 0);
       }
     }
-    work_.tiles = scheduler_.Tiles(work_.of, work_.row_tile);
+    work_.tiles = scheduler_.TilesOf(work_.of, work_.row_tile);
     Begin(0);
   }
 
@@ -73,19 +76,19 @@ class WorkIterator {
     work_.line_begin = position_ - unit;
     if (scheduler_.IsSplit()) {
       const int split = scheduler_.SplitOf(work_.of);
-      work_.first = unit * split;
-      work_.last = Min(work_.first + split, work_.tiles);
+      work_.first = (work_.tiles.first / split + unit) * split;
+      work_.last = Min(work_.first + split, work_.tiles.last);
     } else {
       const int64_t left = end_ - position_;
-      work_.first = unit;
-      work_.last = left < work_.tiles - unit ? unit + int(left) : work_.tiles;
+      work_.first = work_.tiles.first + unit;
+      work_.last = left < work_.tiles.last - work_.first ? work_.first + int(left) : work_.tiles.last;
     }
   }
 
   const Scheduler& scheduler_;
   int num_heads_, partition_;
   int64_t position_, end_;
-  WorkTile work_;
+  typename Scheduler::Work work_;
 };
 
 }  // namespace kvit

@@ -8,9 +8,22 @@
 
 namespace kvit {
 
+/// Keys [begin, end) of a sequence; none where end <= begin.
+struct KeyRange {
+  int begin, end;
+};
 /// Tiles [first, last) of a sequence's keys.
 struct TileRange {
   int first, last;
+};
+/// The same from the sequence's first on, for code that shall not ask where they begin.
+struct KeysFromFirst {
+  static constexpr int begin = 0;
+  int end;
+};
+struct TilesFromFirst {
+  static constexpr int first = 0;
+  int last;
 };
 
 /// What a sequence asks for: `row_tiles` groups of query rows for each KV head, each over tiles of keys of its own.
@@ -25,16 +38,18 @@ struct SequenceWork {
   KVIT_HD int OldTokens() const { return length - new_tokens; }
 };
 
-/// A run of tiles [first, last) of one row tile of one head, computed by one CTA in one go.
+/// A run of tiles [first, last) of one row tile of one head, computed by one CTA in one go. The first split of a row
+/// tile may begin before its tiles do. Tiles is a TileRange or TilesFromFirst.
+template <class Tiles>
 struct WorkTile {
   int sequence, head, row_tile;
   int first, last;
-  int tiles;           // of the row tile
+  Tiles tiles;         // of the row tile
   int64_t line_begin;  // where unit 0 of the row tile stands on the line of work
   SequenceWork of;
 
-  KVIT_HD bool Begins() const { return first == 0; }
-  KVIT_HD bool Ends() const { return last == tiles; }
+  KVIT_HD bool Begins() const { return first == tiles.first; }
+  KVIT_HD bool Ends() const { return last == tiles.last; }
 };
 
 }  // namespace kvit

@@ -11,6 +11,7 @@ import kvit
 from kvit import reference
 from kvit._cli.codec_checks import check_quantised
 from kvit._cli.compare import LSE_BOUND, attention_bound, expect, expect_close, expect_same, merge_bound
+from kvit._cli.modifier_checks import check_modifiers
 from kvit._cli.rope_checks import check_shift, check_turned_append
 from kvit._cli.trial import RawCache, Trial, pool_shape, raw_cache
 
@@ -239,4 +240,5 @@ CHECKS: dict[str, Callable[[Trial], None]] = {
     "bad page table": check_bad_table,
     "append to a bad page table": check_bad_append,
     "quantised": check_quantised,
+    "masks and scores": check_modifiers,
 }

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from kvit import _checks
+from kvit._native.tensor import Tensor
 from kvit.layouts.views import CacheView
 from kvit.ops.attention import Attention
 from kvit.ops.faults import FaultRecord
@@ -27,14 +30,21 @@ class CachedOperations:
     def __len__(self) -> int:
         return len(self._kept)
 
-    def find(self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None) -> Attention:
-        """The operation for calls of this kind. Raises ShapeError (heads, a scale that is no number), KernelMissing."""
+    def find(
+        self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None, **modifiers: Any
+    ) -> Attention:
+        """The operation for calls of this kind. Raises ShapeError (heads, a scale that is no number), KernelMissing.
+
+        modifiers  others of Attention's arguments, but for those that are None; arrays as Tensors, which are the same
+                   where they lie in the same memory
+        """
         group = _checks.group_size(query_heads, self._view.kv_heads)
         rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
         if scale is not None:
             scale = _checks.number("scale", scale)
-        kind = (query_heads, rows, causal)
-        key = (*kind, None if scale is None else scale.hex())  # as text, since NaN equals nothing
+        kind = (query_heads, rows, causal, bool(modifiers))
+        own = tuple((name, _identity(modifier)) for name, modifier in sorted(modifiers.items()))
+        key = (*kind, own, None if scale is None else scale.hex())  # as text, since NaN equals nothing
         found = self._kept.pop(key, None)
         if found is None:
             found = Attention(
@@ -43,10 +53,18 @@ class CachedOperations:
                 causal=causal,
                 scale=scale,
                 tokens_per_sequence=tokens_per_sequence,
-                workspace=next((op.workspace for (*other, _), op in self._kept.items() if (*other,) == kind), None),
+                workspace=next((op.workspace for (*other, _, _), op in self._kept.items() if (*other,) == kind), None),
                 faults=self._faults,
+                **modifiers,
             )
             while len(self._kept) >= MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
         self._kept[key] = found
         return found
+
+
+def _identity(modifier: Any) -> Any:
+    """What tells one argument from another: of an array where it lies, for an operation keeps it."""
+    if isinstance(modifier, Tensor):
+        return modifier.pointer, modifier.shape, modifier.strides, modifier.dtype.name
+    return repr(modifier)

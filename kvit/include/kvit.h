@@ -95,6 +95,16 @@ typedef struct kvit_api {
   // The pages that hold the sequence, in the order of its tokens: as many as `capacity` has room for, in host memory.
   // `count`, where not NULL, gets how many there are.
   int32_t (*sequence_pages)(kvit_sequence* sequence, int32_t* pages, int64_t capacity, int64_t* count);
+
+  // Since version 4:
+
+  // As `attention`, with what single calls add to the mask of an operation that was made for it; NULL: nothing.
+  // spans int32 [tokens, 2]: (begin, end) of keys of its sequence that a query sees too, if its own position is one of
+  // them. tree int64 [tokens, 1 or 2], the bits of 64 new tokens each: of its sequence's new tokens a query sees those
+  // whose bits are set.
+  int32_t (*attention_masked)(kvit_op* op, kvit_view* view, const kvit_page_table* table, const kvit_tensor* q,
+                              const kvit_tensor* out, const kvit_tensor* lse, const kvit_tensor* query_indptr,
+                              const kvit_tensor* spans, const kvit_tensor* tree, kvit_stream stream);
 } kvit_api;
 
 // A C-contiguous tensor of `ndim` axes; not for uint4, whose strides are the caller's to say.

@@ -151,6 +151,14 @@ typedef struct kvit_op_options {
   // attention: 1 lets a launch read lengths, page tables, and K and V of all but the new tokens before the launch in
   // front of it in the stream has ended, and promises that that one writes none of these; 0 waits for it with all
   int32_t reads_ahead;
+  // Since version 4:
+  int32_t window_left, window_right;  // attention: keys that a query sees up to its own, and from its own on; or all
+  int32_t chunk;                      // attention: keys of a chunk, of which a query sees its own alone; all by default
+  float softcap;                      // attention: a score s becomes softcap * tanh(s / softcap); not by default
+  int32_t takes_spans, takes_tree;    // attention: 1 lets calls bring these arrays, by attention_masked
+  // attention: F32, one block on the device, there as long as the operation is; none by default
+  const kvit_tensor *sinks, *alibi;  // [query_heads] a score of no key; slopes, one of which each position takes away
+  const kvit_tensor* temperature;    // [positions] factor of the scores of a query there; of later ones the last
 } kvit_op_options;
 
 typedef struct kvit_op_info {

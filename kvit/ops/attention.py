@@ -15,6 +15,7 @@ from kvit._native.tensor import Tensor
 from kvit.errors import LayoutError, ShapeError
 from kvit.layouts.views import CacheView, PageTable
 from kvit.ops import aliases, explain
+from kvit.ops import modifiers as _modifiers
 from kvit.ops.faults import FaultRecord
 from kvit.ops.operation import Launch, Operation, rows_per_sequence
 from kvit.ops.plan import AttentionPlan, call_on, plan_attention
@@ -31,6 +32,16 @@ class Attention(Operation, AttentionCall):
     dtype                of queries and outputs; the view's if absent
     scale                of the scores, before exp; head_dim ** -0.5 if absent
     causal               query i of the n new tokens of a sequence sees its keys up to length - n + i; else all of them
+    window               keys that a query sees up to its own, its own among them; or (left, right): from its own on so
+                         many too, which says something where not causal. None: all
+    chunk                a query sees keys of its own chunk: positions [0, chunk), [chunk, 2 chunk), and so on
+    spans, tree          whether calls may bring these arrays: __call__ says what they do
+    softcap              a score s becomes softcap * tanh(s / softcap)
+    sinks                float32 [query_heads] on the device: a score of no key, which joins the sum once, and the lse
+    alibi                float32 [query_heads] on the device, slopes: a score loses one for each position between query
+                         and key, after the cap
+    temperature          float32 [positions] on the device: the scores of a query at a position are multiplied by its
+                         element, those behind the last position by the last; before the cap
     tokens_per_sequence  how many new tokens a sequence usually has: a hint for the choice of the kernel, nothing more
     workspace            the `workspace` of another Attention to share, or as many bytes, all zero; calls that share one
                          must not run side by side. A launch that fails on the host leaves it zero; one that fails on a
@@ -40,9 +51,9 @@ class Attention(Operation, AttentionCall):
     split_tokens         cuts every head of every sequence at multiples of so many tokens, a multiple of the kernel's
                          tile (`kernel.facts["tile_tokens"]`); where the work is cut evenly over the GPU if absent
     reads_ahead          lets a launch read what is old before the launch in front of it in the stream has ended:
-                         lengths, query_indptr, page tables, float8's scales, and K and V with their parameters of all
-                         but the new tokens. Whoever says True promises that the launch in front writes none of these.
-                         The new tokens' K and V, and q, are read after it.
+                         lengths, query_indptr, page tables, spans, trees, float8's scales, and K and V with their
+                         parameters of all but the new tokens. Whoever says True promises that the launch in front
+                         writes none of these. The new tokens' K and V, and q, are read after it.
                          On GPUs of compute capability 9.0 and more that hides what a launch must do before its first
                          bytes arrive; elsewhere, and in calls by graph, it changes nothing. Launches of kvit let the
                          next one start only when the one before them has ended; if the one in front lets it start
@@ -53,6 +64,9 @@ class Attention(Operation, AttentionCall):
                          when all before it has ended, and calls take turns, on whatever streams they are. In a capture
                          both are the same
     faults               record of faults to share with other operations; its own if absent
+
+    All of window, chunk, spans, tree, softcap, sinks, alibi and temperature may be combined, as docs/attention.md says.
+    The operation keeps sinks, alibi and temperature, and every launch reads them: they may be rewritten in place.
 
     What a call gives is the same each time, bit for bit. Where a head is cut decides the last bits, though: without
     split_tokens that depends on the whole batch and on the GPU's size. With it a sequence gives the same bits in any
@@ -74,6 +88,14 @@ class Attention(Operation, AttentionCall):
         dtype: Any = None,
         scale: float | None = None,
         causal: bool = True,
+        window: _modifiers.Window = None,
+        chunk: int | None = None,
+        spans: bool = False,
+        tree: bool = False,
+        softcap: float | None = None,
+        sinks: Any = None,
+        alibi: Any = None,
+        temperature: Any = None,
         tokens_per_sequence: int = 1,
         workspace: Tensor | None = None,
         kernel: choose.Wanted = None,
@@ -91,6 +113,18 @@ class Attention(Operation, AttentionCall):
             dtype=self.dtype,
             scale=view.head_dim**-0.5 if scale is None else _checks.number("scale", scale),
             causal=_checks.flag("causal", causal),
+            modifiers=_modifiers.modifiers(
+                view.device,
+                _checks.group_size(query_heads, view.kv_heads) * view.kv_heads,
+                window=window,
+                chunk=chunk,
+                softcap=softcap,
+                sinks=sinks,
+                alibi=alibi,
+                temperature=temperature,
+                spans=spans,
+                tree=tree,
+            ),
             tokens_per_sequence=tokens_per_sequence,
             wanted=kernel,
             split_tokens=split_tokens,
@@ -115,6 +149,7 @@ class Attention(Operation, AttentionCall):
             plan.split_tiles,
             plan.reads_ahead,
             launch == "graph",
+            plan.modifiers,
         )
         AttentionCall.__init__(self, kernel_launch, self.faults, view.packed, self.dtype.code)
 
@@ -184,9 +219,12 @@ class Attention(Operation, AttentionCall):
         out: Tensor | None,
         lse: Tensor | None,
         query_indptr: Tensor | None,
+        spans: Tensor | None,
+        tree: Tensor | None,
         stream: Stream,
-    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, int]:
-        """For a call that does not fit as it is: (q, out, lse, query_indptr, rows of each) that do, or why not.
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None, int]:
+        """For a call that does not fit as it is: (q, out, lse, query_indptr, spans, tree, rows of each) that do, or why
+        not.
 
         Raises what __call__ says. Raw 16-bit integers become the operation's dtype here.
         """
@@ -217,10 +255,17 @@ class Attention(Operation, AttentionCall):
         _checks.require_device(
             self.device, q=q, view=view.k, table=table.lengths, out=out, lse=lse, query_indptr=indptr
         )
-        read = (("q", q), ("query_indptr", indptr), *aliases.numbers_of(table), *aliases.pools_of("view", view.packed))
+        spans, tree = _modifiers.of_call(self.plan.modifiers, self.device, q.shape[0], spans, tree)
+        read = (
+            ("q", q),
+            ("query_indptr", indptr),
+            *_modifiers.named(self.plan.modifiers, spans, tree),
+            *aliases.numbers_of(table),
+            *aliases.pools_of("view", view.packed),
+        )
         aliases.require_apart("out", out, *read, same=("q",))
         aliases.require_apart("lse", lse, ("out", out), *read)
-        return q, out, lse, indptr, each
+        return q, out, lse, indptr, spans, tree, each
 
     def explain(
         self,

@@ -51,6 +51,8 @@ def explain(plan: AttentionPlan, lengths: Sequence[int] | None, gbps: float | No
         f"  workspace  {plan.workspace_bytes} bytes, whatever the batch",
         explain_launch(plan.launch),
     ]
+    if plan.modifiers.words():
+        lines.append(f"  besides    {', '.join(plan.modifiers.words())}")
     if plan.reads_ahead:
         lines.append("  ahead      lengths, page tables and old K and V are read before the launch in front has ended")
     if lengths is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from kvit import _checks, codecs, dtypes
 from kvit._native.context import Device
 from kvit.errors import DtypeError, ShapeError
 from kvit.layouts.views import CacheView
+from kvit.ops.modifiers import Modifiers
 from kvit.ops.operation import Launch
 from kvit.selection import choose, registry
 from kvit.selection.registry import KernelInfo
@@ -28,6 +30,7 @@ class AttentionPlan(NamedTuple):
     token_bytes: int  # that a call reads of K, V and their parameters for each token
     scale: float  # of the scores, before exp
     causal: bool
+    modifiers: Modifiers  # of masks and scores
     reads_ahead: bool
     launch: Launch
 
@@ -59,6 +62,7 @@ def plan_attention(
     dtype: dtypes.Dtype,
     scale: float,
     causal: bool,
+    modifiers: Modifiers,
     tokens_per_sequence: int,
     wanted: choose.Wanted,
     split_tokens: int | None,
@@ -75,7 +79,8 @@ def plan_attention(
     if tokens_per_sequence < 0:
         raise ShapeError(f"tokens_per_sequence is {tokens_per_sequence}; it counts the new tokens of a sequence")
     device = Device.of(view.device)
-    choice = _choose_kernel(dtype, view, group * max(1, tokens_per_sequence), device, wanted)
+    rows = group * max(1, tokens_per_sequence)
+    choice = _choose_kernel(dtype, view, rows, _variant(modifiers, wanted), device, wanted)
     split = None if split_tokens is None else _whole_tiles(split_tokens, choice.kernel)
     grid = device.num_sms * choice.kernel.facts["ctas_per_sm"]
     return AttentionPlan(
@@ -90,6 +95,7 @@ def plan_attention(
         token_bytes=_token_bytes(view),
         scale=scale,
         causal=causal,
+        modifiers=modifiers,
         reads_ahead=reads_ahead,
         launch=launch,
     )
@@ -105,10 +111,19 @@ def call_on(view: CacheView, rows: int) -> choose.Call:
     return choose.Call(view.dtype.short, kv, view.dims, rows, view.page_size, multiple, by_pointer, is_packed)
 
 
+def _variant(modifiers: Modifiers, wanted: choose.Wanted) -> str:
+    """That of kernels which do what is asked for. Who asks for a general kernel by name gets one."""
+    if modifiers.variant == "plain" and wanted is not None:
+        named = wanted.get("variant") if isinstance(wanted, Mapping) else str(wanted).rpartition("_")[2]
+        if named == "general":
+            return "general"
+    return modifiers.variant
+
+
 def _choose_kernel(
-    dtype: dtypes.Dtype, view: CacheView, rows: int, device: Device, wanted: choose.Wanted
+    dtype: dtypes.Dtype, view: CacheView, rows: int, variant: str, device: Device, wanted: choose.Wanted
 ) -> choose.Choice:
-    key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims}
+    key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims, "variant": variant}
     found = registry.candidates("decode", **key) + registry.candidates("prefill", **key)
     if not found:
         registry.find("decode", **key)  # raises KernelMissing and says what is built

@@ -1,9 +1,10 @@
 """The definition of what kvit computes: numpy and the types of ml_dtypes only, float64 inside, written to be read."""
 
-from .attention import KeyRange, State, attention, merge_state, merge_states, visible_keys
+from .attention import State, attention, merge_state, merge_states
 from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
+from .mask import KeyRange, Seen, seen_keys, visible_keys
 from .norm import RowNorm, normalise
 from .paged import append, convert_pages, copy_pages, gather, paged_attention, token_positions, token_ranges
 from .pair import PAIRS, Pair
@@ -23,6 +24,7 @@ __all__ = [
     "Pool",
     "Rotation",
     "RowNorm",
+    "Seen",
     "State",
     "Table",
     "append",
@@ -41,6 +43,7 @@ __all__ = [
     "paged_attention",
     "rotate",
     "rounded",
+    "seen_keys",
     "shift",
     "to_vllm",
     "token_positions",

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .mask import Window, seen_keys
 from .rounding import rounded
 
 
@@ -22,29 +23,38 @@ class State(NamedTuple):
         return rounded(self.out, dtype), rounded(self.lse, np.float32)
 
 
-class KeyRange(NamedTuple):
-    """Keys [begin, end) of a sequence; none where end <= begin."""
-
-    begin: int
-    end: int
-
-
-def visible_keys(num_keys: int, num_queries: int, query: int, causal: bool) -> KeyRange:
-    """The keys that a query sees: the mask, as one rule. Queries are the last tokens: query i of n has position
-    keys - n + i.
-    """
-    return KeyRange(0, max(0, num_keys - num_queries + query + 1) if causal else num_keys)
-
-
-def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causal: bool = True, scale: float | None = None) -> State:
+def attention(
+    q: ArrayLike,
+    k: ArrayLike,
+    v: ArrayLike,
+    *,
+    causal: bool = True,
+    scale: float | None = None,
+    window: Window = None,
+    chunk: int | None = None,
+    spans: ArrayLike | None = None,
+    tree: ArrayLike | None = None,
+    softcap: float | None = None,
+    sinks: ArrayLike | None = None,
+    alibi: ArrayLike | None = None,
+    temperature: ArrayLike | None = None,
+) -> State:
     """softmax(scale * q k^T) v, one query token at a time, in float64.
 
-    q      [queries, query_heads, head_dim]
-    k, v   [keys, kv_heads, head_dim]; query head h reads KV head h // (query_heads / kv_heads)
-    scale  head_dim ** -0.5 if absent
+    q            [queries, query_heads, head_dim]
+    k, v         [keys, kv_heads, head_dim]; query head h reads KV head h // (query_heads / kv_heads)
+    scale        head_dim ** -0.5 if absent
+    window, chunk, spans [queries, 2], tree [queries, words]
+                 what queries see, as seen_keys defines it
+    temperature  [positions] a query's scores are multiplied by the element at its position, or the last one behind them
+    softcap      a score s becomes softcap * tanh(s / softcap); after temperature
+    alibi        [query_heads] slopes: a score loses slope * |position of the query - that of the key|; after softcap
+    sinks        [query_heads] scores of no key: they join the sum, and so the lse, and nothing joins the output
 
     Keys that a query does not see are left out, not weighted with zero: whatever they hold, NaN included, changes
-    nothing. Vaswani et al., Attention Is All You Need, 2017; grouped heads: Ainslie et al., GQA, 2023.
+    nothing. A query that sees no key gives zeros, and an lse of -inf, or of its sink.
+    Vaswani et al., Attention Is All You Need, 2017; grouped heads: Ainslie et al., GQA, 2023; ALiBi: Press et al.,
+    2021; sinks: Xiao et al., StreamingLLM, 2023, and gpt-oss; softcap: Gemma 2; temperature: Llama 4.
     """
     q, k, v = (np.asarray(x).astype(np.float64) for x in (q, k, v))
     num_queries, query_heads, head_dim = q.shape
@@ -54,15 +64,33 @@ def attention(q: ArrayLike, k: ArrayLike, v: ArrayLike, *, causal: bool = True, 
 
     out = np.zeros(q.shape)
     lse = np.full((num_queries, query_heads), -np.inf)
+    of_heads = (kv_heads, query_heads // kv_heads, 1)
+    sink = np.full(of_heads, -np.inf) if sinks is None else np.asarray(sinks, np.float64).reshape(of_heads)
     for i in range(num_queries):
-        visible = visible_keys(num_keys, num_queries, i, causal)
-        if visible.end <= visible.begin:
+        seen, position, positions = seen_keys(
+            num_keys,
+            num_queries,
+            i,
+            causal=causal,
+            window=window,
+            chunk=chunk,
+            span=None if spans is None else np.asarray(spans)[i],
+            tree=None if tree is None else np.asarray(tree)[i],
+        )
+        factor = 1.0
+        if temperature is not None:
+            factor = float(np.asarray(temperature, np.float64)[np.clip(position, 0, len(temperature) - 1)])
+        scores = factor * scale * np.einsum("hgc,thc->hgt", grouped[i], k[seen])
+        if softcap is not None:
+            scores = softcap * np.tanh(scores / softcap)
+        if alibi is not None:
+            scores = scores - np.asarray(alibi, np.float64).reshape(of_heads) * np.abs(position - positions[seen])
+        largest = np.maximum(scores.max(axis=-1, keepdims=True, initial=-np.inf), sink)
+        if not seen.any():
+            lse[i] = sink.reshape(query_heads)
             continue
-        seen = slice(*visible)
-        scores = scale * np.einsum("hgc,thc->hgt", grouped[i], k[seen])
-        largest = scores.max(axis=-1, keepdims=True)
         weights = np.exp(scores - largest)
-        total = weights.sum(axis=-1, keepdims=True)
+        total = weights.sum(axis=-1, keepdims=True) + np.exp(sink - largest)
         out[i] = np.einsum("hgt,thc->hgc", weights / total, v[seen]).reshape(query_heads, head_dim)
         lse[i] = (largest + np.log(total)).reshape(query_heads)
     return State(out, lse)

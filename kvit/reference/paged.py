@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -27,11 +28,16 @@ def paged_attention(
     *,
     causal: bool = True,
     scale: float | None = None,
+    spans: ArrayLike | None = None,
+    tree: ArrayLike | None = None,
+    **options: Any,
 ) -> State:
     """Attention of each sequence's new tokens to all its tokens in the cache.
 
-    q       [sum(counts), query_heads, head_dim], sequence after sequence
-    counts  new tokens of each sequence, which are its last ones; one each if absent
+    q            [sum(counts), query_heads, head_dim], sequence after sequence
+    counts       new tokens of each sequence, which are its last ones; one each if absent
+    spans, tree  [sum(counts), 2] and [sum(counts), words]
+    options      the others of `attention`
 
     A query that sees a token without a place, and every query of a sequence with an impossible length, gives NaN.
     Kernels may give NaN for the other queries of that sequence too: they look at whole tiles of tokens.
@@ -43,7 +49,11 @@ def paged_attention(
     for sequence, tokens in enumerate(token_ranges(counts)):
         if table.has_room(cache, sequence):
             k, v = table.read(cache, sequence)
-            out[tokens], lse[tokens] = attention(q[tokens], k, v, causal=causal, scale=scale)
+            own = {
+                name: None if rows is None else np.asarray(rows)[tokens]
+                for name, rows in (("spans", spans), ("tree", tree))
+            }
+            out[tokens], lse[tokens] = attention(q[tokens], k, v, causal=causal, scale=scale, **own, **options)
     return State(out, lse)
 
 

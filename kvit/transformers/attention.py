@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from kvit.errors import KernelMissing
-from kvit.transformers.padding import WINDOW
+from kvit.transformers.padding import HIDES
 
 NAME = "kvit"
 """Of the attention implementation."""
@@ -28,11 +28,7 @@ _IGNORED = frozenset(
         "use_cache",
     }
 )
-_ADVICE = {
-    "sliding_window": "set config.sliding_window = None if no sequence gets longer than the window, or ",
-    "s_aux": "its softmax has sinks; ",
-    "dropout": "call model.eval(), or ",
-}
+_ADVICE = {"dropout": "call model.eval(), or "}
 
 
 def attend(
@@ -53,6 +49,8 @@ def attend(
     key, value      [batch, kv_heads, tokens, head_dim]: the same tokens, as KvitCache.update returned them
     attention_mask  what padding_mask made: None, or bool [batch, tokens so far and new], False for padding
     scaling         of the scores; head_dim ** -0.5 if absent
+    others          sliding_window, softcap and s_aux (sinks, [query_heads]) mean what they mean in transformers; what
+                    kvit does not know is refused
 
     Returns ([batch, tokens, query_heads, head_dim], None): rows of padding are zeros, and there are no weights.
     Raises TypeError (K does not come from a KvitCache), KernelMissing (anything that kvit's attention does not do),
@@ -67,15 +65,16 @@ def attend(
             "layer of an assistant_model, which generate() gives a cache of its own: load that model with another "
             "attn_implementation"
         )
-    length = layer.get_seq_length() + key.shape[2]
-    window = getattr(attention_mask, WINDOW, None)
-    if window is not None:
-        raise KernelMissing(
-            f"{place} sees a window of {window} tokens and the sequences have {length}, padding included; kvit's "
-            f"attention sees all. Use another attn_implementation, or sequences of at most {window} tokens"
-        )
-    if others.get("sliding_window") is not None and length <= others["sliding_window"]:
-        del others["sliding_window"]  # it hides nothing yet
+    modifiers = dict(getattr(attention_mask, HIDES, {}))
+    # Some models tell attention its window and some the mask alone. One that hides nothing yet need not be told.
+    window, cap = others.pop("sliding_window", None), others.pop("softcap", None)
+    if window is not None and layer.get_seq_length() + key.shape[2] > window:
+        modifiers["window"] = int(window)
+    if cap is not None:
+        modifiers["softcap"] = float(cap)
+    sinks = others.pop("s_aux", None)
+    if sinks is not None:
+        modifiers["sinks"] = layer.sinks(sinks)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     wishes = {name: wish for name, wish in others.items() if name not in _IGNORED and wish is not False}
@@ -87,7 +86,7 @@ def attend(
             )
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise KernelMissing(f"{place} wants gradients and kvit computes none; call the model under torch.no_grad()")
-    return layer.attend(query, key, value, attention_mask, scaling), None
+    return layer.attend(query, key, value, attention_mask, scaling, modifiers), None
 
 
 def _words(wish: Any) -> str:

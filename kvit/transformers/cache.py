@@ -13,8 +13,6 @@ from kvit.layouts.views import Layout
 from kvit.transformers.layer import KvitLayer
 from kvit.transformers.padding import Padding
 
-_HAVE_SINKS = ("gpt_oss", "openai_privacy_filter")
-
 
 class KvitCache(Cache):
     """K and V of a batch of sequences in a paged cache for each layer: past_key_values of a model or of generate().
@@ -30,9 +28,10 @@ class KvitCache(Cache):
     them for another batch. Beams, forks and copies (copy.deepcopy) share pages and copy one when they write to it.
     Calls run on torch's current stream. Not safe to use from several threads, nor in torch.compile.
 
-    Raises KernelMissing (windows, caps: what kvit's attention does not do), ShapeError (counts, scales), DtypeError (no
-    way to store K or V), LayoutError; the first call raises what PagedCache raises of the model's own K, and DtypeError
-    for a model in float32. A call that runs out of pages raises CacheFull.
+    Raises KernelMissing (layers that are no attention), ShapeError (counts, scales), DtypeError (no way to store K or
+    V), LayoutError; the first call raises what PagedCache raises of the model's own K, KernelMissing for a window or
+    sinks over a way to store K and V that has no kernel for them, and DtypeError for a model in float32. A call that
+    runs out of pages raises CacheFull.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class KvitCache(Cache):
             if stored is not None:
                 codec_of(stored)
         decoder = config.get_text_config(decoder=True)
-        _refuse(decoder, pages, page_size)
+        _refuse(decoder)
         count = decoder.num_hidden_layers
         for name, scale in (("k_scale", k_scale), ("v_scale", v_scale)):
             if scale is not None and len(scale) != count:
@@ -104,30 +103,12 @@ class KvitCache(Cache):
         return f"KvitCache({len(self.layers)} layers of {self.layers[0]!r})"
 
 
-def _refuse(decoder: PretrainedConfig, pages: int, page_size: int) -> None:
-    """Raise KernelMissing for a model whose attention kvit cannot do exactly on any sequence that fits."""
-    if getattr(decoder, "model_type", None) in _HAVE_SINKS:
-        raise KernelMissing(
-            f"the softmax of the model has sinks (model_type {decoder.model_type}) and kvit's has not; "
-            "use another attn_implementation for this model"
-        )
-    cap = getattr(decoder, "attn_logit_softcapping", None)
-    if cap is not None:
-        raise KernelMissing(
-            f"the model caps its scores (attn_logit_softcapping={cap}) and kvit's attention does not; "
-            "use another attn_implementation for this model"
-        )
-    window, chunk = (getattr(decoder, name, None) for name in ("sliding_window", "attention_chunk_size"))
-    kinds = getattr(decoder, "layer_types", None) or (["full_attention"] if window is None else ["sliding_attention"])
-    sizes = {"sliding_attention": window, "chunked_attention": chunk}
-    longest = pages * page_size
-    # A window that no sequence can outgrow hides nothing. Padding counts too, and is looked at in each call.
-    others = sorted(kind for kind in {*kinds} - {"full_attention"} if longest > (sizes.get(kind) or 0))
+def _refuse(decoder: PretrainedConfig) -> None:
+    """Raise KernelMissing for a model with layers whose attention kvit does not know."""
+    known = {"full_attention", "sliding_attention", "chunked_attention"}
+    others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known)
     if others:
-        window_pages = min((sizes.get(kind) or 0) for kind in others) // page_size
-        fewer = f" a cache of {window_pages} pages, which none outgrows," if window_pages else ""
         raise KernelMissing(
-            f"the model has layers of {', '.join(others)} (sliding_window={window}) and kvit's attention sees all "
-            f"tokens, {longest} at most in these pages; use another attn_implementation,{fewer} or a config without "
-            "windows if no sequence gets longer than one"
+            f"the model has layers of {', '.join(others)}; kvit's attention does {', '.join(sorted(known))}. "
+            "Use another attn_implementation for this model"
         )

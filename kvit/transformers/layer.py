@@ -32,6 +32,7 @@ class KvitLayer(CacheLayerMixin):
         self.paged: PagedCache | None = None
         self.sequences: list[Sequence] = []
         self._length = 0  # tokens of each sequence, padding included: what transformers counts
+        self._sinks: torch.Tensor | None = None  # of the model, in float32
         self._mask: torch.Tensor | None = None  # bool [batch, length] in host memory; None without padding
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
@@ -84,8 +85,11 @@ class KvitLayer(CacheLayerMixin):
         value: torch.Tensor,
         mask: torch.Tensor | None,
         scaling: float | None,
+        modifiers: dict[str, Any],
     ) -> torch.Tensor:
         """Store K and V of the real tokens and attend their queries; arguments and result are those of `attend`.
+
+        modifiers  what kvit.attention shall do besides: window, chunk, softcap, sinks
 
         K, V and queries are read where they are and the result is written where torch wants it, except in a pass with
         padding among its new tokens, and where _rows copies.
@@ -101,11 +105,19 @@ class KvitLayer(CacheLayerMixin):
         out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
         stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else None
         self.paged.append(self.sequences, k, v, new_tokens=tokens.counts, stream=stream)
-        attention(q, self.paged, self.sequences, new_tokens=tokens.counts, out=out, scale=scaling, stream=stream)
+        attention(q, self.paged, self.sequences, tokens.counts, out=out, scale=scaling, stream=stream, **modifiers)
         self._length, self._mask = self._length + new, tokens.mask
         if tokens.index is not None:
             out = out.new_zeros(batch * new, heads, head_dim).index_copy_(0, tokens.index, out)
         return out.view(batch, new, heads, head_dim)
+
+    def sinks(self, parameter: torch.Tensor) -> torch.Tensor:
+        """The sinks of the layer's query heads in float32, as kvit reads them: always in the same memory, since an
+        operation is made for it.
+        """
+        if self._sinks is None or self._sinks.shape != parameter.shape or self._sinks.device != parameter.device:
+            self._sinks = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
+        return self._sinks.copy_(parameter.detach())
 
     def get_seq_length(self) -> int:
         """Tokens of each sequence so far, padding included."""

@@ -9,8 +9,8 @@ from transformers.masking_utils import causal_mask_function
 
 from kvit.errors import KernelMissing, ShapeError
 
-WINDOW = "kvit_window"
-"""Attribute of the mask of a window that hides tokens: attention refuses it, for not every model uses all its masks."""
+HIDES = "kvit_hides"
+"""Attribute of a mask that hides more than padding: {"window": tokens} or {"chunk": tokens}, as in kvit.attention."""
 
 
 def padding_mask(
@@ -35,23 +35,23 @@ def padding_mask(
     Returns a view of attention_mask, or None if it hides nothing; finding out waits for the GPU, unless it is None.
     Raises KernelMissing (not plainly causal), ShapeError, TypeError (a cache that is no KvitCache).
     """
+    hides = None
     if mask_function is not causal_mask_function:
-        if local_size is None or not _is_causal_window(mask_function):
+        hides = None if local_size is None else _window_of(mask_function)
+        if hides is None:
             name = getattr(mask_function, "__qualname__", repr(mask_function)).split(".")[0]
             raise KernelMissing(
-                f"the model asks for a mask by {name} and kvit's attention is causal only; "
+                f"the model asks for a mask by {name} and kvit's attention is causal, with a window or chunks; "
                 "use another attn_implementation for this model"
             )
-        if kv_length > local_size:
-            refused = torch.ones(batch_size, kv_length, dtype=torch.bool)
-            setattr(refused, WINDOW, local_size)
-            return refused
     if q_length is not None and kv_length != int(q_offset) + q_length:
         raise TypeError(
             f"the model's cache has room for {kv_length} tokens where there are {int(q_offset) + q_length}: it is a "
             "static one, and attn_implementation='kvit' needs a KvitCache. Give the model or generate() "
             "past_key_values=kvit.transformers.KvitCache(model.config, pages=...), and no cache_implementation"
         )
+    if hides is not None and kv_length > local_size:
+        return _hiding(attention_mask, batch_size, kv_length, {hides: local_size})
     if attention_mask is None:
         return None
     if attention_mask.shape[-1] != kv_length:
@@ -63,18 +63,45 @@ def padding_mask(
     return None if attention_mask.all() else attention_mask.detach()
 
 
-def _is_causal_window(mask_function: Any) -> bool:
-    """Whether this is transformers' causal mask cut down to a window or to chunks, and nothing else.
+def _hiding(attention_mask: torch.Tensor | None, batch: int, length: int, hides: dict[str, int]) -> torch.Tensor:
+    """The mask of padding, with the word of what else is hidden. Raises ShapeError.
+
+    Chunks of a padded sequence begin where its tokens do, as they do in transformers; a mask of tokens that are not of
+    one block says nothing that kvit could do, and is refused.
+    """
+    if attention_mask is None:
+        mask = torch.ones(batch, length, dtype=torch.bool)
+    else:
+        mask = attention_mask.detach().to(torch.bool).clone()
+        real = mask.to(torch.int8)
+        if mask.shape[-1] == length and bool((real.diff(dim=-1) < 0).any()):
+            raise KernelMissing(
+                f"the model has {hides} and a padded batch has padding behind tokens, which counts as tokens there and "
+                "not in kvit's pages; pad on the left"
+            )
+    if mask.shape[-1] != length:
+        raise ShapeError(
+            f"attention_mask is for {mask.shape[-1]} tokens, and there are {length} with those in the cache; give a "
+            "mask of all of them"
+        )
+    setattr(mask, HIDES, hides)
+    return mask
+
+
+def _window_of(mask_function: Any) -> str | None:
+    """ "window" or "chunk" of transformers' causal mask cut down to that, and nothing else; else None.
 
     transformers makes it by and_masks(window, causal_mask_function), and such functions have no other sign than what
     they close over.
     """
     if not getattr(mask_function, "__qualname__", "").startswith("and_masks."):
-        return False
+        return None
     (parts,) = [cell.cell_contents for cell in mask_function.__closure__ or ()] or [()]
     windows = [part for part in parts if part is not causal_mask_function]
     names = [getattr(part, "__qualname__", "").split(".")[0] for part in windows]
-    return len(parts) == 2 and len(windows) == 1 and names[0] in ("sliding_window_overlay", "chunked_overlay")
+    if len(parts) != 2 or len(windows) != 1:
+        return None
+    return {"sliding_window_overlay": "window", "chunked_overlay": "chunk"}.get(names[0])
 
 
 class NewTokens:

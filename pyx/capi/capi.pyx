@@ -4,7 +4,7 @@ from cpython.pycapsule cimport PyCapsule_New
 from kvit._native.capi_cache cimport (
     cache_append, cache_attention, cache_check, cache_create, cache_destroy, cache_gather, cache_query, cache_view,
 )
-from kvit._native.capi_call cimport append, attention, gather
+from kvit._native.capi_call cimport append, attention, attention_masked, gather
 from kvit._native.capi_error cimport error_text
 from kvit._native.capi_op cimport op_check, op_create, op_destroy, op_explain, op_query
 from kvit._native.capi_python cimport merge_states
@@ -50,5 +50,6 @@ table.sequence_destroy = sequence_destroy
 table.cache_gather = cache_gather
 table.cache_view = cache_view
 table.sequence_pages = sequence_pages
+table.attention_masked = attention_masked
 
 _C_API = PyCapsule_New(&table, b"kvit._native.capi._C_API", NULL)

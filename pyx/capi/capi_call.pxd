@@ -7,6 +7,9 @@ from kvit.capi cimport kvit_op, kvit_page_table, kvit_stream, kvit_tensor, kvit_
 cdef int32_t attention(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
                        const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                        kvit_stream stream) noexcept nogil
+cdef int32_t attention_masked(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
+                              const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
+                              const kvit_tensor *spans, const kvit_tensor *tree, kvit_stream stream) noexcept nogil
 cdef int32_t append(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
                     const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil
 cdef int32_t gather(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,

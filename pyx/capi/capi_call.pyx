@@ -14,7 +14,7 @@ from kvit._native.capi_op cimport OpState
 from kvit._native.capi_python cimport attend_in_python, move_in_python
 from kvit._native.capi_tensor cimport is_stream
 from kvit._native.capi_view cimport ViewState, pack_fitting_table
-from kvit._native.checks cimport are_lse, are_rows, rows_of_each
+from kvit._native.checks cimport are_lse, are_rows, are_words, is_tree, rows_of_each
 from kvit._native.driver_table cimport LaunchConfig
 from kvit._native.host cimport KvitSpan
 from kvit._native.kernel_graph cimport KernelGraph
@@ -25,6 +25,7 @@ from kvit._native.packed_cache cimport is_same_type
 from kvit._native.params cimport KvitAppendParams, KvitDecodeParams, KvitPageTable
 from kvit._native.row_ops cimport RowGrid, fits_grid, grid_for, pack_transfer
 from kvit._native.spans cimport Spans, add_memory, set_pre_dependency
+from kvit._native.tensor cimport KVIT_I32
 from kvit._native.tensor_map cimport can_copy
 from kvit.capi cimport (
     KVIT_DEVICE_HOST, KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER,
@@ -37,15 +38,21 @@ cdef enum:
 cdef int32_t attention(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
                        const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                        kvit_stream stream) noexcept nogil:
+    return attention_masked(op, view, table, q, out, lse, query_indptr, NULL, NULL, stream)
+
+
+cdef int32_t attention_masked(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *q,
+                              const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
+                              const kvit_tensor *spans, const kvit_tensor *tree, kvit_stream stream) noexcept nogil:
     cdef PinnedArgs pinned
     cdef int32_t status = enter(op, view, &pinned)
     if status == KVIT_OK:
-        status = attend(pinned.op, pinned.view, table, q, out, lse, query_indptr, stream)
+        status = attend(pinned.op, pinned.view, table, q, out, lse, query_indptr, spans, tree, stream)
         if status == UNFIT:
             status = KVIT_ERROR_NO_INTERPRETER
             if enter_python():
                 status = leave_python(
-                    attend_in_python(pinned.op, pinned.view, table, q, out, lse, query_indptr, stream)
+                    attend_in_python(pinned.op, pinned.view, table, q, out, lse, query_indptr, spans, tree, stream)
                 )
         exit(&pinned)
     return status
@@ -109,7 +116,7 @@ cdef void exit(PinnedArgs *pinned) noexcept nogil:
 
 cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
                     const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
-                    kvit_stream stream) noexcept nogil:
+                    const kvit_tensor *ranges, const kvit_tensor *tree, kvit_stream stream) noexcept nogil:
     cdef KvitDecodeParams params
     cdef KvitPageTable packed
     cdef Spans spans
@@ -121,6 +128,10 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
             or not pack_fitting_table(table, op.type.device, &packed)
             or not is_apart(out, view, table, query_indptr, True)
             or not is_apart(lse, view, table, query_indptr, True)
+            or not is_apart_from_own(out, op) or not is_apart_from_own(lse, op)
+            or not (ranges == NULL or (op.takes_spans and are_words(ranges, op.type.device, KVIT_I32, q.shape[0], 2)))
+            or not (tree == NULL or (op.takes_trees and is_tree(tree, op.type.device, q.shape[0])))
+            or meet(out, ranges) or meet(out, tree) or meet(lse, ranges) or meet(lse, tree)
             or (meet(out, q) and not are_same(out, q)) or meet(lse, q) or meet(lse, out)):
         return UNFIT
     each = rows_of_each(q.shape[0], packed.num_sequences, query_indptr, op.type.device)
@@ -128,12 +139,15 @@ cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, 
         return UNFIT
     if q.shape[0] == 0 or packed.num_sequences == 0:
         return KVIT_OK
-    if not pack_attention(&params, &op.plan, &view.cache, view.maps, &packed, query_indptr, each, q, out, lse):
+    if not pack_attention(&params, &op.plan, &view.cache, view.maps, &packed, query_indptr, each, q, out, lse,
+                          ranges, tree):
         return UNFIT
     spans.count = 0
     if op.type.device.type == KVIT_DEVICE_HOST:
         add_cache(&spans, view, False)
         add_table(&spans, table, query_indptr)
+        add_memory(&spans, ranges, False)
+        add_memory(&spans, tree, False)
         if params.reads_ahead:
             set_pre_dependency(&spans, 0)
         add_own(&spans, op)
@@ -201,6 +215,20 @@ cdef bint is_apart(const kvit_tensor *rows, const ViewState *view, const kvit_pa
         meets_itself(rows) or meet(rows, table.pages) or meet(rows, table.lengths) or meet(rows, table.indptr)
         or meet(rows, query_indptr)
     )
+
+
+cdef bint is_apart_from_own(const kvit_tensor *rows, const OpState *op) noexcept nogil:
+    """Whether rows that are written lie apart from the arrays that an operation reads at every launch."""
+    cdef Extent extent, other
+    cdef int i
+    if rows == NULL:
+        return True
+    extent = extent_at(rows)
+    for i in range(op.num_spans):
+        other = extent_of_span(&op.spans[i])
+        if not op.spans[i].writable and cross(&extent, &other):
+            return False
+    return True
 
 
 cdef Extent extent_of_span(const KvitSpan *span) noexcept nogil:

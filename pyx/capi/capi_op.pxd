@@ -17,8 +17,10 @@ cdef struct OpState:
     int64_t workspace_bytes
     WarpShares shares                  # append, gather
     AttentionPlan plan                 # attention
+    bint takes_spans                   # of its calls
+    bint takes_trees
     KvitFault *fault
-    KvitSpan[3] spans                  # memory of its own: workspace, tickets, fault
+    KvitSpan[6] spans                  # memory of its own: workspace, tickets, fault; and arrays that it was made with
     int num_spans
     void *kernel                       # Kernel, a counted reference, as the next two are
     void *graph                        # KernelGraph that launches it; None: it is launched itself

@@ -28,6 +28,7 @@ from kvit._native.capi_error import ArgumentError
 
 cdef extern from "<stddef.h>":
     const size_t OP_OPTIONS_BEFORE_LAUNCH "offsetof(kvit_op_options, launch)"
+    const size_t OP_OPTIONS_BEFORE_WINDOW "offsetof(kvit_op_options, window_left)"
 
 
 cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
@@ -40,7 +41,8 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
     cdef OpState *state
     cdef int32_t status
     try:
-        read_options(&wanted, options, OP_OPTIONS_BEFORE_LAUNCH, sizeof(wanted), "kvit_op_options")
+        read_options(&wanted, options, [OP_OPTIONS_BEFORE_LAUNCH, OP_OPTIONS_BEFORE_WINDOW], sizeof(wanted),
+                     "kvit_op_options")
         check_target(op, "op", "kvit_op")
         status = pin(wanted.view, HANDLE_VIEW, &view)
         if status != KVIT_OK:
@@ -100,6 +102,14 @@ cdef object make_attention(const kvit_op_options *options, object view):
         split_tokens=options.split_tokens or None,
         reads_ahead=is_set(options.reads_ahead, "reads_ahead"),
         launch=to_launch(options.launch),
+        window=(options.window_left or None, options.window_right or None),
+        chunk=options.chunk or None,
+        softcap=options.softcap or None,
+        spans=is_set(options.takes_spans, "takes_spans"),
+        tree=is_set(options.takes_tree, "takes_tree"),
+        sinks=to_tensor(options.sinks, "sinks", True),
+        alibi=to_tensor(options.alibi, "alibi", True),
+        temperature=to_tensor(options.temperature, "temperature", True),
     )
 
 
@@ -108,6 +118,7 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     state.plan = launch.plan
     state.kernel = <void *>launch.kernel
     state.graph = <void *>launch.graph
+    state.takes_spans, state.takes_trees = launch.takes_spans, launch.takes_trees
     state.fault = launch.plan.constants.fault
     state.dtype = (<AttentionCall>operation).query_dtype
     state.query_heads = launch.plan.constants.num_query_heads
@@ -116,6 +127,8 @@ cdef int keep_attention(OpState *state, object operation) except -1:
     state.spans[0].writable = SPAN_IS_WORKSPACE
     add_memory(state, launch.tickets, True)
     add_memory(state, launch.fault, True)
+    for array in launch.arrays:
+        add_memory(state, array, False, False)
     return 0
 
 
@@ -130,8 +143,8 @@ cdef int keep_transfer(OpState *state, object operation) except -1:
     return 0
 
 
-cdef void add_memory(OpState *state, Tensor tensor, bint is_pre_dependency) noexcept:
-    state.spans[state.num_spans] = span_of(&tensor.memory, True)
+cdef void add_memory(OpState *state, Tensor tensor, bint is_pre_dependency, bint is_written=True) noexcept:
+    state.spans[state.num_spans] = span_of(&tensor.memory, is_written)
     state.spans[state.num_spans].pre_dependency = is_pre_dependency
     state.num_spans += 1
 

@@ -19,9 +19,9 @@ cdef str to_launch(int32_t launch)
 # Raises ArgumentError unless there is a place for a new handle.
 cdef int check_target(const void *target, str name, str kind) except -1
 
-# Copies options that may have grown since they had `first` bytes to `read`, which has the `known` bytes of today: what
-# the caller's header did not have yet is 0. Raises ArgumentError.
-cdef int read_options(void *read, const void *options, uint32_t first, uint32_t known, str name) except -1
+# Copies options that have grown since they had the bytes of one of `earlier` to `read`, which has the `known` bytes of
+# today: what the caller's header did not have yet is 0. Raises ArgumentError.
+cdef int read_options(void *read, const void *options, list earlier, uint32_t known, str name) except -1
 
 # Raises ArgumentError unless a struct that begins with its size is there and has `known` bytes.
 cdef int check_size(const void *options, uint32_t known, str name) except -1

@@ -57,8 +57,8 @@ cdef int check_target(const void *target, str name, str kind) except -1:
     return 0
 
 
-cdef int read_options(void *read, const void *options, uint32_t first, uint32_t known, str name) except -1:
-    if options == NULL or (<const uint32_t *>options)[0] != first:
+cdef int read_options(void *read, const void *options, list earlier, uint32_t known, str name) except -1:
+    if options == NULL or (<const uint32_t *>options)[0] not in earlier:
         check_size(options, known, name)
     memset(read, 0, known)
     memcpy(read, options, (<const uint32_t *>options)[0])

@@ -8,7 +8,7 @@ from kvit.capi cimport kvit_page_table, kvit_stream, kvit_tensor
 # attention, and append or gather as `kind` says, of an operation and a view that the caller holds.
 cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
                               const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
-                              kvit_stream stream) noexcept with gil
+                              const kvit_tensor *spans, const kvit_tensor *tree, kvit_stream stream) noexcept with gil
 cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
                             const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *query_indptr,
                             kvit_stream stream) noexcept with gil

@@ -19,13 +19,14 @@ _NAMES = {KVIT_OP_ATTENTION: "attention", KVIT_OP_APPEND: "append", KVIT_OP_GATH
 
 cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
                               const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
-                              kvit_stream stream) noexcept with gil:
+                              const kvit_tensor *spans, const kvit_tensor *tree, kvit_stream stream) noexcept with gil:
     cdef int32_t status = KVIT_OK
     try:
         require_kind(op, KVIT_OP_ATTENTION)
         (<object>op.operation)(
             to_tensor(q, "q"), <object>view.view, to_table(table), out=to_tensor(out, "out"),
             lse=to_tensor(lse, "lse", True), query_indptr=to_tensor(query_indptr, "query_indptr", True),
+            spans=to_tensor(spans, "spans", True), tree=to_tensor(tree, "tree", True),
             stream=to_stream(stream, op.type.device),
         )
     except BaseException as error:

@@ -11,5 +11,7 @@ cdef class AttentionCall(CacheCall):
     cdef int query_heads
     cdef int query_dtype               # enum KvitDtype of queries and outputs
 
-    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor indptr) noexcept
+    cdef int fits(self, Tensor q, object view, object table, Tensor out, Tensor lse, Tensor indptr, Tensor spans,
+                  Tensor tree) noexcept
+    cdef bint are_arrays_right(self, Tensor out, Tensor lse, Tensor spans, Tensor tree, int64_t tokens) noexcept
     cdef bint are_heads(self, Tensor rows, int64_t tokens, int channels, bint is_written) noexcept

@@ -21,6 +21,8 @@ class AttentionCall:
         query_indptr: Any = None,
         out: Any = None,
         lse: Any = None,
+        spans: Any = None,
+        tree: Any = None,
         stream: Any = None,
     ) -> Tensor:
         """Attend new tokens to the cache: one launch. Returns before the work is done; allocates nothing if given out.
@@ -33,5 +35,9 @@ class AttentionCall:
                       many
         out           like q, written in place; allocated if absent
         lse           float32 [tokens, query_heads], receives the natural log of the sum of exp(score); any strides
+        spans         int32 [tokens, 2] on the device: (begin, end) of keys that a query sees too, if its own position
+                      is one of them; of an operation that was made with spans=True
+        tree          int64 [tokens, 1 or 2] on the device, bits of the new tokens that a query sees; of an operation
+                      that was made with tree=True
         stream        Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
         """

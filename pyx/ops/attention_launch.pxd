@@ -25,14 +25,20 @@ cdef class AttentionLaunch:
     cdef readonly Tensor workspace
     cdef readonly Tensor tickets       # its head
     cdef readonly Tensor fault
+    cdef readonly tuple arrays         # sinks, alibi slopes and temperatures: Tensor, or None
+    cdef readonly bint takes_spans     # whether calls may bring them
+    cdef readonly bint takes_trees
 
-    # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
+    cdef int modify(self, object modifiers) except -1
+    # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; spans int32 [tokens,
+    # 2] or None; tree int64 [tokens, words] or None; all checked before.
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor indptr, int each,
-                 Stream stream) except -1
+                 Tensor spans, Tensor tree, Stream stream) except -1
 
 
 # Fills the struct of a launch, for Python and for C. `each` and indptr: see pack_tokens. False: the maps that the
 # kernel copies by are not made yet.
 cdef bint pack_attention(KvitDecodeParams *params, const AttentionPlan *plan, const KvitCache *cache,
                          const TensorMaps *maps, const KvitPageTable *table, const kvit_tensor *indptr, int each,
-                         const kvit_tensor *q, const kvit_tensor *out, const kvit_tensor *lse) noexcept nogil
+                         const kvit_tensor *q, const kvit_tensor *out, const kvit_tensor *lse,
+                         const kvit_tensor *spans, const kvit_tensor *tree) noexcept nogil

@@ -1,4 +1,6 @@
 # Launches of attention: constants packed once, a call's arguments by every launch.
+from typing import Any
+
 from kvit._native.context import Device
 from kvit._native.module import Kernel
 from kvit._native.tensor import Tensor
@@ -25,4 +27,5 @@ class AttentionLaunch:
         split_tiles: int = 0,
         reads_ahead: bool = False,
         by_graph: bool = False,
+        modifiers: Any = None,
     ) -> None: ...

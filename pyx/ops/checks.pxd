@@ -33,6 +33,12 @@ cdef bint are_lse(const kvit_tensor *memory, DeviceId device, int64_t tokens, in
 cdef bint are_entries(const kvit_tensor *memory, DeviceId device, int64_t length) noexcept nogil
 cdef bint are_entry_rows(const kvit_tensor *memory, DeviceId device, int64_t rows) noexcept nogil
 
+# [rows, columns] of such elements, one after the other.
+cdef bint are_words(const kvit_tensor *memory, DeviceId device, int dtype, int64_t rows, int64_t columns) noexcept nogil
+
+# int64 [tokens, 1 or 2]: the words of a tree.
+cdef bint is_tree(const kvit_tensor *memory, DeviceId device, int64_t tokens) noexcept nogil
+
 # How many of the rows each sequence has; 0 where indptr, int32 [sequences + 1], says it; -1 where rows, sequences and
 # indptr do not fit each other. indptr NULL: all sequences have as many.
 cdef int rows_of_each(int64_t rows, int32_t sequences, const kvit_tensor *indptr, DeviceId device) noexcept nogil

@@ -2,7 +2,7 @@
 """Whether tensors fit a call as they are: the same questions for Python and for C, asked without the GIL."""
 from libc.stdint cimport uintptr_t
 
-from kvit._native.tensor cimport KVIT_BF16, KVIT_F16, KVIT_F32, KVIT_I32, bits_of
+from kvit._native.tensor cimport KVIT_BF16, KVIT_F16, KVIT_F32, KVIT_I32, KVIT_I64, bits_of
 
 cdef enum:
     VECTOR_BYTES = 16          # what kernels move rows in; kvit/_checks.py says it too
@@ -80,6 +80,23 @@ cdef bint are_entry_rows(const kvit_tensor *memory, DeviceId device, int64_t row
     if memory.shape[0] == 0 or memory.shape[1] == 0:
         return True
     return (memory.shape[1] == 1 or memory.strides[1] == ENTRY_BYTES) and lies_at(memory, 1, ENTRY_BYTES)
+
+
+cdef bint are_words(const kvit_tensor *memory, DeviceId device, int dtype, int64_t rows,
+                    int64_t columns) noexcept nogil:
+    cdef int64_t size = bits_of(dtype) // 8
+    if not is_placed(memory, device, dtype, 2) or memory.shape[0] != rows or memory.shape[1] != columns:
+        return False
+    return rows == 0 or (
+        (columns == 1 or memory.strides[1] == size) and (rows == 1 or memory.strides[0] == columns * size)
+        and lies_at(memory, 0, size)
+    )
+
+
+cdef bint is_tree(const kvit_tensor *memory, DeviceId device, int64_t tokens) noexcept nogil:
+    return memory != NULL and memory.ndim == 2 and 1 <= memory.shape[1] <= 2 and are_words(
+        memory, device, KVIT_I64, tokens, memory.shape[1]
+    )
 
 
 cdef int rows_of_each(int64_t rows, int32_t sequences, const kvit_tensor *indptr, DeviceId device) noexcept nogil:

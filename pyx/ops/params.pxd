@@ -61,6 +61,21 @@ cdef extern from "abi/params.h":
     ctypedef struct KvitTensorMap:
         unsigned char[128] bytes
 
+    ctypedef struct KvitGeneral:
+        const int32_t *spans
+        const uint64_t *trees
+        const float *sinks
+        const float *alibi
+        const float *temperature
+        int32_t window_left
+        int32_t window_right
+        int32_t chunk
+        KvitDivisor by_chunk
+        int32_t tree_words
+        int32_t positions
+        float cap_log2
+        float cap_rate
+
     ctypedef struct KvitDecodeParams:
         KvitCache cache
         KvitPageTable table
@@ -82,6 +97,7 @@ cdef extern from "abi/params.h":
         int32_t[11] reserved
         KvitTensorMap k_map
         KvitTensorMap v_map
+        KvitGeneral general
 
     ctypedef struct KvitTransferParams:
         KvitCache cache

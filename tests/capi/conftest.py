@@ -70,7 +70,8 @@ def older_c_host(request, tmp_path_factory):
     types = (folder / "kvit_types.h").read_text(encoding="utf-8")
     for field in ("split_tokens", "int32_t launch;", "reads_ahead"):
         assert (field in types) == (version >= 3)
-    assert "KVIT_ERROR_INTERRUPTED" not in types
+    for field in ("KVIT_ERROR_INTERRUPTED", "window_left", "attention_masked"):
+        assert field not in types
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 
 

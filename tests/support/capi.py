@@ -70,7 +70,10 @@ class OpOptions(ctypes.Structure):
         ("scale", c_float),
         *[(name, c_int32) for name in ("mask", "tokens_per_sequence", "split_tokens")],
         ("workspace", _TENSOR),
-        *[(name, c_int32) for name in ("launch", "reads_ahead")],
+        *[(name, c_int32) for name in ("launch", "reads_ahead", "window_left", "window_right", "chunk")],
+        ("softcap", c_float),
+        *[(name, c_int32) for name in ("takes_spans", "takes_tree")],
+        *[(name, _TENSOR) for name in ("sinks", "alibi", "temperature")],
     ]
 
 
@@ -159,6 +162,7 @@ class Table(ctypes.Structure):
         ("cache_gather", _call(*_SEQUENCES, _TENSOR, _TENSOR, _STREAM)),
         ("cache_view", _call(_HANDLE, _NEW)),
         ("sequence_pages", _call(_HANDLE, POINTER(c_int32), c_int64, POINTER(c_int64))),
+        ("attention_masked", _call(*_LAUNCH, *[_TENSOR] * 6, _STREAM)),
     ]
 
 

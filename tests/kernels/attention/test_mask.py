@@ -1,4 +1,4 @@
-"""kernels/attention/mask.cuh: what a query sees is what the reference says, and the ends of it lie on a line."""
+"""kernels/attention/mask.cuh: what a query sees is what the reference says, and what several do."""
 
 import pytest
 
@@ -8,15 +8,15 @@ LENGTHS = [0, 1, 2, 7, 64, 1000, 2**31 - 1]
 QUERIES = [1, 2, 3, 9, 70]
 
 MASK = """
-  KvitDecodeParams params = {{}};
-  params.causal = {causal};
+  struct {{ int32_t causal; }} params = {{{causal}}};
   const CausalMask mask(params);
   for (int length : {{{lengths}}}) {{
     for (int new_tokens : {{{queries}}}) {{
-      printf("%d ", mask.LastEnd(length, new_tokens));
+      const SequenceWork work = {{length, new_tokens, 0, 0, 0, false}};
+      printf("%d ", mask.LastUnion(work, 0).end);
       for (int token = 0; token < new_tokens; ++token) {{
-        const KeyRange keys = mask.Visible(length, new_tokens, token);
-        printf("%d %d %d ", keys.begin, keys.end, mask.Ends(length, new_tokens).Of(token));
+        const KeyRange keys = mask.Visible(work, token);
+        printf("%d %d %d ", keys.begin, keys.end, mask.Of(work).Union(0, token).end);
       }}
     }}
   }}

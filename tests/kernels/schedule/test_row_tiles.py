@@ -32,7 +32,7 @@ BODY = """
         const RowTiles<{rows}, {tile}> tiles(ends, new_tokens, group, FastDivide(group), split);
         printf("%d %d ", tiles.Count(), int(tiles.Total()));
         for (int i = 0; i < tiles.Count(); ++i)
-          printf("%d %d %d ", tiles.Tiles(i), tiles.Units(i), int(tiles.Before(i)));
+          printf("%d %d %d ", tiles.Tiles(i).last, tiles.Units(i), int(tiles.Before(i)));
         for (int unit = 0; unit < tiles.Total(); ++unit)
           printf("%d %d ", tiles.Find(unit).row_tile, int(tiles.Find(unit).before));
       }}

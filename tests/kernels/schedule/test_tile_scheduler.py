@@ -29,6 +29,7 @@ class Batch:
     slots: int = 20
     indptr: list[int] | None = None  # instead of counts
     total: int | None = None
+    window: int = 0  # keys that a query sees up to its own; 0: all
 
     def __post_init__(self):
         self.indptr = self.indptr or [0, *np.cumsum(self.counts).tolist()]
@@ -36,7 +37,7 @@ class Batch:
 
     def numbers(self):
         head = [len(self.lengths), self.heads, self.group, self.partitions, self.causal, self.split]
-        return [*head, self.slots, self.total, *self.lengths, *self.indptr]
+        return [*head, self.slots, self.total, self.window, *self.lengths, *self.indptr]
 
     def sequence(self, i):
         """(length, first query, queries, whether anything is wrong) of sequence i, as kernels must see it."""
@@ -58,6 +59,17 @@ class Batch:
     def rows(self, i, row_tile):
         return min(ROWS, self.sequence(i)[2] * self.group - row_tile * ROWS)
 
+    def seen(self, i, row_tile):
+        """Keys [begin, end) from the first that any row of a row tile sees to the last."""
+        length, _, queries, _ = self.sequence(i)
+        position = length - queries + row_tile * ROWS // self.group
+        begin = max(0, position - self.window + 1) if self.window else 0
+        return begin, self.visible(i, row_tile * ROWS + self.rows(i, row_tile) - 1)
+
+    def first_tile(self, i, row_tile):
+        begin, end = self.seen(i, row_tile)
+        return begin // TILE if begin < end else 0
+
     def tiles(self, i, row_tile):
         return max(1, -(-self.visible(i, row_tile * ROWS + self.rows(i, row_tile) - 1) // TILE))
 
@@ -72,14 +84,14 @@ class Batch:
 # wrong, and then all of each. The last CTA to end writes what is left in the batches' counters, and the kind and the
 # sequence of the fault that was reported.
 RECORD = """
-  using Scheduler = TileScheduler<CausalMask, {rows}, {tile}, kThreads, 10>;
+  using Scheduler = TileScheduler<{mask}, {rows}, {tile}, kThreads, 10>;
   auto& shared_part = *reinterpret_cast<Scheduler::Shared*>(shared);
   const int32_t* at = numbers;
   auto* const output = reinterpret_cast<int32_t*>(params.output);
   for (int batch = 0; batch < {batches}; ++batch) {{
-    int32_t head[8];
-    for (int i = 0; i < 8; ++i) head[i] = LoadGlobal<int32_t>(at + i);
-    const auto [sequences, heads, group, partitions, causal, split, slots, total] = head;
+    int32_t head[9];
+    for (int i = 0; i < 9; ++i) head[i] = LoadGlobal<int32_t>(at + i);
+    const auto [sequences, heads, group, partitions, causal, split, slots, total, window] = head;
     KvitDecodeParams decode = {{}};
     decode.cache.page_size = {page_size};
     decode.cache.num_kv_heads = heads;
@@ -88,11 +100,12 @@ RECORD = """
     decode.partitions = partitions;
     decode.causal = causal;
     decode.split_tiles = split;
-    decode.table = {{nullptr, nullptr, at + 8, 0, sequences, slots}};
-    decode.tokens = {{at + 8 + sequences, 0, total}};
+    decode.table = {{nullptr, nullptr, at + 9, 0, sequences, slots}};
+    decode.tokens = {{at + 9 + sequences, 0, total}};
     decode.fault = faults + batch;
     decode.workspace = counters[batch];
-    at += 8 + sequences + sequences + 1;
+    decode.general.window_left = window;
+    at += 9 + sequences + sequences + 1;
 
     const Ticket ticket(decode.workspace);
     const Scheduler scheduler(decode);
@@ -103,9 +116,9 @@ RECORD = """
       WorkIterator<Scheduler> works(scheduler, heads, range);
       TileWalk<Scheduler, {tile} / 2> walk(scheduler, works, 1);  // the second half of every tile
       for (; !works.Done(); works.Next()) {{
-        const WorkTile& work = works.work();
+        const auto& work = works.work();
         const TileRange seen = scheduler.VisibleTiles(work);
-        const int tile[] = {{work.sequence, work.head, work.row_tile, work.first, work.last, work.tiles,
+        const int tile[] = {{work.sequence, work.head, work.row_tile, work.first, work.last, work.tiles.last,
                             scheduler.NumRows(work), seen.first < seen.last ? seen.last : -1,
                             work.of.is_bad + 2 * work.of.first_token}};
         if (ThreadIndex() == 37 && count < {most}) {{
@@ -140,20 +153,23 @@ RECORD = """
 """
 
 
-def record(host_programs, batches, grid, scheduler="fibers"):
+def record(host_programs, batches, grid, scheduler="fibers", mask="CausalMask"):
     """[batch][ticket] the work tiles of each CTA, and [batch] (kind, sequence) of the fault that was reported."""
     most = MOST_TILES // grid
     words = 3 + WORDS * most
     numbers = [number for batch in batches for number in batch.numbers()]
     size = len(batches) * (grid * words + 3) * 4
     outcome = host_programs.run(
-        RECORD.format(rows=ROWS, tile=TILE, batches=len(batches), page_size=PAGE_SIZE, words=words, most=most),
+        RECORD.format(
+            mask=mask, rows=ROWS, tile=TILE, batches=len(batches), page_size=PAGE_SIZE, words=words, most=most
+        ),
         scheduler=scheduler,
         grid=grid,
         threads=THREADS,
         memory_bytes=-(-size // 4096) * 4096,
         output_bytes=size,
-        includes=f"""#include "attention/mask.cuh"
+        includes=f"""#include "attention/general_mask.cuh"
+            #include "attention/mask.cuh"
             #include "pipeline/tile_walk.cuh"
             #include "schedule/tile_scheduler.cuh"
             #include "schedule/work_iterator.cuh"
@@ -188,7 +204,7 @@ def check(batch, ctas):
             for i in range(len(batch.lengths))
             for head in range(partition, batch.heads, batch.partitions)
             for row_tile in range(batch.row_tiles(i))
-            for tile in range(batch.tiles(i, row_tile))
+            for tile in range(batch.first_tile(i, row_tile), batch.tiles(i, row_tile))
         ]
         found, units = [], []
         for works in ctas[partition :: batch.partitions]:
@@ -196,13 +212,15 @@ def check(batch, ctas):
             for i, head, row_tile, first, last, tiles, rows, seen, flags in works:
                 assert first < last <= tiles == batch.tiles(i, row_tile)
                 assert rows == batch.rows(i, row_tile)
-                most = batch.visible(i, row_tile * ROWS + rows - 1)
-                assert seen == (last if most > 0 else -1)
+                begin, end = batch.seen(i, row_tile)
+                assert seen == (last if begin < end else -1)
                 _, first_token, _, is_bad = batch.sequence(i)
                 assert flags == is_bad + 2 * first_token
                 if batch.split:
                     assert first % split_of[i] == 0 and last == min(first + split_of[i], tiles)
                 units[-1] += 1 if batch.split else last - first
+                # The first split of a row tile may begin before its tiles do.
+                first = max(first, batch.first_tile(i, row_tile))
                 found += [(i, head, row_tile, tile) for tile in range(first, last)]
         assert found == line
         assert max(units) - min(units) <= 1 and units == sorted(units, reverse=True)
@@ -224,6 +242,19 @@ def test_all_ctas_together_have_all_of_the_work_once(rng, host_programs, grid, s
     options = [(0, 0, 1), (1, 0, 1), (1, 0, 2), (0, 1, 4), (1, 1, 1), (1, 2, 2), (1, 3, 4), (0, 3, 1)]
     batches = [random_batch(rng, sequences, *option) for option in options]
     found, faults = record(host_programs, batches, grid)
+    for batch, ctas in zip(batches, found, strict=True):
+        check(batch, ctas)
+    assert faults == [[0, 0]] * len(batches)
+
+
+@pytest.mark.parametrize("sequences", [1, 6, 40])
+@pytest.mark.parametrize("window", [1, 33, 64, 400])  # one tile, two, the ends of tiles, all keys
+def test_tiles_before_a_window_are_nobody_s_work(rng, host_programs, window, sequences):
+    options = [(1, 0, 1), (1, 0, 2), (1, 1, 1), (1, 2, 2), (1, 3, 4), (0, 0, 1), (0, 2, 4)]
+    batches = [random_batch(rng, sequences, *option) for option in options]
+    for batch in batches:
+        batch.window = window
+    found, faults = record(host_programs, batches, 8, mask="GeneralMask")
     for batch, ctas in zip(batches, found, strict=True):
         check(batch, ctas)
     assert faults == [[0, 0]] * len(batches)

@@ -5,7 +5,7 @@ import pytest
 
 import kvit
 from kvit import reference
-from support.caches import BFLOAT16, new_tokens
+from support.caches import BFLOAT16
 from support.interrupts import at_every_line
 from support.owned_pages import Given
 
