@@ -1,4 +1,6 @@
 // The host backend's entry points: the table of kernels, and a launch that runs the CTAs of a grid on a few OS threads.
+#include <pthread.h>
+
 #include <algorithm>
 #include <atomic>
 #include <cstdio>
@@ -16,22 +18,50 @@ std::vector<const KvitHostKernel*>& Kernels() {
   return kernels;
 }
 
-// What kvit_host_error gives: the words below, or some that need no memory. Such small things are in the C library's
+// What kvit_host_error gives: the words of this thread, or some that need no memory. This data is in the C library's
 // own block of a thread. Other thread-local data is allocated when a thread first looks at it, and the C library aborts
-// the process where it cannot be.
+// the process where it cannot be. The block has some hundred bytes to spare for all libraries that are loaded late, and
+// a library that asks for more does not load: so the words themselves lie elsewhere.
 [[gnu::tls_model("initial-exec")]] thread_local const char* last_error = "";
-thread_local char last_words[2048];
+[[gnu::tls_model("initial-exec")]] thread_local char* own_words = nullptr;
+
+constexpr size_t kWordsBytes = 2048;
+
+// Gives the words of a thread back when it ends.
+class WordsOfThreads {
+ public:
+  WordsOfThreads() : has_key_(pthread_key_create(&key_, Forget) == 0) {}
+
+  // Whether the thread keeps `words` from now on.
+  bool Keep(char* words) const { return has_key_ && pthread_setspecific(key_, words) == 0; }
+
+ private:
+  static void Forget(void* words) {
+    last_error = "";
+    own_words = nullptr;
+    std::free(words);
+  }
+
+  pthread_key_t key_;
+  bool has_key_;
+};
+
+const WordsOfThreads words_of_threads;
 
 // Whether this thread can fail in words. Its words, and what the C++ library keeps of a thread's exceptions, are
 // allocated here, if there is memory to spare.
 bool CanFail() {
-  [[gnu::tls_model("initial-exec")]] static thread_local bool is_ready = false;
-  if (is_ready) return true;
+  if (own_words != nullptr) return true;
   void* const spare = std::malloc(1 << 16);
   if (spare == nullptr) return false;
   std::free(spare);
-  last_words[0] = '\0';
-  return is_ready = std::uncaught_exceptions() >= 0;
+  auto* const words = static_cast<char*>(std::malloc(kWordsBytes));
+  if (words == nullptr || std::uncaught_exceptions() < 0 || !words_of_threads.Keep(words)) {
+    std::free(words);
+    return false;
+  }
+  own_words = words;
+  return true;
 }
 
 // A CTA and its fibers, kept between launches: stacks are costly to make.
@@ -158,8 +188,8 @@ int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   for (std::thread& other : others) other.join();
   if (grid.failed_block == UINT32_MAX) return 0;
   if (!grid.has_no_memory) {
-    std::snprintf(last_words, sizeof last_words, "%s", grid.error.c_str());
-    last_error = last_words;
+    std::snprintf(own_words, kWordsBytes, "%s", grid.error.c_str());
+    last_error = own_words;
   }
   return 1;
 }

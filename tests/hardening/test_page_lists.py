@@ -45,7 +45,7 @@ def spoil(rng, *lists):
         part = lists[int(rng.integers(len(lists)))]
         if len(part):
             at = int(rng.integers(len(part)))
-            part[at] = rng.choice([rng.choice(GARBAGE), part[at] + 1, part[at] - 1])
+            part[at] = rng.choice([rng.choice(GARBAGE), max(part[at], -9) + 1 if part[at] < 99 else 7, -1])
 
 
 def told(op, hunt):
