@@ -1,5 +1,6 @@
 # Launches of attention: constants packed once, a call's arguments by every launch.
 from kvit._native.driver_table cimport LaunchConfig
+from kvit._native.graph cimport Restorable
 from kvit._native.kernel_graph cimport KernelGraph
 from kvit._native.module cimport Kernel
 from kvit._native.packed_cache cimport PackedCache
@@ -18,16 +19,16 @@ cdef struct AttentionPlan:
     Boxes boxes                        # of its tensor copies, if it copies so
 
 
-cdef class AttentionLaunch:
+cdef class AttentionLaunch(Restorable):
     cdef AttentionPlan plan
     cdef readonly Kernel kernel
     cdef KernelGraph graph             # that launches it; None: it is launched itself
-    cdef readonly Tensor workspace
+    cdef readonly Tensor workspace     # zeroed by restore
+    cdef size_t workspace_bytes
+    cdef bint is_on_host
     cdef readonly Tensor tickets       # its head
     cdef readonly Tensor fault
 
-    # Zeroes the workspace, as every launch finds it, after one on the host that did not come to its end.
-    cpdef restore(self)
     # Launches. q, out [tokens, query_heads, head_dim]; lse float32 [tokens, query_heads] or None; all checked before.
     cdef int run(self, PackedCache cache, PackedTable table, Tensor q, Tensor out, Tensor lse, Tensor indptr, int each,
                  Stream stream) except -1

@@ -2,6 +2,7 @@
 from libc.string cimport memset
 
 from kvit._native.context cimport Device
+from kvit._native.graph cimport Restorable
 from kvit._native.kernel_graph cimport graph_of
 from kvit._native.launcher cimport launch
 from kvit._native.module cimport load_kernel
@@ -15,7 +16,7 @@ from kvit._native.tensor_map cimport copy_tensor_maps
 from kvit.errors import HostBackendError
 
 
-cdef class AttentionLaunch:
+cdef class AttentionLaunch(Restorable):
     """An attention kernel with its grid, its workspace and its constants.
 
     partitions   lines that the work is dealt out on: divides the grid and the KV heads
@@ -41,6 +42,8 @@ cdef class AttentionLaunch:
         self.plan.boxes = Boxes(entry.facts["box_tokens"], entry.facts["is_packed"])
         self.plan.constants.group = divisor_of(group)
         self.plan.constants.workspace = workspace.memory.data
+        self.workspace_bytes = workspace.nbytes
+        self.is_on_host = device.is_host
         self.plan.constants.fault = <KvitFault *>fault.memory.data
         self.plan.constants.num_query_heads = num_query_heads
         self.plan.constants.scale = scale
@@ -79,13 +82,13 @@ cdef class AttentionLaunch:
             stream.kept.append(self)  # for the graph, whose launches may fail too
         try:
             return launch(self.kernel, &self.plan.config, &params, stream, &spans, self.graph)
-        except HostBackendError:
+        except (HostBackendError, MemoryError):  # there may have been no memory to say why it failed
             self.restore()
             raise
 
-    cpdef restore(self):
-        if self.kernel.dev.is_host:
-            memset(self.workspace.memory.data, 0, self.workspace.nbytes)
+    cdef void restore(self) noexcept:
+        if self.is_on_host:
+            memset(self.plan.constants.workspace, 0, self.workspace_bytes)
 
 
 cdef bint pack_attention(KvitDecodeParams *params, const AttentionPlan *plan, const KvitCache *cache,

@@ -9,6 +9,12 @@ cdef enum GraphState:
     OVER                               # the block did not end well
 
 
+# What has memory that a launch on the host leaves in disorder where it does not come to its end.
+cdef class Restorable:
+    # Puts the memory into the state that every launch finds. Asks for no memory: there may be none.
+    cdef void restore(self) noexcept
+
+
 cdef class Graph:
     cdef Device dev
     cdef Stream stream                 # that it is captured from

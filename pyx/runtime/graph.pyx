@@ -10,6 +10,13 @@ from kvit._native.stream cimport Stream, stream_of
 from kvit.errors import DeviceError, DriverError, refuse_copy
 
 
+cdef class Restorable:
+    """Base of what a graph restores after a launch that failed."""
+
+    cdef void restore(self) noexcept:
+        pass
+
+
 @cython.no_gc_clear
 cdef class Graph:
     """Work of one stream, captured once and launched as a whole as often as wanted, for one driver call.
@@ -128,8 +135,8 @@ cdef class Graph:
                 status = self.dev.driver.graph_launch(self.executable, on_stream.c_stream)
             if status != SUCCESS and status != CAPTURE_UNSUPPORTED and self.dev.is_host:
                 for kept in self.kept:
-                    if hasattr(kept, "restore"):  # an operation's memory that a failed launch leaves in disorder
-                        kept.restore()
+                    if isinstance(kept, Restorable):
+                        (<Restorable>kept).restore()
                 host_graph_failed(self.executable)
             check(status, b"cuGraphLaunch")
         finally:
