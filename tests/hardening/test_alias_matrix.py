@@ -105,9 +105,7 @@ def merge_stacked(rng, pair):
         "outs": np.stack([rows(rng, HEADS) for _ in range(3)]), "lses": rng.standard_normal((3, 6, HEADS)).astype("f4"),
         "out": rows(rng, HEADS), "lse": np.zeros((6, HEADS), np.float32),
     }  # fmt: skip
-    return Call(
-        contents, ("out", "lse"), lambda t: kvit.merge_states(t["outs"], t["lses"], out=t["out"], lse=t["lse"])
-    )
+    return Call(contents, ("out", "lse"), lambda t: kvit.merge_states(t["outs"], t["lses"], out=t["out"], lse=t["lse"]))
 
 
 def copy_pages(rng, pair):
@@ -183,7 +181,7 @@ def test_what_is_written_may_lie_over_what_is_read_or_is_refused(hunt, device, m
 
 
 def check(layout, device, how):
-    """"refused", or "right" where the call has the bits of separate memory."""
+    """ "refused", or "right" where the call has the bits of separate memory."""
     call = layout.call
     contents = layout.held()
     try:

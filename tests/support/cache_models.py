@@ -1,4 +1,4 @@
-"""A PagedCache beside plain lists of its tokens: random calls, of which any may be broken off, and what must then hold."""
+"""A PagedCache beside plain lists of its tokens: random calls that may be broken off, and what must hold then."""
 
 from __future__ import annotations
 

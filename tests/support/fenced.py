@@ -15,7 +15,7 @@ _STEP = 16  # what rows are aligned to
 
 
 class Fenced:
-    """Arrays that were copied to a device, each at an address of no particular alignment, between bytes of a pattern."""
+    """Arrays that were copied to a device, each at an address that is drawn, between bytes of a pattern."""
 
     def __init__(self, rng: np.random.Generator, device: str):
         self._rng, self._device = rng, device

@@ -40,6 +40,10 @@ def add_options(parser: pytest.Parser) -> None:
         "--hardening-seed", type=int, metavar="N",
         help="of all that hunts draw; 0 in a short run if absent, a new one, which is told, in a long one",
     )  # fmt: skip
+    group.addoption(
+        "--hardening-folder", metavar="PATH",
+        help="where sanitized builds lie, and are built upon by the next run; a temporary folder if absent",
+    )  # fmt: skip
     group.addoption("--hardening-round", type=int, metavar="N", help="run this round of the chosen hunts alone")
 
 

@@ -22,10 +22,11 @@ if __name__ == "__main__":
 import numpy as np
 
 import kvit
+import kvit.cache.requantise  # CPython's import never ends where all allocations fail: what is imported late, is here
+import kvit.ops.convert
 from kvit._native import host
 from support.cache_models import CacheModel
 from support.caches import BFLOAT16, make_case, new_tokens, poisoned
-
 
 OUT_OF_MEMORY = 2  # CUDA_ERROR_OUT_OF_MEMORY
 
@@ -170,7 +171,8 @@ def new_objects() -> Any:
     rows = np.arange(64 * 32, dtype=np.float32).reshape(32, 64)
 
     def call() -> list[Any]:
-        cache = kvit.PagedCache(4, 4, 1, 64, device="host", rope=kvit.Rope(64, scaling={"rope_type": "linear", "factor": 2.0}))
+        rope = kvit.Rope(64, scaling={"rope_type": "linear", "factor": 2.0})
+        cache = kvit.PagedCache(4, 4, 1, 64, device="host", rope=rope)
         cache.sequence().append(*np.zeros((2, 3, 1, 64), BFLOAT16))
         made = kvit.Buffer.from_numpy(rows, "host")
         seen = kvit.Tensor.wrap(made)
