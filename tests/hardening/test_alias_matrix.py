@@ -170,7 +170,8 @@ def test_what_is_written_may_lie_over_what_is_read_or_is_refused(hunt, device, m
     try:
         for rng in hunt.rounds():
             host.configure(workers=int(rng.integers(1, 4)), seed=int(rng.integers(1 << 30)))
-            for pair in PAIRS if maker not in (merge, merge_stacked) else PAIRS[:1]:
+            has_cache = maker not in (merge, merge_stacked)
+            for pair in PAIRS if has_cache and hunt.is_long else PAIRS[:1]:
                 call = maker(rng, pair)
                 for first in call.written:
                     for second in (name for name in call.contents if name != first):

@@ -136,7 +136,7 @@ def say(api, status):
     return words
 
 
-@pytest.mark.hunt(share=4, short=150)
+@pytest.mark.hunt(share=4, short=60)
 def test_calls_with_wrong_tensors_are_refused_in_words_or_right(hunt, api):
     scene = None
     for rng in hunt.rounds():
@@ -178,7 +178,7 @@ def garbage_options(rng, struct, right):
     return made
 
 
-@pytest.mark.hunt(share=2, short=100)
+@pytest.mark.hunt(share=2, short=40)
 def test_objects_of_wrong_options_are_refused_in_words_or_made(hunt, api):
     for rng in hunt.rounds():
         scene = Scene(api, rng)
@@ -204,7 +204,7 @@ def test_objects_of_wrong_options_are_refused_in_words_or_made(hunt, api):
         scene.close()
 
 
-@pytest.mark.hunt(share=2, short=30)
+@pytest.mark.hunt(share=2, short=6)
 def test_a_cache_of_c_survives_wrong_counts_and_handles(hunt, api):
     for rng in hunt.rounds():
         fields = {"layout": capi.HND, "pages": 5, "page_size": 3, "kv_heads": 1, "head_dim": 64, "dtype": 3}

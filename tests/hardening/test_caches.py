@@ -25,14 +25,14 @@ def run(model, hunt, attempt_of, with_requantise=False):
         model.check()
 
 
-@pytest.mark.hunt(share=4, short=8)
+@pytest.mark.hunt(share=4, short=4)
 def test_any_order_of_calls_leaves_each_sequence_its_tokens(hunt, device):
     for rng in hunt.rounds():
         model = CacheModel(rng, device)
         run(model, hunt, lambda: lambda call: call() or True, with_requantise=bool(rng.integers(2)))
 
 
-@pytest.mark.hunt(share=4, short=8)
+@pytest.mark.hunt(share=4, short=4)
 def test_an_exception_at_any_line_loses_nothing(hunt, device):
     for rng in hunt.rounds():
 
@@ -88,7 +88,7 @@ def alarm():
     signal.signal(signal.SIGALRM, before)
 
 
-@pytest.mark.hunt(share=4, short=8)
+@pytest.mark.hunt(share=4, short=4)
 def test_a_signal_at_any_moment_loses_nothing(hunt, device, alarm):
     for rng in hunt.rounds():
 
@@ -101,7 +101,7 @@ def test_a_signal_at_any_moment_loses_nothing(hunt, device, alarm):
     assert alarm.fired > 0
 
 
-@pytest.mark.hunt(share=1, short=2)
+@pytest.mark.hunt(share=1, short=1)
 def test_sequences_in_circles_give_their_pages_back(hunt, device):
     for rng in hunt.rounds():
         model = CacheModel(rng, device)

@@ -83,7 +83,7 @@ elif end == 3:
 """
 
 
-@pytest.mark.hunt(share=4, short=4)
+@pytest.mark.hunt(share=4, short=2)
 def test_the_process_ends_silently_in_whatever_order_things_go(hunt, device):
     for rng in hunt.rounds():
         seed = int(rng.integers(1 << 30))

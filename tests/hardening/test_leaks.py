@@ -116,8 +116,7 @@ KINDS = [name for name in vars(Calls) if not name.startswith("_")]
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_keep_nothing(hunt, device, kind, rng):
     call = getattr(Calls(rng, device), kind)
-    for _ in range(3 if hunt.is_long else 1):
-        repeat(call)
+    repeat(call)
     before, rounds = look(device), 0
     tracemalloc.start()
     try:
@@ -132,7 +131,6 @@ def test_calls_keep_nothing(hunt, device, kind, rng):
         grown = tracemalloc.get_traced_memory()[0] - traced
     finally:
         tracemalloc.stop()
-    repeat(call)
     blocks, held = (now - old for now, old in zip(look(device), before, strict=True))
     assert grown < FIXED_BYTES, f"{grown} bytes of Python's, in {rounds * ROUNDS} calls"
     assert blocks < FIXED_BLOCKS, f"{blocks} blocks of Python's, in {rounds * ROUNDS} calls"

@@ -75,7 +75,7 @@ def new_chains(rng, num_pages):
     return source, target, begins
 
 
-@pytest.mark.hunt(share=3, short=40)
+@pytest.mark.hunt(share=3, short=20)
 def test_copies_of_pages_do_what_their_lists_say_and_no_more(hunt, device):
     for rng in hunt.rounds(0 if device == "host" else GPU_CALLS):
         dtype, shape = [BFLOAT16, FLOAT16][rng.integers(2)], new_shape(rng)
@@ -142,7 +142,7 @@ def put_page(cache, page, held):
         array[page] = rows
 
 
-@pytest.mark.hunt(share=3, short=40)
+@pytest.mark.hunt(share=3, short=20)
 def test_conversions_of_pages_do_what_their_lists_say_and_no_more(hunt, device):
     for rng in hunt.rounds(0 if device == "host" else GPU_CALLS):
         dtype, shape = [BFLOAT16, FLOAT16][rng.integers(2)], new_shape(rng)

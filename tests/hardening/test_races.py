@@ -107,7 +107,7 @@ class Scene:
         return [x.numpy() for x in kvit.merge_states(list(outs.astype(self.dtype)), list(lses))]
 
 
-@pytest.mark.hunt(share=1, short=12)
+@pytest.mark.hunt(share=1, short=6)
 def test_a_launch_has_the_same_bits_on_any_number_of_workers_and_either_scheduler(hunt, settings):
     scheduler = host.configure()["scheduler"]
     for rng in hunt.rounds():

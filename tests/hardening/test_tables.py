@@ -111,7 +111,7 @@ def at_least(device):
     return 0 if device == "host" else GPU_CALLS
 
 
-@pytest.mark.hunt(share=6, short=40)
+@pytest.mark.hunt(share=6, short=25)
 def test_attention_gives_each_row_its_own_result_or_nan(hunt, settings, device):
     for rng in hunt.rounds(at_least(device)):
         scene = Scene(rng, device)
@@ -195,7 +195,7 @@ def offsets_rise(numbers):
     return numbers.offsets is None or bool((np.diff(numbers.offsets.astype(np.int64)) >= 0).all())
 
 
-@pytest.mark.hunt(share=4, short=40)
+@pytest.mark.hunt(share=4, short=25)
 def test_gather_gives_each_row_its_own_token_or_nan(hunt, settings, device):
     for rng in hunt.rounds(at_least(device)):
         scene = Scene(rng, device)
@@ -236,7 +236,7 @@ def check_gathered(scene, row, found, places, store, bad):
     assert any(allowed), f"row {row} is none of {places}"
 
 
-@pytest.mark.hunt(share=4, short=40)
+@pytest.mark.hunt(share=4, short=25)
 def test_append_writes_each_row_to_its_own_place_or_nowhere(hunt, settings, device):
     for rng in hunt.rounds(at_least(device)):
         scene = Scene(rng, device, writes_pages=True)
