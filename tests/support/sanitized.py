@@ -27,13 +27,17 @@ def runtime(name: str) -> str:
 
 
 def compilers(folder: Path, flags: tuple[str, ...]) -> Path:
-    """A folder with gcc and g++ that add `flags` to their arguments, unless those ask for another sanitizer."""
+    """A folder with gcc and g++ that add `flags` to their arguments, unless those ask for another sanitizer.
+
+    They keep the symbols that the build strips, so that reports name lines.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("gcc", "g++"):
         real = find_gxx({**os.environ, "CXX": name})
         script = folder / name
         script.write_text(
             "#!/bin/sh\nunset LD_PRELOAD\n"
+            'for word do shift; [ "$word" = -s ] || set -- "$@" "$word"; done\n'
             f'case "$*" in *-fsanitize=thread*) exec "{real}" "$@";; esac\n'
             f'exec "{real}" "$@" {" ".join(flags)}\n'
         )
