@@ -13,9 +13,9 @@ PAGES, PAGE_SIZE = 10, 4
 class Given:
     """A cache of several sequences, some of which share pages, and the tokens of each."""
 
-    def __init__(self):
+    def __init__(self, **stored):
         rng = np.random.default_rng(0)
-        self.cache = kvit.PagedCache(PAGES, PAGE_SIZE, 1, 64, device="host")
+        self.cache = kvit.PagedCache(PAGES, PAGE_SIZE, 1, 64, device="host", **stored)
         self.new = new_tokens(rng, 6, kv_heads=1)
         gone = self.cache.sequence()
         gone.append(*new_tokens(rng, 5, kv_heads=1))
@@ -101,6 +101,17 @@ def test_pages_move_with_their_tokens_or_not_at_all(order):
     for given, is_done in at_every_line(Given, lambda given: given.cache.defragment(order=order)):
         given.check([given.first, given.second, given.third], given.before)
         assert not is_done or given.cache.pool.used() == [0, 1, 2, 3]
+
+
+def test_pages_of_codes_move_with_their_parameters_or_not_at_all():
+    # Codes and parameters are two launches: no Python code may run between them, of other modules neither.
+    cut = 0
+    for given, is_done in at_every_line(
+        lambda: Given(k="int8", v="int4"), lambda given: given.cache.defragment(order="sequences"), everywhere=True
+    ):
+        given.check([given.first, given.second, given.third], given.before)
+        cut += not is_done
+    assert cut > 50
 
 
 def test_a_cache_is_stored_anew_or_as_before():
