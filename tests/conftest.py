@@ -15,14 +15,17 @@ _spec = importlib.util.spec_from_file_location("support", Path(__file__).parent 
 support = sys.modules["support"] = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(support)
 
+from support import hunts  # noqa: E402
 
-def pytest_configure():
+
+def pytest_configure(config):
     """Test the kvit that is installed: `python -m pytest` would find the bare sources of this folder first."""
     if not list((support.ROOT / "kvit" / "_native").glob("*.so")):
         sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != support.ROOT]
     kvit = importlib.util.find_spec("kvit")
     if kvit is None or kvit.origin is None:
         raise pytest.UsageError("kvit is not installed; run: pip install '.[test]'")
+    config.pluginmanager.register(hunts.Hunts(config, lambda: missing_gpu() is not None), "hunts")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -36,6 +39,7 @@ def _children_import_the_same_kvit(tmp_path_factory):
 
 def pytest_addoption(parser):
     parser.addoption("--require-gpu", action="store_true", help="fail, instead of skipping, where a GPU is missing")
+    hunts.add_options(parser)
 
 
 @functools.cache

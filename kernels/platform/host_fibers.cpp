@@ -9,10 +9,35 @@
 
 #include "platform/host_cta.hpp"
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
 namespace kvit::host {
 namespace {
 
 constexpr size_t kStackBytes = 128 * 1024;
+
+// A stack, as AddressSanitizer is told of it: it marks what lies on stacks, and must know which one is in use.
+struct Stack {
+  const void* bottom = nullptr;
+  size_t bytes = 0;
+};
+
+#ifdef __SANITIZE_ADDRESS__
+void BeginSwitch(const Stack& to) { __sanitizer_start_switch_fiber(nullptr, to.bottom, to.bytes); }
+Stack EndSwitch() {
+  Stack from;
+  __sanitizer_finish_switch_fiber(nullptr, &from.bottom, &from.bytes);
+  return from;
+}
+void ForgetMarks(void* stacks, size_t bytes) { __asan_unpoison_memory_region(stacks, bytes); }
+#else
+void BeginSwitch(const Stack&) {}
+Stack EndSwitch() { return {}; }
+void ForgetMarks(void*, size_t) {}
+#endif
 
 // makecontext gives a fiber its stack; after that _setjmp and _longjmp switch, without the system calls of swapcontext.
 class Fibers final : public Scheduler {
@@ -66,6 +91,7 @@ class Fibers final : public Scheduler {
       throw Error("no memory for the stacks of " + std::to_string(count) + " fibers, which the host backend runs " +
                   cta_->launch->kernel->symbol + " on");
     }
+    ForgetMarks(stacks_, stacks_bytes_);
     fibers_ = std::vector<Fiber>(count);
     for (size_t i = 0; i < count; ++i) {
       Fiber& fiber = fibers_[i];
@@ -91,6 +117,7 @@ class Fibers final : public Scheduler {
   // A fiber lives as long as its stack and runs one thread of one CTA after the other.
   static void Entry(unsigned low, unsigned high) {
     Fiber& fiber = *reinterpret_cast<Fiber*>(uintptr_t(low) | uintptr_t(high) << 32);
+    fiber.owner->Arrive();
     for (;;) {
       Thread& thread = fiber.owner->cta_->threads[fiber.index];
       thread.cta->Body(thread);
@@ -128,18 +155,34 @@ class Fibers final : public Scheduler {
     }
     // After an error the other fibers are left where they stand, on stacks that hold nothing to release.
     if (failed || cta_->HasFailed()) abandoned_ = true;
-    if (_setjmp(fibers_[from].state) == 0) _longjmp(main_, 1);
+    if (_setjmp(fibers_[from].state) == 0) {
+      BeginSwitch(main_stack_);
+      _longjmp(main_, 1);
+    }
+    Arrive();
+  }
+
+  // The first thing that a fiber does wherever it goes on: the one that Run has switched to tells of Run's own stack.
+  void Arrive() {
+    const Stack from = EndSwitch();
+    if (!is_main_known_) main_stack_ = from;
+    is_main_known_ = true;
   }
 
   void Switch(jmp_buf& from, Fiber& to, size_t thread) {
     if (_setjmp(from) != 0) {
-      if (&from == &main_ && abandoned_) {
-        Release();
-        abandoned_ = false;
+      if (&from != &main_) {
+        Arrive();
+        return;
       }
+      EndSwitch();
+      if (abandoned_) Release();
+      abandoned_ = false;
       return;
     }
+    if (&from == &main_) is_main_known_ = false;
     Become(&cta_->threads[thread]);
+    BeginSwitch({to.first.uc_stack.ss_sp, to.first.uc_stack.ss_size});
     if (to.started) _longjmp(to.state, 1);
     to.started = true;
     setcontext(&to.first);
@@ -151,6 +194,8 @@ class Fibers final : public Scheduler {
   char* stacks_ = nullptr;
   size_t stacks_bytes_ = 0;
   bool abandoned_ = false;
+  Stack main_stack_;
+  bool is_main_known_ = false;
 };
 
 }  // namespace

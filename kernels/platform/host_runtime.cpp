@@ -18,33 +18,50 @@ std::vector<const KvitHostKernel*>& Kernels() {
   return kernels;
 }
 
-// Thread-local data of this library is small and in the C library's own block of a thread. Other such data is allocated
-// when a thread first looks at it, and the C library aborts the process where it cannot be.
-constexpr size_t kMostWords = 2048;
-[[gnu::tls_model("initial-exec")]] thread_local char* words = nullptr;   // [kMostWords], of this thread
-[[gnu::tls_model("initial-exec")]] thread_local const char* error = "";  // what kvit_host_error gives
+// What kvit_host_error gives: the words of this thread, or some that need no memory. This data is in the C library's
+// own block of a thread. Other thread-local data is allocated when a thread first looks at it, and the C library aborts
+// the process where it cannot be. The block has some hundred bytes to spare for all libraries that are loaded late, and
+// a library that asks for more does not load: so the words themselves lie elsewhere.
+[[gnu::tls_model("initial-exec")]] thread_local const char* last_error = "";
+[[gnu::tls_model("initial-exec")]] thread_local char* own_words = nullptr;
 
-bool KeepWords(char* new_words) {
-  static pthread_key_t key;  // frees them when their thread ends
-  static const bool has_key = pthread_key_create(&key, std::free) == 0;
-  return new_words != nullptr && has_key && pthread_setspecific(key, new_words) == 0;
-}
+constexpr size_t kWordsBytes = 2048;
+
+// Gives the words of a thread back when it ends.
+class WordsOfThreads {
+ public:
+  WordsOfThreads() : has_key_(pthread_key_create(&key_, Forget) == 0) {}
+
+  // Whether the thread keeps `words` from now on.
+  bool Keep(char* words) const { return has_key_ && pthread_setspecific(key_, words) == 0; }
+
+ private:
+  static void Forget(void* words) {
+    last_error = "";
+    own_words = nullptr;
+    std::free(words);
+  }
+
+  pthread_key_t key_;
+  bool has_key_;
+};
+
+const WordsOfThreads words_of_threads;
 
 // Whether this thread can fail in words. What they and the C++ library's exceptions need in a thread is allocated here,
 // if there is memory to spare: the exceptions' would abort the process later.
 bool CanFail() {
-  if (words != nullptr) return true;
+  if (own_words != nullptr) return true;
   static std::mutex one_at_a_time;  // or another thread takes what this one found
   std::lock_guard lock(one_at_a_time);
   void* const spare = std::malloc(1 << 16);
   std::free(spare);
-  if (spare == nullptr || std::uncaught_exceptions() < 0) return false;
-  char* const new_words = static_cast<char*>(std::malloc(kMostWords));
-  if (!KeepWords(new_words)) {
-    std::free(new_words);
+  auto* const words = static_cast<char*>(std::malloc(kWordsBytes));
+  if (words == nullptr || std::uncaught_exceptions() < 0 || !words_of_threads.Keep(words)) {
+    std::free(words);
     return false;
   }
-  words = new_words;
+  own_words = words;
   return true;
 }
 
@@ -153,7 +170,7 @@ int32_t kvit_host_kernels(const KvitHostKernel* const** kernels) {
 
 int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   using namespace kvit::host;
-  error = kNoMemory;
+  last_error = kNoMemory;
   if (!CanFail()) return 1;
   Grid grid(*launch);
   const uint32_t cores = std::max(1u, std::thread::hardware_concurrency());
@@ -172,13 +189,13 @@ int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   for (std::thread& other : others) other.join();
   if (grid.failed_block == UINT32_MAX) return 0;
   if (!grid.has_no_memory) {
-    std::snprintf(words, kMostWords, "%s", grid.error.c_str());
-    error = words;
+    std::snprintf(own_words, kWordsBytes, "%s", grid.error.c_str());
+    last_error = own_words;
   }
   return 1;
 }
 
-const char* kvit_host_error(void) { return kvit::host::error; }
+const char* kvit_host_error(void) { return kvit::host::last_error; }
 
 }  // extern "C"
 #pragma GCC visibility pop

@@ -7,7 +7,7 @@ they are taken to overlap.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
 from kvit._native.overlaps import tensor_meets_itself, tensors_are_same, tensors_meet
 from kvit._native.packed_cache import PackedCache
@@ -47,7 +47,9 @@ def require_apart(name: str, written: Tensor | None, *others: Named, same: tuple
 
 
 def require_unwritten(name: str, written: PackedCache, *others: Named) -> None:
-    """Raise LayoutError if a cache that a call writes lies over memory that it reads."""
+    """Raise LayoutError if a cache that a call writes lies over memory that it reads, or its rows over each other."""
+    if written.meets_itself:
+        _refuse_rows_that_meet(tuple(pools_of(name, written)))
     for pool_name, pool in pools_of(name, written):
         for other_name, other in others:
             if pool is not None and other is not None and tensors_meet(pool, other):
@@ -55,6 +57,23 @@ def require_unwritten(name: str, written: PackedCache, *others: Named) -> None:
                     f"{other_name} lies in {pool_name}, whose pages the call writes (or so close that strides do not "
                     f"tell them apart); give {other_name} memory apart from the cache"
                 )
+
+
+def _refuse_rows_that_meet(pools: tuple[Named, ...]) -> NoReturn:
+    for i, (name, pool) in enumerate(pools):
+        if pool is not None and tensor_meets_itself(pool):
+            raise LayoutError(
+                f"{name} has shape {list(pool.shape)} with strides {list(pool.strides)} bytes: rows that the call "
+                "writes lie over each other (or so close that strides do not tell them apart); give each memory of its "
+                "own"
+            )
+        for other_name, other in pools[:i]:
+            if pool is not None and other is not None and tensors_meet(pool, other):
+                raise LayoutError(
+                    f"{name} lies over {other_name}, at {pool.pointer:#x} and {other.pointer:#x}, and the call writes "
+                    "rows of this cache (or so close that strides do not tell them apart); give each memory of its own"
+                )
+    raise LayoutError(f"rows of {pools[0][0]} lie over each other, and the call writes them; give each its own memory")
 
 
 def pools_of(name: str, cache: PackedCache) -> Iterator[Named]:

@@ -74,6 +74,7 @@ cdef ViewState *make_state(object view) except NULL:
     if state == NULL:
         raise MemoryError("no memory for another view")
     state.cache = packed.value
+    state.is_readonly = packed.meets_itself  # Python says why
     for pool in (packed.k, packed.v, packed.k_params, packed.v_params):
         if pool is not None:
             add_pool(state, pool)

@@ -22,7 +22,7 @@ cdef class AttentionLaunch:
     cdef AttentionPlan plan
     cdef readonly Kernel kernel
     cdef KernelGraph graph             # that launches it; None: it is launched itself
-    cdef readonly Tensor workspace
+    cdef readonly Tensor workspace     # the host backend zeroes it after a launch that did not come to its end
     cdef readonly Tensor tickets       # its head
     cdef readonly Tensor fault
     cdef readonly tuple arrays         # sinks, alibi slopes and temperatures: Tensor, or None

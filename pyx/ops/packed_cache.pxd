@@ -37,6 +37,8 @@ cdef class PackedCache:
     cdef readonly Tensor blocks
     cdef readonly tuple memory
     cdef Extent[6] extents             # of k, v, k_params, v_params, blocks and all of `memory`
+    # Whether rows lie over each other, of one pool or of two: nobody may write such a cache. Not asked of blocks.
+    cdef readonly bint meets_itself
 
     # Makes the maps of boxes of at most `tokens`, for kernels on `device`.
     cdef int make_maps(self, Boxes boxes, Device device) except -1

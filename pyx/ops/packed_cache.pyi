@@ -10,6 +10,7 @@ class PackedCache:
     v_params: Tensor | None
     blocks: Tensor | None
     memory: tuple[Tensor, ...]
+    meets_itself: bool
     @property
     def shape(self) -> tuple[int, int, int, int, int]: ...
     @property

@@ -3,7 +3,7 @@ from libc.stdint cimport int16_t, uintptr_t
 from libc.string cimport memset
 
 from kvit._native.checks cimport device_id_of
-from kvit._native.overlaps cimport extent_at, meet
+from kvit._native.overlaps cimport extent_at, meet, meets_itself
 from kvit._native.packers cimport memory_of
 from kvit._native.params cimport KvitPool
 from kvit._native.spans cimport use
@@ -60,6 +60,7 @@ cdef class PackedCache:
         self.blocks = blocks
         self.memory = memory
         set_extents(self)
+        self.meets_itself = blocks is None and rows_meet(self)
         if blocks is not None:
             self.value.blocks = <const void *const *>blocks.memory.data
             for pool in range(4):
@@ -121,6 +122,19 @@ cdef void set_extents(PackedCache cache) noexcept:
         elif piece.low != piece.high:
             all_pieces.low = min(all_pieces.low, piece.low)
             all_pieces.high = max(all_pieces.high, piece.high)
+
+
+cdef bint rows_meet(PackedCache cache) noexcept:
+    """Whether rows of a pool lie over each other, or over those of another pool."""
+    cdef tuple pools = (cache.k, cache.v, cache.k_params, cache.v_params)
+    for i, pool in enumerate(pools):
+        # Scales of float8, which may be one for all rows, are read only; but nothing may be written over them.
+        if (i < 2 or has_pairs(pool)) and meets_itself(memory_of(<Tensor>pool)):
+            return True
+        for other in pools[:i]:
+            if meet(memory_of(<Tensor>pool), memory_of(<Tensor>other)):
+                return True
+    return False
 
 
 cdef bint meets_cache(const kvit_tensor *memory, PackedCache cache) noexcept:

@@ -58,12 +58,13 @@ def copy_pages(tuple launches, Device device not None, PackedCache cache not Non
         use(&spans, on_stream, target, False)
         use(&spans, on_stream, chains, False)
         use(&spans, on_stream, fault, True)
-        for entry, _ in launches:
-            load_kernel(entry, device)  # all that can be missing, before anything is moved
-        for entry, row_bytes in launches:
+        # All that can be missing, and all that runs Python code, before anything is moved: an exception of a signal's
+        # handler between two launches would leave rows with the parameters of others.
+        loaded = [(load_kernel(entry, device), row_bytes) for entry, row_bytes in launches]
+        for kernel, row_bytes in loaded:
             for pool in range(4):
                 params.row_bytes[pool] = row_bytes[pool]
-            launch_ctas(entry, device, &params, <unsigned int>ctas, on_stream, &spans)
+            launch_kernel(<Kernel>kernel, &params, <unsigned int>ctas, on_stream, &spans)
     if after is not None:
         setattr(after[0], after[1], after[2])
 
@@ -143,7 +144,11 @@ def requantise(object entry, Device device not None, PackedCache source not None
 
 cdef int launch_ctas(object entry, Device device, const void *params, unsigned int ctas, Stream stream,
                      const Spans *spans) except -1:
-    cdef Kernel kernel = load_kernel(entry, device)
+    return launch_kernel(load_kernel(entry, device), params, ctas, stream, spans)
+
+
+cdef int launch_kernel(Kernel kernel, const void *params, unsigned int ctas, Stream stream,
+                       const Spans *spans) except -1:
     cdef LaunchConfig config = kernel.config_of(ctas)
     return launch(kernel, &config, params, stream, spans)
 

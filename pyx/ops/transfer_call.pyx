@@ -77,8 +77,8 @@ cdef class TransferCall:
                 and self.are_transferred(v, k.memory.shape[0], self.type.v_dim, is_written)):
             return False
         return is_written or not (
-            cache.k.memory.readonly or cache.v.memory.readonly or is_locked_pair(cache.k_params, cache.type.dtype)
-            or is_locked_pair(cache.v_params, cache.type.dtype)
+            cache.meets_itself or cache.k.memory.readonly or cache.v.memory.readonly
+            or is_locked_pair(cache.k_params, cache.type.dtype) or is_locked_pair(cache.v_params, cache.type.dtype)
         )
 
     cdef bint are_apart(self, Tensor rows, PackedCache cache, PackedTable table, Tensor query_indptr) noexcept:

@@ -12,6 +12,7 @@ MAIN = """
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <memory>
 
 #include "abi/params.h"
 #include "platform/platform.cuh"
@@ -34,8 +35,10 @@ KVIT_KERNEL(case_kernel, kvit::Case)
 
 int main(int, char** argv) {{
   constexpr int kBytes = {memory_bytes};
-  auto* input = static_cast<char*>(std::aligned_alloc(4096, kBytes));
-  auto* output = static_cast<char*>(std::aligned_alloc(4096, kBytes));
+  const std::unique_ptr<char, decltype(&std::free)> memory[] = {{
+      {{static_cast<char*>(std::aligned_alloc(4096, kBytes)), &std::free}},
+      {{static_cast<char*>(std::aligned_alloc(4096, kBytes)), &std::free}}}};
+  char *const input = memory[0].get(), *const output = memory[1].get();
   for (int i = 0; i < kBytes; ++i) input[i] = char(i);
   std::memset(output, 0xFF, kBytes);
   const kvit::CaseParams params = {{input, output}};

@@ -19,13 +19,16 @@ class Interrupt(BaseException):
 
 
 @contextlib.contextmanager
-def interrupt_at(line: int) -> Iterator[Callable[[], int]]:
-    """Raise Interrupt in front of the so many-th line of kvit that runs in the block. Gives how many lines ran."""
+def interrupt_at(line: int, everywhere: bool = False) -> Iterator[Callable[[], int]]:
+    """Raise Interrupt in front of the so many-th line of kvit that runs in the block. Gives how many lines ran.
+
+    everywhere  lines of other Python code count too, such as the methods of a Path
+    """
     count = 0
 
     def trace(frame: Any, event: str, _: Any) -> Any:
         nonlocal count
-        if not frame.f_code.co_filename.startswith(_OF_KVIT):
+        if not everywhere and not frame.f_code.co_filename.startswith(_OF_KVIT):
             return None
         if event == "line":
             count += 1
@@ -43,11 +46,12 @@ def interrupt_at(line: int) -> Iterator[Callable[[], int]]:
 
 
 def at_every_line(
-    prepare: Callable[[], Any], call: Callable[[Any], object], step: int = 1
+    prepare: Callable[[], Any], call: Callable[[Any], object], step: int = 1, everywhere: bool = False
 ) -> Iterator[tuple[Any, bool]]:
     """(what `prepare` made, whether the call came to its end), once for every line of kvit that the call runs.
 
-    step  leaves lines out, where a call has very many
+    step        leaves lines out, where a call has very many
+    everywhere  as interrupt_at has it
 
     The last time nothing is raised.
     """
@@ -55,7 +59,7 @@ def at_every_line(
     while not is_done:
         line += step
         prepared = prepare()
-        with contextlib.suppress(Interrupt), interrupt_at(line):
+        with contextlib.suppress(Interrupt), interrupt_at(line, everywhere):
             call(prepared)
             is_done = True
         yield prepared, is_done

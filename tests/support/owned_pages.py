@@ -11,9 +11,9 @@ PAGES, PAGE_SIZE = 10, 4
 class Given:
     """A cache of several sequences, some of which share pages, and the tokens of each."""
 
-    def __init__(self):
+    def __init__(self, **stored):
         rng = np.random.default_rng(0)
-        self.cache = kvit.PagedCache(PAGES, PAGE_SIZE, 1, 64, device="host")
+        self.cache = kvit.PagedCache(PAGES, PAGE_SIZE, 1, 64, device="host", **stored)
         self.new = new_tokens(rng, 6, kv_heads=1)
         gone = self.cache.sequence()
         gone.append(*new_tokens(rng, 5, kv_heads=1))

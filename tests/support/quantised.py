@@ -58,13 +58,17 @@ class Quantised:
 
     def bound(self, q, counts, **options):
         """How far each output may be: see docs/quantisation.md and support/tolerances.py."""
-        k, v = self.cache.stores()
-        everything = (np.arange(v.data.shape[0])[:, None], np.arange(v.data.shape[1]))
-        plain_k, values = k.read(*everything, np.float64), v.read(*everything, np.float64)
-        zero = v.params[..., 1:].astype(np.float64) if v.params is not None and v.codec.bits in (4, 8) and (
-            v.params.ndim == 4
-        ) else 0.0  # fmt: skip
-        parts = np.abs(values - zero) + np.abs(zero)
-        cache = reference.Cache(np.nan_to_num(plain_k), np.nan_to_num(parts), "NHD")
-        magnitude = reference.paged_attention(q.astype(np.float64), cache, self.table, counts, **options).out
-        return tolerances.attention_bound(magnitude, self.dtype) + tolerances.SCORE_QUANTISED * 2 * magnitude
+        return attention_bound_of(self.cache, self.table, q, counts, self.dtype, **options)
+
+
+def attention_bound_of(cache, table, q, counts, dtype, **options):
+    """How far each output of attention over a cache of any codecs may be from the reference."""
+    k, v = cache.stores()
+    everything = (np.arange(v.data.shape[0])[:, None], np.arange(v.data.shape[1]))
+    plain_k, values = k.read(*everything, np.float64), v.read(*everything, np.float64)
+    has_zeros = v.params is not None and v.codec.bits in (4, 8) and v.params.ndim == 4
+    zero = v.params[..., 1:].astype(np.float64) if has_zeros else 0.0
+    parts = np.nan_to_num(np.abs(values - zero) + np.abs(zero))
+    magnitudes = reference.Cache(np.nan_to_num(plain_k), parts, "NHD")
+    magnitude = reference.paged_attention(q.astype(np.float64), magnitudes, table, counts, **options).out
+    return tolerances.attention_bound(magnitude, dtype) + tolerances.SCORE_QUANTISED * 2 * magnitude

@@ -91,6 +91,17 @@ def test_a_shift_is_whole_or_has_not_been(name, drop):
         given.check([given.first, given.second, given.third], expected)
 
 
+def test_pages_of_codes_move_with_their_parameters_or_not_at_all():
+    # Codes and parameters are two launches: no Python code may run between them, of other modules neither.
+    cut = 0
+    for given, is_done in at_every_line(
+        lambda: Given(k="int8", v="int4"), lambda given: given.cache.defragment(order="sequences"), everywhere=True
+    ):
+        given.check([given.first, given.second, given.third], given.before)
+        cut += not is_done
+    assert cut > 50
+
+
 def test_a_cache_is_stored_anew_or_as_before():
     for given, is_done in at_every_line(Given, lambda given: given.cache.requantise(k="int8", v="int4"), step=7):
         seqs = [given.first, given.second, given.third]

@@ -238,3 +238,37 @@ def test_page_lists_lie_apart_from_what_is_written(device):
         kvit.CopyPages(view)(view, pages, pages, chains=part_of(view.v, 0, (2,), "int32"))
     with pytest.raises(kvit.LayoutError, match="source_pages lies in target.k"):
         kvit.ConvertPages(other, view)(other, view, source_pages=inside, target_pages=pages)
+
+
+def pools_that_meet(device):
+    """(words of the refusal, view): pools over each other, shifted by a row, interleaved wrongly, rows in one place."""
+    memory = kvit.Buffer.empty((8, KV_HEADS, 16, DIM), "bfloat16", device)
+    memory.fill_bytes(0)
+    shape, row = (4, KV_HEADS, 16, DIM), 2 * DIM
+    whole = part_of(memory, 0, shape)
+    one_place = part_of(memory, 0, shape, strides=(KV_HEADS * row, row, 0, 2))
+    for match, k, v in (
+        ("view.v lies over view.k", whole, whole),
+        ("view.v lies over view.k", whole, part_of(memory, 16 * row, shape)),
+        ("view.k has shape .* rows that the call writes lie over each other", one_place, part_of(memory, 4096, shape)),
+    ):
+        yield match, kvit.CacheView(k, v, layout="HND", page_size=16)
+
+
+def test_a_cache_whose_rows_lie_over_each_other_is_not_written(scene, device):
+    pages, rows = to_device(np.arange(2, dtype=np.int32), device), scene.new((6, KV_HEADS, DIM))
+    for match, view in pools_that_meet(device):
+        for call in (
+            lambda view=view: kvit.Append(view)(rows, rows, view, scene.table),
+            lambda view=view: kvit.Append(view, rope=kvit.Rope(DIM))(rows, rows, view, scene.table, q=scene.q),
+            lambda view=view: kvit.CopyPages(view)(view, pages[:1], pages[1:]),
+        ):
+            with pytest.raises(kvit.LayoutError, match=match):
+                call()
+        assert not all_bytes(view.k).any()
+
+
+def test_a_cache_whose_rows_lie_over_each_other_may_be_read(scene, device):
+    for _, view in pools_that_meet(device):
+        table = kvit.PageTable(to_device(np.zeros((3, 1), np.int32), device), lengths=scene.table.lengths)
+        assert kvit.Attention(view, HEADS)(scene.new((3, HEADS, DIM)), view, table).shape == (3, HEADS, DIM)

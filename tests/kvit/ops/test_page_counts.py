@@ -1,27 +1,29 @@
 """Pages times heads times tokens, where the product is larger than an int32: done or refused, and never less of it."""
 
+import itertools
+
 import numpy as np
 import pytest
 
 import kvit
-from support.caches import poisoned
 
 MANY = 65536  # its square is 0 in 32 bits
 
 
-def repeated(shape, dtype="float16"):
-    """A tensor whose rows all lie in one place: nobody may touch it."""
-    memory = poisoned((shape[-1],), np.dtype(dtype))
-    strides = (*[0] * (len(shape) - 1), memory.itemsize)
-    return kvit.Tensor.from_pointer(memory.ctypes.data, shape, dtype, strides=strides, owner=memory)
+ADDRESSES = itertools.count(1 << 60, 1 << 50)  # no process has memory there
+
+
+def nowhere(shape, dtype="float16"):
+    """A tensor that nobody may touch: larger than any memory, at an address of its own."""
+    return kvit.Tensor.from_pointer(next(ADDRESSES), shape, dtype)
 
 
 def large_view(pages, tokens, heads, kv="float16"):
-    shape = (pages, heads, tokens, 8)
+    shape = (pages, heads, tokens, 16)
     if kv == "float16":
-        return kvit.CacheView(repeated(shape), repeated(shape), layout="HND", page_size=tokens)
-    params = {f"{side}_params": repeated((*shape[:3], 2)) for side in "kv"}
-    codes = [repeated(shape, "uint8") for _ in "kv"]
+        return kvit.CacheView(nowhere(shape), nowhere(shape), layout="HND", page_size=tokens)
+    params = {f"{side}_params": nowhere((*shape[:3], 2)) for side in "kv"}
+    codes = [nowhere(shape, "uint8") for _ in "kv"]
     return kvit.CacheView(*codes, layout="HND", page_size=tokens, kv=kv, dtype="float16", **params)
 
 

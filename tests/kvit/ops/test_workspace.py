@@ -106,6 +106,37 @@ def test_what_is_no_workspace_is_refused_when_the_operation_is_made(rng, error, 
         kvit.Attention(view, 8, workspace=make(size))
 
 
+@pytest.mark.parametrize("by_graph", [False, True])
+def test_a_launch_that_fails_without_memory_to_say_so_leaves_the_workspace_in_order(rng, workers, by_graph):
+    # Each of Python's allocations of the call fails once: those of the error that tells of the launch, too.
+    testcapi = pytest.importorskip("_testcapi")
+    blocks = Blocks(rng)
+    op, stream = kvit.Attention(blocks.view, 8), kvit.Stream("host")
+    q, out = kvit.Buffer.from_numpy(blocks.q, "host"), kvit.Buffer.empty(blocks.q.shape, "float16", "host")
+    call = lambda: op(q, blocks.view, blocks.table, out=out, stream=stream)  # noqa: E731
+    if by_graph:
+        with kvit.Graph.capture(stream) as graph:
+            call()
+        call = graph.launch
+    call()
+    expected, found = out.numpy(), []
+    workspace = np.asarray(op.workspace)
+    restore = blocks.lead_astray(blocks.count // 2)
+    while kvit.HostBackendError not in found:
+        testcapi.set_nomemory(len(found) + 1, len(found) + 2)
+        try:
+            call()
+        except (MemoryError, kvit.HostBackendError) as error:
+            found.append(type(error))
+        finally:
+            testcapi.remove_mem_hooks()
+        assert not workspace.any(), f"after allocation {len(found)}"
+    assert MemoryError in found
+    restore()
+    call()
+    np.testing.assert_array_equal(out.numpy().view(np.uint16), expected.view(np.uint16))
+
+
 def test_memory_of_the_caller_that_is_zero_is_a_workspace(rng):
     case = make_case(rng, [200])
     plain = kvit.Attention(case.view, 8)

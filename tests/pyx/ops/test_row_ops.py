@@ -8,8 +8,7 @@ GRIDS = """
 import kvit
 def grid(tokens, kv_heads, query_heads):
     "CTAs of an append of so many tokens, as the driver is asked for them."
-    pool = kvit.Buffer.empty((tokens, 1, kv_heads, 128), "bfloat16", "cuda:0")
-    view = kvit.CacheView(pool, pool)
+    view = kvit.CacheView(*(kvit.Buffer.empty((tokens, 1, kv_heads, 128), "bfloat16", "cuda:0") for _ in "kv"))
     rows = kvit.Buffer.empty((tokens, kv_heads, 128), "bfloat16", "cuda:0")
     pages = kvit.Buffer.empty((1, tokens), "int32", "cuda:0")
     table = kvit.PageTable(pages, lengths=kvit.Buffer.empty((1,), "int32", "cuda:0"))

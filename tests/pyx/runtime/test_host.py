@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import kvit
 from kvit._native import host
 from kvit.errors import HostBackendError
 from kvit.selection import registry
@@ -62,6 +64,17 @@ def test_a_library_that_is_not_the_host_backend_is_named(tmp_path, library, word
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
     last = result.stderr.strip().splitlines()[-1]
     assert re.search(f"^kvit.errors.HostBackendError: .*{words}", last)
+
+
+def test_the_library_takes_little_of_what_threads_have_to_spare(tmp_path):
+    # glibc keeps some 1.5 KB in each thread's block for all libraries that are loaded late and want to lie there. With
+    # more than that the library does not load; with much of it, another library of the process does not.
+    library = Path(kvit.__file__).parent / "_kernels" / "libkvit_host.so"
+    for i in range(16):
+        (tmp_path / f"copy{i}.so").write_bytes(library.read_bytes())
+    code = f"import ctypes\nfor i in range(16): ctypes.CDLL(f'{tmp_path}/copy{{i}}.so')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_package_without_the_library_says_how_to_build_it(tmp_path):
