@@ -103,7 +103,7 @@ def test_a_scale_is_any_number(cache, scale):
     assert kvit.Attention(cache.view, 1, scale=scale).scale == float(scale)
 
 
-@pytest.mark.parametrize("scale", ["0.1", np.array([0.1]), [0.1], 1j, object()], ids=repr)
+@pytest.mark.parametrize("scale", ["0.1", np.array([0.1]), [0.1], 1j, object()], ids=lambda x: type(x).__name__)
 def test_what_is_no_number_is_no_scale(cache, scale):
     sequence = grown(cache, 8)
     for call in (

@@ -19,11 +19,16 @@ COUNTS, OLD = [40, 20, 1, 70, 0, 32], [30, 300, 200, 0, 17, 32]
 LENGTHS = [new + old for new, old in zip(COUNTS, OLD, strict=True)]
 
 
-def prefill(view, heads, **options):
+def prefill(view, heads, copies="cp_async", **options):
     """An Attention by a prefill kernel."""
-    op = kvit.Attention(view, heads, kernel={"rows": ROWS[view.head_dim]}, **options)
+    if copies == "tma" and view.device != "host":
+        pytest.skip("no GPU: the kernels of warp groups are built for the host alone")
+    op = kvit.Attention(view, heads, kernel={"rows": ROWS[view.head_dim], "copies": copies}, **options)
     assert op.kernel.family == "prefill"
     return op
+
+
+EITHER = pytest.mark.parametrize("copies", ["cp_async", "tma"])
 
 
 def attend(op, view, table, q, counts):
@@ -46,21 +51,24 @@ def assert_reference(case, q, counts, op, **options):
 
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
-@pytest.mark.parametrize("head_dim", ROWS)
-def test_prompts_chunks_and_steps_in_one_call(rng, device, head_dim, dtype, causal):
+@pytest.mark.parametrize(
+    ("head_dim", "copies"), [*((head_dim, "cp_async") for head_dim in ROWS), (64, "tma"), (128, "tma")]
+)
+def test_prompts_chunks_and_steps_in_one_call(rng, device, head_dim, copies, dtype, causal):
     case = make_case(rng, LENGTHS, head_dim=head_dim, dtype=dtype, device=device)
-    op = prefill(case.view, 8, causal=causal)
+    op = prefill(case.view, 8, copies, causal=causal)
     assert_reference(case, case.queries(rng, sum(COUNTS), 8), COUNTS, op, causal=causal)
 
 
 @pytest.mark.parametrize(
     "group", [1, 3, 8, 12, 160]
 )  # tokens that begin and end anywhere in a row tile, or fill several
-def test_any_group(rng, device, group):
+@EITHER
+def test_any_group(rng, device, copies, group):
     counts = [9, 1] if group == 160 else COUNTS
     lengths = [20, 70] if group == 160 else LENGTHS
     case = make_case(rng, lengths, device=device)
-    assert_reference(case, case.queries(rng, sum(counts), 2 * group), counts, prefill(case.view, 2 * group))
+    assert_reference(case, case.queries(rng, sum(counts), 2 * group), counts, prefill(case.view, 2 * group, copies))
 
 
 @pytest.mark.parametrize("page_size", [1, 5, 16, 64, 100])  # a row of its own, odd, the usual, a tile, across tiles
@@ -86,11 +94,12 @@ def test_every_codec(rng, device, head_dim, dtype, pair):
     assert_within(lse, state.lse, tolerances.SCORE_QUANTISED)
 
 
-def test_long_prompts_are_shared_by_many_ctas(rng, device):
+@EITHER
+def test_long_prompts_are_shared_by_many_ctas(rng, device, copies):
     # More row tiles than CTAs have shares: heads that two CTAs cut, and CTAs that have several heads.
     counts, lengths = [300, 260], [300, 700]
     case = make_case(rng, lengths, device=device)
-    op = prefill(case.view, 8)
+    op = prefill(case.view, 8, copies)
     first = assert_reference(case, case.queries(np.random.default_rng(1), 560, 8), counts, op)
     for _ in range(3):  # the same bits, and a workspace that is left as it was found
         again = attend(op, case.view, case.page_table, case.queries(np.random.default_rng(1), 560, 8), counts)
@@ -98,10 +107,11 @@ def test_long_prompts_are_shared_by_many_ctas(rng, device):
             np.testing.assert_array_equal(got.view(np.uint8), wanted.view(np.uint8))
 
 
-def test_split_tokens_give_a_sequence_the_same_bits_in_any_batch(rng, device):
+@EITHER
+def test_split_tokens_give_a_sequence_the_same_bits_in_any_batch(rng, device, copies):
     case = make_case(rng, LENGTHS, device=device)
     q = case.queries(rng, sum(COUNTS), 8)
-    op = prefill(case.view, 8, split_tokens=64)
+    op = prefill(case.view, 8, copies, split_tokens=128)
     together = attend(op, case.view, case.page_table, q, COUNTS)
     begins = np.cumsum([0, *COUNTS])
     for sequence, count in enumerate(COUNTS):
@@ -112,12 +122,13 @@ def test_split_tokens_give_a_sequence_the_same_bits_in_any_batch(rng, device):
             np.testing.assert_array_equal(got.view(np.uint8), wanted[rows].view(np.uint8), err_msg=f"{sequence}")
 
 
-def test_a_wrong_page_spoils_its_sequence_alone(rng, device):
+@EITHER
+def test_a_wrong_page_spoils_its_sequence_alone(rng, device, copies):
     case = make_case(rng, [90, 200], device=device)
     pages = [page.copy() for page in case.table.pages]
     pages[0][2] = 1 << 20  # tokens 32 to 47
     table = make_table(pages, [90, 200], "dense", device)
-    op = prefill(case.view, 8)
+    op = prefill(case.view, 8, copies)
     q = case.queries(rng, 60, 8)
     out = to_device(poisoned(q.shape, q.dtype), device)
     op(to_device(q, device), case.view, table, out=out)
@@ -131,9 +142,10 @@ def test_a_wrong_page_spoils_its_sequence_alone(rng, device):
     assert_within(good[0], state.out, bound)
 
 
-def test_pages_that_are_read_ahead(rng, device):
+@EITHER
+def test_pages_that_are_read_ahead(rng, device, copies):
     case = make_case(rng, LENGTHS, device=device)
-    op = prefill(case.view, 8, reads_ahead=True)
+    op = prefill(case.view, 8, copies, reads_ahead=True)
     assert_reference(case, case.queries(rng, sum(COUNTS), 8), COUNTS, op)
 
 
@@ -148,7 +160,7 @@ def test_prompts_are_given_to_prefill_and_steps_to_decode(device):
 
 def test_shared_memory_fits_the_smallest_gpus():
     # 99 KB: compute capability 8.6 and 8.9.
-    assert all(kernel.shared_bytes <= 99 * 1024 for kernel in registry.candidates("prefill"))
+    assert all(kernel.shared_bytes <= 99 * 1024 for kernel in registry.candidates("prefill", copies="cp_async"))
 
 
 def test_heads_are_wider_than_one_kernel(rng, device):

@@ -39,7 +39,7 @@ class Sequences:
 
     def op(self, copies="cp_async", tiles=1, **options):
         """An Attention with splits of so many tiles."""
-        kernel = {"rows": 128} if copies == "prefill" else {"copies": copies}
+        kernel = {"rows": 128, "copies": "cp_async"} if copies == "prefill" else {"copies": copies}
         tile = kvit.Attention(self.case.view, self.heads, kernel=kernel).kernel.facts["tile_tokens"]
         return kvit.Attention(self.case.view, self.heads, kernel=kernel, split_tokens=tiles * tile, **options)
 
