@@ -110,24 +110,26 @@ def test_any_combination_is_the_reference(data, seed):
     assert_within(lse, state.lse, tolerances.LSE + coded)
 
 
-@pytest.mark.parametrize("copies", ["cp_async", "tma"])
-def test_pages_outside_a_window_are_not_looked_up(rng, device, copies):
-    # An engine may have given them away: their ids are of no page, and no fault is reported. Pages of 16 tokens; a
-    # window of 40 of 300 begins in page 16, at its token 4.
-    cache = Quantised(PAIRS["b16"], [300], page_size=16, device=device, rng=rng)
+# Pages smaller than a warp's tokens, and of as many: each is found in its own way.
+@pytest.mark.parametrize("page_size", [16, 32])
+@pytest.mark.parametrize("copies", ["cp_async", "tma", "registers"])
+def test_pages_outside_a_window_are_not_looked_up(rng, device, copies, page_size):
+    # An engine may have given them away: their ids are of no page, and no fault is reported. A window of 20 of 380 keys
+    # begins at 360, inside a page, and inside a tile that has pages before that.
+    cache = Quantised(PAIRS["b16"], [380], page_size=page_size, device=device, rng=rng)
     cache.append(rng)
-    q = rng.standard_normal((1, 4, 64)).astype(cache.dtype)
+    q = to_device(rng.standard_normal((1, 4, 64)).astype(cache.dtype), device)
     pages = np.array([cache.table.pages[0]], np.int32)
-    op = kvit.Attention(cache.view, 4, window=40, kernel={"copies": copies})
-    found = []
-    for given_away in (0, 16):
+    op = kvit.Attention(cache.view, 4, window=20, kernel={"copies": copies})
+    first, found = 360 // page_size, []
+    for given_away in (0, first):
         pages[0, :given_away] = -1
-        table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([300], np.int32), device))
-        found.append(op(to_device(q, device), cache.view, table).numpy().view(np.uint16))
+        table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([380], np.int32), device))
+        found.append(op(q, cache.view, table).numpy().view(np.uint16))
         op.check()
     np.testing.assert_array_equal(*found)
-    pages[0, :17] = -1
-    table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([300], np.int32), device))
-    op(to_device(q, device), cache.view, table)
-    with pytest.raises(kvit.PageTableError, match="page 16 of sequence 0"):
+    pages[0, first] = -1
+    table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([380], np.int32), device))
+    op(q, cache.view, table)
+    with pytest.raises(kvit.PageTableError, match=f"page {first} of sequence 0"):
         op.check()
