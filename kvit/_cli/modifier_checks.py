@@ -14,6 +14,7 @@ from kvit._cli.trial import Trial, raw_cache
 from kvit.selection import registry
 
 _ARRAYS = ("sinks", "alibi", "temperature")
+_LEAST_STEP = 2.0**-24  # of float16: a sink leaves outputs that are as small
 
 
 def check_modifiers(trial: Trial) -> None:
@@ -45,7 +46,7 @@ def check_modifiers(trial: Trial) -> None:
     state = reference.paged_attention(q, cache.plain, cache.table, counts, **options, **arrays)
     positive = reference.Cache(cache.plain.k, np.abs(cache.plain.v), cache.plain.layout)
     magnitude = reference.paged_attention(q, positive, cache.table, counts, **options, **arrays).out
-    expect_close("out", out.numpy(), state.out, attention_bound(magnitude, trial.dtype))
+    expect_close("out", out.numpy(), state.out, attention_bound(magnitude, trial.dtype) + _LEAST_STEP / 2)
     expect_close("lse", lse.numpy(), state.lse, LSE_BOUND)
 
 

@@ -67,12 +67,15 @@ def hide(cache, counts, masks):
                    if words in masks}  # fmt: skip
             rules = {name: masks[name] for name in ("causal", "window", "chunk") if name in masks}
             seen |= reference.seen_keys(length, count, i, **own, **rules).keys
-        page, place = (x[~seen] for x in cache.table.places(cache.cache, sequence))
-        for store in cache.cache.stores():
-            hidden = store.data if store.codec.bits == 16 or store.codec.is_scaled else store.params
-            hidden[page, place] = np.nan
-    for name, buffer in cache.buffers.items():
-        buffer.copy_from(cache.host[name])
+        spoil(cache, sequence, ~seen)
+
+
+def spoil(cache, sequence, tokens):
+    """Makes K and V of some tokens NaN, as far as their codec can, or their scales; where the reference has them."""
+    page, place = (x[tokens] for x in cache.table.places(cache.cache, sequence))
+    for store in cache.cache.stores():
+        stored = store.data if store.codec.bits == 16 or store.codec.is_scaled else store.params
+        stored[page, place] = np.nan
 
 
 @settings(max_examples=120, deadline=None)
@@ -99,6 +102,12 @@ def test_any_combination_is_the_reference(data, seed):
     if draw(st.booleans()):
         wishes["tree"] = np.concatenate([branches(rng, count, 1) for count in counts])
     hide(cache, counts, wishes)
+    for sequence, (length, count) in enumerate(zip(lengths, counts, strict=True)):
+        # One of the new tokens, which some queries see: they are NaN then, and no others.
+        if 0 < count <= length and draw(st.booleans()):
+            spoil(cache, sequence, [length - 1 - draw(st.integers(0, count - 1))])
+    for name, buffer in cache.buffers.items():
+        buffer.copy_from(cache.host[name])
     q = rng.standard_normal((sum(counts), heads, head_dim)).astype(cache.dtype)
     split = draw(st.sampled_from([None, 512]))
     kernel = {"copies": copies, "rows": rows, "variant": "general"}
@@ -110,24 +119,26 @@ def test_any_combination_is_the_reference(data, seed):
     assert_within(lse, state.lse, tolerances.LSE + coded)
 
 
-@pytest.mark.parametrize("copies", ["cp_async", "tma"])
-def test_pages_outside_a_window_are_not_looked_up(rng, device, copies):
-    # An engine may have given them away: their ids are of no page, and no fault is reported. Pages of 16 tokens; a
-    # window of 40 of 300 begins in page 16, at its token 4.
-    cache = Quantised(PAIRS["b16"], [300], page_size=16, device=device, rng=rng)
+# Pages smaller than a warp's tokens, and of as many: each is found in its own way.
+@pytest.mark.parametrize("page_size", [16, 32])
+@pytest.mark.parametrize("copies", ["cp_async", "tma", "registers"])
+def test_pages_outside_a_window_are_not_looked_up(rng, device, copies, page_size):
+    # An engine may have given them away: their ids are of no page, and no fault is reported. A window of 20 of 380 keys
+    # begins at 360, inside a page, and inside a tile that has pages before that.
+    cache = Quantised(PAIRS["b16"], [380], page_size=page_size, device=device, rng=rng)
     cache.append(rng)
-    q = rng.standard_normal((1, 4, 64)).astype(cache.dtype)
+    q = to_device(rng.standard_normal((1, 4, 64)).astype(cache.dtype), device)
     pages = np.array([cache.table.pages[0]], np.int32)
-    op = kvit.Attention(cache.view, 4, window=40, kernel={"copies": copies})
-    found = []
-    for given_away in (0, 16):
+    op = kvit.Attention(cache.view, 4, window=20, kernel={"copies": copies})
+    first, found = 360 // page_size, []
+    for given_away in (0, first):
         pages[0, :given_away] = -1
-        table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([300], np.int32), device))
-        found.append(op(to_device(q, device), cache.view, table).numpy().view(np.uint16))
+        table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([380], np.int32), device))
+        found.append(op(q, cache.view, table).numpy().view(np.uint16))
         op.check()
     np.testing.assert_array_equal(*found)
-    pages[0, :17] = -1
-    table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([300], np.int32), device))
-    op(to_device(q, device), cache.view, table)
-    with pytest.raises(kvit.PageTableError, match="page 16 of sequence 0"):
+    pages[0, first] = -1
+    table = kvit.PageTable(to_device(pages, device), lengths=to_device(np.array([380], np.int32), device))
+    op(q, cache.view, table)
+    with pytest.raises(kvit.PageTableError, match=f"page {first} of sequence 0"):
         op.check()
