@@ -6,7 +6,6 @@
 #include "attention/key_operands.cuh"
 #include "attention/row_products.cuh"
 #include "platform/platform.cuh"
-#include "platform/wgmma.cuh"
 
 namespace kvit {
 

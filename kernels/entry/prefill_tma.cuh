@@ -10,7 +10,6 @@
 #include "pipeline/stage_barriers.cuh"
 #include "pipeline/tma_loader.cuh"
 #include "pipeline/tma_ring.cuh"
-#include "platform/wgmma.cuh"
 #include "schedule/combine.cuh"
 #include "schedule/rows_of_warps.cuh"
 #include "schedule/tile_scheduler.cuh"

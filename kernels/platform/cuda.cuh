@@ -1,5 +1,5 @@
-// The GPU: built-in variables and, with cuda_memory.cuh, all inline PTX of kvit. See platform.cuh for what each name
-// means.
+// The GPU: built-in variables and, with cuda_memory.cuh and cuda_wgmma.cuh, all inline PTX of kvit. See platform.cuh
+// for what each name means.
 #ifndef KVIT_PLATFORM_CUDA_CUH
 #define KVIT_PLATFORM_CUDA_CUH
 
@@ -7,6 +7,7 @@
 #include "core/float8.h"
 #include "core/types.h"
 #include "platform/cuda_memory.cuh"
+#include "platform/cuda_wgmma.cuh"
 
 namespace kvit {
 

@@ -2,10 +2,7 @@
 #ifndef KVIT_PLATFORM_CUDA_WGMMA_CUH
 #define KVIT_PLATFORM_CUDA_WGMMA_CUH
 
-#include <type_traits>
-
 #include "core/types.h"
-#include "platform/cuda_memory.cuh"
 #include "platform/shared_matrix.h"
 
 namespace kvit {

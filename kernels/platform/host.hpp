@@ -260,6 +260,8 @@ void MmaM16N8K16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) 
 
 }  // namespace kvit
 
+#include "platform/host_wgmma.hpp"
+
 // --- entry -----------------------------------------------------------------------------------------------------------
 
 #define KVIT_KERNEL(symbol, ...)                                                        \

@@ -3,10 +3,10 @@
 #ifndef KVIT_PLATFORM_HOST_WGMMA_HPP
 #define KVIT_PLATFORM_HOST_WGMMA_HPP
 
-#include <cmath>
+#include <array>
 #include <cstring>
 
-#include "platform/host.hpp"
+#include "platform/host_cta.hpp"
 #include "platform/shared_matrix.h"
 
 namespace kvit {

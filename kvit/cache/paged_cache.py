@@ -245,10 +245,10 @@ class PagedCache(_checks.Made):
         All or nothing, as append: raises CacheFull (moved rows take pages of dropped tokens, then free ones, never
         pages of others), SequenceFreed, ShapeError, ValueError (no rope). Defined by kvit.reference.shift.
         """
-        seqs, stream = listed(seqs), Stream.wrap(stream, self.device)
+        seqs, stream, is_turned = listed(seqs), Stream.wrap(stream, self.device), _checks.flag("rotate", rotate)
         from kvit.cache.shift import operation_of, shift_sequences  # with an operation that most caches never need
 
-        operation = operation_of(self._shifts, self.view, self.rope, rotate, self._faults)
+        operation = operation_of(self._shifts, self.view, self.rope, is_turned, self._faults)
         shift_sequences(operation, self.view, self.pool, seqs, drop, keep, stream)
 
     def requantise(
@@ -268,11 +268,9 @@ class PagedCache(_checks.Made):
         stream = Stream.wrap(stream, self.device)
         from kvit.cache.requantise import requantised  # with all that converts pages, which most caches never are
 
-        scales = (
-            None if scale is None else _checks.tensor(name, scale, None, stream)
-            for name, scale in (("k_scale", k_scale), ("v_scale", v_scale))
-        )
-        self._use(requantised(self.view, (k, v), tuple(scales), self.pool.used(), self._faults, stream))
+        named = (("k_scale", k_scale), ("v_scale", v_scale))
+        scales = tuple(None if x is None else _checks.tensor(name, x, None, stream) for name, x in named)
+        self._use(requantised(self.view, (k, v), scales, self.pool.used(), self._faults, stream))
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
         """The page table of sequences as they are now, to attend to `view`. It is the caller's own, to write in too.

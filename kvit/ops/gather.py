@@ -12,7 +12,8 @@ from kvit._native.tensor import Tensor
 from kvit.dtypes import Dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
 from kvit.ops import aliases
-from kvit.ops.operation import rows_per_sequence
+from kvit.ops.faults import FaultRecord
+from kvit.ops.operation import Launch, rows_per_sequence
 from kvit.ops.transfer import Transfer, rows_like_each_other
 
 
@@ -28,6 +29,9 @@ class Gather(Transfer):
     """
 
     family = "gather"
+
+    def __init__(self, view: CacheView, *, launch: Launch = "direct", faults: FaultRecord | None = None):
+        super().__init__(view, launch=launch, faults=faults)
 
     def __call__(
         self,

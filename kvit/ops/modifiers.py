@@ -73,8 +73,8 @@ def modifiers(
         sinks=_array("sinks", sinks, device, query_heads=query_heads),
         alibi=_array("alibi", alibi, device, query_heads=query_heads),
         temperature=_array("temperature", temperature, device, positions=None),
-        takes_spans=bool(spans),
-        takes_trees=bool(tree),
+        takes_spans=_checks.flag("spans", spans),
+        takes_trees=_checks.flag("tree", tree),
     )
 
 

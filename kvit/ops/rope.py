@@ -111,6 +111,10 @@ class Rope(_checks.Made):
         Raises ValueError where something is missing, contradicts itself, or is of rotary positions and not known here;
         ShapeError.
         """
+        if layer_type is not None and not isinstance(layer_type, str):
+            raise TypeError(
+                f"layer_type is a {type(layer_type).__name__}; give a text such as 'full_attention', or None"
+            )
         found = read(config, layer_type, None if layer is None else _checks.whole("layer", layer))
         scaling = found.scaling if length is None else {**found.scaling, "length": length}
         pairs = found.interleaved if interleaved is None else interleaved

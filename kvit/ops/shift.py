@@ -36,7 +36,7 @@ class Shift(Operation):
 
     def __init__(self, view: CacheView, rope: Rope | None, *, faults: FaultRecord | None = None):
         if rope is not None:
-            _checks.instance("rope", rope, Rope, "a kvit.Rope, or None where keys do not turn")
+            _checks.made("rope", rope, Rope, "a kvit.Rope, or None where keys do not turn")
         super().__init__(view, faults)
         if rope is not None and rope.head_dim != self.head_dim:
             raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")

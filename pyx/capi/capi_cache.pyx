@@ -16,7 +16,7 @@ from kvit._native.capi_option cimport answer, check_size, check_target, is_causa
 from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
 from kvit._native.capi_view cimport publish_view
 from kvit._native.checks cimport DeviceId, device_id_of
-from kvit._native.tensor cimport tuple_of
+from kvit._native.whole_numbers cimport tuple_of
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
 

@@ -6,7 +6,7 @@ from kvit._native.capi_option cimport to_dtype
 from kvit._native.checks cimport FURTHEST
 from kvit._native.context cimport Device, device_of
 from kvit._native.stream cimport adopt, stream_of
-from kvit._native.tensor cimport tuple_of
+from kvit._native.whole_numbers cimport tuple_of
 from kvit.capi cimport KVIT_DEVICE_CUDA, KVIT_DEVICE_HOST, KVIT_MAX_NDIM
 
 from kvit._native.capi_error import ArgumentError

@@ -10,9 +10,9 @@ from kvit._native.dlpack cimport (
 from kvit._native.driver cimport gpu_of
 from kvit._native.tensor cimport (
     KVIT_BF16, KVIT_F8E4M3, KVIT_F8E5M2, KVIT_F16, KVIT_F32, KVIT_F64, KVIT_I8, KVIT_I32, KVIT_I64, KVIT_U4, KVIT_U8,
-    KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST, Tensor, check_memory, lay_out, number_in,
-    reinterpret, tuple_of,
+    KVIT_U16, KVIT_U32, ON_CUDA, ON_HOST, Tensor, check_memory, lay_out, reinterpret,
 )
+from kvit._native.whole_numbers cimport number_in, tuple_of
 
 from kvit.dtypes import BY_CODE, dtype_of
 from kvit.errors import DeviceError, DtypeError, LayoutError

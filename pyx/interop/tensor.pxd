@@ -3,7 +3,6 @@ from libc.stdint cimport int64_t, uintptr_t
 
 from kvit.capi cimport kvit_tensor
 
-
 cdef extern from "abi/dtype.h":
     enum:
         KVIT_F32
@@ -25,7 +24,6 @@ cdef enum:
     ON_HOST = 1                        # DLPack's numbers
     ON_CUDA = 2
 
-
 cdef class Tensor:
     cdef object owner                  # keeps the memory alive
     # Address, shape, byte strides, dtype (enum KvitDtype) and device (ON_HOST, ON_CUDA): what a C caller hands in, too.
@@ -45,16 +43,6 @@ cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) 
 
 # Bits of an element of an enum KvitDtype; 0 where there is no such type.
 cdef int bits_of(int dtype) noexcept nogil
-
-# Numbers as a tuple. What cannot have memory here leaves nothing behind: a list comprehension of Cython 3.3 gives what
-# it could not append back twice.
-cdef tuple tuple_of(const int64_t *numbers, int count)
-
-# `given`, a whole number of any type, as an int from `least` to `most`. Raises ShapeError, which names it.
-cdef object number_in(str name, object given, object least, object most)
-
-# The same of each number of `given`, of 64 bits.
-cdef tuple numbers_in(str name, object given)
 
 # Sets dtype, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
 cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1

@@ -60,7 +60,9 @@ def copy_pages(tuple launches, Device device not None, PackedCache cache not Non
         use(&spans, on_stream, fault, True)
         # All that can be missing, and all that runs Python code, before anything is moved: an exception of a signal's
         # handler between two launches would leave rows with the parameters of others.
-        loaded = [(load_kernel(entry, device), row_bytes) for entry, row_bytes in launches]
+        loaded = []
+        for entry, row_bytes in launches:
+            loaded.append((load_kernel(entry, device), row_bytes))
         for kernel, row_bytes in loaded:
             for pool in range(4):
                 params.row_bytes[pool] = row_bytes[pool]

@@ -11,7 +11,8 @@ from kvit._native.copies cimport copy_bytes
 from kvit._native.errors cimport check, fail
 from kvit._native.export_array cimport cuda_array, dlpack_capsule, fill_view, numpy_array
 from kvit._native.stream cimport Stream, no_stream, stream_of
-from kvit._native.tensor cimport KVIT_U4, KVIT_U8, ON_CUDA, ON_HOST, Tensor, lay_out, number_in, numbers_in
+from kvit._native.tensor cimport KVIT_U4, KVIT_U8, ON_CUDA, ON_HOST, Tensor, lay_out
+from kvit._native.whole_numbers cimport number_in, numbers_in
 
 from kvit.dtypes import dtype_of
 from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError

@@ -61,6 +61,7 @@ CYTHON = [
     ("runtime", {"errors"}),
     ("interop", {"export_array"}),
     ("interop", {"tensor"}),
+    ("interop", {"whole_numbers"}),
     ("interop", {"dlpack"}),
     ("runtime", {"driver_table", "forks"}),
 ]
@@ -110,6 +111,10 @@ def test_every_layer_of_the_tables_exists():
     assert set(PYTHON) == layers
 
 
+# What a machine's header is made of.
+PARTS = {"cuda_memory.cuh": "cuda.cuh", "cuda_wgmma.cuh": "cuda.cuh", "host_wgmma.hpp": "host.hpp"}
+
+
 @pytest.mark.parametrize("path", sources(".h", ".cuh", ".hpp", ".cpp", under=("kernels",)), ids=str)
 def test_cpp_includes_point_down(path):
     folder = path.parts[1]
@@ -124,8 +129,9 @@ def test_cpp_includes_point_down(path):
 def check_suffix(path, included):
     """Suffixes say who may include: .h plain C for all, .cuh under nvcc and g++, .hpp on the host only."""
     machines = {"platform/cuda.cuh", "platform/host.hpp"}
-    if included == "platform/cuda_memory.cuh":
-        assert path.as_posix() == "kernels/platform/cuda.cuh", f"{path}: cuda_memory.cuh is a part of cuda.cuh"
+    parts = {f"platform/{part}": f"platform/{whole}" for part, whole in PARTS.items()}
+    if included in parts:
+        assert path.as_posix() == f"kernels/{parts[included]}", f"{path}: {included} is a part of {parts[included]}"
     elif included in machines and path.suffix != ".cpp":
         assert path.as_posix() == "kernels/platform/platform.cuh", f"{path}: only platform.cuh picks the machine"
     elif path.suffix == ".h":
@@ -136,7 +142,7 @@ def check_suffix(path, included):
 
 @pytest.mark.parametrize("path", sources(".cuh", ".h", under=("kernels",)), ids=str)
 def test_only_the_platform_speaks_to_the_gpu(path):
-    if path.as_posix() in ("kernels/platform/cuda.cuh", "kernels/platform/cuda_memory.cuh"):
+    if path.name in {"cuda.cuh"} | {part for part, whole in PARTS.items() if whole == "cuda.cuh"}:
         return
     text = re.sub(r"//.*", "", (ROOT / path).read_text(encoding="utf-8"))
     spoken = re.findall(r"\basm\b|\bthreadIdx\b|\bblockIdx\b|\bblockDim\b|\bgridDim\b|__syncthreads|__shfl\w*", text)

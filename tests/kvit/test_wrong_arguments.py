@@ -44,7 +44,8 @@ class Scene:
 
 # What is called, and with what it works: (callable, arguments), from a Scene. All of its parameters are named.
 RIGHT = {
-    "Append": lambda s: (kvit.Append, dict(view=s.view, rope=None, launch="direct", faults=None)),
+    "Append": lambda s: (kvit.Append, dict(view=s.view, rope=None, k_norm=None, q_norm=None, norm_eps=1e-6,
+                                             norm_offset=0.0, launch="direct", faults=None)),
     "Append.__call__": lambda s: (
         kvit.Append(s.view).__call__,
         dict(k=rows(2), v=rows(2), view=s.view, table=s.table, query_indptr=np.array([0, 1, 2], np.int32), k_bias=None,
@@ -54,12 +55,13 @@ RIGHT = {
     "Attention": lambda s: (
         kvit.Attention,
         dict(view=s.view, query_heads=4, dtype="float16", scale=0.1, causal=True, tokens_per_sequence=1,
-             workspace=None, kernel=None, split_tokens=None, reads_ahead=False, launch="direct", faults=None),
+             workspace=None, kernel=None, split_tokens=None, reads_ahead=False, launch="direct", faults=None,
+             window=None, chunk=None, softcap=None, sinks=None, alibi=None, temperature=None, spans=False, tree=False),
     ),
     "Attention.__call__": lambda s: (
         kvit.Attention(s.view, 4).__call__,
         dict(q=rows(2, 4), view=s.view, table=s.table, query_indptr=None, out=rows(2, 4),
-             lse=np.zeros((2, 4), np.float32), stream=s.stream),
+             lse=np.zeros((2, 4), np.float32), spans=None, tree=None, stream=s.stream),
     ),
     "Attention.check": lambda s: (kvit.Attention(s.view, 4).check, dict(stream=s.stream)),
     "Attention.explain": lambda s: (kvit.Attention(s.view, 4).explain, dict(lengths=[3], gbps=10.0)),
@@ -130,6 +132,9 @@ RIGHT = {
     "PagedCache.requantise": lambda s: (
         s.cache.requantise, dict(k="int8", v="int8", k_scale=None, v_scale=None, stream=s.stream)
     ),
+    "PagedCache.shift": lambda s: (
+        s.cache.shift, dict(seqs=[s.sequence], drop=1, keep=1, rotate=False, stream=s.stream)
+    ),
     "PagedCache.table": lambda s: (s.cache.table, dict(seqs=[s.sequence], stream=s.stream)),
     "Rope": lambda s: (
         kvit.Rope, dict(head_dim=64, base=1e4, rotary_dim=32, interleaved=False,
@@ -138,10 +143,17 @@ RIGHT = {
     "Rope.from_config": lambda s: (
         kvit.Rope.from_config,
         dict(config={"head_dim": 64, "rope_theta": 1e4, "num_attention_heads": 4, "hidden_size": 256},
-             interleaved=None, length=None, layer_type=None),
+             interleaved=None, length=None, layer_type=None, layer=None),
     ),
     "Sequence.append": lambda s: (s.sequence.append, dict(k=rows(2), v=rows(2), stream=s.stream)),
+    "Sequence.shift": lambda s: (s.sequence.shift, dict(drop=1, keep=1, rotate=False, stream=s.stream)),
     "Sequence.truncate": lambda s: (s.sequence.truncate, dict(length=1)),
+    "Shift": lambda s: (kvit.Shift, dict(view=s.view, rope=None, faults=None)),
+    "Shift.__call__": lambda s: (
+        kvit.Shift(s.view, kvit.Rope(64)).__call__,
+        dict(view=s.view, table=s.table, by=1, first=0, source=None, stream=s.stream),
+    ),
+    "Shift.check": lambda s: (kvit.Shift(s.view, None).check, dict(stream=s.stream)),
     "Stream": lambda s: (kvit.Stream, dict(device="host")),
     "Stream.default": lambda s: (kvit.Stream.default, dict(device="host")),
     "Stream.wrap": lambda s: (kvit.Stream.wrap, dict(stream=s.stream, device="host")),
@@ -168,7 +180,8 @@ RIGHT = {
     "attention": lambda s: (
         kvit.attention,
         dict(q=rows(1, 4), cache=s.cache, seqs=[s.sequence], new_tokens=[1], out=rows(1, 4),
-             lse=np.zeros((1, 4), np.float32), return_lse=False, causal=True, scale=0.1, stream=s.stream),
+             lse=np.zeros((1, 4), np.float32), return_lse=False, causal=True, scale=0.1, window=None, chunk=None,
+             softcap=None, sinks=None, alibi=None, temperature=None, spans=None, tree=None, stream=s.stream),
     ),
     "merge_state": lambda s: (
         kvit.merge_state,
@@ -270,7 +283,14 @@ def test_every_public_call_with_arguments_is_tried():
             if parameters and call not in tried:
                 missing.append(call)
     # Buffer's own are Tensor's; `then_set` and `outside` are for kvit's own use.
-    inherited = ["Buffer.from_pointer", "Buffer.wrap", "CopyPages.then_set", "Sequence", "Sequence.outside"]
+    inherited = [
+        "Buffer.from_pointer",
+        "Buffer.wrap",
+        "CopyPages.then_set",
+        "Sequence",
+        "Sequence.outside",
+        "Shift.then_set",
+    ]
     assert sorted(missing) == inherited
 
 
