@@ -166,7 +166,7 @@ def assert_same(some, others):
         np.testing.assert_array_equal(a.view(f"u{a.dtype.itemsize}"), b.view(f"u{b.dtype.itemsize}"))
 
 
-@pytest.mark.parametrize("copies", ["cp_async", "tma", "registers"])
+@pytest.mark.parametrize("copies", ["cp_async", "registers"])
 @pytest.mark.parametrize("split", [None, 512])
 def test_what_hides_and_changes_nothing_is_the_plain_kernel_bit_for_bit(case, q, copies, split):
     kernel = {"copies": copies}
