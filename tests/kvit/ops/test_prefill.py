@@ -6,7 +6,8 @@ import pytest
 import kvit
 from kvit import reference
 from kvit._native.context import Device
-from kvit.selection import registry
+from kvit.ops import plan
+from kvit.selection import choose, registry
 from support import tolerances
 from support.caches import BFLOAT16, FLOAT16, make_case, make_table, poisoned, to_device
 from support.quantised import Quantised
@@ -149,13 +150,30 @@ def test_pages_that_are_read_ahead(rng, device, copies):
     assert_reference(case, case.queries(rng, sum(COUNTS), 8), COUNTS, op)
 
 
-def test_prompts_are_given_to_prefill_and_steps_to_decode(device):
-    case = make_case(np.random.default_rng(0), [16], device=device)
+def test_prompts_are_given_to_prefill_and_steps_to_decode():
+    case = make_case(np.random.default_rng(0), [16])
     families = {
         tokens: kvit.Attention(case.view, 8, tokens_per_sequence=tokens).kernel.family
         for tokens in (1, 4, 9, 100, 4096)
     }
     assert families == {1: "decode", 4: "decode", 9: "prefill", 100: "prefill", 4096: "prefill"}
+
+
+def test_no_gpu_gets_unasked_what_has_run_on_the_host_alone():
+    case = make_case(np.random.default_rng(0), [16])
+    call = plan.call_on(case.view, 4 * 4096)
+    kernels = tuple(
+        kernel._replace(archs=("sm_80", "sm_90a"))
+        for family in ("decode", "prefill")
+        for kernel in registry.candidates(family, dtype="bf16", kv="b16", head_dim=64, variant="plain")
+        if kernel.axes["copies"] == "cp_async"
+    )
+    for capability in ((8, 0), (9, 0)):
+        found = choose.choose(kernels, call, capability)
+        assert found.kernel.family == "decode"
+        assert [reason for kernel, reason in found.refused if kernel.family == "prefill"][0].startswith("has not run")
+        assert choose.choose(kernels, call, capability, wanted={"rows": 128}).kernel.family == "prefill"
+    assert choose.choose(kernels, call, None).kernel.family == "prefill"
 
 
 def test_shared_memory_fits_the_smallest_gpus():
