@@ -234,7 +234,7 @@ class RowAttention {
   // with what it sees alone, and the others keep what they have; rows of one token see the same, and are one pass.
   template <class View>
   KVIT_DEVICE void AddMasked(const View& step, const uint32_t (&weights)[kBlocks][RowTiles][4]) {
-    const auto seen_by_some = [&](int b) { return SomeTokens(step.SeenBySome(), b); };
+    const auto seen_by_some = [&](int b) { return Keeps(step.SeenBySome(), b); };
     bool has_special = false;
     if constexpr (!Values::kIsFinite) {
       KVIT_UNROLL
@@ -258,9 +258,13 @@ class RowAttention {
         takes_part[m][h] = row <= mine && mine < next;
       });
       before.Store(values_);
-      Add(step, weights, [&](int b) { return SomeTokens(of_row, b); });
+      Add(step, weights, [&](int b) { return Keeps(of_row, b); });
       before.Restore(values_, takes_part);
     }
+  }
+  // Of a block of 16 tokens of a step, those of a range.
+  static KVIT_DEVICE KeepsSeen Keeps(const KeyRange& seen, int block) {
+    return KeepsSeen([&](int s) { return seen.begin <= block * 16 + s && block * 16 + s < seen.end; });
   }
   static KVIT_DEVICE bool IsSame(const KeyRange& a, const KeyRange& b) { return a.begin == b.begin && a.end == b.end; }
 

@@ -144,10 +144,11 @@ class RowValues {
     for (int i = 0; i < kTiles * 4; ++i) o_[m][i / 4][i / 2 % 2][h * 2 + i % 2] *= factor;
   }
 
-  /// p: A fragments of P of a block of 16 tokens. `value` as ValueProduct has it. Tokens outside `seen` count as zeros.
-  template <class Value, class Seen>
-  KVIT_DEVICE void Add(const uint32_t (&p)[RowTiles][4], Value&& value, const Seen& seen) {
-    ForEachOperand(value, seen, [&](int tile, const uint32_t (&v)[4]) {
+  /// p: A fragments of P of a block of 16 tokens. `value` as ValueProduct has it. Tokens that `keep` zeroes count as
+  /// zeros.
+  template <class Value, class Keeps>
+  KVIT_DEVICE void Add(const uint32_t (&p)[RowTiles][4], Value&& value, const Keeps& keep) {
+    ForEachOperand(value, keep, [&](int tile, const uint32_t (&v)[4]) {
       KVIT_UNROLL
       for (int m = 0; m < RowTiles; ++m) MmaStraight<Weight>(o_[m][tile], p[m], v);
     });
@@ -158,17 +159,17 @@ class RowValues {
   KVIT_DEVICE void AddAll(const uint32_t (&p)[Blocks][RowTiles][4], const Step& step) {
     KVIT_UNROLL
     for (int b = 0; b < Blocks; ++b) {
-      Add(p[b], [&](int s, int c) { return step.Value(b * 16 + s, c); }, AllTokens{});
+      Add(p[b], [&](int s, int c) { return step.Value(b * 16 + s, c); }, KeepsAll{});
     }
   }
 
-  /// Whether any value of the block, of the tokens `seen`, is infinite or NaN: in this lane's share of them.
-  template <class Value, class Seen>
-  static KVIT_DEVICE bool HasSpecial(Value&& value, const Seen& seen) {
+  /// Whether any value of the block, of the tokens that `keep` keeps, is infinite or NaN: in this lane's share of them.
+  template <class Value, class Keeps>
+  static KVIT_DEVICE bool HasSpecial(Value&& value, const Keeps& keep) {
     constexpr uint32_t kExponent = std::is_same_v<Weight, Bfloat16> ? 0x7f807f80u : 0x7c007c00u;
     constexpr uint32_t kCarry = kExponent & ~(kExponent << 1);  // the lowest bit of both exponents
     uint32_t special = 0u;
-    ForEachOperand(value, seen, [&](int, const uint32_t (&v)[4]) {
+    ForEachOperand(value, keep, [&](int, const uint32_t (&v)[4]) {
       KVIT_UNROLL
       for (int i = 0; i < 4; ++i) special |= (v[i] & kExponent) + kCarry;
     });
@@ -219,13 +220,13 @@ class RowValues {
     }
   }
 
-  template <class Value, class Seen, class Use>
-  static KVIT_DEVICE void ForEachOperand(Value&& value, const Seen& seen, Use&& use) {
+  template <class Value, class Keeps, class Use>
+  static KVIT_DEVICE void ForEachOperand(Value&& value, const Keeps& keep, Use&& use) {
     KVIT_UNROLL
     for (int load = 0; load < Operands::kLoads; ++load) {
       uint32_t v[4];
       Operands::Load(v, value, load);
-      seen.Hide(v);
+      keep(v);
       ForEachConstant<Operands::kOperands>([&](auto operand) {
         uint32_t a[4];
         Operands::template Expand<decltype(operand)::value>(a, v);

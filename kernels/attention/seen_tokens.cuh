@@ -10,31 +10,31 @@
 
 namespace kvit {
 
-/// All tokens count.
-struct AllTokens {
-  KVIT_DEVICE void Hide(uint32_t (&)[4]) const {}
+/// What becomes of V's operands before they are multiplied, where every token of a step is seen.
+struct KeepsAll {
+  KVIT_DEVICE void operator()(uint32_t (&)[4]) const {}
 };
 
-/// Of a block of 16 tokens, those of a range count. Register i of an operand of V has two tokens of the first eight, or
-/// of the last, the first of them in its lower half.
-class SomeTokens {
+/// Zeroes in registers what a step does not see: 16 tokens, of which a lane holds two neighbours in each register.
+class KeepsSeen {
  public:
-  KVIT_DEVICE SomeTokens(const KeyRange& seen, int block) {
+  /// sees(s): whether token s of the 16 is seen
+  template <class Sees>
+  KVIT_DEVICE explicit KeepsSeen(Sees&& sees) {
     KVIT_UNROLL
-    for (int t = 0; t < 2; ++t) {
-      const int token = block * 16 + t * 8 + LaneIndex() % 4 * 2;
-      const bool first = seen.begin <= token && token < seen.end,
-                 next = seen.begin <= token + 1 && token + 1 < seen.end;
-      mask_[t] = (first ? 0xffffu : 0u) | (next ? 0xffff0000u : 0u);
+    for (int half = 0; half < 2; ++half) {
+      const int token = half * 8 + LaneIndex() % 4 * 2;
+      kept_[half] = (sees(token) ? 0x0000ffffu : 0u) | (sees(token + 1) ? 0xffff0000u : 0u);
     }
   }
-  KVIT_DEVICE void Hide(uint32_t (&v)[4]) const {
+  /// v: [tokens 0..7, 8..15][2], as LoadValueOperand gives them
+  KVIT_DEVICE void operator()(uint32_t (&v)[4]) const {
     KVIT_UNROLL
-    for (int i = 0; i < 4; ++i) v[i] &= mask_[i / 2];
+    for (int i = 0; i < 4; ++i) v[i] &= kept_[i / 2];
   }
 
  private:
-  uint32_t mask_[2];
+  uint32_t kept_[2];
 };
 
 /// What a lane's rows see of a step: all of it, or where something is hidden, a range each.

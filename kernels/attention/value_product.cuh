@@ -2,6 +2,7 @@
 #ifndef KVIT_ATTENTION_VALUE_PRODUCT_CUH
 #define KVIT_ATTENTION_VALUE_PRODUCT_CUH
 
+#include "attention/seen_tokens.cuh"
 #include "attention/value_operands.cuh"
 #include "core/constants.cuh"
 #include "mma/m16n8k16.cuh"
@@ -58,33 +59,6 @@ class OutputFragments {
       }
     }
   }
-};
-
-/// What becomes of V's operands before they are multiplied, where every token of a step is seen.
-struct KeepsAll {
-  KVIT_DEVICE void operator()(uint32_t (&)[4]) const {}
-};
-
-/// Zeroes in registers what a step does not see: 16 tokens, of which a lane holds two neighbours in each register.
-class KeepsSeen {
- public:
-  /// sees(s): whether token s of the 16 is seen
-  template <class Sees>
-  KVIT_DEVICE explicit KeepsSeen(Sees&& sees) {
-    KVIT_UNROLL
-    for (int half = 0; half < 2; ++half) {
-      const int token = half * 8 + LaneIndex() % 4 * 2;
-      kept_[half] = (sees(token) ? 0x0000ffffu : 0u) | (sees(token + 1) ? 0xffff0000u : 0u);
-    }
-  }
-  /// v: [tokens 0..7, 8..15][2], as LoadValueOperand gives them
-  KVIT_DEVICE void operator()(uint32_t (&v)[4]) const {
-    KVIT_UNROLL
-    for (int i = 0; i < 4; ++i) v[i] &= kept_[i / 2];
-  }
-
- private:
-  uint32_t kept_[2];
 };
 
 template <class T, class Codec, int HeadDim, int Rows>
