@@ -3,8 +3,6 @@
 #ifndef KVIT_ATTENTION_ROW_PRODUCTS_CUH
 #define KVIT_ATTENTION_ROW_PRODUCTS_CUH
 
-#include <type_traits>
-
 #include "attention/key_operands.cuh"
 #include "attention/seen_tokens.cuh"
 #include "attention/value_operands.cuh"
@@ -166,20 +164,19 @@ class RowValues {
   /// Whether any value of the block, of the tokens that `keep` keeps, is infinite or NaN: in this lane's share of them.
   template <class Value, class Keeps>
   static KVIT_DEVICE bool HasSpecial(Value&& value, const Keeps& keep) {
-    constexpr uint32_t kExponent = std::is_same_v<Weight, Bfloat16> ? 0x7f807f80u : 0x7c007c00u;
-    constexpr uint32_t kCarry = kExponent & ~(kExponent << 1);  // the lowest bit of both exponents
     uint32_t special = 0u;
     ForEachOperand(value, keep, [&](int, const uint32_t (&v)[4]) {
       KVIT_UNROLL
-      for (int i = 0; i < 4; ++i) special |= (v[i] & kExponent) + kCarry;
+      for (int i = 0; i < 4; ++i) special |= SpecialValues<Weight>::Flags(v[i]);
     });
-    return (special & 0x80008000u) != 0u;
+    return SpecialValues<Weight>::Any(special);
   }
 
   /// Calls use(vector, values) for each four neighbouring channels that this lane has of row h * 8 + lane / 4 of row
-  /// tile m, not yet divided by the row's sum.
+  /// tile m, not yet divided by the row's sum. What lanes exchange comes before the first call.
   template <class Use>
   KVIT_DEVICE void ForEachVector(int m, int h, Use&& use) const {
+    OutputVector vectors[kTiles];
     KVIT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) {
       float mine[2][2];
@@ -188,9 +185,10 @@ class RowValues {
         const float o = o_[m][tile][i / 2][h * 2 + i % 2];
         mine[i / 2][i % 2] = Operands::kHasUnit ? o * Operands::Unit(tile, i / 2) : o;
       }
-      const OutputVector vector = Operands::Vector(tile, mine);
-      use(vector.index, vector.values);
+      vectors[tile] = Operands::Vector(tile, mine);
     }
+    KVIT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) use(vectors[tile].index, vectors[tile].values);
   }
 
   /// A copy of all outputs, for steps that not all rows take part in. In memory, since few steps are so.

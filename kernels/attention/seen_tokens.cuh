@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "core/macros.h"
 #include "platform/platform.cuh"
 #include "schedule/row_tiles.cuh"
@@ -35,6 +37,35 @@ class KeepsSeen {
 
  private:
   uint32_t kept_[2];
+};
+
+/// What is infinite or NaN among 16-bit values, two in a register.
+template <class T>
+struct SpecialValues {
+  static constexpr uint32_t kExponent = std::is_same_v<T, Bfloat16> ? 0x7f807f80u : 0x7c007c00u;
+  static constexpr uint32_t kCarry = kExponent & ~(kExponent << 1);  // the lowest bit of both exponents
+
+  /// Bits 15 and 31: whether the lower one is, and the upper one. Other bits may be anything.
+  static KVIT_DEVICE uint32_t Flags(uint32_t x) { return (x & kExponent) + kCarry; }
+  static KVIT_DEVICE bool Any(uint32_t flags) { return (flags & 0x80008000u) != 0u; }
+  /// Ones in the place of those that are.
+  static KVIT_DEVICE uint32_t Mask(uint32_t x) { return (Flags(x) >> 15 & 0x00010001u) * 0xffffu; }
+};
+
+/// Zeroes all but what is seen, and infinite or NaN.
+template <class T>
+class KeepsSpecial {
+ public:
+  template <class Sees>
+  KVIT_DEVICE explicit KeepsSpecial(Sees&& sees) : seen_(sees) {}
+  KVIT_DEVICE void operator()(uint32_t (&v)[4]) const {
+    seen_(v);
+    KVIT_UNROLL
+    for (int i = 0; i < 4; ++i) v[i] &= SpecialValues<T>::Mask(v[i]);
+  }
+
+ private:
+  KeepsSeen seen_;
 };
 
 /// What a lane's rows see of a step: all of it, or where something is hidden, a range each.

@@ -58,9 +58,10 @@ struct ValueOperands<T, Plain, HeadDim> {
     float got[2];
     KVIT_UNROLL
     for (int j = 0; j < 2; ++j) got[j] = ShuffleXor(is_odd ? mine[0][j] : mine[1][j], 1);
-    const int index = tile * 4 + column / 2;
-    if (is_odd) return {index + 2, {got[0], got[1], mine[1][0], mine[1][1]}};
-    return {index, {mine[0][0], mine[0][1], got[0], got[1]}};
+    const int index = tile * 4 + (column / 2 + column % 2 * 2);
+    return {index,
+            {is_odd ? got[0] : mine[0][0], is_odd ? got[1] : mine[0][1], is_odd ? mine[1][0] : got[0],
+             is_odd ? mine[1][1] : got[1]}};
   }
 };
 

@@ -50,8 +50,7 @@ struct PrefillCpAsyncKernel {
   using Loader = RowTableLoader<Scheduler, KeyRing, ValueRing, kTileTokens, kThreads>;
   using Score = typename Variant::Score;
   static constexpr int kRowTiles = Shape::kWarpRows / 16;
-  using Attention = RowAttention<T, ValueCodec, RowKeys<T, KeyCodec, Dims::kKey, kRowTiles>,
-                                 RowValues<T, ValueCodec, Dims::kValue, kRowTiles>, kRowTiles, kTileTokens, Score>;
+  using Attention = RowAttention<T, KeyCodec, ValueCodec, Dims, kRowTiles, kTileTokens, Score>;
   using Combiner = Combine<T, Dims::kValue, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler, Score>;
 
   struct Shared {
@@ -156,7 +155,6 @@ struct PrefillCpAsyncKernel {
     KVIT_DEVICE const char* Value(int s, int c) const { return shared.values.Address(stage, s, c); }
     KVIT_DEVICE auto KeyParameters(int s) const { return shared.keys.Parameters(stage, s); }
     KVIT_DEVICE auto ValueParameters(int s) const { return shared.values.Parameters(stage, s); }
-    KVIT_DEVICE void WaitForValues() const {}  // they came with the keys
     /// Of the calling warp's row `row`: what it sees of the tile.
     KVIT_DEVICE KeyRange Seen(int row) const {
       const KeyRange keys = scheduler.Visible(work, WarpIndex() * Shape::kWarpRows + row);

@@ -22,11 +22,13 @@ class Sm90GmemIterator {
   using ElementType = T;
   using Layout = TensorLayout<T, D, Tokens, IsPacked>;
 
-  /// Begins to copy a box into the rows of the tile from token s on. Any one lane calls.
+  /// Begins to copy a box into the rows of the tile from token s on. Any one lane calls. IsReadOnce: no other CTA will
+  /// want it, so that L2 need not keep it.
+  template <bool IsReadOnce = true>
   static KVIT_DEVICE void Prefetch(const KvitTensorMap& map, const Box& box, char* tile, int s, uint64_t* barrier) {
     KVIT_UNROLL
     for (int chunk = 0; chunk < Layout::kChunks; ++chunk) {
-      TmaLoad(tile + chunk * Layout::kChunkBytes + s * Layout::kSpan, map,
+      TmaLoad<IsReadOnce>(tile + chunk * Layout::kChunkBytes + s * Layout::kSpan, map,
               {0, box.token / Layout::kPackedTokens, chunk, box.head, box.page}, barrier);
     }
   }

@@ -146,22 +146,43 @@ KVIT_DEVICE void WaitBarrier(uint64_t* barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
+KVIT_DEVICE bool TestBarrier(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done;\n"
+      "}"
+      : "=r"(done)
+      : "r"(SharedAddress(barrier)), "r"(parity)
+      : "memory");
+  return done != 0;
+}
 KVIT_DEVICE void PrefetchTensorMap(const KvitTensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 struct TmaCoordinates {
   int byte, token, chunk, head, page;
 };
+template <bool IsReadOnce>
 KVIT_DEVICE void TmaLoad(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, uint64_t* barrier) {
-  // Read once: first out of L2.
-  uint64_t policy;
-  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-  asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
-      " [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(SharedAddress(shared)),
-      "l"(&map), "r"(at.byte), "r"(at.token), "r"(at.chunk), "r"(at.head), "r"(at.page), "r"(SharedAddress(barrier)),
-      "l"(policy)
-      : "memory");
+  if constexpr (IsReadOnce) {  // first out of L2
+    uint64_t policy;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint"
+        " [%0], [%1, {%2, %3, %4, %5, %6}], [%7], %8;" ::"r"(SharedAddress(shared)),
+        "l"(&map), "r"(at.byte), "r"(at.token), "r"(at.chunk), "r"(at.head), "r"(at.page), "r"(SharedAddress(barrier)),
+        "l"(policy)
+        : "memory");
+  } else {
+    asm volatile(
+        "cp.async.bulk.tensor.5d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+        " [%0], [%1, {%2, %3, %4, %5, %6}], [%7];" ::"r"(SharedAddress(shared)),
+        "l"(&map), "r"(at.byte), "r"(at.token), "r"(at.chunk), "r"(at.head), "r"(at.page), "r"(SharedAddress(barrier))
+        : "memory");
+  }
 }
 
 }  // namespace kvit

@@ -24,11 +24,13 @@ KVIT_DEVICE void GiveRegisters() {
 
 namespace detail {
 
-// Matrix descriptor, PTX ISA: address, leading and stride offsets in units of 16 bytes, 128-byte swizzle.
+// Matrix descriptor, PTX ISA: address, leading and stride offsets in units of 16 bytes, 128-byte swizzle. Sums of what is
+// known before and one address: an addition for each operand. No address of shared memory has more than 18 bits.
 KVIT_DEVICE uint64_t Descriptor(const SharedMatrix& matrix) {
-  const uint64_t address = SharedAddress(matrix.base) >> 4 & 0x3fffu;
-  return address | uint64_t(matrix.leading_bytes >> 4) << 16 | uint64_t(matrix.stride_bytes >> 4) << 32 |
-         uint64_t(1) << 62;
+  const uint32_t low =
+      (SharedAddress(matrix.base) >> 4) + (uint32_t(matrix.offset >> 4) + (uint32_t(matrix.leading_bytes >> 4) << 16));
+  const uint32_t high = uint32_t(matrix.stride_bytes >> 4) | uint32_t(1) << 30;
+  return uint64_t(high) << 32 | low;
 }
 
 #define KVIT_D8(i)                                                                                            \
@@ -46,17 +48,24 @@ KVIT_DEVICE uint64_t Descriptor(const SharedMatrix& matrix) {
 template <class T, int N, bool IsTransposed>
 struct Wgmma;
 
-// d [64, N] (+)= a b, a in registers, b in shared memory.
+// d [64, N] (+)= a b, b in shared memory, a in registers or there too.
+#define KVIT_WGMMA_TEXT(N, type, placeholders, a, b, p, modes)                                                  \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                                                        \
+  ", 0;\n"                                                                                                      \
+  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" placeholders "}, " a ", %" b ", p, 1, 1, " \
+  modes ";\n}"
 #define KVIT_WGMMA(T, N, Transposed, type, placeholders, outputs, a0, a1, a2, a3, b, p)                              \
   template <>                                                                                                        \
   struct Wgmma<T, N, Transposed> {                                                                                   \
     static KVIT_DEVICE void Issue(float (&d)[N / 2], const uint32_t (&a)[4], uint64_t descriptor, int accumulates) { \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                                            \
-                   ", 0;\n"                                                                                          \
-                   "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" placeholders "}, {%" a0      \
-                   ", %" a1 ", %" a2 ", %" a3 "}, %" b ", p, 1, 1, " #Transposed ";\n}"                              \
+      asm volatile(KVIT_WGMMA_TEXT(N, type, placeholders, "{%" a0 ", %" a1 ", %" a2 ", %" a3 "}", b, p, #Transposed) \
                    : outputs                                                                                         \
                    : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(descriptor), "r"(accumulates));                 \
+    }                                                                                                                \
+    static KVIT_DEVICE void Issue(float (&d)[N / 2], uint64_t a, uint64_t descriptor, int accumulates) {             \
+      asm volatile(KVIT_WGMMA_TEXT(N, type, placeholders, "%" a0, a1, a2, "0, " #Transposed)                         \
+                   : outputs                                                                                         \
+                   : "l"(a), "l"(descriptor), "r"(accumulates));                                                     \
     }                                                                                                                \
   }
 #define KVIT_OUT32 KVIT_D32(0)
@@ -71,6 +80,7 @@ KVIT_WGMMA_TYPE(Half, "f16");
 KVIT_WGMMA_TYPE(Bfloat16, "bf16");
 #undef KVIT_WGMMA_TYPE
 #undef KVIT_WGMMA
+#undef KVIT_WGMMA_TEXT
 #undef KVIT_OUT64
 #undef KVIT_OUT32
 #undef KVIT_P64
@@ -83,6 +93,21 @@ KVIT_WGMMA_TYPE(Bfloat16, "bf16");
 template <class T, bool IsTransposed, int Words>
 KVIT_DEVICE void IssueWgmma(float (&d)[Words], const uint32_t (&a)[4], const SharedMatrix& b, bool accumulates) {
   detail::Wgmma<T, Words * 2, IsTransposed>::Issue(d, a, detail::Descriptor(b), accumulates);
+}
+template <class T, bool IsTransposed, int Words>
+KVIT_DEVICE void IssueWgmma(float (&d)[Words], const SharedMatrix& a, const SharedMatrix& b, bool accumulates) {
+  detail::Wgmma<T, Words * 2, IsTransposed>::Issue(d, detail::Descriptor(a), detail::Descriptor(b), accumulates);
+}
+/// Whether x holds in any of the 128 threads of the warp group, which call together.
+KVIT_DEVICE bool SyncGroupOr(bool x) {
+  uint32_t any;
+  asm volatile(
+      "{\n.reg .pred x, any;\nsetp.ne.u32 x, %1, 0;\nbarrier.cta.red.or.aligned.pred any, %2, 128, x;\n"
+      "selp.u32 %0, 1, 0, any;\n}"
+      : "=r"(any)
+      : "r"(uint32_t(x)), "r"(1 + threadIdx.x / 128)
+      : "memory");
+  return any != 0;
 }
 
 }  // namespace kvit

@@ -177,26 +177,35 @@ void Pause(const char* whom) {
 
 void ArriveCta(const char* operation) {
   Thread& thread = *self;
-  thread.cta->scheduler->Arrive(thread, thread.cta->barrier, operation, [](void*) {}, nullptr);
+  thread.cta->scheduler->Arrive(thread, thread.cta->poll.barrier, operation, [](void*) {}, nullptr);
 }
 
-bool VoteCta(bool vote) {
+namespace {
+
+bool Vote(Poll& poll, unsigned& count, bool vote, const char* operation) {
   Thread& thread = *self;
-  int& ballot = thread.cta->votes[thread.votes++ % 2];
+  int& ballot = poll.ballots[count++ % 2];
   if (vote) __atomic_store_n(&ballot, 1, __ATOMIC_RELAXED);
   struct Context {
-    Cta* cta;
+    Poll* poll;
     int* ballot;
-  } context{thread.cta, &ballot};
-  auto count = [](void* c) {
+  } context{&poll, &ballot};
+  auto close = [](void* c) {
     auto* context = static_cast<Context*>(c);
-    context->cta->verdict = __atomic_exchange_n(context->ballot, 0, __ATOMIC_RELAXED) != 0;
+    context->poll->verdict = __atomic_exchange_n(context->ballot, 0, __ATOMIC_RELAXED) != 0;
   };
-  thread.cta->scheduler->Arrive(thread, thread.cta->barrier, "SyncThreadsOr", count, &context);
-  const bool verdict = thread.cta->verdict;
+  thread.cta->scheduler->Arrive(thread, poll.barrier, operation, close, &context);
+  const bool verdict = poll.verdict;
   // Nobody may reach the next vote's count before everybody has read this one's verdict.
-  ArriveCta("SyncThreadsOr");
+  thread.cta->scheduler->Arrive(thread, poll.barrier, operation, [](void*) {}, nullptr);
   return verdict;
+}
+
+}  // namespace
+
+bool VoteCta(bool vote) { return Vote(self->cta->poll, self->votes, vote, "SyncThreadsOr"); }
+bool VoteGroup(bool vote) {
+  return Vote(self->cta->groups[self->index / kGroupSize], self->group_votes, vote, "SyncGroupOr");
 }
 
 void Thread::SetError(const char* what) noexcept {
@@ -220,6 +229,7 @@ void Cta::Prepare(const KvitHostLaunch& new_launch) {
   }
   threads = std::vector<Thread>(size_t(num_threads));
   warps = std::make_unique<Warp[]>(size_t(num_warps));
+  groups = std::make_unique<Poll[]>(size_t(num_threads / kGroupSize + 1));
   storage = std::make_unique<char[]>(size_t(shared_bytes) + 1024);
   shared = storage.get() + (1024 - reinterpret_cast<uintptr_t>(storage.get()) % 1024) % 1024;
   for (int i = 0; i < num_threads; ++i) {
@@ -234,14 +244,18 @@ void Cta::Start(int new_block) {
   block = new_block;
   std::memset(shared, kPoison, size_t(shared_bytes));
   boxes.clear();
-  barrier.expected = int(threads.size());
-  barrier.arrived = 0;
+  poll.barrier.expected = int(threads.size());
+  poll.barrier.arrived = 0;
+  for (size_t g = 0; g < threads.size() / kGroupSize; ++g) {
+    groups[g].barrier.expected = kGroupSize;
+    groups[g].barrier.arrived = 0;
+  }
   for (size_t w = 0; w < threads.size() / kWarpSize; ++w) {
     warps[w].barrier.expected = kWarpSize;
     warps[w].barrier.arrived = 0;
   }
   for (Thread& thread : threads) {
-    thread.collectives = thread.votes = 0;
+    thread.collectives = thread.votes = thread.group_votes = 0;
     thread.is_synced = false;
     thread.copies.clear();
     thread.products.clear();

@@ -20,6 +20,7 @@
 namespace kvit::host {
 
 inline constexpr int kWarpSize = 32;
+inline constexpr int kGroupSize = 4 * kWarpSize;  // of a warp group
 inline constexpr int kSlotBytes = 64;           // the largest value that a lane can give to a warp collective
 inline constexpr unsigned char kPoison = 0xFF;  // NaN in every float type
 
@@ -46,6 +47,13 @@ struct Warp {
     alignas(16) unsigned char in[kWarpSize][kSlotBytes];
     alignas(16) unsigned char out[kWarpSize][16];
   } mailbox[2];
+};
+
+/// Threads that vote: all of a CTA, or of a warp group. Two ballots take turns.
+struct Poll {
+  Barrier barrier;
+  int ballots[2] = {0, 0};
+  bool verdict = false;
 };
 
 /// An asynchronous copy that has been issued and not yet waited for.
@@ -82,7 +90,8 @@ struct Thread {
   Warp* warp = nullptr;
   int index = 0, lane = 0;
   unsigned collectives = 0;  // warp collectives so far: which mailbox is next
-  unsigned votes = 0;        // CTA votes so far
+  unsigned votes = 0;        // of the CTA so far
+  unsigned group_votes = 0;  // of the warp group so far
   bool is_synced = false;    // GridDependencySync has been called
   std::vector<PendingCopy> copies;
   int group = 0;  // of the copies being issued now
@@ -120,9 +129,8 @@ struct Cta {
   int block = 0;
   std::vector<Thread> threads;
   std::unique_ptr<Warp[]> warps;
-  Barrier barrier;
-  int votes[2] = {0, 0};
-  bool verdict = false;
+  std::unique_ptr<Poll[]> groups;  // of four warps each
+  Poll poll;                       // of all
   bool overlaps = false;  // its kernel may begin before the launch in front has ended: fact `overlaps`
   std::mutex boxes_mutex;
   std::vector<PendingBox> boxes;
@@ -175,6 +183,7 @@ void WaitCopies(int newest);
 void Pause(const char* whom);
 void ArriveCta(const char* operation);
 bool VoteCta(bool vote);
+bool VoteGroup(bool vote);
 
 /// Static registration: KVIT_KERNEL makes one of these for each kernel.
 struct Registration {

@@ -22,7 +22,7 @@ template <class T>
 float MatrixElement(const SharedMatrix& b, bool is_transposed, int k, int n) {
   const ptrdiff_t offset = is_transposed ? n / 64 * b.leading_bytes + k / 8 * b.stride_bytes + k % 8 * 128 + n % 64 * 2
                                          : n / 8 * b.stride_bytes + n % 8 * 128 + k * 2;
-  const char* const place = Swizzled(b.base, offset);
+  const char* const place = Swizzled(b.base, b.offset + offset);
   CheckShared(place, sizeof(T), "matrix operand");
   T x;
   std::memcpy(&x, place, sizeof(T));
@@ -30,6 +30,8 @@ float MatrixElement(const SharedMatrix& b, bool is_transposed, int k, int n) {
 }
 
 }  // namespace host
+
+inline bool SyncGroupOr(bool x) { return host::VoteGroup(x); }
 
 inline void WgmmaFence() { SyncWarp(); }
 inline void WgmmaCommit() { ++host::self->product_group; }
@@ -60,6 +62,21 @@ void IssueWgmma(float (&d)[Words], const uint32_t (&a)[4], const SharedMatrix& b
       for (int k = 0; k < 16; ++k) {
         outputs[i] += rows[size_t(h * 16 + k)] * host::MatrixElement<T>(b, IsTransposed, k, column);
       }
+    }
+  });
+}
+
+/// The same, a [64, k] in shared memory, read when the product lands.
+template <class T, bool IsTransposed, int Words>
+void IssueWgmma(float (&d)[Words], const SharedMatrix& a, const SharedMatrix& b, bool accumulates) {
+  SyncWarp();
+  const int warp_row = WarpIndex() % 4 * 16 + LaneIndex() / 4;
+  host::IssueProduct(d, Words, accumulates, [warp_row, a, b](float* outputs) {
+    float rows[2][16];
+    for (int i = 0; i < 32; ++i) rows[i / 16][i % 16] = host::MatrixElement<T>(a, false, i % 16, warp_row + i / 16 * 8);
+    for (int i = 0; i < Words; ++i) {
+      const int h = i / 2 % 2, column = i / 4 * 8 + LaneIndex() % 4 * 2 + i % 2;
+      for (int k = 0; k < 16; ++k) outputs[i] += rows[h][k] * host::MatrixElement<T>(b, IsTransposed, k, column);
     }
   });
 }

@@ -22,8 +22,8 @@
 //                  CopyAsyncPart<Bytes>(void* shared, const void* global, int bytes): the first of them, and zeros
 //                  CopyAsyncCommit(); CopyAsyncWait<N>(): at most N newest groups of this thread are still under way
 //   barriers       in shared memory, uint64_t: InitBarrier(barrier, int arrivals), FenceBarrierInit(); ArriveExpecting(barrier, int bytes), Arrive(barrier);
-//                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes
-//   TMA            TmaLoad(void* shared, const KvitTensorMap&, TmaCoordinates, barrier): a box, zeros where the map has nothing;
+//                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes; bool TestBarrier(...): whether it has
+//   TMA            TmaLoad<IsReadOnce>(void* shared, const KvitTensorMap&, TmaCoordinates, barrier): a box, zeros where the map has nothing;
 //                  PrefetchTensorMap(map); FenceAsyncCopies(): this thread's stores to shared memory precede later copies
 //   launches       GridDependencyWait(): until the launch in front has ended; GridDependencyLaunch(): the next one may start, once all CTAs say so
 //                  (after their wait: never more than two overlap). kLaunchesOverlap: whether there ever is a launch to wait for
@@ -35,9 +35,10 @@
 //                  uint32_t TransposeMatrix(uint32_t)                                                   movmatrix
 //                  MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])        d += a b, f32 accumulation
 //   warp groups    of four warps (sm_90a): IssueWgmma<T, IsTransposed>(float (&d)[N / 2], a, const SharedMatrix& b, bool accumulates)
-//                  d [64, N] = a b, or more, asynchronously; a warp has 16 of the rows, a and d lie in its lanes as MmaM16N8K16's do, block of 8 columns after block
+//                  d [64, N] = a b, or more, asynchronously; a warp has 16 of the rows, a and d lie in its lanes as MmaM16N8K16's do, block of 8 columns after block;
+//                  a may be a SharedMatrix too, of all 64 rows
 //                  WgmmaFence(): before the first, and after registers were written; WgmmaCommit(); WgmmaWait<N>(): at most N newest groups are under way
-//                  TakeRegisters<N>(), GiveRegisters<N>(): all threads of a warp group, once
+//                  TakeRegisters<N>(), GiveRegisters<N>(): all threads of a warp group, once; bool SyncGroupOr(bool): of its 128 threads
 //   device-wide    uint32_t AtomicAdd(uint32_t*, uint32_t) (relaxed), int32_t AtomicCas(int32_t*, int32_t expected, int32_t desired)
 //                  uint32_t AtomicIncrement(uint32_t*, uint32_t last): one more, or 0 after `last`; returns what was there. Before GridDependencySync too
 //   KVIT_KERNEL(symbol, Type): the entry point

@@ -9,12 +9,14 @@ namespace kvit {
 ///
 ///                   a row has          atoms follow each other      further atoms
 ///   B [n, k]        64 of k, of one n  every 8 n: stride_bytes      k of an instruction ends in the row
+///   A [64, k]       64 of k, of one m  every 8 m: stride_bytes      the same
 ///   B^T [k, n]      64 of n, of one k  every 8 k: stride_bytes      every 64 n: leading_bytes
 ///
-/// An instruction has 16 of k. `base` may point into a row, at k.
+/// An instruction has 16 of k. The operand begins `offset` bytes behind `base`, which may be in a row, at k; base is the
+/// beginning of a pattern.
 struct SharedMatrix {
   const char* base;
-  int leading_bytes, stride_bytes;
+  int offset, leading_bytes, stride_bytes;
 };
 
 }  // namespace kvit

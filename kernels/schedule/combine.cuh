@@ -35,7 +35,8 @@ class Combine {
   static constexpr int kVector = Partial::kVector;
   static constexpr int kVectors = HeadDim / kVector;
   static constexpr int kRowLanes = Min(32, kVectors);  // of a warp, that join the same row
-  static constexpr int kBatch = Min(20, kRowLanes);    // parts of a head that are read together
+  // Rows of a thread, and parts of each, that are read together: a round trip for all of them.
+  static constexpr int kItems = CeilDiv(Rows * kVectors, kThreads) > 4 ? 4 : 1, kBatch = Min(20, kRowLanes) / kItems;
   using Vector = Array<float, kVector>;
   using Work = typename Scheduler::Work;
   using Tree = SplitTree<HeadDim, Rows, Scheduler::kSplitLevels>;
@@ -44,6 +45,7 @@ class Combine {
   static constexpr int kPartBytes = Partials<HeadDim, Rows, kParts>::kCtaBytes;
   static constexpr int kSplitPartBytes = Partials<HeadDim, Rows, Tree::kParts>::kCtaBytes;
   static_assert(kThreads % kVectors == 0, "a row's vectors are joined in one go");
+  static constexpr int kRowsAtOnce = kThreads / kVectors;
 
   /// Whose outputs are written: the rows of a row tile of a head.
   struct Target {
@@ -113,7 +115,7 @@ class Combine {
     }
     // At most one of a CTA's heads, its first.
     const bool ends_others_head = work.Ends() && (is_split ? run.begin > 0 : !work.Begins());
-    if (ends_others_head) Note({target, range_.Owner(work.line_begin), run});
+    if (ends_others_head) Note({target, range_.Owner(work.line_begin + scheduler_.Openings()), run});
   }
 
   /// All threads call, after the last work tile: joins the head that this CTA has ended and not begun, if there is one.
@@ -126,19 +128,24 @@ class Combine {
     for (int i = 0; i < kJoinedWords; ++i) words[i] = LoadShared<int>(&shared_.joined[WarpIndex()][i]);
     const auto joined = BitCast<Joined>(words);
     const int first = joined.first_cta, last = range_.cta, items = joined.target.rows * kVectors;
-    for (int begin = 0; begin < items; begin += kThreads) {
+    for (int begin = 0; begin < items; begin += kThreads * kItems) {
       const int item = begin + ThreadIndex(), row = item / kVectors, vector = item % kVectors;
-      const bool is_mine = item < items;
-      const Output output = OutputOf(joined.target, row);
-      Partial whole;
-      if (scheduler_.IsSplit()) {
-        whole = tree_.Join(joined.run, first, row, vector, is_mine);
-      } else {
-        for (int cta = first; cta <= last; cta += kBatch) {
-          AddParts(cta, cta == first, Min(last - cta + 1, kBatch), row, vector, is_mine, whole);
+      if constexpr (Tree::kParts > 0) {
+        if (scheduler_.IsSplit()) {
+          const Partial whole = tree_.Join(joined.run, first, row, vector, item < items);
+          if (item < items) Write(OutputOf(joined.target, row), vector, whole);
+          continue;
         }
       }
-      if (is_mine) Write(output, vector, whole);
+      Partial whole[kItems];
+      for (int cta = first; cta <= last; cta += kBatch) {
+        AddParts(cta, cta == first, Min(last - cta + 1, kBatch), row, vector, joined.target.rows, whole);
+      }
+      KVIT_UNROLL
+      for (int j = 0; j < kItems; ++j) {
+        const int at = row + j * kRowsAtOnce;
+        if (at < joined.target.rows) Write(OutputOf(joined.target, at), vector, whole[j]);
+      }
     }
   }
 
@@ -180,42 +187,62 @@ class Combine {
   // Whether the parts from i on are behind the last: asked of every fourth alone, since a branch costs as much as they.
   static KVIT_DEVICE bool IsBehind(int i, int count) { return i % 4 == 0 && i >= count; }
 
-  // Adds `count` parts from that of `cta` on to `whole`, once they are all there, and takes them back. All their loads
-  // are under way together: one round trip, not one each. All threads call, those that are not `is_mine` for nothing.
+  // Adds `count` parts from that of `cta` on to `whole`, once they are all there, and takes them back: of row `row`, and
+  // of every kRowsAtOnce-th behind it, below `rows`. All their loads are under way together: one round trip, not one
+  // each. All threads call, those without a row for nothing.
   //
   //   lanes of a row    each has its vector of all parts; lane i has the stats of part i besides
-  KVIT_DEVICE void AddParts(int cta, bool is_first, int count, int row, int vector, bool is_mine,
-                            Partial& whole) const {
+  KVIT_DEVICE void AddParts(int cta, bool is_first, int count, int row, int vector, int rows,
+                            Partial (&whole)[kItems]) const {
     using Parts = Partials<HeadDim, Rows, kParts>;
     const int lane = LaneIndex() % kRowLanes, first_lane = LaneIndex() - lane;
-    const auto begin = parts_.At(range_.TicketOf(cta), 0, row, vector);
-    const auto place = [&](int i) {
+    const auto is_mine = [&](int j) { return row + j * kRowsAtOnce < rows; };
+    const auto place = [&](int j, int i) {
+      const auto begin = parts_.At(range_.TicketOf(cta), 0, row + j * kRowsAtOnce, vector);
       return begin.Behind(i * range_.partitions * Parts::kRows + (i == 0 && is_first ? Rows : 0));
     };
-    const bool has_stats = is_mine && lane < count;
-    Words<8> stats = {};
-    Words<16> outputs[kBatch] = {};
-    for (uint32_t missing = is_mine ? (1u << count) - 1u : 0u;;) {
-      if (has_stats && !AreThere(stats)) stats = place(lane).LoadStats();
+    const auto has_stats = [&](int j) { return is_mine(j) && lane < count; };
+    Words<8> stats[kItems] = {};
+    Words<16> outputs[kItems][kBatch] = {};
+    uint32_t missing = 0u;
+    KVIT_UNROLL
+    for (int j = 0; j < kItems; ++j) missing |= (is_mine(j) ? (1u << count) - 1u : 0u) << j * kBatch;
+    for (;;) {
+      bool lacks_stats = false;
+      KVIT_UNROLL
+      for (int j = 0; j < kItems; ++j) {
+        if (has_stats(j) && !AreThere(stats[j])) stats[j] = place(j, lane).LoadStats();
+        KVIT_UNROLL
+        for (int i = 0; i < kBatch; ++i) {
+          if (IsBehind(i, count)) break;
+          if (missing >> (j * kBatch + i) & 1u) outputs[j][i] = place(j, i).LoadOutput();
+        }
+      }
+      KVIT_UNROLL
+      for (int j = 0; j < kItems; ++j) {
+        lacks_stats |= has_stats(j) && !AreThere(stats[j]);
+        KVIT_UNROLL
+        for (int i = 0; i < kBatch; ++i) missing &= ~(uint32_t(AreThere(outputs[j][i])) << (j * kBatch + i));
+      }
+      if (missing == 0u && !lacks_stats) break;
+      Pause();
+    }
+    if constexpr (kVectors > 32) Outputs::SyncRow();  // two warps read the stats of a row before one takes them back
+    SyncWarp();
+    KVIT_UNROLL
+    for (int j = 0; j < kItems; ++j) {
+      if (has_stats(j) && vector < 32) place(j, lane).ClearStats();
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
         if (IsBehind(i, count)) break;
-        if (missing >> i & 1u) outputs[i] = place(i).LoadOutput();
+        if (is_mine(j) && i < count) place(j, i).ClearOutput();
       }
-      KVIT_UNROLL
-      for (int i = 0; i < kBatch; ++i) missing &= ~(uint32_t(AreThere(outputs[i])) << i);
-      if (missing == 0u && (!has_stats || AreThere(stats))) break;
-      Pause();
+      Add(has_stats(j), stats[j], outputs[j], count, first_lane, whole[j]);
     }
-    if constexpr (kVectors > 32) SyncThreads();  // two warps read the stats of a row before one takes them back
-    SyncWarp();
-    if (has_stats && vector < 32) place(lane).ClearStats();
-    KVIT_UNROLL
-    for (int i = 0; i < kBatch; ++i) {
-      if (IsBehind(i, count)) break;
-      if (is_mine && i < count) place(i).ClearOutput();
-    }
+  }
 
+  KVIT_DEVICE void Add(bool has_stats, const Words<8>& stats, const Words<16> (&outputs)[kBatch], int count,
+                       int first_lane, Partial& whole) const {
     const auto mine = has_stats ? BitCast<Float2>(stats) : Float2{-INFINITY, 0.0f};
     Partial all;
     all.max = mine.lo;
@@ -253,8 +280,13 @@ class Combine {
       Store(output, vector, part);
     }
   }
+  // A step of Newton's method after a guess: a division proper is long, and has a slow path to jump to.
+  static KVIT_DEVICE float Inverse(float x) {
+    const float guess = Reciprocal(x);
+    return fmaf(guess, fmaf(-x, guess, 1.0f), guess);
+  }
   KVIT_DEVICE void Store(const Output& output, int vector, const Partial& part) const {
-    const float scale = part.sum == 0.0f ? 0.0f : 1.0f / part.sum;  // no key seen: zeros
+    const float scale = part.sum == 0.0f ? 0.0f : Inverse(part.sum);  // no key seen: zeros
     float x[kVector];
     KVIT_UNROLL
     for (int i = 0; i < kVector; ++i) x[i] = fmaf(part.output[i], scale, 0.0f);  // 0, where a part held -0

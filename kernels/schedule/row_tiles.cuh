@@ -5,8 +5,12 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "cache/fast_divide.cuh"
 #include "core/macros.h"
+#include "core/types.h"
+#include "schedule/even_sums.cuh"
 #include "schedule/work_tile.cuh"
 
 namespace kvit {
@@ -23,8 +27,8 @@ struct KeyEnds {
 
 /// The row tiles of one head of a sequence: Rows query rows each, row r of token r / group. A row tile has the tiles of
 /// TileTokens keys from the first that any of its rows sees to the last, and at least one, so that somebody writes its
-/// zeros; and a unit for each `split` tiles, which are counted from the sequence's first. Keys has a Union like
-/// KeyEnds.
+/// zeros; and a unit for each `split` tiles, which are counted from the sequence's first, behind `opening` units that have
+/// none. Keys has a Union like KeyEnds.
 ///
 ///   Rows = 8, group = 4, TileTokens = 4, split = 1, 6 new tokens behind 3 old ones
 ///
@@ -36,8 +40,8 @@ template <int Rows, int TileTokens, class Keys = KeyEnds>
 class RowTiles {
  public:
   /// by_group: division by group
-  KVIT_DEVICE RowTiles(const Keys& keys, int new_tokens, int group, FastDivide by_group, int split)
-      : keys_(keys), new_tokens_(new_tokens), group_(group), by_group_(by_group), split_(split) {}
+  KVIT_DEVICE RowTiles(const Keys& keys, int new_tokens, int group, FastDivide by_group, int split, int opening = 0)
+      : keys_(keys), new_tokens_(new_tokens), group_(group), by_group_(by_group), split_(split), opening_(opening) {}
 
   KVIT_DEVICE int Count() const { return int((int64_t(new_tokens_) * group_ + Rows - 1) / Rows); }
 
@@ -48,7 +52,7 @@ class RowTiles {
   }
   KVIT_DEVICE auto Tiles(int row_tile) const { return TilesOf(Seen(row_tile)); }
   KVIT_DEVICE int Units(int row_tile) const {
-    return split_ == 1 ? NumTiles(Tiles(row_tile)) : NumSplits(Tiles(row_tile), split_);
+    return opening_ + (split_ == 1 ? NumTiles(Tiles(row_tile)) : NumSplits(Tiles(row_tile), split_));
   }
 
   static KVIT_DEVICE TileRange TilesOf(const KeyRange& keys) {
@@ -68,9 +72,13 @@ class RowTiles {
   }
   static KVIT_DEVICE int NumSplits(const TilesFromFirst& tiles, int split) { return (tiles.last - 1) / split + 1; }
 
-  /// Units of the row tiles before this one. Row tiles are looked at one by one: calls with many of them have other
-  /// things to do, and 64-bit divisions take registers from all of the kernel.
+  /// Units of the row tiles before this one.
   KVIT_DEVICE int64_t Before(int row_tile) const {
+    if constexpr (kHasMany) {
+      if (IsEven()) return BeforeEven(row_tile);
+    }
+    // One by one: calls with many of them have other things to do, and 64-bit divisions take registers from all of the
+    // kernel.
     int64_t units = 0;
     KVIT_ROLLED
     for (int i = 0; i < row_tile; ++i) units += Units(i);
@@ -85,16 +93,42 @@ class RowTiles {
   };
   KVIT_DEVICE Place Find(int64_t unit) const {
     Place place = {0, 0};
+    if constexpr (kHasMany) {
+      if (IsEven()) {
+        const float guess = keys_.step == 0 ? float(unit) / float(Units(0)) : Sums().Guess(unit, opening_);
+        place.row_tile = Min(int(guess), Count() - 1);
+        place.before = BeforeEven(place.row_tile);
+        KVIT_ROLLED
+        while (place.before > unit) place.before -= Units(--place.row_tile);
+      }
+    }
     KVIT_ROLLED
     for (int units; unit - place.before >= (units = Units(place.row_tile)); ++place.row_tile) place.before += units;
     return place;
   }
 
  private:
+  // Kernels for prompts, where a head has hundreds of row tiles.
+  static constexpr bool kHasMany = Rows >= 64 && Rows % TileTokens == 0 && std::is_same_v<Keys, KeyEnds>;
+  static constexpr int kRatio = Max(Rows / TileTokens, 1);
+
+  // Of all row tiles but the last, which may end early.
+  KVIT_DEVICE EvenSums<kRatio> Sums() const {
+    return {uint32_t((int64_t(keys_.first - 1) * group_ + Rows - 1) / TileTokens), group_, by_group_};
+  }
+  KVIT_DEVICE bool IsEven() const {
+    return split_ == 1 && keys_.first > 0 && (keys_.step == 0 || EvenSums<kRatio>::AreClosed(group_));
+  }
+  KVIT_DEVICE int64_t BeforeEven(int row_tile) const {
+    const int even = Max(Min(row_tile, Count() - 1), 0);
+    const int64_t before = keys_.step == 0 ? int64_t(even) * (Units(0) - opening_) : Sums().Before(even);
+    return before + int64_t(opening_) * even + (row_tile > even ? Units(even) : 0);
+  }
+
   Keys keys_;
   int new_tokens_, group_;
   FastDivide by_group_;
-  int split_;
+  int split_, opening_;
 };
 
 }  // namespace kvit

@@ -8,8 +8,8 @@
 
 namespace kvit {
 
-/// `WarpRows` rows a warp, those of warp 0 first.
-template <int WarpRows>
+/// `WarpRows` rows a warp, those of warp 0 first. OfGroups: warps work in warp groups, and others of the CTA elsewhere.
+template <int WarpRows, bool OfGroups = false>
 class RowsOfWarps {
  public:
   struct Shared {};
@@ -20,6 +20,15 @@ class RowsOfWarps {
   template <class Attention, class Beside>
   KVIT_DEVICE void Share(Attention& attention, Beside&&) const {
     attention.Finish();
+  }
+
+  /// Warps that join the same rows meet.
+  static KVIT_DEVICE void SyncRow() {
+    if constexpr (OfGroups) {
+      SyncGroupOr(false);
+    } else {
+      SyncThreads();
+    }
   }
 
   /// Calls use(place_of(row), row, vector, part) for the vectors of this thread, of the first `rows` rows.

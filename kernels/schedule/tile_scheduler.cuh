@@ -27,8 +27,9 @@
 
 namespace kvit {
 
-/// Mask says what query rows see, as attention/mask.cuh has it. A row tile has at most 2^SplitLevels splits.
-template <class Mask, int Rows, int TileTokens, int Threads, int SplitLevels>
+/// Mask says what query rows see, as attention/mask.cuh has it. A row tile has at most 2^SplitLevels splits. Where a unit
+/// is a tile, a row tile has Opening units more in front, which stand for what its queries and its outputs cost.
+template <class Mask, int Rows, int TileTokens, int Threads, int SplitLevels, int Opening = 0>
 class TileScheduler {
  public:
   using OfRowTiles = RowTiles<Rows, TileTokens, typename Mask::Keys>;
@@ -38,6 +39,7 @@ class TileScheduler {
   static constexpr int kRows = Rows;
   static constexpr int kTileTokens = TileTokens;
   static constexpr int kSplitLevels = SplitLevels;
+  static constexpr int kOpening = Opening;
   static constexpr bool kHasBegin = Mask::kHasBegin;  // row tiles may begin behind the first tile of a sequence
   struct Shared {
     int64_t warp_units[kWarps];
@@ -78,21 +80,25 @@ class TileScheduler {
   /// Units of a row tile of these tiles.
   KVIT_DEVICE int Units(const SequenceWork& work, const Tiles& tiles) const {
     if constexpr (kHasBegin) {
-      return IsSplit() ? OfRowTiles::NumSplits(tiles, SplitOf(work)) : tiles.last - tiles.first;
+      return IsSplit() ? OfRowTiles::NumSplits(tiles, SplitOf(work)) : tiles.last - tiles.first + kOpening;
     } else {
-      return IsSplit() ? (tiles.last - 1) / SplitOf(work) + 1 : tiles.last;
+      return IsSplit() ? (tiles.last - 1) / SplitOf(work) + 1 : tiles.last + kOpening;
     }
   }
+  /// Units of a row tile in front of those with tiles.
+  KVIT_DEVICE int Openings() const { return kOpening == 0 || IsSplit() ? 0 : kOpening; }
   /// The split in which the first tile of a row tile lies. Only where IsSplit().
   KVIT_DEVICE int FirstSplit(const Work& work) const { return work.tiles.first / SplitOf(work.of); }
   /// Units of all row tiles of a head.
   KVIT_DEVICE int64_t HeadUnits(const SequenceWork& work) const {
     if (work.row_tiles == 1) return Units(work, TilesOf(work, 0));
+    if (kSplitLevels == 0 && IsSplit()) return work.row_tiles;  // none is ever cut
     return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Total();
   }
   /// The row tile of a head that has unit `unit`.
   KVIT_DEVICE typename OfRowTiles::Place FindRowTile(const SequenceWork& work, int64_t unit) const {
     if (work.row_tiles == 1) return {0, 0};
+    if (kSplitLevels == 0 && IsSplit()) return {int(unit), unit};
     return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Find(unit);
   }
 
@@ -111,6 +117,28 @@ class TileScheduler {
   /// Finds the range of the CTA with this ticket, which it shares. All threads call.
   KVIT_DEVICE CtaRange Find(Shared& shared, const Ticket& ticket) const {
     return params_.table.num_sequences <= 32 ? FindInWarp(shared, ticket) : FindInCta(shared, ticket);
+  }
+
+  /// Query rows of a row tile, one after the other in memory.
+  struct QueryWalk {
+    const char* address;
+    int head, group;  // head: of the group's
+    int64_t to_next_head, to_next_token;
+
+    KVIT_DEVICE void Advance(int rows) {
+      head += rows;
+      address += rows * to_next_head;
+      if (head < group) return;
+      head -= group;
+      address += to_next_token - group * to_next_head;
+      KVIT_ROLLED
+      for (; head >= group; head -= group) address += to_next_token - group * to_next_head;
+    }
+  };
+  KVIT_DEVICE QueryWalk QueriesFrom(const Work& work, int row) const {
+    const int index = work.row_tile * Rows + row;
+    return {QueryAddress(work, row), index - TokenOf(index) * group_, group_, params_.q.head_stride,
+            params_.q.token_stride};
   }
 
   /// Where query row `row` of a row tile lies in memory. It must be one of NumRows(work).
@@ -227,7 +255,7 @@ class TileScheduler {
     return work.row_tiles == 0 ? 0 : heads_ * HeadUnits(work);
   }
   KVIT_DEVICE OfRowTiles RowTilesOf(const SequenceWork& work, int split) const {
-    return {mask_.Of(work), work.new_tokens, group_, by_group_, split};
+    return {mask_.Of(work), work.new_tokens, group_, by_group_, split, Openings()};
   }
 
   static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {

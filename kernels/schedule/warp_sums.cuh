@@ -36,6 +36,9 @@ class WarpSums {
     SyncThreads();
   }
 
+  /// Warps that join the same rows meet.
+  static KVIT_DEVICE void SyncRow() { SyncThreads(); }
+
   /// Calls use(place_of(row), row, vector, part) for the vectors of this thread, of the first `rows` rows.
   template <class Attention, class PlaceOf, class Use>
   KVIT_DEVICE void ForEachPart(const Attention&, int rows, PlaceOf&& place_of, Use&& use) const {

@@ -51,7 +51,12 @@ class WorkIterator {
   KVIT_DEVICE const typename Scheduler::Work& work() const { return work_; }
 
   KVIT_DEVICE void Next() {
-    position_ += scheduler_.IsSplit() ? 1 : work_.last - work_.first;
+    if constexpr (Scheduler::kOpening == 0) {
+      position_ += scheduler_.IsSplit() ? 1 : work_.last - work_.first;
+    } else {
+      position_ = scheduler_.IsSplit() ? position_ + 1
+                                       : work_.line_begin + Scheduler::kOpening + (work_.last - work_.tiles.first);
+    }
     if (Done()) return;
     if (!work_.Ends()) {  // there is another split of the row tile
       Begin(int(position_ - work_.line_begin));
@@ -79,6 +84,14 @@ class WorkIterator {
       work_.first = (work_.tiles.first / split + unit) * split;
       work_.last = Min(work_.first + split, work_.tiles.last);
     } else {
+      if constexpr (Scheduler::kOpening > 0) {
+        if (unit < Scheduler::kOpening) {
+          position_ += Scheduler::kOpening - unit;  // whoever has the first tile has all that comes before it
+          unit = Scheduler::kOpening;
+        }
+        unit -= Scheduler::kOpening;
+        if (Done()) return;
+      }
       const int64_t left = end_ - position_;
       work_.first = work_.tiles.first + unit;
       work_.last = left < work_.tiles.last - work_.first ? work_.first + int(left) : work_.tiles.last;

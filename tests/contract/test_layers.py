@@ -24,7 +24,7 @@ CPP = {
     "iterator": CPP_VALUES | {"layout", "quant", "cache"},
     "schedule": CPP_VALUES | {"mma", "cache"},
     "pipeline": CPP_VALUES | {"layout", "quant", "cache", "iterator", "schedule"},
-    "attention": CPP_VALUES | {"quant", "mma", "schedule"},
+    "attention": CPP_VALUES | {"layout", "quant", "mma", "schedule"},
     "transfer": CPP_VALUES | {"layout", "quant", "cache"},
     "entry": CPP_VALUES | {"quant", "cache", "iterator", "layout", "schedule", "pipeline", "attention", "transfer"},
 }

@@ -1,0 +1,145 @@
+// A warp group's attention: the products of one tile run while another tile's scores become weights.
+#ifndef KVIT_ATTENTION_GROUP_ATTENTION_CUH
+#define KVIT_ATTENTION_GROUP_ATTENTION_CUH
+
+#include "attention/group_products.cuh"
+#include "attention/key_operands.cuh"
+#include "attention/masked_values.cuh"
+#include "attention/row_softmax.cuh"
+#include "core/array.cuh"
+#include "layout/tensor_layout.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// Attention of 64 query rows, 16 a warp, to tiles of Tokens tokens. Registers hold the scores of one tile, the weights
+/// of the one before and the outputs. Of tile t:
+///
+///   IssueScores(t)  IssueValues(t - 1)  ScoresLanded  Weigh(t)  AllLanded  Settle
+///
+///   tensor cores    S(t) = Q K(t)^T | O += P(t - 1) V(t - 1)            | S(t + 1) ...
+///   other units                     | weights of S(t)                   | P(t), and O where a base has moved
+///
+/// All four warps call together.
+template <class T, class Dims, int Tokens, class Score>
+class GroupAttention {
+  using Values = GroupValues<T, Dims::kValue>;
+  using Softmax = RowSoftmax<T, Plain, T, 1, Tokens>;
+  using Masked = MaskedValues<Values, 1, Softmax::kBlocks>;
+
+ public:
+  static_assert(Score::kIsIdentity, "scores are scaled, and nothing else");
+  using Queries = GroupQueries<T, Dims::kKey>;
+
+  /// Scores are scaled into log2 units.
+  KVIT_DEVICE explicit GroupAttention(float scale_log2) : scale_{NotZero(scale_log2)} {}
+
+  /// Begins a row tile. All values of the one before have been added; scores of the new one may be under way.
+  KVIT_DEVICE void Begin() {
+    values_.Clear();
+    softmax_.Begin();
+  }
+
+  /// Makes every output of this row tile NaN.
+  KVIT_DEVICE void Poison() { softmax_.Poison(); }
+
+  /// Tiles lie in shared memory as [chunk of 64 channels][token][128 bytes].
+  KVIT_DEVICE void IssueScores(const Queries& queries, const char* tile) { kvit::IssueScores(scores_, queries, tile); }
+  /// Scores are there; NumBehind groups of products, issued after them, need not be.
+  template <int NumBehind>
+  KVIT_DEVICE void ScoresLanded() const {
+    WgmmaWait<NumBehind>();
+  }
+
+  /// Scores become weights, all but their type: registers of the weights before are still read.
+  KVIT_DEVICE void Weigh() { Weigh(SeenKeys<false, 1>{}); }
+  /// The same of a tile that hides something: seen(row) is the range of its tokens that row `row` of the warp sees.
+  template <class Seen>
+  KVIT_DEVICE void WeighMasked(Seen&& seen) {
+    SeenKeys<true, 1> keys;
+    Softmax::ForEachRow([&](int m, int h) { keys.range[m][h] = seen(h * 8 + LaneIndex() / 4); });
+    Softmax::Hide(scores_, scale_, keys);
+    Weigh(keys);
+  }
+
+  /// Begins to add the values of the last tile that was weighed.
+  KVIT_DEVICE void IssueValues(const char* tile) { values_.Issue(weights_, tile); }
+  /// Before that: adds what is infinite or NaN of them to the rows that see it; seen(row) as WeighMasked has it.
+  template <class Seen>
+  KVIT_DEVICE void AddSpecial(const Seen& seen, const char* tile) {
+    Masked::template AddRowByRow<KeepsSpecial<T>>(values_, SpecialStep<Seen>{seen, tile}, weights_);
+  }
+
+  /// All products that were begun have ended.
+  KVIT_DEVICE void AllLanded() const { WgmmaWait<0>(); }
+  /// After that: the weights are ready to be multiplied.
+  KVIT_DEVICE void Settle() {
+    if (has_moved_) [[unlikely]] {
+      Softmax::ForEachRow([&](int m, int h) { values_.Rescale(m, h, factor_[m][h]); });
+    }
+    Softmax::Pack(scores_, weights_);
+  }
+
+  /// As RowAttention has them.
+  KVIT_DEVICE void Finish() {
+    softmax_.Finish([](int, int, float) {});
+  }
+  template <class Body>
+  static KVIT_DEVICE void ForEachRow(Body&& body) {
+    Softmax::ForEachRow(body);
+  }
+  KVIT_DEVICE float Base(int m, int h) const { return softmax_.Base(m, h); }
+  KVIT_DEVICE float Sum(int m, int h) const { return softmax_.Sum(m, h); }
+  template <class Use>
+  KVIT_DEVICE void ForEachVector(int m, int h, Use&& use) const {
+    values_.ForEachVector(m, h, use);
+  }
+
+ private:
+  struct UniformScale {
+    float scale;
+    KVIT_DEVICE float Scale(int, int) const { return scale; }
+  };
+
+  template <class Keys>
+  KVIT_DEVICE void Weigh(const Keys& seen) {
+    constexpr int kAll = Softmax::kBlocks, kHalf = kAll / 2;
+    constexpr auto of_value = [](int) { return ScaleZero{}; };
+    float top[1][2];
+    Softmax::ForEachRow([&](int m, int h) { factor_[m][h] = 1.0f; });
+    has_moved_ = softmax_.template Relate<0, kHalf>(scores_, scale_, of_value, top);
+    if (has_moved_) [[unlikely]] {  // rows settle early in a sequence
+      softmax_.template Rebase<0, kHalf>(scores_, top, factor_);
+    }
+    if (softmax_.template ExponentiateAndRelate<0, kHalf>(scores_, scale_, of_value, seen, top)) [[unlikely]] {
+      float factor[1][2];
+      softmax_.template Rebase<kHalf, kAll>(scores_, top, factor);
+      Softmax::ForEachRow([&](int m, int h) { factor_[m][h] *= factor[m][h]; });
+      has_moved_ = true;
+    }
+    softmax_.template Exponentiate<kHalf, kAll>(scores_, of_value, seen);
+  }
+
+
+  template <class SeenOf>
+  struct SpecialStep {
+    const SeenOf& seen;
+    const char* tile;
+    KVIT_DEVICE KeyRange Seen(int row) const { return seen(row); }
+    KVIT_DEVICE const char* Value(int s, int c) const {
+      return tile + TensorLayout<T, Dims::kValue, Tokens>::Offset(s, c * int(sizeof(T)));
+    }
+  };
+
+  UniformScale scale_;
+  Values values_;
+  Softmax softmax_;
+  typename Softmax::Scores scores_;
+  typename Softmax::Weights weights_;
+  bool has_moved_ = false;
+  float factor_[1][2];
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_GROUP_ATTENTION_CUH

@@ -1,0 +1,217 @@
+// Online softmax where a warp has query rows to itself: from scores in registers to the weights of their values.
+#ifndef KVIT_ATTENTION_ROW_SOFTMAX_CUH
+#define KVIT_ATTENTION_ROW_SOFTMAX_CUH
+
+#include <math.h>
+
+#include "attention/row_products.cuh"
+#include "attention/seen_tokens.cuh"
+#include "attention/softmax_base.cuh"
+#include "attention/value_weight.cuh"
+#include "core/types.h"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// Of RowTiles * 16 rows, over Tokens tokens a step. A lane holds rows lane / 4 and lane / 4 + 8 of every row tile, and
+/// tokens lane % 4 * 2 and the next of every eight. Bases and weights are as WarpAttention has them: the bits of a row
+/// depend on the row and on where its steps begin alone.
+///
+/// A step calls in this order, and whoever holds the outputs brings them along where a base moves:
+///
+///   Hide, where the step hides something
+///   for all blocks of 16 tokens, or a part of them after the other, so that exponents of one overlap with what comes
+///   before those of the next:   Relate    Rebase, where that says so, and outputs times its factors    Exponentiate
+///   Pack
+///
+/// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(token)` gives the parameters of a token's value.
+template <class T, class ValueCodec, class Weight, int RowTiles, int Tokens>
+class RowSoftmax {
+ public:
+  static constexpr int kBlocks = Tokens / 16;
+  static_assert(Tokens % 16 == 0, "tokens come in sixteens");
+  using Scores = BlockFragment[kBlocks][RowTiles];
+  using Weights = uint32_t[kBlocks][RowTiles][4];  // A fragments of P
+  using PerRow = float[RowTiles][2];
+
+  KVIT_DEVICE void Begin() {
+    ForEachRow([&](int m, int h) {
+      base_[m][h] = SoftmaxBase::kNone;
+      sum_[m][h] = zero_[m][h] = 0.0f;
+    });
+  }
+
+  /// Makes every output of this row tile NaN.
+  KVIT_DEVICE void Poison() {
+    ForEachRow([&](int m, int h) { sum_[m][h] = NAN; });
+  }
+
+  /// Selects, so that whatever stands in a hidden score is gone.
+  template <class Keys, class Seen>
+  static KVIT_DEVICE void Hide(Scores& score, const Keys& keys, const Seen& seen) {
+    ForEachRow([&](int m, int h) {
+      const float hidden = keys.Scale(m, h) < 0.0f ? INFINITY : -INFINITY;
+      ForEachToken([&](int b, int half, int j, int token) {
+        if (!seen.Has(m, h, token)) score[b][m][half][h * 2 + j] = hidden;
+      });
+    });
+  }
+
+  /// Scores of blocks [From, To) in log2 units relative to their row's base, 0 where it has none yet, and the largest of
+  /// each row that this lane has: of scores times V's scales, which a base follows. Whether it must for any row of the
+  /// warp.
+  template <int From = 0, int To = kBlocks, class Keys, class OfValue>
+  KVIT_DEVICE bool Relate(Scores& score, const Keys& keys, OfValue&& of_value, PerRow& top) const {
+    ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
+    ForEachToken<From, To>(
+        [&](int b, int half, int j, int token) { RelateOne(score, b, half, j, keys, of_value(token), top); });
+    return Rises(top);
+  }
+
+  /// Brings the rows' bases up to the largest weight of blocks [From, To), those that it is far above. Blocks before
+  /// From are weights already. Outputs are to be multiplied by `factor`.
+  template <int From = 0, int To = kBlocks>
+  KVIT_DEVICE void Rebase(Scores& score, PerRow& top, PerRow& factor) {
+    ForEachRow([&](int m, int h) {
+      KVIT_UNROLL
+      for (int mask = 1; mask < 4; mask *= 2) top[m][h] = fmaxf(top[m][h], ShuffleXor(top[m][h], mask));
+      const bool has_none = HasNone(m, h);
+      const bool rises = top[m][h] > (has_none ? -INFINITY : SoftmaxBase::kLeastRise);
+      const float rise = rises ? top[m][h] : 0.0f, old = has_none ? 0.0f : base_[m][h];
+      ForEachToken<From, To>([&](int b, int half, int j, int) { score[b][m][half][h * 2 + j] -= rise; });
+      if (rises) base_[m][h] = old + rise;
+      factor[m][h] = has_none ? 1.0f : Exp2(-rise);  // a row without a base has nothing to scale
+      ForEachToken<0, From>([&](int b, int half, int j, int) { score[b][m][half][h * 2 + j] *= factor[m][h]; });
+      if constexpr (ValueCodec::kScaled) {  // by halves: a p of 2^104 may meet a factor that no float holds
+        const float half = has_none ? 1.0f : Exp2(rise * -0.5f);
+        sum_[m][h] = sum_[m][h] * half * half;
+        if constexpr (kHasZero) zero_[m][h] = zero_[m][h] * half * half;
+      } else {
+        sum_[m][h] *= factor[m][h];
+      }
+    });
+  }
+
+  /// Scores of blocks [From, To) become weights, and this lane's shares of the rows' sums grow by them.
+  template <int From = 0, int To = kBlocks, class OfValue, class Seen>
+  KVIT_DEVICE void Exponentiate(Scores& score, OfValue&& of_value, const Seen& seen) {
+    ForEachToken<From, To>(
+        [&](int b, int half, int j, int token) { ExponentiateOne(score, b, half, j, token, of_value, seen); });
+  }
+  /// Both: Exponentiate of blocks [From, Next), and Relate of as many behind them, token by token in turns, since
+  /// exponents are slow to come.
+  template <int From, int Next, class Keys, class OfValue, class Seen>
+  KVIT_DEVICE bool ExponentiateAndRelate(Scores& score, const Keys& keys, OfValue&& of_value, const Seen& seen,
+                                         PerRow& top) {
+    constexpr int kAhead = Next - From;
+    ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
+    ForEachToken<From, Next>([&](int b, int half, int j, int token) {
+      ExponentiateOne(score, b, half, j, token, of_value, seen);
+      RelateOne(score, b + kAhead, half, j, keys, of_value(token + kAhead * 16), top);
+    });
+    return Rises(top);
+  }
+
+  /// Weights as the product of values takes them.
+  static KVIT_DEVICE void Pack(const Scores& score, Weights& weights) {
+    KVIT_UNROLL
+    for (int i = 0; i < kBlocks * 2; ++i) {
+      ForEachRow([&](int m, int h) {
+        const float* const w = &score[i / 2][m][i % 2][h * 2];
+        weights[i / 2][m][i % 2 * 2 + h] = Pack2<Weight>(w[0], w[1]);
+      });
+    }
+  }
+
+  /// Adds up the lanes' shares of the rows' sums. rescale(m, h, factor): of outputs.
+  template <class Rescale>
+  KVIT_DEVICE void Finish(Rescale&& rescale) {
+    ForEachRow([&](int m, int h) {
+      KVIT_UNROLL
+      for (int mask = 1; mask < 4; mask *= 2) {
+        sum_[m][h] += ShuffleXor(sum_[m][h], mask);
+        if constexpr (kHasZero) zero_[m][h] += ShuffleXor(zero_[m][h], mask);
+      }
+      if constexpr (ValueCodec::kScaled) {
+        const int excess = SoftmaxBase::Excess(sum_[m][h]);
+        if (excess == 0) return;
+        const float down = SoftmaxBase::PowerOfTwo(-excess);
+        base_[m][h] += float(excess);
+        sum_[m][h] *= down;
+        if constexpr (kHasZero) zero_[m][h] *= down;
+        rescale(m, h, down);
+      }
+    });
+  }
+
+  /// After Finish: what a row is relative to, in log2 units, -inf where it saw no key; its sum; and what all of its
+  /// outputs lack.
+  KVIT_DEVICE float Base(int m, int h) const { return HasNone(m, h) ? -INFINITY : base_[m][h]; }
+  KVIT_DEVICE float Sum(int m, int h) const { return sum_[m][h]; }
+  KVIT_DEVICE float Zero(int m, int h) const { return kHasZero ? zero_[m][h] : 0.0f; }
+  static constexpr bool kHasZero = ValueCodec::kScaled && ValueCodec::kHasZero;
+
+  /// Calls body(m, h) for each of this lane's rows: row h * 8 + lane / 4 of row tile m.
+  template <class Body>
+  static KVIT_DEVICE void ForEachRow(Body&& body) {
+    KVIT_UNROLL
+    for (int m = 0; m < RowTiles; ++m) {
+      KVIT_UNROLL
+      for (int h = 0; h < 2; ++h) body(m, h);
+    }
+  }
+
+ private:
+  // Calls body(block, half, j, token) for this lane's tokens of blocks [From, To) of a step.
+  template <int From = 0, int To = kBlocks, class Body>
+  static KVIT_DEVICE void ForEachToken(Body&& body) {
+    KVIT_UNROLL
+    for (int i = From * 4; i < To * 4; ++i) {
+      const int b = i / 4, half = i / 2 % 2, j = i % 2;
+      body(b, half, j, b * 16 + half * 8 + LaneIndex() % 4 * 2 + j);
+    }
+  }
+
+  template <class Keys>
+  KVIT_DEVICE void RelateOne(Scores& score, int b, int half, int j, const Keys& keys, const ScaleZero& v,
+                             PerRow& top) const {
+    const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(v)) : 0.0f;
+    ForEachRow([&](int m, int h) {
+      float& s = score[b][m][half][h * 2 + j];
+      s = fmaf(s, keys.Scale(m, h), HasNone(m, h) ? 0.0f : -base_[m][h]);
+      top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? s + of_scale : s);
+    });
+  }
+  // Whether a row's base must rise, for any row of the warp.
+  KVIT_DEVICE bool Rises(const PerRow& top) const {
+    bool rises = false;
+    ForEachRow([&](int m, int h) { rises |= top[m][h] > (HasNone(m, h) ? -INFINITY : SoftmaxBase::kMostRise); });
+    return Ballot(rises) != 0;
+  }
+  template <class OfValue, class Seen>
+  KVIT_DEVICE void ExponentiateOne(Scores& score, int b, int half, int j, int token, OfValue&& of_value,
+                                   const Seen& seen) {
+    ScaleZero v = {};
+    if constexpr (ValueCodec::kScaled) v = of_value(token);
+    ForEachRow([&](int m, int h) {
+      float& w = score[b][m][half][h * 2 + j];
+      w = Exp2(w);
+      sum_[m][h] += w;
+      if constexpr (ValueCodec::kScaled) {  // a weight of 0 is not enough where parameters may be infinite
+        const bool has = seen.Has(m, h, token);
+        if constexpr (kHasZero) zero_[m][h] = has ? fmaf(w, v.zero, zero_[m][h]) : zero_[m][h];
+        w = has ? w * v.scale : 0.0f;
+      }
+    });
+  }
+
+  KVIT_DEVICE bool HasNone(int m, int h) const { return base_[m][h] == SoftmaxBase::kNone; }
+
+  PerRow base_;  // log2 of the w that counts as 1; the same in the four lanes of a row
+  PerRow sum_;   // of p over this lane's tokens
+  PerRow zero_;  // of p z over this lane's tokens
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ATTENTION_ROW_SOFTMAX_CUH

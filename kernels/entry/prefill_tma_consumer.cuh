@@ -1,0 +1,226 @@
+// What a warp group of PrefillTmaKernel computes.
+#ifndef KVIT_ENTRY_PREFILL_TMA_CONSUMER_CUH
+#define KVIT_ENTRY_PREFILL_TMA_CONSUMER_CUH
+
+#include <stdint.h>
+
+#include "abi/params.h"
+#include "attention/group_tile.cuh"
+#include "pipeline/work_plan.cuh"
+#include "platform/platform.cuh"
+#include "schedule/cta_range.cuh"
+
+namespace kvit {
+
+/// Computes the rows of a warp group of all work tiles of a CTA. Kernel says the types, and what lies where in shared
+/// memory.
+///
+/// The tiles of all row tiles are one line: a turn begins the scores of a tile and the values of the one before, also
+/// where that was the last of another row tile, which then ends. Most turns hide nothing and go the short way; the others
+/// share one long way, since code that is seldom run is slow to come.
+template <class Kernel>
+class PrefillTmaConsumer {
+  using Scheduler = typename Kernel::Scheduler;
+  using Shared = typename Kernel::Shared;
+  using Attention = typename Kernel::Attention;
+  using Combiner = typename Kernel::Combiner;
+  using Work = typename Scheduler::Work;
+  static constexpr int kTileTokens = Kernel::kTileTokens, kStages = Kernel::kStages,
+                       kQuerySlots = Kernel::kQuerySlots;
+
+ public:
+  KVIT_DEVICE PrefillTmaConsumer(const KvitDecodeParams& params, const Scheduler& scheduler, const CtaRange& range,
+                                 Shared& shared)
+      : params_(params), scheduler_(scheduler), range_(range), shared_(shared), group_(WarpIndex() / 4) {}
+
+  KVIT_DEVICE void Run() {
+    Combiner combine(params_, scheduler_, range_, shared_.combine);
+    Attention attention(params_.scale * 1.44269504088896341f);
+    while (GoOnSlowly(attention, combine)) {
+      while (tile_ + 1 < masked_) GoOn(attention);
+    }
+    combine.Join();
+  }
+
+ private:
+  KVIT_DEVICE const Assignment<Work>& Now() const { return shared_.plan.At(row_tile_); }
+
+  // The next tile of the row tile, of which all rows see all.
+  KVIT_DEVICE void GoOn(Attention& attention) {
+    ++tile_;
+    WaitForKeys();
+    WaitForValues();
+    shared_.turns.Wait(group_, turn_);
+    IssueScores(attention);
+    IssueValues(attention);
+    Pass();
+    attention.template ScoresLanded<1>();
+    ReleaseKeys(attention);
+    Foresee();
+    attention.Weigh();
+    attention.AllLanded();
+    attention.Settle();
+    ReleaseValues();
+    ++count_;
+  }
+
+  // The next tile, whatever it is: of which some row does not see all, or the first of a row tile, or none where there
+  // is none to come; and what comes before it. Its products have ended before it is weighed. False at the end.
+  KVIT_DEVICE bool GoOnSlowly(Attention& attention, Combiner& combine) {
+    if (from_special_ < kTileTokens) AddSpecial(attention);
+    const bool is_first = tile_ == last_;
+    bool has_tile = true;
+    if (is_first) {
+      ++row_tile_;
+      const Assignment<Work>& now = shared_.plan.Read(row_tile_);
+      has_tile = now.exists && !now.IsEmpty();
+      if (now.exists) shared_.of_queries[group_].WaitFull(row_tile_);
+    }
+    if (has_tile) WaitForKeys();
+    if (has_values_) WaitForValues();
+    shared_.turns.Wait(group_, turn_);
+    if (has_tile && has_values_) {
+      IssueScores(attention);
+      IssueValues(attention);
+      Pass();
+      attention.AllLanded();
+    } else {  // each for itself: the compiler would let products wait for each other that are begun here and there
+      if (has_tile) {
+        IssueScores(attention);
+        attention.AllLanded();
+      }
+      if (has_values_) {
+        IssueValues(attention);
+        attention.AllLanded();
+      }
+      Pass();
+    }
+    if (has_values_) ReleaseValues();
+    has_values_ = has_tile;
+    if (is_first) {
+      if (row_tile_ != 0) {
+        combine.Finish(attention, shared_.plan.At(row_tile_ - 1).work);
+        shared_.plan.Release(row_tile_ - 1);
+      }
+      const Assignment<Work>& now = Now();
+      if (!now.exists) return false;
+      attention.Begin();
+      if (now.work.of.is_bad) attention.Poison();
+      tile_ = now.visible.first - 1;
+      last_ = now.visible.last - 1;
+      masked_ = Min(now.masked, now.visible.last);
+    }
+    if (has_tile) {
+      ++tile_;
+      ReleaseKeys(attention);
+      Foresee();
+      attention.WeighMasked(SeenOf(Now().work));
+      attention.Settle();
+      from_special_ = Max(0, scheduler_.Visible(Now().work, 0).end - tile_ * kTileTokens);
+      ++count_;
+    } else {
+      ReleaseQueries();
+      tile_ = last_ = masked_ = 0;
+    }
+    return true;
+  }
+
+  KVIT_DEVICE void Pass() {
+    shared_.turns.Pass(group_);
+    ++turn_;
+  }
+
+  // Of the tile that is next on the line.
+  KVIT_DEVICE void IssueScores(Attention& attention) {
+    const int stage = int(count_ % kStages);
+    attention.IssueScores(shared_.queries[row_tile_ % kQuerySlots][group_], shared_.keys.Tile(stage, 0));
+  }
+  KVIT_DEVICE void WaitForKeys() {
+    if (!has_keys_) shared_.of_keys.barriers.WaitFull(int(count_ % kStages), count_ / kStages);
+  }
+  // Whether the next turn will find what it needs: asked before the tile is weighed, since the answer takes a while.
+  KVIT_DEVICE void Foresee() {
+    const uint32_t next = count_ + 1;
+    has_keys_ = shared_.of_keys.barriers.IsFull(int(next % kStages), next / kStages);
+    values_are_there_ = shared_.of_values.barriers.IsFull(int(count_ % kStages), count_ / kStages);
+  }
+  KVIT_DEVICE void ReleaseKeys(Attention& attention) {
+    const int stage = int(count_ % kStages);
+    if (LoadShared<int>(&shared_.of_keys.has_faulted[stage]) != 0) attention.Poison();
+    Release(&shared_.of_keys.barriers.free[stage]);
+    if (tile_ == last_) ReleaseQueries();
+  }
+  // Of the tile before.
+  KVIT_DEVICE int ValuesStage() const { return int((count_ - 1) % kStages); }
+  KVIT_DEVICE void WaitForValues() {
+    if (!values_are_there_) shared_.of_values.barriers.WaitFull(ValuesStage(), (count_ - 1) / kStages);
+  }
+  KVIT_DEVICE void IssueValues(Attention& attention) {
+    attention.IssueValues(shared_.values.Tile(ValuesStage(), 0));
+  }
+  KVIT_DEVICE void ReleaseValues() { Release(&shared_.of_values.barriers.free[ValuesStage()]); }
+
+  // What is infinite or NaN of the values of the tile that was weighed last, from the first token that some row does not
+  // see on, is added to the rows that see it, and then made 0 for the products. Both groups see the same tile and decide
+  // alike. Rare.
+  KVIT_DEVICE void AddSpecial(Attention& attention) {
+    WaitForValues();
+    char* const tile = shared_.values.Tile(ValuesStage(), 0);
+    const bool has_special = Tile::HasSpecial(tile, from_special_, ThreadIndex() % 128, 128);
+    if (SyncGroupOr(has_special)) {
+      attention.AddSpecial(SeenOf(Now().work), tile);
+      Meet();  // both groups have read them
+      Tile::ClearSpecial(tile, from_special_, ThreadIndex(), Kernel::kConsumers * 32);
+      FenceAsyncCopies();  // before the matrix unit reads them
+      Meet();
+    }
+    from_special_ = kTileTokens;
+  }
+  using Tile = GroupTile<typename Kernel::Element, typename Kernel::ValueRing::Layout, kTileTokens>;
+
+  // What the calling warp's rows see of the tile that is weighed, or was last.
+  struct Seen {
+    const Scheduler& scheduler;
+    const Work& work;
+    int first_key;
+
+    KVIT_DEVICE KeyRange operator()(int row) const {
+      const KeyRange keys = scheduler.Visible(work, WarpIndex() * 16 + row);
+      const int begin = Scheduler::kHasBegin ? Max(keys.begin - first_key, 0) : 0;
+      return {begin, Min(keys.end - first_key, kTileTokens)};
+    }
+  };
+  KVIT_DEVICE Seen SeenOf(const Work& work) const { return {scheduler_, work, tile_ * kTileTokens}; }
+
+  KVIT_DEVICE void Meet() {
+    SyncWarp();
+    Release(&shared_.met);
+    WaitBarrier(&shared_.met, meetings_++ & 1u);
+  }
+  // The calling warp has left what a barrier guards: all lanes have, since they have waited for products together.
+  static KVIT_DEVICE void Release(uint64_t* barrier) {
+    if (LaneIndex() == 0) Arrive(barrier);
+  }
+  KVIT_DEVICE void ReleaseQueries() {
+    if (LaneIndex() == 0) shared_.of_queries[group_].Release(row_tile_);
+  }
+
+  const KvitDecodeParams& params_;
+  const Scheduler& scheduler_;
+  const CtaRange& range_;
+  Shared& shared_;
+  int group_;
+  uint32_t row_tile_ = ~0u;  // the last that was begun, from 0
+  int tile_ = 0, last_ = 0;  // of its tiles: the last that was begun, and the last
+  int masked_ = 0;           // the first of which some row does not see all
+  bool has_keys_ = false, values_are_there_ = false;  // for the next turn, if it is known
+  bool has_values_ = false;  // whether values of that tile are still to be added
+  int from_special_ = kTileTokens;  // of that tile: the first token that some row does not see
+  uint32_t count_ = 0;              // tiles so far
+  uint32_t turn_ = 0;               // turns so far
+  uint32_t meetings_ = 0;           // of the two groups so far
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_ENTRY_PREFILL_TMA_CONSUMER_CUH

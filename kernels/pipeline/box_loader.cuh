@@ -1,0 +1,108 @@
+// Brings the tiles of one ring, of K or of V, by the tensor memory accelerator (TMA), for warps that do nothing else.
+#ifndef KVIT_PIPELINE_BOX_LOADER_CUH
+#define KVIT_PIPELINE_BOX_LOADER_CUH
+
+#include <stdint.h>
+
+#include "abi/params.h"
+#include "cache/fast_divide.cuh"
+#include "cache/fault.cuh"
+#include "iterator/sm90.cuh"
+#include "pipeline/stage_barriers.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// What the warps that load a ring and those that use it share besides its tiles.
+template <int Stages>
+struct BoxSlots {
+  StageBarriers<Stages> barriers;
+  int has_faulted[Stages];  // whether the tile has rows that could not be found
+};
+
+/// One warp, which asks for tile after tile as soon as a slot is free. A lane looks after KVIT_LEAST_BOX_TOKENS tokens,
+/// which are in one page: it looks up which one tile ahead, and where a box begins with them, begins the box's copy. Tiles
+/// are kept in L2, since other CTAs want them too.
+///
+///   tile of 128 tokens, boxes of 64     lane   0               8               16 to 31
+///                                       box    tokens 0 to 63  tokens 64 ...   -
+template <class Ring, int Tokens, int Stages>
+class BoxLoader {
+ public:
+  static_assert(!Ring::kHasParameters, "parameters do not come by boxes");
+
+  KVIT_DEVICE BoxLoader(const KvitDecodeParams& params, const KvitTensorMap& map, Ring& ring, BoxSlots<Stages>& slots)
+      : params_(params), map_(map), ring_(ring), slots_(slots), page_of_(params.page_size) {}
+
+  /// Loads the tiles of all work of a plan. sync() is called once, when the first tile comes that has any of the call's
+  /// new tokens, or never. Whether reports_faults, pages that the cache does not have are said to whoever asks for them.
+  template <class Plan, class Sync>
+  KVIT_DEVICE void Run(Plan& plan, bool reports_faults, Sync&& sync) {
+    bool is_synced = false;
+    uint32_t tiles = 0;  // so far
+    for (uint32_t count = 0;; ++count) {
+      const auto& now = plan.Read(count);
+      if (!now.exists) return;
+      const auto& work = now.work;
+      const int32_t* const pages = params_.table.pages + work.of.pages;
+      const int last = now.visible.last, head = work.head, length = work.of.length, old = work.of.OldTokens();
+      Place place = Find(pages, now.visible.first, length);
+      for (int tile = now.visible.first; tile < last; ++tile, ++tiles) {
+        if (!is_synced && (tile + 1) * Tokens > old) {
+          sync();
+          is_synced = true;
+        }
+        const Place next = tile + 1 < last ? Find(pages, tile + 1, length) : place;
+        const bool is_lost = place.is_live && uint32_t(place.page) >= uint32_t(params_.cache.num_pages);
+        const uint32_t lost = Ballot(is_lost);
+        const auto stage = int(tiles % Stages);
+        slots_.barriers.WaitFree(stage, tiles / Stages);
+        if (LaneIndex() == 0) {
+          StoreShared(&slots_.has_faulted[stage], int(lost != 0));
+          slots_.barriers.Expect(stage, Ring::Layout::kBytes);
+        }
+        if (Row() < Tokens && (Row() & (params_.box_tokens - 1)) == 0) {
+          const Box box = {place.is_live && !is_lost ? place.page : -1, place.token, head};
+          Ring::Iterator::template Prefetch<false>(map_, box, ring_.Tile(stage, 0), Row(),
+                                                   &slots_.barriers.full[stage]);
+        }
+        if (reports_faults && is_lost) {
+          const auto slot = int32_t(page_of_(uint32_t(tile * Tokens + Row())));
+          ReportFault(params_.fault, {KVIT_FAULT_PAGE, work.sequence, slot, place.page});
+        }
+        place = next;
+      }
+      plan.Release(count);
+    }
+  }
+
+ private:
+  static constexpr int kLaneTokens = KVIT_LEAST_BOX_TOKENS;
+  static_assert(Tokens <= 32 * kLaneTokens, "lanes look after all of a tile");
+
+  /// Where this lane's first token of a tile is, if the sequence has it.
+  struct Place {
+    bool is_live;
+    int32_t page;
+    int token;  // in its page
+  };
+
+  static KVIT_DEVICE int Row() { return LaneIndex() * kLaneTokens; }
+
+  KVIT_DEVICE Place Find(const int32_t* pages, int tile, int length) const {
+    const int token = tile * Tokens + Row();
+    const bool is_live = Row() < Tokens && token < length;
+    const auto slot = int32_t(page_of_(uint32_t(token)));
+    return {is_live, is_live ? LoadGlobal<int32_t>(pages + slot) : -1, token - slot * params_.cache.page_size};
+  }
+
+  const KvitDecodeParams& params_;
+  const KvitTensorMap& map_;
+  Ring& ring_;
+  BoxSlots<Stages>& slots_;
+  FastDivide page_of_;
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_PIPELINE_BOX_LOADER_CUH

@@ -1,0 +1,72 @@
+// Brings the query rows of a warp group into shared memory, as its matrix unit reads them.
+#ifndef KVIT_PIPELINE_QUERY_LOADER_CUH
+#define KVIT_PIPELINE_QUERY_LOADER_CUH
+
+#include <stdint.h>
+
+#include "core/types.h"
+#include "layout/group_queries.cuh"
+#include "pipeline/stage_barriers.cuh"
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// Barriers around a warp group's queries, which one warp loads while the group computes: of Slots row tiles.
+template <int Slots>
+struct QueryBarriers {
+  StageBarriers<Slots> barriers;
+
+  /// One thread calls, before a barrier of all. consumers: warps that release.
+  KVIT_DEVICE void Init(int consumers) { barriers.Init(consumers); }
+  /// Of row tile `count` of those that the group computes, from 0.
+  KVIT_DEVICE void WaitFree(uint32_t count) { barriers.WaitFree(int(count % Slots), count / Slots); }
+  KVIT_DEVICE void WaitFull(uint32_t count) { barriers.WaitFull(int(count % Slots), count / Slots); }
+  /// One thread calls.
+  KVIT_DEVICE void Fill(uint32_t count) { Arrive(&barriers.full[count % Slots]); }
+  KVIT_DEVICE void Release(uint32_t count) { barriers.Release(int(count % Slots)); }
+};
+
+/// Begins to load. All lanes of a warp call. `walk` is at the first row, of which there are `rows`; the others become
+/// zeros.
+template <class T, int HeadDim, class QueryWalk>
+KVIT_DEVICE void LoadQueries(GroupQueries<T, HeadDim>& queries, QueryWalk walk, int rows) {
+  using Queries = GroupQueries<T, HeadDim>;
+  constexpr int kRowsAtOnce = 32 / Queries::kVectors, kTurns = Queries::kRows / kRowsAtOnce;
+  const int vector = LaneIndex() % Queries::kVectors, first = LaneIndex() / Queries::kVectors;
+  walk.Advance(first);
+  constexpr int kPattern = Max(8 / kRowsAtOnce, 1);  // turns after which the swizzle is the same again
+  KVIT_ROLLED
+  for (int turn = 0; turn < kTurns; turn += kPattern) {
+    KVIT_UNROLL
+    for (int i = 0; i < kPattern; ++i) {
+      const int row = (turn + i) * kRowsAtOnce + first;
+      CopyAsync<16>(queries.Vector(row, vector), walk.address + vector * 16, row < rows);
+      walk.Advance(kRowsAtOnce);
+    }
+  }
+  CopyAsyncCommit();
+}
+
+/// One warp loads the queries of a warp group, whose first row in a row tile is `first`, for all row tiles of a plan.
+/// before(count) is called in front of each, of `count` before it.
+template <int Slots, class T, int HeadDim, class Address, class Plan, class Scheduler, class Before>
+KVIT_DEVICE void LoadAllQueries(Address&& queries, QueryBarriers<Slots>& barriers, int first, Plan& plan,
+                                const Scheduler& scheduler, Before&& before) {
+  for (uint32_t count = 0;; ++count) {
+    before(count);
+    const auto& now = plan.Read(count);
+    if (!now.exists) return;
+    barriers.WaitFree(count);
+    LoadQueries<T, HeadDim>(queries(count % Slots), scheduler.QueriesFrom(now.work, first),
+                            scheduler.NumRows(now.work) - first);
+    CopyAsyncWait<0>();
+    FenceAsyncCopies();  // the matrix unit reads them as such a copy would
+    SyncWarp();
+    if (LaneIndex() == 0) barriers.Fill(count);
+    plan.Release(count);
+  }
+}
+
+}  // namespace kvit
+
+#endif  // KVIT_PIPELINE_QUERY_LOADER_CUH

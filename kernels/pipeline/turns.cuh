@@ -1,0 +1,33 @@
+// Warp groups take turns at something.
+#ifndef KVIT_PIPELINE_TURNS_CUH
+#define KVIT_PIPELINE_TURNS_CUH
+
+#include <stdint.h>
+
+#include "platform/platform.cuh"
+
+namespace kvit {
+
+/// Each of Groups warp groups in its turn, group 0 first, the same number of turns each.
+template <int Groups>
+struct Turns {
+  uint64_t begun[Groups];
+
+  /// One thread calls, before a barrier of all. warps: of a group.
+  KVIT_DEVICE void Init(int warps) {
+    for (int group = 0; group < Groups; ++group) InitBarrier(&begun[group], warps);
+  }
+  /// All threads of a group call: waits for its turn, of which it had `turn` before.
+  KVIT_DEVICE void Wait(int group, uint32_t turn) {
+    const uint32_t phase = group == 0 ? turn - 1 : turn;
+    if (group != 0 || turn != 0) WaitBarrier(&begun[group], phase & 1u);
+  }
+  /// After what it waited for: the next group's turn begins.
+  KVIT_DEVICE void Pass(int group) {
+    if (LaneIndex() == 0) Arrive(&begun[group + 1 == Groups ? 0 : group + 1]);
+  }
+};
+
+}  // namespace kvit
+
+#endif  // KVIT_PIPELINE_TURNS_CUH
