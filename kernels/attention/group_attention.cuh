@@ -74,9 +74,7 @@ class GroupAttention {
   KVIT_DEVICE void AllLanded() const { WgmmaWait<0>(); }
   /// After that: the weights are ready to be multiplied.
   KVIT_DEVICE void Settle() {
-    if (has_moved_) [[unlikely]] {
-      Softmax::ForEachRow([&](int m, int h) { values_.Rescale(m, h, factor_[m][h]); });
-    }
+    if (has_moved_) Softmax::ForEachRow([&](int m, int h) { values_.Rescale(m, h, factor_[m][h]); });
     Softmax::Pack(scores_, weights_);
   }
 
@@ -103,23 +101,12 @@ class GroupAttention {
 
   template <class Keys>
   KVIT_DEVICE void Weigh(const Keys& seen) {
-    constexpr int kAll = Softmax::kBlocks, kHalf = kAll / 2;
     constexpr auto of_value = [](int) { return ScaleZero{}; };
     float top[1][2];
-    Softmax::ForEachRow([&](int m, int h) { factor_[m][h] = 1.0f; });
-    has_moved_ = softmax_.template Relate<0, kHalf>(scores_, scale_, of_value, top);
-    if (has_moved_) [[unlikely]] {  // rows settle early in a sequence
-      softmax_.template Rebase<0, kHalf>(scores_, top, factor_);
-    }
-    if (softmax_.template ExponentiateAndRelate<0, kHalf>(scores_, scale_, of_value, seen, top)) [[unlikely]] {
-      float factor[1][2];
-      softmax_.template Rebase<kHalf, kAll>(scores_, top, factor);
-      Softmax::ForEachRow([&](int m, int h) { factor_[m][h] *= factor[m][h]; });
-      has_moved_ = true;
-    }
-    softmax_.template Exponentiate<kHalf, kAll>(scores_, of_value, seen);
+    has_moved_ = softmax_.Relate(scores_, scale_, of_value, top);
+    if (has_moved_) softmax_.Rebase(scores_, top, factor_);  // rows settle early in a sequence
+    softmax_.Exponentiate(scores_, of_value, seen);
   }
-
 
   template <class SeenOf>
   struct SpecialStep {

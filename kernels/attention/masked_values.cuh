@@ -24,8 +24,8 @@ class MaskedValues {
     if constexpr (!Values::kIsFinite) {
       KVIT_UNROLL
       for (int b = 0; b < Blocks; ++b) {
-        has_special |=
-            Values::HasSpecial([&](int s, int c) { return step.Value(b * 16 + s, c); }, Keeps<KeepsSeen>(step.SeenBySome(), b));
+        has_special |= Values::HasSpecial([&](int s, int c) { return step.Value(b * 16 + s, c); },
+                                          Keeps<KeepsSeen>(step.SeenBySome(), b));
       }
     }
     if (Ballot(has_special) == 0) {

@@ -19,12 +19,11 @@ namespace kvit {
 ///
 /// A step calls in this order, and whoever holds the outputs brings them along where a base moves:
 ///
-///   Hide, where the step hides something
-///   for all blocks of 16 tokens, or a part of them after the other, so that exponents of one overlap with what comes
-///   before those of the next:   Relate    Rebase, where that says so, and outputs times its factors    Exponentiate
-///   Pack
+///   Hide, where the step hides something    Relate    Rebase, where that says so, and outputs times its factors
+///   Exponentiate    Pack
 ///
-/// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(token)` gives the parameters of a token's value.
+/// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(token)` gives the parameters of a token's
+/// value.
 template <class T, class ValueCodec, class Weight, int RowTiles, int Tokens>
 class RowSoftmax {
  public:
@@ -57,20 +56,26 @@ class RowSoftmax {
     });
   }
 
-  /// Scores of blocks [From, To) in log2 units relative to their row's base, 0 where it has none yet, and the largest of
-  /// each row that this lane has: of scores times V's scales, which a base follows. Whether it must for any row of the
-  /// warp.
-  template <int From = 0, int To = kBlocks, class Keys, class OfValue>
+  /// Scores in log2 units relative to their row's base, 0 where it has none yet, and the largest of each row that this
+  /// lane has: of scores times V's scales, which a base follows. Whether it must for any row of the warp.
+  template <class Keys, class OfValue>
   KVIT_DEVICE bool Relate(Scores& score, const Keys& keys, OfValue&& of_value, PerRow& top) const {
     ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
-    ForEachToken<From, To>(
-        [&](int b, int half, int j, int token) { RelateOne(score, b, half, j, keys, of_value(token), top); });
-    return Rises(top);
+    ForEachToken([&](int b, int half, int j, int token) {
+      const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(of_value(token))) : 0.0f;
+      ForEachRow([&](int m, int h) {
+        float& s = score[b][m][half][h * 2 + j];
+        s = fmaf(s, keys.Scale(m, h), HasNone(m, h) ? 0.0f : -base_[m][h]);
+        top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? s + of_scale : s);
+      });
+    });
+    bool rises = false;
+    ForEachRow([&](int m, int h) { rises |= top[m][h] > (HasNone(m, h) ? -INFINITY : SoftmaxBase::kMostRise); });
+    return Ballot(rises) != 0;
   }
 
-  /// Brings the rows' bases up to the largest weight of blocks [From, To), those that it is far above. Blocks before
-  /// From are weights already. Outputs are to be multiplied by `factor`.
-  template <int From = 0, int To = kBlocks>
+  /// Brings the rows' bases up to the largest weight of a step, those that it is far above. Outputs are to be
+  /// multiplied by `factor`.
   KVIT_DEVICE void Rebase(Scores& score, PerRow& top, PerRow& factor) {
     ForEachRow([&](int m, int h) {
       KVIT_UNROLL
@@ -78,11 +83,10 @@ class RowSoftmax {
       const bool has_none = HasNone(m, h);
       const bool rises = top[m][h] > (has_none ? -INFINITY : SoftmaxBase::kLeastRise);
       const float rise = rises ? top[m][h] : 0.0f, old = has_none ? 0.0f : base_[m][h];
-      ForEachToken<From, To>([&](int b, int half, int j, int) { score[b][m][half][h * 2 + j] -= rise; });
+      ForEachToken([&](int b, int half, int j, int) { score[b][m][half][h * 2 + j] -= rise; });
       if (rises) base_[m][h] = old + rise;
       factor[m][h] = has_none ? 1.0f : Exp2(-rise);  // a row without a base has nothing to scale
-      ForEachToken<0, From>([&](int b, int half, int j, int) { score[b][m][half][h * 2 + j] *= factor[m][h]; });
-      if constexpr (ValueCodec::kScaled) {  // by halves: a p of 2^104 may meet a factor that no float holds
+      if constexpr (ValueCodec::kScaled) {           // by halves: a p of 2^104 may meet a factor that no float holds
         const float half = has_none ? 1.0f : Exp2(rise * -0.5f);
         sum_[m][h] = sum_[m][h] * half * half;
         if constexpr (kHasZero) zero_[m][h] = zero_[m][h] * half * half;
@@ -92,24 +96,23 @@ class RowSoftmax {
     });
   }
 
-  /// Scores of blocks [From, To) become weights, and this lane's shares of the rows' sums grow by them.
-  template <int From = 0, int To = kBlocks, class OfValue, class Seen>
+  /// Scores become weights, and this lane's shares of the rows' sums grow by them.
+  template <class OfValue, class Seen>
   KVIT_DEVICE void Exponentiate(Scores& score, OfValue&& of_value, const Seen& seen) {
-    ForEachToken<From, To>(
-        [&](int b, int half, int j, int token) { ExponentiateOne(score, b, half, j, token, of_value, seen); });
-  }
-  /// Both: Exponentiate of blocks [From, Next), and Relate of as many behind them, token by token in turns, since
-  /// exponents are slow to come.
-  template <int From, int Next, class Keys, class OfValue, class Seen>
-  KVIT_DEVICE bool ExponentiateAndRelate(Scores& score, const Keys& keys, OfValue&& of_value, const Seen& seen,
-                                         PerRow& top) {
-    constexpr int kAhead = Next - From;
-    ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
-    ForEachToken<From, Next>([&](int b, int half, int j, int token) {
-      ExponentiateOne(score, b, half, j, token, of_value, seen);
-      RelateOne(score, b + kAhead, half, j, keys, of_value(token + kAhead * 16), top);
+    ForEachToken([&](int b, int half, int j, int token) {
+      ScaleZero v = {};
+      if constexpr (ValueCodec::kScaled) v = of_value(token);
+      ForEachRow([&](int m, int h) {
+        float& w = score[b][m][half][h * 2 + j];
+        w = Exp2(w);
+        sum_[m][h] += w;
+        if constexpr (ValueCodec::kScaled) {  // a weight of 0 is not enough where parameters may be infinite
+          const bool has = seen.Has(m, h, token);
+          if constexpr (kHasZero) zero_[m][h] = has ? fmaf(w, v.zero, zero_[m][h]) : zero_[m][h];
+          w = has ? w * v.scale : 0.0f;
+        }
+      });
     });
-    return Rises(top);
   }
 
   /// Weights as the product of values takes them.
@@ -162,47 +165,14 @@ class RowSoftmax {
   }
 
  private:
-  // Calls body(block, half, j, token) for this lane's tokens of blocks [From, To) of a step.
-  template <int From = 0, int To = kBlocks, class Body>
+  // Calls body(block, half, j, token) for this lane's tokens of a step.
+  template <class Body>
   static KVIT_DEVICE void ForEachToken(Body&& body) {
     KVIT_UNROLL
-    for (int i = From * 4; i < To * 4; ++i) {
+    for (int i = 0; i < kBlocks * 4; ++i) {
       const int b = i / 4, half = i / 2 % 2, j = i % 2;
       body(b, half, j, b * 16 + half * 8 + LaneIndex() % 4 * 2 + j);
     }
-  }
-
-  template <class Keys>
-  KVIT_DEVICE void RelateOne(Scores& score, int b, int half, int j, const Keys& keys, const ScaleZero& v,
-                             PerRow& top) const {
-    const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(v)) : 0.0f;
-    ForEachRow([&](int m, int h) {
-      float& s = score[b][m][half][h * 2 + j];
-      s = fmaf(s, keys.Scale(m, h), HasNone(m, h) ? 0.0f : -base_[m][h]);
-      top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? s + of_scale : s);
-    });
-  }
-  // Whether a row's base must rise, for any row of the warp.
-  KVIT_DEVICE bool Rises(const PerRow& top) const {
-    bool rises = false;
-    ForEachRow([&](int m, int h) { rises |= top[m][h] > (HasNone(m, h) ? -INFINITY : SoftmaxBase::kMostRise); });
-    return Ballot(rises) != 0;
-  }
-  template <class OfValue, class Seen>
-  KVIT_DEVICE void ExponentiateOne(Scores& score, int b, int half, int j, int token, OfValue&& of_value,
-                                   const Seen& seen) {
-    ScaleZero v = {};
-    if constexpr (ValueCodec::kScaled) v = of_value(token);
-    ForEachRow([&](int m, int h) {
-      float& w = score[b][m][half][h * 2 + j];
-      w = Exp2(w);
-      sum_[m][h] += w;
-      if constexpr (ValueCodec::kScaled) {  // a weight of 0 is not enough where parameters may be infinite
-        const bool has = seen.Has(m, h, token);
-        if constexpr (kHasZero) zero_[m][h] = has ? fmaf(w, v.zero, zero_[m][h]) : zero_[m][h];
-        w = has ? w * v.scale : 0.0f;
-      }
-    });
   }
 
   KVIT_DEVICE bool HasNone(int m, int h) const { return base_[m][h] == SoftmaxBase::kNone; }

@@ -29,10 +29,10 @@ struct GroupShape {
 };
 
 /// Two warp groups have 64 query rows each, and all tokens of a tile. The warps of a third bring what they need: one
-/// asks TMA for tiles of K and one for those of V, as far ahead as the rings are long, one for each group loads the queries
-/// of its next row tile, and the last of them works out what there is to do. Whoever needs something waits for it alone: there is no barrier of the CTA. The third
-/// group gives most of its registers to the others. The groups take turns at the tensor cores: while one multiplies, the
-/// other weighs.
+/// asks TMA for tiles of K and one for those of V, as far ahead as the rings are long, one for each group loads the
+/// queries of its next row tile, and the last of them works out what there is to do. Whoever needs something waits for
+/// it alone: there is no barrier of the CTA. The third group gives most of its registers to the others. The groups take
+/// turns at the tensor cores: while one multiplies, the other weighs.
 ///
 ///   warps      0 .. 3    rows 0 .. 63        shared memory   ring of K tiles | ring of V tiles | queries | barriers
 ///              4 .. 7    rows 64 .. 127
@@ -45,7 +45,7 @@ struct PrefillTmaKernel {
   static constexpr int kTileTokens = Shape::kTokens, kStages = Shape::kStages;
   static constexpr int kQuerySlots = Shape::kQuerySlots, kMinCtas = 1;
   static constexpr int kConsumers = kGroups * 4, kThreads = (kConsumers + 4) * 32;  // warps that compute
-  static constexpr int kSplitLevels = 0;                                           // as PrefillCpAsyncKernel
+  static constexpr int kSplitLevels = 0;                                            // as PrefillCpAsyncKernel
 
   using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, Shape::kOpening>;
   using KeyRing = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;
@@ -83,7 +83,7 @@ struct PrefillTmaKernel {
                                         {"needs_strides", 1},
                                         {"box_tokens", kTileTokens},
                                         {"is_packed", 0},
-                                        {"pass_cost", 2}};
+                                        {"pass_cost", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
@@ -141,12 +141,13 @@ struct PrefillTmaKernel {
       WorkIterator<Scheduler> works(scheduler, params.cache.num_kv_heads, range);
       uint32_t planned = 0;
       bool is_planned = !plans;
-      LoadAllQueries<kQuerySlots, T, Dims::kKey>(
-          [&](uint32_t slot) -> auto& { return shared.queries[slot][group]; }, shared.of_queries[group], group * 64,
-          shared.plan, scheduler, [&](uint32_t count) {
-            while (!is_planned && planned <= count + 2) is_planned = !shared.plan.Write(scheduler, works, planned++);
-            sync();  // queries are the call's own
-          });
+      LoadAllQueries<kQuerySlots, T, Dims::kKey>([&](uint32_t slot) -> auto& { return shared.queries[slot][group]; },
+                                                 shared.of_queries[group], group * 64, shared.plan, scheduler,
+                                                 [&](uint32_t count) {
+                                                   while (!is_planned && planned <= count + 2)
+                                                     is_planned = !shared.plan.Write(scheduler, works, planned++);
+                                                   sync();  // queries are the call's own
+                                                 });
     }
     sync();
   }

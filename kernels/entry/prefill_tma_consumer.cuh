@@ -16,8 +16,8 @@ namespace kvit {
 /// memory.
 ///
 /// The tiles of all row tiles are one line: a turn begins the scores of a tile and the values of the one before, also
-/// where that was the last of another row tile, which then ends. Most turns hide nothing and go the short way; the others
-/// share one long way, since code that is seldom run is slow to come.
+/// where that was the last of another row tile, which then ends. Most turns hide nothing and go the short way; the
+/// others share one long way, since code that is seldom run is slow to come.
 template <class Kernel>
 class PrefillTmaConsumer {
   using Scheduler = typename Kernel::Scheduler;
@@ -25,8 +25,7 @@ class PrefillTmaConsumer {
   using Attention = typename Kernel::Attention;
   using Combiner = typename Kernel::Combiner;
   using Work = typename Scheduler::Work;
-  static constexpr int kTileTokens = Kernel::kTileTokens, kStages = Kernel::kStages,
-                       kQuerySlots = Kernel::kQuerySlots;
+  static constexpr int kTileTokens = Kernel::kTileTokens, kStages = Kernel::kStages, kQuerySlots = Kernel::kQuerySlots;
 
  public:
   KVIT_DEVICE PrefillTmaConsumer(const KvitDecodeParams& params, const Scheduler& scheduler, const CtaRange& range,
@@ -48,15 +47,12 @@ class PrefillTmaConsumer {
   // The next tile of the row tile, of which all rows see all.
   KVIT_DEVICE void GoOn(Attention& attention) {
     ++tile_;
-    WaitForKeys();
-    WaitForValues();
     shared_.turns.Wait(group_, turn_);
     IssueScores(attention);
     IssueValues(attention);
     Pass();
     attention.template ScoresLanded<1>();
     ReleaseKeys(attention);
-    Foresee();
     attention.Weigh();
     attention.AllLanded();
     attention.Settle();
@@ -76,8 +72,6 @@ class PrefillTmaConsumer {
       has_tile = now.exists && !now.IsEmpty();
       if (now.exists) shared_.of_queries[group_].WaitFull(row_tile_);
     }
-    if (has_tile) WaitForKeys();
-    if (has_values_) WaitForValues();
     shared_.turns.Wait(group_, turn_);
     if (has_tile && has_values_) {
       IssueScores(attention);
@@ -113,7 +107,6 @@ class PrefillTmaConsumer {
     if (has_tile) {
       ++tile_;
       ReleaseKeys(attention);
-      Foresee();
       attention.WeighMasked(SeenOf(Now().work));
       attention.Settle();
       from_special_ = Max(0, scheduler_.Visible(Now().work, 0).end - tile_ * kTileTokens);
@@ -133,16 +126,8 @@ class PrefillTmaConsumer {
   // Of the tile that is next on the line.
   KVIT_DEVICE void IssueScores(Attention& attention) {
     const int stage = int(count_ % kStages);
+    shared_.of_keys.barriers.WaitFull(stage, count_ / kStages);
     attention.IssueScores(shared_.queries[row_tile_ % kQuerySlots][group_], shared_.keys.Tile(stage, 0));
-  }
-  KVIT_DEVICE void WaitForKeys() {
-    if (!has_keys_) shared_.of_keys.barriers.WaitFull(int(count_ % kStages), count_ / kStages);
-  }
-  // Whether the next turn will find what it needs: asked before the tile is weighed, since the answer takes a while.
-  KVIT_DEVICE void Foresee() {
-    const uint32_t next = count_ + 1;
-    has_keys_ = shared_.of_keys.barriers.IsFull(int(next % kStages), next / kStages);
-    values_are_there_ = shared_.of_values.barriers.IsFull(int(count_ % kStages), count_ / kStages);
   }
   KVIT_DEVICE void ReleaseKeys(Attention& attention) {
     const int stage = int(count_ % kStages);
@@ -152,17 +137,16 @@ class PrefillTmaConsumer {
   }
   // Of the tile before.
   KVIT_DEVICE int ValuesStage() const { return int((count_ - 1) % kStages); }
-  KVIT_DEVICE void WaitForValues() {
-    if (!values_are_there_) shared_.of_values.barriers.WaitFull(ValuesStage(), (count_ - 1) / kStages);
-  }
+  KVIT_DEVICE void WaitForValues() { shared_.of_values.barriers.WaitFull(ValuesStage(), (count_ - 1) / kStages); }
   KVIT_DEVICE void IssueValues(Attention& attention) {
+    WaitForValues();
     attention.IssueValues(shared_.values.Tile(ValuesStage(), 0));
   }
   KVIT_DEVICE void ReleaseValues() { Release(&shared_.of_values.barriers.free[ValuesStage()]); }
 
-  // What is infinite or NaN of the values of the tile that was weighed last, from the first token that some row does not
-  // see on, is added to the rows that see it, and then made 0 for the products. Both groups see the same tile and decide
-  // alike. Rare.
+  // What is infinite or NaN of the values of the tile that was weighed last, from the first token that some row does
+  // not see on, is added to the rows that see it, and then made 0 for the products. Both groups see the same tile and
+  // decide alike. Rare.
   KVIT_DEVICE void AddSpecial(Attention& attention) {
     WaitForValues();
     char* const tile = shared_.values.Tile(ValuesStage(), 0);
@@ -210,11 +194,10 @@ class PrefillTmaConsumer {
   const CtaRange& range_;
   Shared& shared_;
   int group_;
-  uint32_t row_tile_ = ~0u;  // the last that was begun, from 0
-  int tile_ = 0, last_ = 0;  // of its tiles: the last that was begun, and the last
-  int masked_ = 0;           // the first of which some row does not see all
-  bool has_keys_ = false, values_are_there_ = false;  // for the next turn, if it is known
-  bool has_values_ = false;  // whether values of that tile are still to be added
+  uint32_t row_tile_ = ~0u;         // the last that was begun, from 0
+  int tile_ = 0, last_ = 0;         // of its tiles: the last that was begun, and the last
+  int masked_ = 0;                  // the first of which some row does not see all
+  bool has_values_ = false;         // whether values of that tile are still to be added
   int from_special_ = kTileTokens;  // of that tile: the first token that some row does not see
   uint32_t count_ = 0;              // tiles so far
   uint32_t turn_ = 0;               // turns so far

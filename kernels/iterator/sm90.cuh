@@ -29,7 +29,7 @@ class Sm90GmemIterator {
     KVIT_UNROLL
     for (int chunk = 0; chunk < Layout::kChunks; ++chunk) {
       TmaLoad<IsReadOnce>(tile + chunk * Layout::kChunkBytes + s * Layout::kSpan, map,
-              {0, box.token / Layout::kPackedTokens, chunk, box.head, box.page}, barrier);
+                          {0, box.token / Layout::kPackedTokens, chunk, box.head, box.page}, barrier);
     }
   }
 

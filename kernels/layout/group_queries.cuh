@@ -15,9 +15,7 @@ struct GroupQueries {
 
   alignas(1024) char data[HeadDim / 64][kChunkBytes];
 
-  KVIT_DEVICE char* Vector(int row, int vector) {
-    return data[vector / 8] + row * 128 + (vector % 8 ^ row % 8) * 16;
-  }
+  KVIT_DEVICE char* Vector(int row, int vector) { return data[vector / 8] + row * 128 + (vector % 8 ^ row % 8) * 16; }
   /// All rows, from channel 16 k on.
   KVIT_DEVICE SharedMatrix Matrix(int k) const { return {data[0], k / 4 * kChunkBytes + k % 4 * 32, 16, 1024}; }
 };

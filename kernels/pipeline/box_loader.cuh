@@ -21,8 +21,8 @@ struct BoxSlots {
 };
 
 /// One warp, which asks for tile after tile as soon as a slot is free. A lane looks after KVIT_LEAST_BOX_TOKENS tokens,
-/// which are in one page: it looks up which one tile ahead, and where a box begins with them, begins the box's copy. Tiles
-/// are kept in L2, since other CTAs want them too.
+/// which are in one page: it looks up which one tile ahead, and where a box begins with them, begins the box's copy.
+/// Tiles are kept in L2, since other CTAs want them too.
 ///
 ///   tile of 128 tokens, boxes of 64     lane   0               8               16 to 31
 ///                                       box    tokens 0 to 63  tokens 64 ...   -
@@ -35,7 +35,8 @@ class BoxLoader {
       : params_(params), map_(map), ring_(ring), slots_(slots), page_of_(params.page_size) {}
 
   /// Loads the tiles of all work of a plan. sync() is called once, when the first tile comes that has any of the call's
-  /// new tokens, or never. Whether reports_faults, pages that the cache does not have are said to whoever asks for them.
+  /// new tokens, or never. Whether reports_faults, pages that the cache does not have are said to whoever asks for
+  /// them.
   template <class Plan, class Sync>
   KVIT_DEVICE void Run(Plan& plan, bool reports_faults, Sync&& sync) {
     bool is_synced = false;

@@ -34,8 +34,6 @@ struct StageBarriers {
   }
   KVIT_DEVICE void Expect(int stage, int bytes) { ArriveExpecting(&full[stage], bytes); }
   KVIT_DEVICE void WaitFull(int stage, uint32_t round) { WaitBarrier(&full[stage], round & 1u); }
-  /// Whether it would not wait. A hint: WaitFull is what counts.
-  KVIT_DEVICE bool IsFull(int stage, uint32_t round) { return TestBarrier(&full[stage], round & 1u); }
   /// One thread of each consumer calls, after all of the consumer's threads have read the slot.
   KVIT_DEVICE void Release(int stage) { Arrive(&free[stage]); }
 };

@@ -22,16 +22,16 @@ struct Assignment {
   KVIT_HD bool IsEmpty() const { return visible.last <= visible.first; }
 };
 
-/// In shared memory: one warp writes what a CTA has to do, a few work tiles ahead, so that it is worked out once and beside
-/// everything else; `readers` warps read it, each from the first to the one that does not exist.
+/// In shared memory: one warp writes what a CTA has to do, a few work tiles ahead, so that it is worked out once and
+/// beside everything else; `readers` warps read it, each from the first to the one that does not exist.
 template <class Work, int Slots>
 class WorkPlan {
  public:
   /// One thread calls, before a barrier of all.
   KVIT_DEVICE void Init(int readers) { barriers_.Init(readers); }
 
-  /// All lanes of the writing warp call: the next assignment, as soon as its slot is free. False: that was the last, the
-  /// one that does not exist.
+  /// All lanes of the writing warp call: the next assignment, as soon as its slot is free. False: that was the last,
+  /// the one that does not exist.
   template <class Scheduler>
   KVIT_DEVICE bool Write(const Scheduler& scheduler, WorkIterator<Scheduler>& works, uint32_t count) {
     barriers_.WaitFree(int(count % Slots), count / Slots);

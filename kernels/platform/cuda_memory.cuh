@@ -146,26 +146,13 @@ KVIT_DEVICE void WaitBarrier(uint64_t* barrier, uint32_t parity) {
       "r"(parity)
       : "memory");
 }
-KVIT_DEVICE bool TestBarrier(uint64_t* barrier, uint32_t parity) {
-  uint32_t done;
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "mbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\n"
-      "selp.u32 %0, 1, 0, done;\n"
-      "}"
-      : "=r"(done)
-      : "r"(SharedAddress(barrier)), "r"(parity)
-      : "memory");
-  return done != 0;
-}
 KVIT_DEVICE void PrefetchTensorMap(const KvitTensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 struct TmaCoordinates {
   int byte, token, chunk, head, page;
 };
-template <bool IsReadOnce>
+template <bool IsReadOnce = true>
 KVIT_DEVICE void TmaLoad(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, uint64_t* barrier) {
   if constexpr (IsReadOnce) {  // first out of L2
     uint64_t policy;

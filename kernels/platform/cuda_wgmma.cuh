@@ -24,8 +24,8 @@ KVIT_DEVICE void GiveRegisters() {
 
 namespace detail {
 
-// Matrix descriptor, PTX ISA: address, leading and stride offsets in units of 16 bytes, 128-byte swizzle. Sums of what is
-// known before and one address: an addition for each operand. No address of shared memory has more than 18 bits.
+// Matrix descriptor, PTX ISA: address, leading and stride offsets in units of 16 bytes, 128-byte swizzle. Sums of what
+// is known before and one address: an addition for each operand. No address of shared memory has more than 18 bits.
 KVIT_DEVICE uint64_t Descriptor(const SharedMatrix& matrix) {
   const uint32_t low =
       (SharedAddress(matrix.base) >> 4) + (uint32_t(matrix.offset >> 4) + (uint32_t(matrix.leading_bytes >> 4) << 16));
@@ -49,11 +49,11 @@ template <class T, int N, bool IsTransposed>
 struct Wgmma;
 
 // d [64, N] (+)= a b, b in shared memory, a in registers or there too.
-#define KVIT_WGMMA_TEXT(N, type, placeholders, a, b, p, modes)                                                  \
-  "{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                                                        \
-  ", 0;\n"                                                                                                      \
-  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" placeholders "}, " a ", %" b ", p, 1, 1, " \
-  modes ";\n}"
+#define KVIT_WGMMA_TEXT(N, type, placeholders, a, b, p, modes)                                      \
+  "{\n.reg .pred p;\nsetp.ne.b32 p, %" p                                                            \
+  ", 0;\n"                                                                                          \
+  "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." type "." type " {" placeholders "}, " a ", %" b \
+  ", p, 1, 1, " modes ";\n}"
 #define KVIT_WGMMA(T, N, Transposed, type, placeholders, outputs, a0, a1, a2, a3, b, p)                              \
   template <>                                                                                                        \
   struct Wgmma<T, N, Transposed> {                                                                                   \

@@ -103,10 +103,9 @@ inline void FenceAsyncCopies() {}
 inline void ArriveExpecting(uint64_t* barrier, int bytes) { host::ArriveExpecting(barrier, bytes); }
 inline void Arrive(uint64_t* barrier) { host::ArriveExpecting(barrier, 0); }
 inline void WaitBarrier(uint64_t* barrier, uint32_t parity) { host::WaitBarrier(barrier, parity); }
-inline bool TestBarrier(uint64_t* barrier, uint32_t parity) { return host::TestBarrier(barrier, parity); }
 using host::TmaCoordinates;
 inline void PrefetchTensorMap(const KvitTensorMap&) {}
-template <bool>
+template <bool /*IsReadOnce*/ = true>
 void TmaLoad(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, uint64_t* barrier) {
   host::IssueBox(shared, map, at, barrier);
 }

@@ -21,8 +21,8 @@ namespace kvit::host {
 
 inline constexpr int kWarpSize = 32;
 inline constexpr int kGroupSize = 4 * kWarpSize;  // of a warp group
-inline constexpr int kSlotBytes = 64;           // the largest value that a lane can give to a warp collective
-inline constexpr unsigned char kPoison = 0xFF;  // NaN in every float type
+inline constexpr int kSlotBytes = 64;             // the largest value that a lane can give to a warp collective
+inline constexpr unsigned char kPoison = 0xFF;    // NaN in every float type
 
 /// Ends the launch; the text names the thread.
 struct Error : std::runtime_error {
@@ -131,7 +131,7 @@ struct Cta {
   std::unique_ptr<Warp[]> warps;
   std::unique_ptr<Poll[]> groups;  // of four warps each
   Poll poll;                       // of all
-  bool overlaps = false;  // its kernel may begin before the launch in front has ended: fact `overlaps`
+  bool overlaps = false;           // its kernel may begin before the launch in front has ended: fact `overlaps`
   std::mutex boxes_mutex;
   std::vector<PendingBox> boxes;
   std::unique_ptr<char[]> storage;

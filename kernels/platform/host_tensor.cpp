@@ -99,12 +99,6 @@ void IssueBox(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, 
   cta.boxes.push_back({&map, at, static_cast<char*>(shared) - cta.shared, bytes, barrier});
 }
 
-// Brings nothing: who only asks may be told no.
-bool TestBarrier(uint64_t* barrier, uint32_t parity) {
-  std::lock_guard lock(self->cta->boxes_mutex);
-  return StateOf(barrier).phase % 2 != parity;
-}
-
 void WaitBarrier(uint64_t* barrier, uint32_t parity) {
   Cta& cta = *self->cta;
   for (;;) {

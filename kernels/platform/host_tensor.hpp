@@ -17,7 +17,6 @@ void IssueBox(void* shared, const KvitTensorMap& map, const TmaCoordinates& at, 
 void InitBarrier(uint64_t* barrier, int arrivals);
 void ArriveExpecting(uint64_t* barrier, int bytes);
 void WaitBarrier(uint64_t* barrier, uint32_t parity);
-bool TestBarrier(uint64_t* barrier, uint32_t parity);
 
 }  // namespace kvit::host
 

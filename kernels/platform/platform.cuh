@@ -22,8 +22,8 @@
 //                  CopyAsyncPart<Bytes>(void* shared, const void* global, int bytes): the first of them, and zeros
 //                  CopyAsyncCommit(); CopyAsyncWait<N>(): at most N newest groups of this thread are still under way
 //   barriers       in shared memory, uint64_t: InitBarrier(barrier, int arrivals), FenceBarrierInit(); ArriveExpecting(barrier, int bytes), Arrive(barrier);
-//                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes; bool TestBarrier(...): whether it has
-//   TMA            TmaLoad<IsReadOnce>(void* shared, const KvitTensorMap&, TmaCoordinates, barrier): a box, zeros where the map has nothing;
+//                  WaitBarrier(barrier, uint32_t parity): until the phase of that parity (0 first) has its arrivals and its bytes
+//   TMA            TmaLoad<IsReadOnce = true>(void* shared, const KvitTensorMap&, TmaCoordinates, barrier): a box, zeros where the map has nothing;
 //                  PrefetchTensorMap(map); FenceAsyncCopies(): this thread's stores to shared memory precede later copies
 //   launches       GridDependencyWait(): until the launch in front has ended; GridDependencyLaunch(): the next one may start, once all CTAs say so
 //                  (after their wait: never more than two overlap). kLaunchesOverlap: whether there ever is a launch to wait for

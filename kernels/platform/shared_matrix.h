@@ -12,8 +12,8 @@ namespace kvit {
 ///   A [64, k]       64 of k, of one m  every 8 m: stride_bytes      the same
 ///   B^T [k, n]      64 of n, of one k  every 8 k: stride_bytes      every 64 n: leading_bytes
 ///
-/// An instruction has 16 of k. The operand begins `offset` bytes behind `base`, which may be in a row, at k; base is the
-/// beginning of a pattern.
+/// An instruction has 16 of k. The operand begins `offset` bytes behind `base`, which may be in a row, at k; base is
+/// the beginning of a pattern.
 struct SharedMatrix {
   const char* base;
   int offset, leading_bytes, stride_bytes;

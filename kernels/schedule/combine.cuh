@@ -36,7 +36,7 @@ class Combine {
   static constexpr int kVectors = HeadDim / kVector;
   static constexpr int kRowLanes = Min(32, kVectors);  // of a warp, that join the same row
   // Rows of a thread, and parts of each, that are read together: a round trip for all of them.
-  static constexpr int kItems = CeilDiv(Rows * kVectors, kThreads) > 4 ? 4 : 1, kBatch = Min(20, kRowLanes) / kItems;
+  static constexpr int kItems = Rows >= 64 ? 4 : 1, kBatch = Min(20, kRowLanes) / kItems;
   using Vector = Array<float, kVector>;
   using Work = typename Scheduler::Work;
   using Tree = SplitTree<HeadDim, Rows, Scheduler::kSplitLevels>;
@@ -46,6 +46,7 @@ class Combine {
   static constexpr int kSplitPartBytes = Partials<HeadDim, Rows, Tree::kParts>::kCtaBytes;
   static_assert(kThreads % kVectors == 0, "a row's vectors are joined in one go");
   static constexpr int kRowsAtOnce = kThreads / kVectors;
+  static_assert(kItems == 1 || Tree::kParts == 0, "nodes of a tree are joined row by row");
 
   /// Whose outputs are written: the rows of a row tile of a head.
   struct Target {
@@ -187,9 +188,9 @@ class Combine {
   // Whether the parts from i on are behind the last: asked of every fourth alone, since a branch costs as much as they.
   static KVIT_DEVICE bool IsBehind(int i, int count) { return i % 4 == 0 && i >= count; }
 
-  // Adds `count` parts from that of `cta` on to `whole`, once they are all there, and takes them back: of row `row`, and
-  // of every kRowsAtOnce-th behind it, below `rows`. All their loads are under way together: one round trip, not one
-  // each. All threads call, those without a row for nothing.
+  // Adds `count` parts from that of `cta` on to `whole`, once they are all there, and takes them back: of row `row`,
+  // and of every kRowsAtOnce-th behind it, below `rows`. All their loads are under way together: one round trip, not
+  // one each. All threads call, those without a row for nothing.
   //
   //   lanes of a row    each has its vector of all parts; lane i has the stats of part i besides
   KVIT_DEVICE void AddParts(int cta, bool is_first, int count, int row, int vector, int rows,

@@ -10,9 +10,9 @@
 
 namespace kvit {
 
-/// Row tile i of Rows = Ratio * TileTokens query rows ends with row i * Rows + Rows - 1, whose token, one of `group` rows,
-/// sees as many keys more than the first token as it is behind it. Rounded down twice is rounded down once, so its units
-/// are, in closed form,
+/// Row tile i of Rows = Ratio * TileTokens query rows ends with row i * Rows + Rows - 1, whose token, one of `group`
+/// rows, sees as many keys more than the first token as it is behind it. Rounded down twice is rounded down once, so
+/// its units are, in closed form,
 ///
 ///   1 + (first + i * Ratio) / group,   first = (keys * group + Rows - 1) / TileTokens
 ///

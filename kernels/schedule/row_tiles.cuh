@@ -27,8 +27,8 @@ struct KeyEnds {
 
 /// The row tiles of one head of a sequence: Rows query rows each, row r of token r / group. A row tile has the tiles of
 /// TileTokens keys from the first that any of its rows sees to the last, and at least one, so that somebody writes its
-/// zeros; and a unit for each `split` tiles, which are counted from the sequence's first, behind `opening` units that have
-/// none. Keys has a Union like KeyEnds.
+/// zeros; and a unit for each `split` tiles, which are counted from the sequence's first, behind `opening` units that
+/// have none. Keys has a Union like KeyEnds.
 ///
 ///   Rows = 8, group = 4, TileTokens = 4, split = 1, 6 new tokens behind 3 old ones
 ///

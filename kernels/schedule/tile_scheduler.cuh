@@ -27,8 +27,8 @@
 
 namespace kvit {
 
-/// Mask says what query rows see, as attention/mask.cuh has it. A row tile has at most 2^SplitLevels splits. Where a unit
-/// is a tile, a row tile has Opening units more in front, which stand for what its queries and its outputs cost.
+/// Mask says what query rows see, as attention/mask.cuh has it. A row tile has at most 2^SplitLevels splits. Where a
+/// unit is a tile, a row tile has Opening units more in front, which stand for what its queries and its outputs cost.
 template <class Mask, int Rows, int TileTokens, int Threads, int SplitLevels, int Opening = 0>
 class TileScheduler {
  public:

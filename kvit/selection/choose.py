@@ -18,10 +18,6 @@ Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
 
 
-_UNTRIED = {"prefill"}
-"""Families that have run on the host backend alone: a GPU takes them only where the caller asks for them."""
-
-
 class Call(NamedTuple):
     """What the choice depends on. No length and no address is among it."""
 
@@ -108,8 +104,6 @@ def choose(
     if not asked:
         raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
     reasons = [(kernel, why_not(kernel, call, compute_capability, arch)) for kernel in asked]
-    if wanted is None and compute_capability is not None:
-        reasons = [(kernel, reason or _untried(kernel)) for kernel, reason in reasons]
     fitting = [kernel for kernel, reason in reasons if reason is None]
     refused = tuple((kernel, reason) for kernel, reason in reasons if reason is not None)
     if not fitting:
@@ -151,11 +145,6 @@ def why_not(kernel: KernelInfo, call: Call, compute_capability: tuple[int, int] 
     if facts.get("is_packed", 0) and not call.is_packed:
         return "needs rows and parameters that lie one after the other in a page, as in HND; these do not"
     return None
-
-
-def _untried(kernel: KernelInfo) -> str | None:
-    """Why a GPU does not take this kernel unasked, or None where it does."""
-    return "has not run on a GPU yet; kernel= takes it all the same" if kernel.family in _UNTRIED else None
 
 
 def _is_wanted(kernel: KernelInfo, wanted: Wanted) -> bool:

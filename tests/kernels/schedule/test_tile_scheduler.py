@@ -84,7 +84,7 @@ class Batch:
 # wrong, and then all of each. The last CTA to end writes what is left in the batches' counters, and the kind and the
 # sequence of the fault that was reported.
 RECORD = """
-  using Scheduler = TileScheduler<{mask}, {rows}, {tile}, kThreads, 10>;
+  using Scheduler = TileScheduler<{mask}, {rows}, {tile}, kThreads, 10, {opening}>;
   auto& shared_part = *reinterpret_cast<Scheduler::Shared*>(shared);
   const int32_t* at = numbers;
   auto* const output = reinterpret_cast<int32_t*>(params.output);
@@ -153,7 +153,7 @@ RECORD = """
 """
 
 
-def record(host_programs, batches, grid, scheduler="fibers", mask="CausalMask"):
+def record(host_programs, batches, grid, scheduler="fibers", mask="CausalMask", opening=0):
     """[batch][ticket] the work tiles of each CTA, and [batch] (kind, sequence) of the fault that was reported."""
     most = MOST_TILES // grid
     words = 3 + WORDS * most
@@ -161,7 +161,14 @@ def record(host_programs, batches, grid, scheduler="fibers", mask="CausalMask"):
     size = len(batches) * (grid * words + 3) * 4
     outcome = host_programs.run(
         RECORD.format(
-            mask=mask, rows=ROWS, tile=TILE, batches=len(batches), page_size=PAGE_SIZE, words=words, most=most
+            mask=mask,
+            rows=ROWS,
+            tile=TILE,
+            batches=len(batches),
+            page_size=PAGE_SIZE,
+            words=words,
+            most=most,
+            opening=opening,
         ),
         scheduler=scheduler,
         grid=grid,
@@ -245,6 +252,31 @@ def test_all_ctas_together_have_all_of_the_work_once(rng, host_programs, grid, s
     for batch, ctas in zip(batches, found, strict=True):
         check(batch, ctas)
     assert faults == [[0, 0]] * len(batches)
+
+
+@pytest.mark.parametrize("opening", [1, 3])  # as long as the shortest row tiles, and longer
+@pytest.mark.parametrize("grid", [4, 24, 96])  # the last: more CTAs than some calls have units
+@pytest.mark.parametrize("sequences", [1, 6, 40])
+def test_row_tiles_count_for_more_than_their_tiles(rng, host_programs, sequences, grid, opening):
+    options = [(0, 0, 1), (1, 0, 1), (1, 0, 2), (0, 0, 4)]
+    batches = [random_batch(rng, sequences, *option) for option in options]
+    found, _ = record(host_programs, batches, grid, opening=opening)
+    for batch, ctas in zip(batches, found, strict=True):
+        for partition in range(batch.partitions):
+            line = [
+                (i, head, row_tile, unit - opening)
+                for i in range(len(batch.lengths))
+                for head in range(partition, batch.heads, batch.partitions)
+                for row_tile in range(batch.row_tiles(i))
+                for unit in range(opening + batch.tiles(i, row_tile))
+            ]
+            ranges = np.array_split(
+                np.array(line, dtype=np.int64).reshape(-1, 4), min(grid // batch.partitions, len(line)) or 1
+            )
+            for k, works in enumerate(ctas[partition :: batch.partitions]):
+                tiles = [(*work[:3], tile) for work in works for tile in range(work[3], work[4])]
+                expected = ranges[k] if k < len(ranges) else np.empty((0, 4), np.int64)
+                assert tiles == [tuple(unit) for unit in expected.tolist() if unit[3] >= 0]
 
 
 @pytest.mark.parametrize("sequences", [1, 6, 40])

@@ -6,7 +6,6 @@ import pytest
 import kvit
 from kvit import reference
 from kvit._native.context import Device
-from kvit.ops import plan
 from kvit.selection import choose, registry
 from support import tolerances
 from support.caches import BFLOAT16, FLOAT16, make_case, make_table, poisoned, to_device
@@ -154,26 +153,37 @@ def test_prompts_are_given_to_prefill_and_steps_to_decode():
     case = make_case(np.random.default_rng(0), [16])
     families = {
         tokens: kvit.Attention(case.view, 8, tokens_per_sequence=tokens).kernel.family
-        for tokens in (1, 4, 9, 100, 4096)
+        for tokens in (1, 4, 5, 100, 4096)
     }
-    assert families == {1: "decode", 4: "decode", 9: "prefill", 100: "prefill", 4096: "prefill"}
+    assert families == {1: "decode", 4: "decode", 5: "prefill", 100: "prefill", 4096: "prefill"}
 
 
-def test_no_gpu_gets_unasked_what_has_run_on_the_host_alone():
-    case = make_case(np.random.default_rng(0), [16])
-    call = plan.call_on(case.view, 4 * 4096)
-    kernels = tuple(
-        kernel._replace(archs=("sm_80", "sm_90a"))
+def built_for_gpus(dtype="bf16", kv="b16", head_dim=128):
+    """All kernels of attention as a build for every target has them."""
+    return tuple(
+        kernel._replace(archs=("sm_90a",) if kernel.axes["copies"].startswith("tma") else ("sm_80", "sm_90a"))
         for family in ("decode", "prefill")
-        for kernel in registry.candidates(family, dtype="bf16", kv="b16", head_dim=64, variant="plain")
-        if kernel.axes["copies"] == "cp_async"
+        for kernel in registry.candidates(family, dtype=dtype, kv=kv, head_dim=head_dim, variant="plain")
     )
-    for capability in ((8, 0), (9, 0)):
-        found = choose.choose(kernels, call, capability)
-        assert found.kernel.family == "decode"
-        assert [reason for kernel, reason in found.refused if kernel.family == "prefill"][0].startswith("has not run")
-        assert choose.choose(kernels, call, capability, wanted={"rows": 128}).kernel.family == "prefill"
-    assert choose.choose(kernels, call, None).kernel.family == "prefill"
+
+
+@pytest.mark.parametrize(
+    ("capability", "rows", "page_size", "family", "copies"),
+    [
+        ((9, 0), 16, 16, "decode", "tma"),
+        ((9, 0), 17, 16, "prefill", "tma"),  # one pass where decode's kernels have two
+        ((9, 0), 4 * 4096, 16, "prefill", "tma"),
+        ((9, 0), 4 * 4096, 5, "prefill", "cp_async"),  # no boxes in such pages
+        ((9, 0), 48, 5, "decode", "cp_async"),
+        ((8, 0), 48, 16, "decode", "cp_async"),
+        ((8, 0), 49, 16, "prefill", "cp_async"),  # four passes
+        ((8, 6), 4 * 4096, 16, "prefill", "cp_async"),
+    ],
+)
+def test_what_a_gpu_takes(capability, rows, page_size, family, copies):
+    call = choose.Call("bf16", "b16", 128, rows, page_size)
+    kernel = choose.choose(built_for_gpus(), call, capability).kernel
+    assert (kernel.family, kernel.axes["copies"]) == (family, copies)
 
 
 def test_shared_memory_fits_the_smallest_gpus():
