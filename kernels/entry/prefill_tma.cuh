@@ -8,9 +8,9 @@
 #include "attention/variant.cuh"
 #include "entry/prefill_tma_consumer.cuh"
 #include "pipeline/box_loader.cuh"
+#include "pipeline/ping_pong.cuh"
 #include "pipeline/query_loader.cuh"
 #include "pipeline/tma_ring.cuh"
-#include "pipeline/turns.cuh"
 #include "pipeline/work_plan.cuh"
 #include "schedule/combine.cuh"
 #include "schedule/rows_of_warps.cuh"
@@ -61,7 +61,7 @@ struct PrefillTmaKernel {
     typename Attention::Queries queries[kQuerySlots][kGroups];
     BoxSlots<kStages> of_keys, of_values;
     QueryBarriers<kQuerySlots> of_queries[kGroups];
-    Turns<kGroups> turns;
+    PingPong<kGroups> ping_pong;
     WorkPlan<typename Scheduler::Work, 8> plan;
     uint64_t met;  // by all warps that compute
     typename Combiner::Shared combine;
@@ -115,7 +115,7 @@ struct PrefillTmaKernel {
     shared.of_keys.barriers.Init(kConsumers);
     shared.of_values.barriers.Init(kConsumers);
     for (int group = 0; group < kGroups; ++group) shared.of_queries[group].Init(4);
-    shared.turns.Init(4);
+    shared.ping_pong.Init(4);
     shared.plan.Init(kConsumers + 2 + kGroups);
     InitBarrier(&shared.met, kConsumers);
     FenceBarrierInit();

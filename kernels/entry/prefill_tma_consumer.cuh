@@ -47,7 +47,7 @@ class PrefillTmaConsumer {
   // The next tile of the row tile, of which all rows see all.
   KVIT_DEVICE void GoOn(Attention& attention) {
     ++tile_;
-    shared_.turns.Wait(group_, turn_);
+    shared_.ping_pong.Wait(group_, turn_);
     IssueScores(attention);
     IssueValues(attention);
     Pass();
@@ -72,7 +72,7 @@ class PrefillTmaConsumer {
       has_tile = now.exists && !now.IsEmpty();
       if (now.exists) shared_.of_queries[group_].WaitFull(row_tile_);
     }
-    shared_.turns.Wait(group_, turn_);
+    shared_.ping_pong.Wait(group_, turn_);
     if (has_tile && has_values_) {
       IssueScores(attention);
       IssueValues(attention);
@@ -119,7 +119,7 @@ class PrefillTmaConsumer {
   }
 
   KVIT_DEVICE void Pass() {
-    shared_.turns.Pass(group_);
+    shared_.ping_pong.Pass(group_);
     ++turn_;
   }
 

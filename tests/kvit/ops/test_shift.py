@@ -108,7 +108,7 @@ def test_any_rope_turns_what_it_turned_before(rng, device, scaling, interleaved)
         at_once = reference.rotate(k, places + 7, rotation_of(rope))
         plain = reference.Rotation(rope.steps, rope.interleaved)
         in_steps = reference.rotate(reference.rotate(k, places, rotation_of(rope)), np.full(34, 7), plain)
-        np.testing.assert_allclose(in_steps.astype(float), at_once.astype(float), rtol=2.0**-7, atol=2.0**-8)
+        np.testing.assert_allclose(in_steps.astype(float), at_once.astype(float), rtol=2.0**-7, atol=2.0**-6)
 
 
 def test_pages_are_shifted_as_sequences_of_their_own(rng, device):

@@ -1,6 +1,6 @@
 // Warp groups take turns at something.
-#ifndef KVIT_PIPELINE_TURNS_CUH
-#define KVIT_PIPELINE_TURNS_CUH
+#ifndef KVIT_PIPELINE_PING_PONG_CUH
+#define KVIT_PIPELINE_PING_PONG_CUH
 
 #include <stdint.h>
 
@@ -10,7 +10,7 @@ namespace kvit {
 
 /// Each of Groups warp groups in its turn, group 0 first, the same number of turns each.
 template <int Groups>
-struct Turns {
+struct PingPong {
   uint64_t begun[Groups];
 
   /// One thread calls, before a barrier of all. warps: of a group.
@@ -30,4 +30,4 @@ struct Turns {
 
 }  // namespace kvit
 
-#endif  // KVIT_PIPELINE_TURNS_CUH
+#endif  // KVIT_PIPELINE_PING_PONG_CUH
