@@ -75,6 +75,31 @@ def fa3(inputs: Inputs) -> measure.Contender:
     return _Replay(inputs, None, [lambda pair=pair: run(pair) for pair in pairs])
 
 
+def fa3_prompts(inputs: Any) -> measure.Contender:
+    """FlashAttention-3 over as many contiguous tokens as a prefill.Inputs has, of its own: without a page table."""
+    import torch
+    from fa3_fwd_interface import flash_attn_func, flash_attn_with_kvcache
+
+    prompt = inputs.prompt
+    if len(prompt.groups) != 1 or prompt.kv != "bfloat16":
+        raise ValueError("reads bfloat16 tokens of sequences of one length")
+    ((batch, new, length),) = prompt.groups
+    device = _torch(inputs.out).device
+    q, k, v = (
+        torch.randn(batch, tokens, heads, prompt.head_dim, device=device, dtype=torch.bfloat16)
+        for tokens, heads in ((new, prompt.query_heads), (length, prompt.kv_heads), (length, prompt.kv_heads))
+    )
+    lengths = torch.full((batch,), length, dtype=torch.int32, device=device)
+
+    def run() -> None:
+        if new == length:
+            flash_attn_func(q, k, v, causal=prompt.causal)
+        else:  # which cuts the keys where there are few queries
+            flash_attn_with_kvcache(q, k, v, cache_seqlens=lengths, causal=prompt.causal)
+
+    return _Replay(inputs, None, [run])
+
+
 PEERS: dict[str, Callable[[Inputs], measure.Contender]] = {"flashinfer": flashinfer, "xqa": xqa, "fa3": fa3}
 """Name -> a peer, ready to be timed. Each raises whatever says that it cannot do it here, ImportError foremost."""
 

@@ -1,7 +1,7 @@
 """How fast prompts are computed: calls of many new tokens, over pages in any order, proven before they are timed.
 
 python benchmarks/prefill.py [--cells anchors mixed 512@131072:8/1] [--kernel '{"rows": 16}']
-                             [--json FILE] [--plot FILE]
+                             [--peers] [--json FILE] [--plot FILE]
 
 A cell is named by its sequences, COUNTxNEW_TOKENS@LENGTH (a prompt is as long as its new tokens), and by commas what is
 not the default: codec, d64, p16, full. TFLOP/s count both products over the pairs that are seen.
@@ -42,6 +42,7 @@ class Result:
     prompt: Prompt
     us: float
     kernel: str
+    peer_us: float | str | None = None  # FlashAttention-3's, or why there is none; None where it was not asked
 
     @property
     def tflops(self) -> float:
@@ -158,30 +159,48 @@ class Inputs:
 
 def time_prompt(
     prompt: Prompt, memory: measure.RandomMemory, stream: kvit.Stream, rng: np.random.Generator,
-    kernel: Any = None, replays: int = measure.REPLAYS,
+    kernel: Any = None, replays: int = measure.REPLAYS, with_peer: bool = False,
 ) -> Result:  # fmt: skip
-    """Proven, then timed. Raises Mismatch, KvitError."""
+    """Proven, then timed, and a peer in turns with it. Raises Mismatch, KvitError."""
     inputs = Inputs(prompt, memory, stream, rng)
     tokens = max(prompt.counts)
     op = kvit.Attention(
         inputs.view, prompt.query_heads, causal=prompt.causal, tokens_per_sequence=tokens, kernel=kernel
     )
     inputs.prove(op)
-    us = measure.graph_us(stream, [lambda: inputs.attend(op)], replays)
+    peer = ready_peer(inputs) if with_peer else None
+    peers = [] if peer is None or isinstance(peer, str) else [peer]
+    us, *peer_us = measure.take_turns([measure.Replay(stream, [lambda: inputs.attend(op)]), *peers], replays)
     op.check(stream)
-    return Result(prompt, us, op.kernel.symbol)
+    return Result(prompt, us, op.kernel.symbol, peer_us[0] if peer_us else peer)
+
+
+def ready_peer(inputs: Inputs) -> measure.Contender | str:
+    """FlashAttention-3, ready to be timed, or why it is not."""
+    from peers import fa3_prompts
+
+    try:
+        return fa3_prompts(inputs)
+    except Exception as error:  # a peer that is missing or fails must not end the run; the report says why
+        return f"{type(error).__name__}: {error}"
 
 
 def table(results: Sequence[Result]) -> str:
     """The results as text."""
-    header = ("cell", "us", "TFLOP/s", "of what must be reached", "kernel")
+    has_peer = any(it.peer_us is not None for it in results)
+    header = ("cell", "us", "TFLOP/s", "of what must be reached", *["FA3, us"] * has_peer, "kernel")
     rows = [
         (
             str(it.prompt), f"{it.us:.1f}", f"{it.tflops:.0f}",
-            "" if it.reached is None else f"{it.reached:.1%}", it.kernel.removeprefix("kvit_"),
+            "" if it.reached is None else f"{it.reached:.1%}", *[_said(it.peer_us)] * has_peer,
+            it.kernel.removeprefix("kvit_"),
         ) for it in results
     ]  # fmt: skip
     return display.table(header, rows)
+
+
+def _said(peer_us: float | str | None) -> str:
+    return f"{peer_us:.1f}" if isinstance(peer_us, float) else "-"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -194,8 +213,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure.make_current(device)
         memory = measure.RandomMemory(DTYPE, stream, SEED)
         for i, prompt in enumerate(options.cells):
-            results.append(time_prompt(prompt, memory, stream, rng, options.kernel, options.replays))
+            results.append(time_prompt(prompt, memory, stream, rng, options.kernel, options.replays, options.peers))
             said = f"{results[-1].us:.1f} us, {results[-1].tflops:.0f} TFLOP/s"
+            peer = results[-1].peer_us
+            said += f"; FlashAttention-3: {peer}" if isinstance(peer, str) else ""
             print(f"[{i + 1}/{len(options.cells)}] {prompt}: {said}", file=sys.stderr, flush=True)
     except (kvit.KvitError, Mismatch) as error:
         print(f"prefill: {error}", file=sys.stderr)
@@ -203,7 +224,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(f"{device.name}, kvit {info.version()}\n\n{table(results)}")
     if options.json:
         cells = [
-            {"name": str(it.prompt), **asdict(it.prompt), "us": it.us, "tflops": it.tflops, "kernel": it.kernel}
+            {
+                "name": str(it.prompt),
+                **asdict(it.prompt),
+                "us": it.us,
+                "tflops": it.tflops,
+                "kernel": it.kernel,
+                "fa3": it.peer_us,
+            }
             for it in results
         ]
         options.json.write_text(json.dumps({"device": device.name, "cells": cells}, indent=2) + "\n", encoding="utf-8")
@@ -237,6 +265,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--cells", nargs="+", default=[], metavar="CELL", help=f"names, patterns of them, or families: {families} (all)"
     )
     parser.add_argument("--kernel", type=json.loads, help="a kernel's symbol or axes, as JSON: '{\"rows\": 16}'")
+    parser.add_argument("--peers", action="store_true", help="time FlashAttention-3 in turns, on contiguous tokens")
     parser.add_argument("--replays", type=int, default=measure.REPLAYS)
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")

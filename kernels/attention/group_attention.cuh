@@ -34,7 +34,7 @@ class GroupAttention {
   /// Scores are scaled into log2 units.
   KVIT_DEVICE explicit GroupAttention(float scale_log2) : scale_{NotZero(scale_log2)} {}
 
-  /// Begins a row tile. All values of the one before have been added; scores of the new one may be under way.
+  /// Begins a row tile. All values of the one before have been added; scores of the new one may be there already.
   KVIT_DEVICE void Begin() {
     values_.Clear();
     softmax_.Begin();

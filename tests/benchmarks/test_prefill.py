@@ -66,3 +66,20 @@ def test_what_must_be_reached_is_held_against_the_cell():
     assert prefill.Result(parse("1x2048+128x1@2048"), 560.0, "kernel").reached == pytest.approx(0.5)
     assert set(prompts.REACH_US) == set(FAMILIES["mixed"])
     assert "50.0%" in prefill.table([result])
+
+
+def test_a_peer_stands_beside_what_it_was_measured_with_and_the_table_is_as_before_without():
+    cells = [parse("1x4096"), parse("2x2048+128x1@2048")]
+    results = [
+        prefill.Result(cells[0], 300.0, "kernel", 200.0),
+        prefill.Result(cells[1], 400.0, "kernel", "ValueError"),
+    ]
+    lines = prefill.table(results).splitlines()
+    assert "FA3, us" in lines[0] and "200.0" in lines[1] and "-" in lines[2].split()
+    assert "FA3" not in prefill.table([prefill.Result(cells[0], 300.0, "kernel")])
+
+
+def test_a_peer_that_is_not_there_says_why(memory, rng):
+    # No CUDA here, or no package, or a batch that it does not do: always words, never an end of the run.
+    inputs = prefill.Inputs(parse("1x40+2x1@30:4/2,d64"), memory, kvit.Stream("host"), rng)
+    assert ": " in prefill.ready_peer(inputs)
