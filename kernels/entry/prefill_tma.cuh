@@ -45,7 +45,8 @@ struct PrefillTmaKernel {
   static constexpr int kTileTokens = Shape::kTokens, kStages = Shape::kStages;
   static constexpr int kQuerySlots = Shape::kQuerySlots, kMinCtas = 1;
   static constexpr int kConsumers = kGroups * 4, kThreads = (kConsumers + 4) * 32;  // warps that compute
-  static constexpr int kSplitLevels = 0;                                            // as PrefillCpAsyncKernel
+  static constexpr int kPlanned = 8;      // work tiles that are known, those that are not yet done with among them
+  static constexpr int kSplitLevels = 0;  // as PrefillCpAsyncKernel
 
   using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, Shape::kOpening>;
   using KeyRing = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;
@@ -62,7 +63,7 @@ struct PrefillTmaKernel {
     BoxSlots<kStages> of_keys, of_values;
     QueryBarriers<kQuerySlots> of_queries[kGroups];
     PingPong<kGroups> ping_pong;
-    WorkPlan<typename Scheduler::Work, 8> plan;
+    WorkPlan<typename Scheduler::Work, kPlanned> plan;
     uint64_t met;  // by all warps that compute
     typename Combiner::Shared combine;
     typename Scheduler::Shared scheduler;
@@ -83,7 +84,9 @@ struct PrefillTmaKernel {
                                         {"needs_strides", 1},
                                         {"box_tokens", kTileTokens},
                                         {"is_packed", 0},
-                                        {"pass_cost", 1}};
+                                        // Full batches would be served from 17 rows on, but few and short
+                                        // sequences pay for its long beginning.
+                                        {"pass_cost", 2}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);

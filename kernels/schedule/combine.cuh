@@ -10,6 +10,7 @@
 #include "platform/platform.cuh"
 #include "schedule/cta_range.cuh"
 #include "schedule/partial.cuh"
+#include "schedule/row_writer.cuh"
 #include "schedule/split_tree.cuh"
 #include "schedule/work_tile.cuh"
 
@@ -66,7 +67,7 @@ class Combine {
   };
 
   KVIT_DEVICE Combine(const KvitDecodeParams& params, const Scheduler& scheduler, const CtaRange& range, Shared& shared)
-      : params_(params),
+      : writer_(params),
         scheduler_(scheduler),
         range_(range),
         shared_(shared),
@@ -94,19 +95,20 @@ class Combine {
     };
     if constexpr (Tree::kParts > 0) {
       outputs_.ForEachPart(attention, target.rows, output_of,
-                           [&](const Output& output, int row, int vector, Partial& part) {
+                           [&](const typename Writer::Place& output, int row, int vector, Partial& part) {
                              bool writes = is_whole;
                              if (is_split) {
                                writes = tree_.Add(run, split, row, vector, part);
                              } else if (!is_whole) {
                                part_of(row, vector).Store(part, vector == 0);
                              }
-                             if (writes) Write(output, vector, part);
+                             if (writes) writer_.Write(output, vector, part);
                            });
     } else if (is_whole) {  // loops of their own, since a thread with rows to itself has no loop to go round
-      outputs_.ForEachPart(
-          attention, target.rows, output_of,
-          [&](const Output& output, int, int vector, const Partial& part) { Write(output, vector, part); });
+      outputs_.ForEachPart(attention, target.rows, output_of,
+                           [&](const typename Writer::Place& output, int, int vector, const Partial& part) {
+                             writer_.Write(output, vector, part);
+                           });
     } else {
       outputs_.ForEachPart(
           attention, target.rows, [&](int row) { return part_of(row, 0); },
@@ -134,7 +136,7 @@ class Combine {
       if constexpr (Tree::kParts > 0) {
         if (scheduler_.IsSplit()) {
           const Partial whole = tree_.Join(joined.run, first, row, vector, item < items);
-          if (item < items) Write(OutputOf(joined.target, row), vector, whole);
+          if (item < items) writer_.Write(OutputOf(joined.target, row), vector, whole);
           continue;
         }
       }
@@ -145,17 +147,13 @@ class Combine {
       KVIT_UNROLL
       for (int j = 0; j < kItems; ++j) {
         const int at = row + j * kRowsAtOnce;
-        if (at < joined.target.rows) Write(OutputOf(joined.target, at), vector, whole[j]);
+        if (at < joined.target.rows) writer_.Write(OutputOf(joined.target, at), vector, whole[j]);
       }
     }
   }
 
  private:
-  struct Output {
-    char* row;
-    char* lse;  // null where nobody wants it
-    int head;   // query head
-  };
+  using Writer = RowWriter<T, Score>;
 
   KVIT_DEVICE Target TargetOf(const Work& work) const {
     return {work.of.first_token, work.row_tile, scheduler_.NumRows(work), work.head};
@@ -262,43 +260,11 @@ class Combine {
     whole = all;
   }
 
-  KVIT_DEVICE Output OutputOf(const Target& target, int row) const {
-    const int index = target.row_tile * Rows + row, group = scheduler_.group();
-    const int token_of_sequence = scheduler_.TokenOf(index);
-    const int64_t token = target.first_token + token_of_sequence;
-    const int64_t head = int64_t(target.head) * group + (index - token_of_sequence * group);
-    const KvitRows& out = params_.out;
-    const KvitLse& lse = params_.lse;
-    char* const of_lse = reinterpret_cast<char*>(lse.base) + token * lse.token_stride + head * lse.head_stride;
-    return {static_cast<char*>(out.base) + token * out.token_stride + head * out.head_stride,
-            lse.base == nullptr ? nullptr : of_lse, int(head)};
+  KVIT_DEVICE typename Writer::Place OutputOf(const Target& target, int row) const {
+    return writer_.PlaceOf(scheduler_, target.first_token, target.head, target.row_tile * Rows + row);
   }
 
-  KVIT_DEVICE void Write(const Output& output, int vector, const Partial& part) const {
-    if constexpr (Score::kHasSinks) {
-      Store(output, vector, Score(params_).WithSink(output.head, part));
-    } else {
-      Store(output, vector, part);
-    }
-  }
-  // A step of Newton's method after a guess: a division proper is long, and has a slow path to jump to.
-  static KVIT_DEVICE float Inverse(float x) {
-    const float guess = Reciprocal(x);
-    return fmaf(guess, fmaf(-x, guess, 1.0f), guess);
-  }
-  KVIT_DEVICE void Store(const Output& output, int vector, const Partial& part) const {
-    const float scale = part.sum == 0.0f ? 0.0f : Inverse(part.sum);  // no key seen: zeros
-    float x[kVector];
-    KVIT_UNROLL
-    for (int i = 0; i < kVector; ++i) x[i] = fmaf(part.output[i], scale, 0.0f);  // 0, where a part held -0
-    StoreGlobal(output.row + vector * kVector * int64_t(sizeof(T)),
-                Array<uint32_t, 2>{Pack2<T>(x[0], x[1]), Pack2<T>(x[2], x[3])});
-    if (vector != 0 || output.lse == nullptr) return;
-    constexpr float kLn2 = 0.69314718055994531f;
-    StoreGlobal(output.lse, part.sum == 0.0f ? -INFINITY : (part.max + Log2(part.sum)) * kLn2);
-  }
-
-  const KvitDecodeParams& params_;
+  Writer writer_;
   const Scheduler& scheduler_;
   const CtaRange& range_;
   Shared& shared_;

@@ -61,6 +61,8 @@ cdef list _STATUSES = [
     (ArgumentError, KVIT_ERROR_ARGUMENT),
     (MemoryError, KVIT_ERROR_OUT_OF_MEMORY),
 ]
+# What CPython 3.11 raises where it has no memory for a frame; and where it has none for these words either.
+cdef tuple _NO_MEMORY = (("error return without exception set",), ())
 
 
 cdef char *error_text() noexcept nogil:
@@ -87,6 +89,8 @@ cdef int32_t status_of(object error) noexcept:
     for kind, code in _STATUSES:
         if isinstance(error, kind):
             return code
+    if isinstance(error, SystemError) and error.args in _NO_MEMORY:
+        return KVIT_ERROR_OUT_OF_MEMORY
     # kvit raises nothing that is no Exception: KeyboardInterrupt and SystemExit come from handlers of signals.
     return KVIT_ERROR_INTERNAL if isinstance(error, Exception) else KVIT_ERROR_INTERRUPTED
 

@@ -28,6 +28,25 @@ def test_an_exception_that_no_status_names_is_internal_and_comes_with_its_words(
     given.close()
 
 
+@pytest.mark.parametrize(
+    ("words", "status"),
+    [
+        ((), "OUT_OF_MEMORY"),  # CPython 3.11 without memory for a frame, nor for words
+        (("error return without exception set",), "OUT_OF_MEMORY"),  # for a frame alone
+        (("<built-in> returned NULL without setting an exception",), "INTERNAL"),  # an extension's fault
+    ],
+)
+def test_python_s_own_error_is_a_lack_of_memory_where_it_says_nothing_else(api, monkeypatch, words, status):
+    def fails(*_, **__):
+        raise SystemError(*words)
+
+    given, statuses = SharedPages(api), []
+    monkeypatch.setattr(kvit.Sequence, "truncate", fails)
+    given.call("sequence_truncate", statuses)
+    assert statuses == [capi.STATUSES.index(status)]
+    given.close()
+
+
 def test_an_error_whose_words_cannot_be_had_keeps_its_status(api, monkeypatch):
     class Wordless(kvit.ShapeError):
         def __str__(self):

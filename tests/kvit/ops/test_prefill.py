@@ -153,9 +153,9 @@ def test_prompts_are_given_to_prefill_and_steps_to_decode():
     case = make_case(np.random.default_rng(0), [16])
     families = {
         tokens: kvit.Attention(case.view, 8, tokens_per_sequence=tokens).kernel.family
-        for tokens in (1, 4, 5, 100, 4096)
+        for tokens in (1, 4, 8, 9, 100, 4096)
     }
-    assert families == {1: "decode", 4: "decode", 5: "prefill", 100: "prefill", 4096: "prefill"}
+    assert families == {1: "decode", 4: "decode", 8: "decode", 9: "prefill", 100: "prefill", 4096: "prefill"}
 
 
 def built_for_gpus(dtype="bf16", kv="b16", head_dim=128):
@@ -171,7 +171,8 @@ def built_for_gpus(dtype="bf16", kv="b16", head_dim=128):
     ("capability", "rows", "page_size", "family", "copies"),
     [
         ((9, 0), 16, 16, "decode", "tma"),
-        ((9, 0), 17, 16, "prefill", "tma"),  # one pass where decode's kernels have two
+        ((9, 0), 32, 16, "decode", "tma"),
+        ((9, 0), 33, 16, "prefill", "tma"),  # where decode's kernels have three passes
         ((9, 0), 4 * 4096, 16, "prefill", "tma"),
         ((9, 0), 4 * 4096, 5, "prefill", "cp_async"),  # no boxes in such pages
         ((9, 0), 48, 5, "decode", "cp_async"),
