@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from .layouts.vllm import VllmPages
     from .ops.convert import ConvertPages
     from .ops.shift import Shift
+    from .ops.sparse import SparseAttention
 
 __all__ = [
     "Append",
@@ -71,6 +72,7 @@ __all__ = [
     "SequenceFreed",
     "ShapeError",
     "Shift",
+    "SparseAttention",
     "Stream",
     "Tensor",
     "TurboMindBlocks",
@@ -86,6 +88,7 @@ __all__ = [
 _ASKED_FOR = {
     "ConvertPages": "ops.convert",
     "Shift": "ops.shift",
+    "SparseAttention": "ops.sparse",
     "TurboMindBlocks": "layouts.turbomind",
     "VllmPages": "layouts.vllm",
 }

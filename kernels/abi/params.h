@@ -201,6 +201,22 @@ typedef struct KvitShiftParams {
   int32_t is_in_place;
 } KvitShiftParams;
 
+// The entries of sequences that the queries of a call have chosen, as page tables of a view with smaller pages. Page p
+// of the cache, part i of it (part_tokens = entry_tokens / pages_per_entry tokens), KV head h of choosers is page
+// p * page_step + i * part_step + h * head_step of that view. Grid: a warp for each row and chooser.
+typedef struct KvitSelectParams {
+  KvitPageTable table;
+  KvitTokens tokens;
+  const int32_t* indices;  // [tokens, choosers, entries] entry numbers, -1: none
+  int32_t* pages;          // [tokens * choosers, entries * pages_per_entry]
+  int32_t* lengths;        // [tokens * choosers]
+  KvitFault* fault;
+  int32_t num_pages, page_size;  // of the cache
+  int32_t entry_tokens, pages_per_entry, entries, choosers;
+  int32_t page_step, part_step, head_step;
+  int32_t is_causal;
+} KvitSelectParams;
+
 // Whole pages within one cache, pool by pool: for fork, copy-on-write and defragmentation. Grid: num_chains *
 // num_kv_heads.
 typedef struct KvitCopyPagesParams {
@@ -284,7 +300,7 @@ static_assert(offsetof(KvitDecodeParams, k_map) % 64 == 0, "tensor maps lie at m
 static_assert((sizeof(KvitProbeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 424,
               "the ABI of append and gather is fixed");
-static_assert(sizeof(KvitShiftParams) == 304, "the ABI of shift is fixed");
+static_assert(sizeof(KvitShiftParams) == 304 && sizeof(KvitSelectParams) == 128, "the ABI of shift and select is fixed");
 #endif
 
 #endif  // KVIT_ABI_PARAMS_H

@@ -46,13 +46,15 @@ struct KeyOperands<T, Plain, HeadDim> {
     uint32_t word[kLoads][kOperands][2];
 
     /// Null: a row that does not exist. Any lane of the four that share the row calls for itself.
-    KVIT_DEVICE void Read(const char* row) {
+    template <class Width = RowWidth<HeadDim, false>>
+    KVIT_DEVICE void Read(const char* row, const Width& width = {}) {
       KVIT_UNROLL
       for (int load = 0; load < kLoads; ++load) {
         KVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int channel = load * 16 + half * 8 + LaneIndex() % 4 * 2;
-          word[load][0][half] = row != nullptr ? LoadGlobal<uint32_t>(row + channel * sizeof(T)) : 0u;
+          const bool has = row != nullptr && width.Has(channel);
+          word[load][0][half] = has ? LoadGlobal<uint32_t>(row + channel * sizeof(T)) : 0u;
         }
       }
     }
@@ -96,14 +98,17 @@ struct KeyOperands<T, Codec, HeadDim> {
     float sum;  // of the row as the products see it, over all channels
 
     /// Null: a row that does not exist. All four lanes that share the row call together.
-    KVIT_DEVICE void Read(const char* row) {
+    template <class Width = RowWidth<HeadDim, false>>
+    KVIT_DEVICE void Read(const char* row, const Width& width = {}) {
       Word raw[kLoads][2];
       float top = 0.0f;
       KVIT_UNROLL
       for (int load = 0; load < kLoads; ++load) {
         KVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
-          raw[load][half] = row != nullptr ? LoadGlobal<Word>(row + WordChannel(load, half) * int(sizeof(T))) : Word{};
+          const int channel = WordChannel(load, half);
+          const bool has = row != nullptr && width.Has(channel);
+          raw[load][half] = has ? LoadGlobal<Word>(row + channel * int(sizeof(T))) : Word{};
           KVIT_UNROLL
           for (int c = 0; c < kWord; ++c) top = fmaxf(top, fabsf(ToFloat(raw[load][half][c])));
         }

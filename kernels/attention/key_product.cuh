@@ -22,14 +22,14 @@ class KeyProduct {
  public:
   static constexpr int kRowTiles = Rows / 8;
 
-  /// Loads the queries; `address(row)` is null for rows that do not exist. A score is `scale` times the product, times
-  /// `factor(row)` of a row that exists.
-  template <class Address, class Factor = NoFactor>
-  KVIT_DEVICE void LoadQueries(Address&& address, float scale, const Factor& factor = {}) {
+  /// Loads the queries; `address(row)` is null for rows that do not exist, and `width` says which channels they have. A
+  /// score is `scale` times the product, times `factor(row)` of a row that exists.
+  template <class Address, class Width, class Factor = NoFactor>
+  KVIT_DEVICE void LoadQueries(Address&& address, const Width& width, float scale, const Factor& factor = {}) {
     if constexpr (!kHasScales) scale_[0][0] = NotZero(scale);
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
-      q_[n].Read(address(OperandRow(n)));
+      q_[n].Read(address(OperandRow(n)), width);
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
         float of_row = scale;

@@ -13,12 +13,14 @@ namespace kvit {
 struct PlainVariant {
   using Mask = CausalMask;
   using Score = PlainScore;
+  static constexpr bool kTakesFewer = false;
 };
 
-/// Everything of KvitGeneral.
+/// Everything of KvitGeneral, and rows of fewer channels than a kernel has room for.
 struct GeneralVariant {
   using Mask = GeneralMask;
   using Score = GeneralScore;
+  static constexpr bool kTakesFewer = true;
 };
 
 }  // namespace kvit

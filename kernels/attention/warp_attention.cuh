@@ -36,11 +36,11 @@ class WarpAttention {
 
   KVIT_DEVICE explicit WarpAttention(const Score& score) : score_(score) {}
 
-  /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units, and times
-  /// factor(row) where score modifiers have one.
-  template <class Address, class Factor = NoFactor>
-  KVIT_DEVICE void Begin(Address&& address, float scale_log2, const Factor& factor = {}) {
-    keys_.LoadQueries(address, scale_log2, factor);
+  /// Begins a row tile; `address(row)` is null for rows that do not exist, and a RowWidth says which channels they
+  /// have. Scores are scaled into log2 units, and times factor(row) where score modifiers have one.
+  template <class Address, class Width, class Factor = NoFactor>
+  KVIT_DEVICE void Begin(Address&& address, const Width& width, float scale_log2, const Factor& factor = {}) {
+    keys_.LoadQueries(address, width, scale_log2, factor);
     values_.Clear();
     ForEachRow([&](int n, int j) {
       base_[n][j] = SoftmaxBase::kNone;

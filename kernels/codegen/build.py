@@ -50,6 +50,14 @@ def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
     return tuple(arch for arch in manifest.archs if arch in names)
 
 
+def wants_asked(environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether KVIT_KERNELS asks for all kernels, those of the manifest's `asked` rows too. Raises BuildError."""
+    text = environ.get("KVIT_KERNELS", "") or "default"
+    if text not in ("default", "all"):
+        raise BuildError(f"KVIT_KERNELS is {text!r}; it must be default, or all for every kernel of the manifest")
+    return text == "all"
+
+
 def choose_jobs(environ: Mapping[str, str] = os.environ) -> int:
     """How many compilers run side by side: KVIT_JOBS, else the cores this process may use."""
     text = environ.get("KVIT_JOBS", "")
@@ -69,6 +77,7 @@ class Plan(NamedTuple):
     gxx: str
     ninja: str
     jobs: int
+    with_asked: bool  # whether GPUs get the kernels of `asked` rows
 
 
 def make_plan(kernels: Path, archs: str | None = None, jobs: int | None = None) -> Plan:
@@ -79,7 +88,9 @@ def make_plan(kernels: Path, archs: str | None = None, jobs: int | None = None) 
     manifest = load_manifest(kernels / "manifest.toml")
     chosen = choose_archs(manifest, os.environ.get("KVIT_ARCHS") if archs is None else archs)
     cuda = find_cuda() if chosen else None
-    return Plan(manifest, chosen, cuda, find_gxx(), find_ninja(), choose_jobs() if jobs is None else jobs)
+    return Plan(
+        manifest, chosen, cuda, find_gxx(), find_ninja(), choose_jobs() if jobs is None else jobs, wants_asked()
+    )
 
 
 def build_kernels(
@@ -96,8 +107,8 @@ def build_kernels(
 
     Returns the path of index.json. Raises BuildError.
     """
-    manifest, chosen, cuda, gxx, ninja, jobs = make_plan(kernels, archs, jobs)
-    specs = manifest.specs()
+    manifest, chosen, cuda, gxx, ninja, jobs, with_asked = make_plan(kernels, archs, jobs)
+    specs = manifest.specs(with_asked)
     units = units_of(specs)
     write_units(units, build / "source")
     made = write_ninja(build, kernels, units, chosen, gxx, cuda)

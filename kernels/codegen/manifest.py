@@ -16,7 +16,7 @@ from codegen.toml import TomlError, parse_toml
 AxisValue = int | str
 
 _TEXT_FIELDS = ("header", "type", "params", "symbol", "unit")
-_OPTIONAL_FIELDS = {"archs", "only", "skip"}
+_OPTIONAL_FIELDS = {"archs", "asked", "only", "skip"}
 _FIELDS = {*_TEXT_FIELDS, "axes", *_OPTIONAL_FIELDS}
 _TARGET_FIELDS = {"default", "all"}
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -76,6 +76,10 @@ class Family:
     axes: Mapping[str, tuple[AxisValue, ...]]
     skips: tuple[Points, ...]
     onlys: tuple[Only, ...]
+    asked: tuple[Points, ...]  # which are built for GPUs where somebody asks for all kernels
+
+    def is_asked(self, axes: Mapping[str, AxisValue]) -> bool:
+        return any(points.covers(axes) for points in self.asked)
 
     def archs_of(self, axes: Mapping[str, AxisValue]) -> tuple[str, ...]:
         """The targets of one point: of the family's, those that every `only` row about the point names."""
@@ -99,13 +103,13 @@ class Manifest:
         """Every target that some family can be built for, in the order of first mention."""
         return tuple(dict.fromkeys(arch for family in self.families for arch in family.archs))
 
-    def specs(self) -> list[Spec]:
-        """Every kernel, in manifest order.
+    def specs(self, with_asked: bool = True) -> list[Spec]:
+        """Every kernel, in manifest order. Without those of `asked` rows these are for the host alone.
 
         Raises ManifestError where two share a symbol, two families a file, or the kernels of a file differ in targets.
         """
         specs = [
-            self._spec(family, axes)
+            self._spec(family, axes, with_asked)
             for family in self.families
             for axes in family.points()
             if not any(skip.covers(axes) for skip in family.skips)
@@ -133,10 +137,11 @@ class Manifest:
                 )
         return specs
 
-    def _spec(self, family: Family, axes: dict[str, AxisValue]) -> Spec:
+    def _spec(self, family: Family, axes: dict[str, AxisValue], with_asked: bool) -> Spec:
         cpp_values = {axis: self.types.get(str(value), str(value)) for axis, value in axes.items()}
         suffix = family.symbol.format_map(axes)
-        unit = family.unit.format_map(axes)
+        is_asked = family.is_asked(axes)
+        unit = family.unit.format_map(axes) + "_asked" * is_asked
         for field, text in (("symbol", suffix), ("unit", unit)):
             if not _SYMBOL.fullmatch(text):
                 raise ManifestError(f"[{family.name}] {field}: {text!r} is no name; use a-z, 0-9 and _")
@@ -148,7 +153,7 @@ class Manifest:
             cpp_type=family.type.format_map(cpp_values),
             params=family.params,
             unit=unit,
-            archs=family.archs_of(axes),
+            archs=family.archs_of(axes) if with_asked or not is_asked else (),
         )
 
 
@@ -204,13 +209,13 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
     axes = _axes(row, table["axes"])
     for field in ("type", "symbol", "unit"):
         _check_pattern(f"{row} {field}", table[field], axes)
-    for field in ("skip", "only"):
+    for field in ("skip", "only", "asked"):
         if not isinstance(table.get(field, []), list):
             raise ManifestError(f"{row} {field}: {table[field]!r} must be a list of rows")
     archs = _archs(row, "archs", table["archs"]) if "archs" in table else all_archs
     if not archs:
         raise ManifestError(f"{row}: archs is missing, and there is no [targets] all to stand for it")
-    skips, onlys = table.get("skip", []), table.get("only", [])
+    skips, onlys, asked = (table.get(field, []) for field in ("skip", "only", "asked"))
     return Family(
         name=name,
         **{field: table[field] for field in _TEXT_FIELDS},
@@ -218,6 +223,7 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
         axes=axes,
         skips=tuple(_points(f"{row} skip[{index}]", skip, axes) for index, skip in enumerate(skips)),
         onlys=tuple(_only(f"{row} only[{index}]", only, axes, archs) for index, only in enumerate(onlys)),
+        asked=tuple(_points(f"{row} asked[{index}]", points, axes) for index, points in enumerate(asked)),
     )
 
 

@@ -40,4 +40,7 @@ def _targets(family: Family, default: tuple[str, ...]) -> str:
         when = ", ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in only.points.when.items())
         archs = ", ".join(arch for arch in only.archs if arch in default)
         texts.append(f"{when}: {archs or 'none of them'}")
+    for points in family.asked:
+        when = ", ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in points.when.items())
+        texts.append(f"{when}: with `KVIT_KERNELS=all`")
     return "; ".join(texts)

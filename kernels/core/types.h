@@ -28,10 +28,24 @@ struct Float2 {
   float lo, hi;
 };
 
-/// Channels of a row of K and of V.
-template <int K, int V = K>
+/// Channels of a row of K and of V. SharesKv: a row of V is the first channels of the row of K, in the same memory.
+template <int K, int V = K, bool SharesKv = false>
 struct Dims {
   static constexpr int kKey = K, kValue = V;
+  static constexpr bool kSharesKv = SharesKv, kAreMost = false;
+};
+
+/// The same of kernels that have room for so many: rows may have fewer, a multiple of 8, as the launch says.
+template <class D>
+struct AtMost : D {
+  static constexpr bool kAreMost = true;
+};
+
+/// Which channels a row has: all that a kernel has room for, or where IsMost is set the first `channels` of them.
+template <int Most, bool IsMost>
+struct RowWidth {
+  int channels = Most;
+  KVIT_HD bool Has(int channel) const { return !IsMost || channel < channels; }
 };
 
 /// An unsigned vector register image of N bytes, aligned to its size.

@@ -44,7 +44,8 @@ template <class T, class KeyCodec, class ValueCodec, class Dims, class Variant =
           class Shape = typename Variant::Shape>
 struct AppendKernel {
   using Params = KvitAppendParams;
-  static_assert(Dims::kKey == Dims::kValue, "a lane moves K and V of the same heads and channels");
+  static_assert(Dims::kKey == Dims::kValue,
+                "a lane moves K and V of the same heads; one of both may have fewer channels");
   using Rows = WarpRows<Dims::kKey>;
   using Angles = RotaryAngles<Dims::kKey, typename Variant::Axes>;
   static constexpr int kWarps = Shape::kWarps;
@@ -53,7 +54,8 @@ struct AppendKernel {
   static constexpr int kSharedBytes = kWarps * kAngleBytes;
   static constexpr int kMinCtas = Shape::kMinCtas;
   static constexpr int kHeadsPerPass = Rows::Lanes::kRowsPerWarp;
-  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_pass", kHeadsPerPass}, {"overlaps", 1}};
+  static constexpr KvitFact kFacts[] = {
+      {"warps", kWarps}, {"heads_per_pass", kHeadsPerPass}, {"takes_fewer", 1}, {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {
     const int tokens = params.transfer.tokens.total, heads = params.transfer.cache.num_kv_heads;
@@ -77,14 +79,15 @@ struct AppendKernel {
 
   KVIT_DEVICE static void Append(const Params& params, Angles& rotation, const HeadRange& share) {
     const KvitTransferParams& transfer = params.transfer;
+    const int k_dim = transfer.cache.k_dim, v_dim = transfer.cache.v_dim;
     Rows rows(share, params.rope.rotary_dim / 16);
-    Fetch(rows, transfer.k);
-    Fetch(rows, transfer.v);
+    Fetch(rows, transfer.k, k_dim);
+    Fetch(rows, transfer.v, v_dim);
     const auto steps = rotation.LoadSteps();
     const FoundPlace early = SpeculativeFinder(transfer.cache, transfer.table, transfer.tokens).Find(share.token);
     if (kLaunchesOverlap) rotation.MoveTo(Position<true>(params, share.token, early.token.position), steps);
     GridDependencySync();
-    Part k = Load(rows, transfer.k), v = Load(rows, transfer.v);
+    Part k = Load(rows, transfer.k, k_dim), v = Load(rows, transfer.v, v_dim);
     KeepLoadsAbove();
     const FoundPlace found = Finder(transfer.cache, transfer.table, transfer.tokens).Find(share.token, early);
     if (!Good(found.token, transfer.fault)) return;
@@ -98,16 +101,16 @@ struct AppendKernel {
     uint32_t v_scale = LoadScale<3, ValueCodec>(transfer.cache, rows, found.row);
     for (;;) {
       const Rows next = rows.After(1);
-      Change(params, rotation, rows, {params.k_bias, params.extras.k_norm, true}, k);
-      Store<0, KeyCodec>(transfer.cache, rows, found.row, k, k_scale);
+      Change(params, rotation, rows, {params.k_bias, params.extras.k_norm, true, k_dim}, k);
+      Store<0, KeyCodec>(transfer.cache, rows, found.row, k, k_dim, k_scale);
       if (next.Any()) {
-        k = Load(next, transfer.k);
+        k = Load(next, transfer.k, k_dim);
         k_scale = LoadScale<2, KeyCodec>(transfer.cache, next, found.row);
       }
-      Change(params, rotation, rows, {params.v_bias, nullptr, false}, v);
-      Store<1, ValueCodec>(transfer.cache, rows, found.row, v, v_scale);
+      Change(params, rotation, rows, {params.v_bias, nullptr, false, v_dim}, v);
+      Store<1, ValueCodec>(transfer.cache, rows, found.row, v, v_dim, v_scale);
       if (!next.Any()) return;
-      v = Load(next, transfer.v);
+      v = Load(next, transfer.v, v_dim);
       v_scale = LoadScale<3, ValueCodec>(transfer.cache, next, found.row);
       rows = next;
     }
@@ -115,8 +118,9 @@ struct AppendKernel {
 
   KVIT_DEVICE static void RotateQueries(const Params& params, Angles& rotation, const HeadRange& share) {
     const KvitTransferParams& transfer = params.transfer;
+    const int channels = transfer.cache.k_dim;
     Rows rows(share, params.rope.rotary_dim / 16);
-    Fetch(rows, params.q);
+    Fetch(rows, params.q, channels);
     const auto steps = rotation.LoadSteps();
     int position = 0;
     bool has_position = true;
@@ -127,7 +131,7 @@ struct AppendKernel {
       rotation.MoveTo(Position<true>(params, share.token, position), steps);
     }
     GridDependencySync();
-    Part q = Load(rows, params.q);
+    Part q = Load(rows, params.q, channels);
     if (params.rope.positions == nullptr) {
       const FoundToken token = Finder(transfer.cache, transfer.table, transfer.tokens).FindToken(share.token);
       if (token.fault.kind == kNobodys) return;
@@ -138,13 +142,14 @@ struct AppendKernel {
     while (rows.Any()) {
       const Rows next = rows.After(1);
       Part following = q;
-      if (next.Any()) following = Load(next, params.q);
-      Change(params, rotation, rows, {params.q_bias, params.extras.q_norm, true}, q);
+      if (next.Any()) following = Load(next, params.q, channels);
+      Change(params, rotation, rows, {params.q_bias, params.extras.q_norm, true, channels}, q);
       if (!has_position) q[0] = q[1] = PackedVec8{{~0u, ~0u, ~0u, ~0u}};  // NaN
       if (rows.Has()) {
         KVIT_UNROLL
         for (int vec8 = 0; vec8 < 2; ++vec8) {
-          StoreGlobal(rows.template In<PackedVec8>(params.q_out, vec8), q[vec8]);
+          if (!rows.Holds(vec8, channels)) continue;
+          StoreGlobal(rows.template In<PackedVec8>(params.q_out, vec8, channels), q[vec8]);
         }
       }
       q = following;
@@ -168,21 +173,21 @@ struct AppendKernel {
     }
   }
 
-  KVIT_DEVICE static void Fetch(const Rows& rows, const KvitRows& source) {
+  KVIT_DEVICE static void Fetch(const Rows& rows, const KvitRows& source, int channels) {
     if (!Rows::template BeginsSectors<PackedVec8>()) return;
     KVIT_UNROLL
-    for (int vec8 = 0; vec8 < 2; ++vec8) FetchToL2(rows.template In<PackedVec8>(source, vec8));
+    for (int vec8 = 0; vec8 < 2; ++vec8) FetchToL2(rows.template In<PackedVec8>(source, vec8, channels));
   }
 
   // And fetches those of the next pass.
-  KVIT_DEVICE static Part Load(const Rows& rows, const KvitRows& source) {
+  KVIT_DEVICE static Part Load(const Rows& rows, const KvitRows& source, int channels) {
     Part part;
     KVIT_UNROLL
     for (int vec8 = 0; vec8 < 2; ++vec8) {
-      part[vec8] = LoadGlobal<PackedVec8>(rows.template In<PackedVec8>(source, vec8));
+      part[vec8] = LoadGlobal<PackedVec8>(rows.template In<PackedVec8>(source, vec8, channels));
     }
     const Rows next = rows.After(1);
-    if (next.Any()) Fetch(next, source);
+    if (next.Any()) Fetch(next, source, channels);
     return part;
   }
 
@@ -199,6 +204,7 @@ struct AppendKernel {
   struct Changes {
     const void *bias, *norm;  // null: none
     bool rotates;
+    int channels;
   };
 
   // Adds the bias, normalises the row and rotates the pairs, in f32, then rounds to T: as if other kernels had done it
@@ -213,38 +219,42 @@ struct AppendKernel {
     if (changes.bias != nullptr) {
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) {
-        const Vec8 added =
-            Unpack<T>(LoadGlobalReadOnly<PackedVec8>(rows.template InHeads<PackedVec8>(changes.bias, i)));
+        const auto bias = rows.template InHeads<PackedVec8>(changes.bias, i, changes.channels);
+        const Vec8 added = Unpack<T>(LoadGlobalReadOnly<PackedVec8>(bias));
         KVIT_UNROLL
         for (int j = 0; j < 8; ++j) vec8s[i][j] = RoundedSum(vec8s[i][j], added[j]);
       }
     }
-    if (normalises) Normalise(params, rows, changes.norm, vec8s);
+    if (normalises) Normalise(params, rows, changes, vec8s);
     if (rotates) rotation.Apply(lane, vec8s[0], vec8s[1]);
     KVIT_UNROLL
     for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
   }
 
-  KVIT_DEVICE static void Normalise(const Params& params, const Rows& rows, const void* weights, Vec8 (&vec8s)[2]) {
-    const int channels = params.transfer.cache.k_dim;
-    const float inverse = InverseRms(vec8s, Rows::Lanes::kLanesPerRow, channels, params.extras.norm_epsilon);
+  KVIT_DEVICE static void Normalise(const Params& params, const Rows& rows, const Changes& changes, Vec8 (&vec8s)[2]) {
+    const int channels = changes.channels;
+    const bool holds[2] = {rows.Holds(0, channels), rows.Holds(1, channels)};
+    const float inverse = InverseRms(vec8s, holds, Rows::Lanes::kLanesPerRow, channels, params.extras.norm_epsilon);
     KVIT_UNROLL
     for (int i = 0; i < 2; ++i) {
-      const auto weight = LoadGlobalReadOnly<PackedVec8>(rows.template InRow<PackedVec8>(weights, i));
+      const auto weight = LoadGlobalReadOnly<PackedVec8>(rows.template InRow<PackedVec8>(changes.norm, i, channels));
       ScaleByWeights(vec8s[i], inverse, Unpack<T>(weight), params.extras.norm_offset);
     }
   }
 
   template <int Pool, class Codec>
   KVIT_DEVICE static void Store(const KvitCache& cache, const Rows& rows, const FoundRow& found, const Part& part,
-                                uint32_t parameters) {
+                                int channels, uint32_t parameters) {
     using Row = RowCodec<T, Codec>;
     using Data = typename Row::Data;
-    const auto data = Row::Encode(part, Rows::Lanes::kLanesPerRow, parameters);
+    Part whole = part;
+    if constexpr (Row::kWritesParameters) rows.Complete(whole, channels);
+    const auto data = Row::Encode(whole, Rows::Lanes::kLanesPerRow, parameters);
     if (!rows.Has()) return;
     KVIT_UNROLL
     for (int vec8 = 0; vec8 < 2; ++vec8) {
-      StoreGlobal(rows.template InPool<Data>(cache.pool[Pool], found, vec8), data[vec8]);
+      if (!rows.Holds(vec8, channels)) continue;
+      StoreGlobal(rows.template InPool<Data>(cache.pool[Pool], found, vec8, channels), data[vec8]);
     }
     if (Row::kWritesParameters && Rows::Lanes::LaneOfRow(LaneIndex()) == 0) {
       StoreGlobal(rows.Parameters(cache.pool[Pool + 2], found), parameters);

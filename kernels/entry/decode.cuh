@@ -29,15 +29,21 @@ struct TileShape {
   static constexpr int kCtasPerSm = CtasPerSm;
 };
 
+/// Of K and V of a token, in the rings.
+template <class KeyCodec, class ValueCodec, class Dims>
+inline constexpr int kTokenBytes =
+    int(BytesOf<typename KeyCodec::template Element<Half>>(Dims::kKey) +
+        (Dims::kSharesKv ? 0 : BytesOf<typename ValueCodec::template Element<Half>>(Dims::kValue)));
+
 /// Copies by cp.async: two CTAs per SM, each with rings of at most 64 KB: what fits beside the merge in the 99 KB of
 /// the smallest GPUs. Steps as long as registers allow, and one stage where a step of the CTA has 16 KB: eight warps
 /// that wait at different times keep enough bytes under way, and more in flight are slower. Tokens of more than 768
-/// bytes (K and V together) leave room for two warps only.
+/// bytes (K and V together) leave room for two warps only, and of more than 1024 for one stage.
 template <class Copies, class Dims, int TokenBytes, int Rows>
 struct DefaultTileShape {
   static constexpr int kWarps = TokenBytes > 768 ? 2 : 4;
   static constexpr int kWarpTokens = TokenBytes <= (Rows > 8 ? 256 : 512) ? 32 : 16;
-  static constexpr int kStages = kWarps == 4 && kWarpTokens * TokenBytes >= 4096 ? 1 : 2;
+  static constexpr int kStages = TokenBytes > 1024 || (kWarps == 4 && kWarpTokens * TokenBytes >= 4096) ? 1 : 2;
   using Type = TileShape<kWarps, kWarpTokens, kStages, 2>;
 };
 
@@ -74,10 +80,7 @@ struct DefaultTileShape<RegisterCopies, Dims, TokenBytes, Rows> {
 ///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished work tile | scheduler
 template <class T, class KeyCodec, class ValueCodec, class Dims, int RowsPerTile, class Copies, class Variant,
           class Shape =
-              typename DefaultTileShape<Copies, Dims,
-                                        int(BytesOf<typename KeyCodec::template Element<Half>>(Dims::kKey) +
-                                            BytesOf<typename ValueCodec::template Element<Half>>(Dims::kValue)),
-                                        RowsPerTile>::Type>
+              typename DefaultTileShape<Copies, Dims, kTokenBytes<KeyCodec, ValueCodec, Dims>, RowsPerTile>::Type>
 struct DecodeKernel {
   using Params = KvitDecodeParams;
   static constexpr int kWarps = Shape::kWarps;
@@ -88,14 +91,18 @@ struct DecodeKernel {
   static constexpr int kMinCtas = Shape::kCtasPerSm;
   static constexpr int kSplitLevels = 10;
 
+  // What is out of the ordinary is the general variant's, rows of fewer channels too.
+  static constexpr bool kTakesFewer = Variant::kTakesFewer && Copies::kTakesFewer;
+  using Widths = std::conditional_t<kTakesFewer, AtMost<Dims>, Dims>;
+
   using Scheduler = TileScheduler<typename Variant::Mask, RowsPerTile, kTileTokens, kThreads, kSplitLevels>;
-  using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
+  using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, Widths, Scheduler, Shape>;
   using Score = typename Variant::Score;
   using Attention = WarpAttention<T, KeyCodec, ValueCodec, Dims, RowsPerTile, kTokens, Score>;
   using Step = std::conditional_t<Scheduler::kHasBegin, GeneralStep<Scheduler, Pipe, kTokens>,
                                   CausalStep<Scheduler, Pipe, kTokens>>;
   using Outputs = WarpSums<Dims::kValue, RowsPerTile, kWarps>;
-  using Combiner = Combine<T, Dims::kValue, RowsPerTile, kWarps, Outputs, Scheduler, Score>;
+  using Combiner = Combine<T, Widths, RowsPerTile, kWarps, Outputs, Scheduler, Score>;
 
   struct Shared {
     typename Pipe::Shared pipe;
@@ -106,6 +113,8 @@ struct DecodeKernel {
   static constexpr KvitFact kFacts[] = {{"rows", RowsPerTile},
                                         {"k_dim", Dims::kKey},
                                         {"v_dim", Dims::kValue},
+                                        {"takes_fewer", kTakesFewer},
+                                        {"shares_kv", Dims::kSharesKv},
                                         {"tile_tokens", kTileTokens},
                                         {"stages", kStages},
                                         {"ctas_per_sm", kMinCtas},
@@ -196,11 +205,12 @@ struct DecodeKernel {
       return row < rows ? scheduler.QueryAddress(work, row) : nullptr;
     };
     const float scale_log2 = params.scale * 1.44269504088896341f;
+    const RowWidth<Dims::kKey, kTakesFewer> width = {params.cache.k_dim};
     if constexpr (Score::kIsIdentity) {
-      attention.Begin(address, scale_log2);
+      attention.Begin(address, width, scale_log2);
     } else {
       const Score score(params);
-      attention.Begin(address, scale_log2, [&](int row) {
+      attention.Begin(address, width, scale_log2, [&](int row) {
         const int token = Min(scheduler.TokenOf(work.row_tile * RowsPerTile + row), work.of.new_tokens - 1);
         return score.Factor(scheduler.mask().PositionOf(work.of, token));
       });

@@ -24,7 +24,8 @@ struct GatherShape {
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape = GatherShape<16, 2, 2>>
 struct GatherKernel {
   using Params = KvitTransferParams;
-  static_assert(Dims::kKey == Dims::kValue, "a lane moves K and V of the same heads and channels");
+  static_assert(Dims::kKey == Dims::kValue,
+                "a lane moves K and V of the same heads; one of both may have fewer channels");
   using Rows = WarpRows<Dims::kKey>;
   static constexpr int kWarps = Shape::kWarps;
   static constexpr int kPasses = Shape::kPasses;
@@ -32,7 +33,8 @@ struct GatherKernel {
   static constexpr int kSharedBytes = 0;
   static constexpr int kMinCtas = Shape::kMinCtas;
   static constexpr int kHeadsPerWarp = Rows::Lanes::kRowsPerWarp * kPasses;
-  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"overlaps", 1}};
+  static constexpr KvitFact kFacts[] = {
+      {"warps", kWarps}, {"heads_per_warp", kHeadsPerWarp}, {"takes_fewer", 1}, {"overlaps", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char*) {
     const HeadRange share =
@@ -59,15 +61,15 @@ struct GatherKernel {
       const FoundPlace found = finder.Find(share.token);
       if (!Good(found.row, params.fault)) {
         if (found.row.fault.kind == kNobodys) return;
-        StoreNan(rows, params.k);
-        StoreNan(rows, params.v);
+        StoreNan(rows, params.k, params.cache.k_dim);
+        StoreNan(rows, params.v, params.cache.v_dim);
         return;
       }
       k = Load<0, KeyCodec>(params, rows, found.row);
       v = Load<1, ValueCodec>(params, rows, found.row);
     }
-    Store<KeyCodec>(rows, params.k, k);
-    Store<ValueCodec>(rows, params.v, v);
+    Store<KeyCodec>(rows, params.k, k, params.cache.k_dim);
+    Store<ValueCodec>(rows, params.v, v, params.cache.v_dim);
   }
 
  private:
@@ -80,12 +82,13 @@ struct GatherKernel {
   template <int Pool, class Codec>
   KVIT_DEVICE static void Fetch(const Params& params, const Rows& rows, const FoundRow& found) {
     using Data = typename RowCodec<T, Codec>::Data;
+    const int channels = Pool == 0 ? params.cache.k_dim : params.cache.v_dim;
     if (!Rows::template BeginsSectors<Data>()) return;
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       KVIT_UNROLL
       for (int vec8 = 0; vec8 < 2; ++vec8) {
-        FetchToL2(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, vec8));
+        FetchToL2(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, vec8, channels));
       }
       if constexpr (Codec::kScaled) FetchToL2(rows.After(pass).Parameters(params.cache.pool[Pool + 2], found));
     }
@@ -94,6 +97,7 @@ struct GatherKernel {
   template <int Pool, class Codec>
   KVIT_DEVICE static Stored<Codec> Load(const Params& params, const Rows& rows, const FoundRow& found) {
     using Data = typename RowCodec<T, Codec>::Data;
+    const int channels = Pool == 0 ? params.cache.k_dim : params.cache.v_dim;
     Stored<Codec> stored;
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
@@ -101,7 +105,7 @@ struct GatherKernel {
       KVIT_UNROLL
       for (int vec8 = 0; vec8 < 2; ++vec8) {
         stored.data[pass][vec8] =
-            LoadGlobal<Data>(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, vec8));
+            LoadGlobal<Data>(rows.After(pass).template InPool<Data>(params.cache.pool[Pool], found, vec8, channels));
       }
       if constexpr (Codec::kScaled) {
         stored.parameters[pass] = LoadGlobal<uint32_t>(rows.After(pass).Parameters(params.cache.pool[Pool + 2], found));
@@ -111,24 +115,28 @@ struct GatherKernel {
   }
 
   template <class Codec>
-  KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored) {
+  KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored, int channels) {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       if (!rows.After(pass).Has()) continue;
       KVIT_UNROLL
       for (int vec8 = 0; vec8 < 2; ++vec8) {
+        if (!rows.Holds(vec8, channels)) continue;
         const PackedVec8 elements = RowCodec<T, Codec>::Decode(stored.data[pass][vec8], stored.parameters[pass]);
-        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8), elements);
+        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8, channels), elements);
       }
     }
   }
 
   // A row that could not be found comes out as NaN: all bits set, in any float type.
-  KVIT_DEVICE static void StoreNan(const Rows& rows, const KvitRows& target) {
+  KVIT_DEVICE static void StoreNan(const Rows& rows, const KvitRows& target, int channels) {
     const auto nan = PackedVec8{{~0u, ~0u, ~0u, ~0u}};
     for (int pass = 0; pass < kPasses; ++pass) {
       if (!rows.After(pass).Has()) continue;
-      for (int vec8 = 0; vec8 < 2; ++vec8) StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8), nan);
+      for (int vec8 = 0; vec8 < 2; ++vec8) {
+        if (!rows.Holds(vec8, channels)) continue;
+        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8, channels), nan);
+      }
     }
   }
 };

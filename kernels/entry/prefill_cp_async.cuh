@@ -51,7 +51,7 @@ struct PrefillCpAsyncKernel {
   using Score = typename Variant::Score;
   static constexpr int kRowTiles = Shape::kWarpRows / 16;
   using Attention = RowAttention<T, KeyCodec, ValueCodec, Dims, kRowTiles, kTileTokens, Score>;
-  using Combiner = Combine<T, Dims::kValue, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler, Score>;
+  using Combiner = Combine<T, Dims, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler, Score>;
 
   struct Shared {
     KeyRing keys;

@@ -53,7 +53,7 @@ struct PrefillTmaKernel {
   using ValueRing = TmaRing<T, Plain, Dims::kValue, kTileTokens, 1, kStages, false>;
   using Score = typename Variant::Score;
   using Attention = GroupAttention<T, Dims, kTileTokens, Score>;
-  using Combiner = Combine<T, Dims::kValue, kRows, kConsumers, RowsOfWarps<16, true>, Scheduler, Score>;
+  using Combiner = Combine<T, Dims, kRows, kConsumers, RowsOfWarps<16, true>, Scheduler, Score>;
   static_assert(Dims::kKey % 64 == 0 && Dims::kValue % 64 == 0, "rows are whole lines of 128 bytes");
 
   struct Shared {

@@ -20,14 +20,15 @@ namespace kvit {
 template <class T, class KeyCodec, class ValueCodec, class Dims>
 struct ShiftKernel {
   using Params = KvitShiftParams;
-  static_assert(Dims::kKey == Dims::kValue, "a lane moves K and V of the same heads and channels");
+  static_assert(Dims::kKey == Dims::kValue,
+                "a lane moves K and V of the same heads; one of both may have fewer channels");
   using Rows = WarpRows<Dims::kKey>;
   using Angles = RotaryAngles<Dims::kKey>;
   static constexpr int kWarps = 8;
   static constexpr int kThreads = kWarps * 32;
   static constexpr int kSharedBytes = kWarps * Angles::kBytes;
   static constexpr int kMinCtas = 3;
-  static constexpr KvitFact kFacts[] = {{"warps", kWarps}};
+  static constexpr KvitFact kFacts[] = {{"warps", kWarps}, {"takes_fewer", 1}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {
     const int sequence = BlockIndex() / params.parts, part = BlockIndex() - sequence * params.parts;
@@ -106,6 +107,11 @@ struct ShiftKernel {
     }
   }
 
+  template <int Pool>
+  KVIT_DEVICE static int Channels(const KvitCache& cache) {
+    return Pool == 0 ? cache.k_dim : cache.v_dim;
+  }
+
   template <class Codec>
   using Stored = Array<typename RowCodec<T, Codec>::Data, 2>;
 
@@ -114,7 +120,8 @@ struct ShiftKernel {
     using Data = typename RowCodec<T, Codec>::Data;
     Stored<Codec> data;
     KVIT_UNROLL
-    for (int i = 0; i < 2; ++i) data[i] = LoadGlobal<Data>(rows.template InPool<Data>(cache.pool[Pool], from, i));
+    for (int i = 0; i < 2; ++i)
+      data[i] = LoadGlobal<Data>(rows.template InPool<Data>(cache.pool[Pool], from, i, Channels<Pool>(cache)));
     return data;
   }
 
@@ -130,7 +137,10 @@ struct ShiftKernel {
     if (!rows.Has()) return;
     using Data = typename RowCodec<T, Codec>::Data;
     KVIT_UNROLL
-    for (int i = 0; i < 2; ++i) StoreGlobal(rows.template InPool<Data>(cache.pool[Pool], to, i), data[i]);
+    for (int i = 0; i < 2; ++i) {
+      if (!rows.Holds(i, Channels<Pool>(cache))) continue;
+      StoreGlobal(rows.template InPool<Data>(cache.pool[Pool], to, i, Channels<Pool>(cache)), data[i]);
+    }
     if (RowCodec<T, Codec>::kWritesParameters && Rows::Lanes::LaneOfRow(LaneIndex()) == 0) {
       StoreGlobal(rows.Parameters(cache.pool[Pool + 2], to), parameters);
     }
@@ -150,6 +160,7 @@ struct ShiftKernel {
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
     }
+    if constexpr (Row::kWritesParameters) rows.Complete(part, cache.k_dim);
     const auto data = Row::Encode(part, Rows::Lanes::kLanesPerRow, parameters);
     Store<0, KeyCodec>(cache, rows, places.to, data, parameters);
   }

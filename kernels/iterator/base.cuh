@@ -22,6 +22,8 @@ class BaseGmemIterator {
   using AccessType = Array<T, Map::kAccessC>;
   using Pointer = PointerTo<T>;
   static constexpr int kIterCount = Map::kIterS * Map::kIterC;
+  /// Whether SetDim says how many channels a row has.
+  static constexpr bool kTakesDim = false;
   /// A thread's elements of a tile in registers: access (i, j) as Map deals them.
   using Fragment = AccessType[Map::kIterS][Map::kIterC];
 

@@ -19,6 +19,8 @@ class CombinedIterator {
                 "data and parameters must deal the same tokens to each warp");
   static_assert(Map1::kIterS <= Map0::kIterS, "slices that cover the data must cover the parameters");
 
+  static constexpr bool kTakesDim = Iterator0::kTakesDim;
+
   struct Fragment {
     typename Iterator0::Fragment first;
     typename Iterator1::Fragment second;
@@ -30,6 +32,12 @@ class CombinedIterator {
   KVIT_DEVICE void SetSmem(typename Iterator0::Pointer smem0, typename Iterator1::Pointer smem1) {
     first_.SetSmem(smem0);
     second_.SetSmem(smem1);
+  }
+
+  KVIT_DEVICE void SetDim(int channels)
+    requires(kTakesDim)
+  {
+    first_.SetDim(channels);
   }
 
   KVIT_DEVICE void ClearSmem(int pipe_iter = 0) {

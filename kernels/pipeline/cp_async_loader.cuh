@@ -21,8 +21,8 @@ class CpAsyncLoader {
         tiles_(params.cache, params.table, FastDivide(params.page_size), band, lane),
         k_(band, lane),
         v_(band, lane) {
-    keys.Bind(k_);
-    values.Bind(v_);
+    keys.Bind(k_, params.cache.k_dim);
+    values.Bind(v_, params.cache.v_dim);
     Begin();
   }
 

@@ -4,10 +4,13 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "abi/params.h"
 #include "cache/paged_iterator.cuh"
 #include "iterator/sm70.cuh"
 #include "iterator/sm80.cuh"
+#include "iterator/sm80_most.cuh"
 #include "pipeline/cp_async_loader.cuh"
 #include "pipeline/register_loader.cuh"
 #include "pipeline/tile_ring.cuh"
@@ -17,20 +20,24 @@
 
 namespace kvit {
 
-/// Through registers: any page size, any place of a row, any GPU.
+/// Through registers: any page size, any place of a row, any GPU. kTakesFewer: of rows with fewer channels than the
+/// kernel has room for, too.
 struct RegisterCopies {
   static constexpr int kPageMultiple = 1;
+  static constexpr bool kTakesFewer = false;
   static constexpr bool kIsPacked = false;
 };
 /// By cp.async: 16 bytes a lane, any page size, any place of a row.
 struct CpAsyncCopies {
   static constexpr int kPageMultiple = 1;
+  static constexpr bool kTakesFewer = true;
   static constexpr bool kIsPacked = false;
 };
 /// By TMA: a box of rows at a time, from pools that a tensor map describes, whose rows are those of tokens or, packed,
 /// lines of 128 bytes with the rows of several tokens; then the parameters of neighbours lie side by side too.
 template <bool IsPacked>
 struct TmaCopiesOf {
+  static constexpr bool kTakesFewer = false;
   static constexpr int kPageMultiple = KVIT_LEAST_BOX_TOKENS;
   static constexpr bool kIsPacked = IsPacked;
 };
@@ -55,8 +62,9 @@ class TileKvPipe {
   static constexpr int kTokens = Shape::kWarpTokens;
   using KeyRing =
       TileRing<GmemIterator, T, KeyCodec, Dims::kKey, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 0>;
-  using ValueRing =
+  using OwnValueRing =
       TileRing<GmemIterator, T, ValueCodec, Dims::kValue, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 1>;
+  using ValueRing = std::conditional_t<Dims::kSharesKv, RingOfKeys<KeyRing>, OwnValueRing>;
   using TileIter = PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map, Scheduler::kHasBegin>;
   using Loader = TileLoader<Scheduler, TileIter, KeyRing, ValueRing>;
   static_assert(KeyRing::Map::kFootprintS == kTokens && ValueRing::Map::kFootprintS == kTokens,
@@ -94,7 +102,13 @@ class TileKvPipe {
   }
 
   KVIT_DEVICE const char* Key(int stage, int s, int c) const { return shared_.keys.Address(stage, Row(s), c); }
-  KVIT_DEVICE const char* Value(int stage, int s, int c) const { return shared_.values.Address(stage, Row(s), c); }
+  KVIT_DEVICE const char* Value(int stage, int s, int c) const {
+    if constexpr (Dims::kSharesKv) {
+      return Key(stage, s, c);
+    } else {
+      return shared_.values.Address(stage, Row(s), c);
+    }
+  }
   KVIT_DEVICE auto KeyParameters(int stage, int s) const { return shared_.keys.Parameters(stage, Row(s)); }
   KVIT_DEVICE auto ValueParameters(int stage, int s) const { return shared_.values.Parameters(stage, Row(s)); }
 
@@ -108,17 +122,33 @@ class TileKvPipe {
   Loader loader_;
 };
 
-template <class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
-class KvPipe<CpAsyncCopies, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>
-    : public TileKvPipe<Sm80GmemIterator, CpAsyncLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape> {
+template <template <class, class, class, int> class GmemIterator, class T, class KeyCodec, class ValueCodec, class Dims,
+          class Scheduler, class Shape>
+class CpAsyncKvPipe : public TileKvPipe<GmemIterator, CpAsyncLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape> {
  public:
-  using Base = TileKvPipe<Sm80GmemIterator, CpAsyncLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
+  using Base = TileKvPipe<GmemIterator, CpAsyncLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
   using Base::Base;
 
   KVIT_DEVICE void WaitForKeys(int) {
     CopyAsyncWait<Shape::kStages - 1>();
     SyncWarp();
   }
+};
+
+template <class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
+class KvPipe<CpAsyncCopies, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>
+    : public CpAsyncKvPipe<Sm80GmemIterator, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape> {
+ public:
+  using Base = CpAsyncKvPipe<Sm80GmemIterator, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
+  using Base::Base;
+};
+
+template <class T, class KeyCodec, class ValueCodec, class D, class Scheduler, class Shape>
+class KvPipe<CpAsyncCopies, T, KeyCodec, ValueCodec, AtMost<D>, Scheduler, Shape>
+    : public CpAsyncKvPipe<Sm80MostGmemIterator, T, KeyCodec, ValueCodec, AtMost<D>, Scheduler, Shape> {
+ public:
+  using Base = CpAsyncKvPipe<Sm80MostGmemIterator, T, KeyCodec, ValueCodec, AtMost<D>, Scheduler, Shape>;
+  using Base::Base;
 };
 
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>

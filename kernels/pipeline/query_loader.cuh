@@ -47,6 +47,25 @@ KVIT_DEVICE void LoadQueries(GroupQueries<T, HeadDim>& queries, QueryWalk walk, 
   CopyAsyncCommit();
 }
 
+/// The same of rows that have more vectors than a warp has lanes: every `step`-th row from row `first` on, where `walk`
+/// is.
+template <class T, int HeadDim, class QueryWalk>
+KVIT_DEVICE void LoadWideQueries(GroupQueries<T, HeadDim>& queries, QueryWalk walk, int rows, int first, int step) {
+  using Queries = GroupQueries<T, HeadDim>;
+  KVIT_ROLLED
+  for (int row = first; row < Queries::kRows; row += step) {
+    KVIT_UNROLL
+    for (int i = 0; i < CeilDiv(Queries::kVectors, 32); ++i) {
+      const int vector = i * 32 + LaneIndex();
+      if (vector < Queries::kVectors) {
+        CopyAsync<16>(queries.Vector(row, vector), walk.address + vector * 16, row < rows);
+      }
+    }
+    walk.Advance(step);
+  }
+  CopyAsyncCommit();
+}
+
 /// One warp loads the queries of a warp group, whose first row in a row tile is `first`, for all row tiles of a plan.
 /// before(count) is called in front of each, of `count` before it.
 template <int Slots, class T, int HeadDim, class Address, class Plan, class Scheduler, class Before>

@@ -67,8 +67,8 @@ class RowTableLoader {
     if (exists_ >> stage & 1u) {
       typename KeyRing::Iterator k(WarpIndex(), LaneIndex());
       typename ValueRing::Iterator v(WarpIndex(), LaneIndex());
-      keys_.Bind(k);
-      values_.Bind(v);
+      keys_.Bind(k, params_.cache.k_dim);
+      values_.Bind(v, params_.cache.v_dim);
       const Rows rows = {shared_.rows[stage]};
       k.Prefetch(rows, KeyRing::Map::kDimS, stage);
       v.Prefetch(rows, ValueRing::Map::kDimS, stage);

@@ -23,7 +23,11 @@ struct TileRing {
 
   alignas(128) char data[Stages][BytesOf<Element>(Layout::kSize)];
 
-  KVIT_DEVICE void Bind(Iterator& iterator) { iterator.SetSmem(PointTo<Element>(data)); }
+  /// For rows of `dim` channels, where the iterator takes any number of them.
+  KVIT_DEVICE void Bind(Iterator& iterator, int dim) {
+    iterator.SetSmem(PointTo<Element>(data));
+    if constexpr (Iterator::kTakesDim) iterator.SetDim(dim);
+  }
   KVIT_DEVICE const char* Address(int stage, int s, int c) const {
     return data[stage] + BytesOf<Element>(Layout::Index(s, c));
   }
@@ -43,13 +47,30 @@ struct TileRing<GmemIterator, T, Codec, Dim, Tokens, Warps, Stages, Pool> {
   alignas(128) char data[Stages][BytesOf<Element>(Layout::kSize)];
   alignas(16) uint32_t parameters[Stages][Tokens];
 
-  KVIT_DEVICE void Bind(Iterator& iterator) {
+  KVIT_DEVICE void Bind(Iterator& iterator, int dim) {
     iterator.SetSmem(PointTo<Element>(data), reinterpret_cast<T*>(parameters));
+    if constexpr (Iterator::kTakesDim) iterator.SetDim(dim);
   }
   KVIT_DEVICE const char* Address(int stage, int s, int c) const {
     return data[stage] + BytesOf<Element>(Layout::Index(s, c));
   }
   KVIT_DEVICE const uint32_t* Parameters(int stage, int s) const { return &parameters[stage][s]; }
+};
+
+/// In place of a ring of V, where a row of V is the first channels of its row of K, which is there already.
+template <class KeyRing>
+struct RingOfKeys {
+  using Element = typename KeyRing::Element;
+  using Map = typename KeyRing::Map;
+  struct Iterator {
+    KVIT_DEVICE Iterator(int, int) {}
+    template <class... Args>
+    KVIT_DEVICE void Prefetch(const Args&...) const {}
+  };
+  static constexpr unsigned kPools = 0;
+
+  KVIT_DEVICE void Bind(Iterator&, int) {}
+  KVIT_DEVICE const char* Parameters(int, int) const { return nullptr; }
 };
 
 }  // namespace kvit

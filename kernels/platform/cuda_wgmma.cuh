@@ -37,6 +37,7 @@ KVIT_DEVICE uint64_t Descriptor(const SharedMatrix& matrix) {
   "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), "+f"(d[i + 6]), \
       "+f"(d[i + 7])
 #define KVIT_D32(i) KVIT_D8(i), KVIT_D8(i + 8), KVIT_D8(i + 16), KVIT_D8(i + 24)
+#define KVIT_P16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define KVIT_P32                                                                                              \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, " \
   "%23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -68,9 +69,11 @@ struct Wgmma;
                    : "l"(a), "l"(descriptor), "r"(accumulates));                                                     \
     }                                                                                                                \
   }
+#define KVIT_OUT16 KVIT_D8(0), KVIT_D8(8)
 #define KVIT_OUT32 KVIT_D32(0)
 #define KVIT_OUT64 KVIT_D32(0), KVIT_D32(32)
 #define KVIT_WGMMA_TYPE(T, type)                                                         \
+  KVIT_WGMMA(T, 32, 0, type, KVIT_P16, KVIT_OUT16, "16", "17", "18", "19", "20", "21");  \
   KVIT_WGMMA(T, 64, 0, type, KVIT_P32, KVIT_OUT32, "32", "33", "34", "35", "36", "37");  \
   KVIT_WGMMA(T, 64, 1, type, KVIT_P32, KVIT_OUT32, "32", "33", "34", "35", "36", "37");  \
   KVIT_WGMMA(T, 128, 0, type, KVIT_P64, KVIT_OUT64, "64", "65", "66", "67", "68", "69"); \
@@ -83,8 +86,10 @@ KVIT_WGMMA_TYPE(Bfloat16, "bf16");
 #undef KVIT_WGMMA_TEXT
 #undef KVIT_OUT64
 #undef KVIT_OUT32
+#undef KVIT_OUT16
 #undef KVIT_P64
 #undef KVIT_P32
+#undef KVIT_P16
 #undef KVIT_D32
 #undef KVIT_D8
 

@@ -29,23 +29,26 @@ namespace kvit {
 ///
 /// Outputs says which thread has which part of a work tile (schedule/warp_sums.cuh, schedule/rows_of_warps.cuh):
 /// Shared, and ForEachPart(attention, rows, use), which calls use(row, vector, part) for those of the calling thread.
-template <class T, int HeadDim, int Rows, int Warps, class Outputs, class Scheduler, class Score>
+template <class T, class Dims, int Rows, int Warps, class Outputs, class Scheduler, class Score>
 class Combine {
+  static constexpr int kHeadDim = Dims::kValue;
+
  public:
   static constexpr int kThreads = Warps * 32;
   static constexpr int kVector = Partial::kVector;
-  static constexpr int kVectors = HeadDim / kVector;
+  static constexpr int kVectors = kHeadDim / kVector;
   static constexpr int kRowLanes = Min(32, kVectors);  // of a warp, that join the same row
   // Rows of a thread, and parts of each, that are read together: a round trip for all of them.
   static constexpr int kItems = Rows >= 64 ? 4 : 1, kBatch = Min(20, kRowLanes) / kItems;
   using Vector = Array<float, kVector>;
   using Work = typename Scheduler::Work;
-  using Tree = SplitTree<HeadDim, Rows, Scheduler::kSplitLevels>;
+  using Tree = SplitTree<kHeadDim, Rows, Scheduler::kSplitLevels, Min(kVectors, kThreads)>;
   static constexpr int kParts = 2;
   // Of a CTA, in the workspace.
-  static constexpr int kPartBytes = Partials<HeadDim, Rows, kParts>::kCtaBytes;
-  static constexpr int kSplitPartBytes = Partials<HeadDim, Rows, Tree::kParts>::kCtaBytes;
-  static_assert(kThreads % kVectors == 0, "a row's vectors are joined in one go");
+  static constexpr int kPartBytes = Partials<kHeadDim, Rows, kParts>::kCtaBytes;
+  static constexpr int kSplitPartBytes = Partials<kHeadDim, Rows, Tree::kParts>::kCtaBytes;
+  static_assert(kThreads % kVectors == 0 || (kItems == 1 && kVectors % kThreads == 0),
+                "all threads join vectors of the same number of rows");
   static constexpr int kRowsAtOnce = kThreads / kVectors;
   static_assert(kItems == 1 || Tree::kParts == 0, "nodes of a tree are joined row by row");
 
@@ -153,7 +156,7 @@ class Combine {
   }
 
  private:
-  using Writer = RowWriter<T, Score>;
+  using Writer = RowWriter<T, Dims, Score>;
 
   KVIT_DEVICE Target TargetOf(const Work& work) const {
     return {work.of.first_token, work.row_tile, scheduler_.NumRows(work), work.head};
@@ -193,7 +196,7 @@ class Combine {
   //   lanes of a row    each has its vector of all parts; lane i has the stats of part i besides
   KVIT_DEVICE void AddParts(int cta, bool is_first, int count, int row, int vector, int rows,
                             Partial (&whole)[kItems]) const {
-    using Parts = Partials<HeadDim, Rows, kParts>;
+    using Parts = Partials<kHeadDim, Rows, kParts>;
     const int lane = LaneIndex() % kRowLanes, first_lane = LaneIndex() - lane;
     const auto is_mine = [&](int j) { return row + j * kRowsAtOnce < rows; };
     const auto place = [&](int j, int i) {
@@ -226,11 +229,12 @@ class Combine {
       if (missing == 0u && !lacks_stats) break;
       Pause();
     }
-    if constexpr (kVectors > 32) Outputs::SyncRow();  // two warps read the stats of a row before one takes them back
+    // All warps read the stats of a row before one takes them back, that of its last vectors.
+    if constexpr (kVectors > 32) Outputs::SyncRow();
     SyncWarp();
     KVIT_UNROLL
     for (int j = 0; j < kItems; ++j) {
-      if (has_stats(j) && vector < 32) place(j, lane).ClearStats();
+      if (has_stats(j) && vector >= kVectors - kRowLanes) place(j, lane).ClearStats();
       KVIT_UNROLL
       for (int i = 0; i < kBatch; ++i) {
         if (IsBehind(i, count)) break;
@@ -269,7 +273,7 @@ class Combine {
   const CtaRange& range_;
   Shared& shared_;
   Outputs outputs_;
-  Partials<HeadDim, Rows, kParts> parts_;
+  Partials<kHeadDim, Rows, kParts> parts_;
   Tree tree_;
   bool is_joiner_ = false;
 };

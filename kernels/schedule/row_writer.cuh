@@ -13,7 +13,7 @@
 namespace kvit {
 
 /// Score says whether rows have sinks, as attention/score.cuh has it.
-template <class T, class Score>
+template <class T, class Dims, class Score>
 class RowWriter {
  public:
   static constexpr int kVector = Partial::kVector;
@@ -54,13 +54,15 @@ class RowWriter {
     const float guess = Reciprocal(x);
     return fmaf(guess, fmaf(-x, guess, 1.0f), guess);
   }
-  static KVIT_DEVICE void Store(const Place& place, int vector, const Partial& part) {
+  KVIT_DEVICE void Store(const Place& place, int vector, const Partial& part) const {
     const float scale = part.sum == 0.0f ? 0.0f : Inverse(part.sum);  // no key seen: zeros
     float x[kVector];
     KVIT_UNROLL
     for (int i = 0; i < kVector; ++i) x[i] = fmaf(part.output[i], scale, 0.0f);  // 0, where a part held -0
-    StoreGlobal(place.row + vector * kVector * int64_t(sizeof(T)),
-                Array<uint32_t, 2>{Pack2<T>(x[0], x[1]), Pack2<T>(x[2], x[3])});
+    if (RowWidth<Dims::kValue, Dims::kAreMost>{params_.cache.v_dim}.Has(vector * kVector)) {
+      StoreGlobal(place.row + vector * kVector * int64_t(sizeof(T)),
+                  Array<uint32_t, 2>{Pack2<T>(x[0], x[1]), Pack2<T>(x[2], x[3])});
+    }
     if (vector != 0 || place.lse == nullptr) return;
     constexpr float kLn2 = 0.69314718055994531f;
     StoreGlobal(place.lse, part.sum == 0.0f ? -INFINITY : (part.max + Log2(part.sum)) * kLn2);

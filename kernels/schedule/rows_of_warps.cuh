@@ -9,7 +9,8 @@
 namespace kvit {
 
 /// `WarpRows` rows a warp, those of warp 0 first. OfGroups: warps work in warp groups, and others of the CTA elsewhere.
-template <int WarpRows, bool OfGroups = false>
+/// SharesRows: all groups have the same rows, and channels of their own of them.
+template <int WarpRows, bool OfGroups = false, bool SharesRows = false>
 class RowsOfWarps {
  public:
   struct Shared {};
@@ -35,7 +36,7 @@ class RowsOfWarps {
   template <class Attention, class PlaceOf, class Use>
   KVIT_DEVICE void ForEachPart(const Attention& attention, int rows, PlaceOf&& place_of, Use&& use) const {
     attention.ForEachRow([&](int m, int h) {
-      const int row = WarpIndex() * WarpRows + m * 16 + h * 8 + LaneIndex() / 4;
+      const int row = (SharesRows ? WarpIndex() % 4 : WarpIndex()) * WarpRows + m * 16 + h * 8 + LaneIndex() / 4;
       const auto place = place_of(Min(row, rows - 1));
       attention.ForEachVector(m, h, [&](int vector, const Array<float, 4>& values) {
         Partial part = {attention.Base(m, h), attention.Sum(m, h), values};

@@ -57,11 +57,13 @@ struct SplitRun {
 ///                behind all CTAs' parts, what each holds for itself until its sibling is there, of any bytes before:
 ///                outputs [cta, level, row, channel] f32, stats [cta, level, row, (max, sum)] f32
 ///
-/// A row tile has at most 2^Levels splits.
-template <int HeadDim, int Rows, int Levels>
+/// A row tile has at most 2^Levels splits. Threads join AtOnce vectors of a row together, and where a row has more, the
+/// first of them before the others.
+template <int HeadDim, int Rows, int Levels, int AtOnce = HeadDim / Partial::kVector>
 class SplitTree {
   static constexpr int kLeft = 2 * Levels;
   static constexpr int kBatch = 4;  // parts that are read together
+  static constexpr int kVectors = HeadDim / Partial::kVector;
   using Left = Partials<HeadDim, Rows, kLeft>;
 
  public:
@@ -135,7 +137,7 @@ class SplitTree {
       SyncThreads();  // the stats of a row are read by all of its vectors before they are taken back
       for (int i = 0; i < kBatch && !walk.Done(); ++i) {
         if (mine) PlaceOf(walk, row, vector).ClearOutput();
-        if (mine && vector == 0) PlaceOf(walk, row, vector).ClearStats();
+        if (mine && vector == kVectors - 1) PlaceOf(walk, row, vector).ClearStats();
         const auto first = BitCast<Float2>(stats[0]);
         part = {first.lo, first.hi, BitCast<Array<float, Partial::kVector>>(outputs[0])};
         KVIT_UNROLL
@@ -214,7 +216,7 @@ class SplitTree {
   KVIT_DEVICE void Hold(int level, int row, int vector, const Partial& part) const {
     const int64_t at = HeldRow(level, row);
     StoreGlobal(held_outputs_ + at * HeadDim + vector * Partial::kVector, part.output);
-    if (vector == 0) StoreGlobal(held_stats_ + at * Left::kStats, Float2{part.max, part.sum});
+    if (vector % AtOnce == 0) StoreGlobal(held_stats_ + at * Left::kStats, Float2{part.max, part.sum});
   }
 
   const CtaRange& range_;

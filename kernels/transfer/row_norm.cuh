@@ -21,9 +21,9 @@ KVIT_DEVICE float SumOfSquares(const Vec8& x) {
 }
 
 /// What the channels of a row are multiplied by: 1 / sqrt(their mean square + epsilon). All lanes of the warp together;
-/// each has two vec8s of its row, of `lanes` lanes and `channels` channels.
-KVIT_DEVICE float InverseRms(const Vec8 (&vec8s)[2], int lanes, int channels, float epsilon) {
-  float sum = RoundedSum(SumOfSquares(vec8s[0]), SumOfSquares(vec8s[1]));
+/// each has two vec8s of its row, of `lanes` lanes and `channels` channels, if it holds them: others count 0.
+KVIT_DEVICE float InverseRms(const Vec8 (&vec8s)[2], const bool (&holds)[2], int lanes, int channels, float epsilon) {
+  float sum = RoundedSum(holds[0] ? SumOfSquares(vec8s[0]) : 0.0f, holds[1] ? SumOfSquares(vec8s[1]) : 0.0f);
   for (int mask = 1; mask < lanes; mask *= 2) sum = RoundedSum(sum, ShuffleXor(sum, mask));
   return 1.0f / sqrtf(RoundedSum(RoundedProduct(sum, 1.0f / float(channels)), epsilon));
 }

@@ -27,7 +27,9 @@ KVIT_DEVICE HeadRange HeadRangeAt(uint32_t index, int heads, int heads_per_share
   return {int(token), first_head, Min(first_head + heads_per_share, heads)};
 }
 
-/// The rows of one token that the lanes of a warp move at a time: of as many heads as lanes have room for.
+/// The rows of one token that the lanes of a warp move at a time: of as many heads as lanes have room for, HeadDim
+/// channels each. Rows may have fewer `channels`, a multiple of 8, as each call says: then a lane without a vec8 of its
+/// own goes along with the first of its row, and stores nothing.
 template <int HeadDim>
 class WarpRows {
  public:
@@ -53,6 +55,25 @@ class WarpRows {
   /// Whether this lane has a row of its own. Lanes without one go along with the last head's, and store nothing: rows
   /// are encoded by whole warps.
   KVIT_DEVICE bool Has() const { return LanesHead() < end_head_; }
+  /// Whether vec8 0 or 1 of this lane is one of a row of so many channels.
+  KVIT_DEVICE bool Holds(int vec8, int channels) const { return Index(vec8) < channels / 8; }
+
+  /// Gives vec8s that a row does not have the values of one that it has, where they would count: the ends of a row that
+  /// is encoded are looked for in all of them. All lanes of the warp call together.
+  template <class Part>
+  KVIT_DEVICE void Complete(Part& part, int channels) const {
+    if (channels == HeadDim) return;
+    const bool holds[2] = {Holds(0, channels), Holds(1, channels)};
+    const int first_lane = LaneIndex() - Lanes::LaneOfRow(LaneIndex());  // has the row's first vec8, as its first
+    KVIT_UNROLL
+    for (int i = 0; i < 4; ++i) {
+      const uint32_t word = Shuffle(part[0].word[i], first_lane);
+      KVIT_UNROLL
+      for (int vec8 = 0; vec8 < 2; ++vec8) {
+        if (!holds[vec8]) part[vec8].word[i] = word;
+      }
+    }
+  }
 
   /// Whether a lane's vec8s begin sectors of 32 bytes, which are fetched at once.
   template <class Vec8>
@@ -62,23 +83,25 @@ class WarpRows {
 
   /// Vec8 0 or 1 of this lane, in rows of all tokens.
   template <class Vec8>
-  KVIT_DEVICE char* In(const KvitRows& rows, int vec8) const {
-    return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head() * rows.head_stride + Offset<Vec8>(vec8);
+  KVIT_DEVICE char* In(const KvitRows& rows, int vec8, int channels) const {
+    return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head() * rows.head_stride +
+           Offset<Vec8>(vec8, channels);
   }
   /// The same in a dense row of each head.
   template <class Vec8>
-  KVIT_DEVICE const char* InHeads(const void* heads, int vec8) const {
-    return static_cast<const char*>(heads) + Head() * int64_t(HeadDim / 8 * sizeof(Vec8)) + Offset<Vec8>(vec8);
+  KVIT_DEVICE const char* InHeads(const void* heads, int vec8, int channels) const {
+    return static_cast<const char*>(heads) + Head() * int64_t(channels / 8 * sizeof(Vec8)) +
+           Offset<Vec8>(vec8, channels);
   }
   /// The same in a dense row that all heads share.
   template <class Vec8>
-  KVIT_DEVICE const char* InRow(const void* row, int vec8) const {
-    return static_cast<const char*>(row) + Offset<Vec8>(vec8);
+  KVIT_DEVICE const char* InRow(const void* row, int vec8, int channels) const {
+    return static_cast<const char*>(row) + Offset<Vec8>(vec8, channels);
   }
   /// The same in the cache.
   template <class Vec8>
-  KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int vec8) const {
-    return Parameters(pool, found) + Offset<Vec8>(vec8);
+  KVIT_DEVICE char* InPool(const KvitPool& pool, const FoundRow& found, int vec8, int channels) const {
+    return Parameters(pool, found) + Offset<Vec8>(vec8, channels);
   }
   /// What all lanes of a row share.
   KVIT_DEVICE char* Parameters(const KvitPool& pool, const FoundRow& found) const {
@@ -88,9 +111,10 @@ class WarpRows {
  private:
   KVIT_DEVICE int LanesHead() const { return first_head_ + Lanes::Row(LaneIndex()); }
   KVIT_DEVICE int Head() const { return Min(LanesHead(), end_head_ - 1); }
+  KVIT_DEVICE int Index(int vec8) const { return vec8 == 0 ? vec8s_.first : vec8s_.second; }
   template <class Vec8>
-  KVIT_DEVICE int Offset(int vec8) const {
-    return (vec8 == 0 ? vec8s_.first : vec8s_.second) * int(sizeof(Vec8));
+  KVIT_DEVICE int Offset(int vec8, int channels) const {
+    return (Holds(vec8, channels) ? Index(vec8) : 0) * int(sizeof(Vec8));
   }
 
   int token_, first_head_, end_head_;

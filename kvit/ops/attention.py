@@ -193,6 +193,12 @@ class Attention(Operation, AttentionCall):
         """Bytes that calls use besides their arguments: fixed by the GPU and the shape, whatever the batch."""
         return self.plan.workspace_bytes
 
+    def require_view(self, view: CacheView) -> None:
+        """Raise ShapeError, DtypeError or LayoutError unless calls can read this cache."""
+        self._check_view(view)
+        if why := choose.why_not(self.kernel, call_on(view, self.plan.rows), None, "host"):
+            raise LayoutError(f"{self.kernel.symbol} {why}; make another Attention for this view")
+
     def _make_workspace(self) -> Buffer:
         workspace = Buffer.empty(self.workspace_bytes, "uint8", self.device)
         workspace.fill_bytes(0)  # which says that nobody has written it yet; every call leaves it so
@@ -237,9 +243,7 @@ class Attention(Operation, AttentionCall):
         q = _checks.tensor("q", q, self.dtype)
         _checks.require_shape("q", q, tokens=None, query_heads=self.query_heads, head_dim=self.head_dim)
         _checks.require_rows("q", q)
-        self._check_view(view)
-        if why := choose.why_not(self.kernel, call_on(view, self.plan.rows), None, "host"):
-            raise LayoutError(f"{self.kernel.symbol} {why}; make another Attention for this view")
+        self.require_view(view)
         each, indptr = rows_per_sequence("q", q, table.num_sequences, query_indptr, stream)
         if out is not None:
             out = _checks.tensor("out", out, self.dtype)

@@ -28,7 +28,11 @@ class CopyPages(Operation):
 
     def __init__(self, view: CacheView, *, faults: FaultRecord | None = None):
         super().__init__(view, faults)
-        self._data = registry.find("copy_pages", access=_checks.VECTOR_BYTES)
+        self._row_bytes = tuple(
+            codec.dtype.bytes_for(dim) for codec, dim in zip(view.codecs, (view.k_dim, view.v_dim), strict=True)
+        )
+        is_short = any(row_bytes % _checks.VECTOR_BYTES for row_bytes in self._row_bytes)
+        self._data = registry.find("copy_pages", access=codecs.PARAM_BYTES if is_short else _checks.VECTOR_BYTES)
         self._params = registry.find("copy_pages", access=codecs.PARAM_BYTES)
 
     def __call__(self, view: CacheView, source: Any, target: Any, *, chains: Any = None, stream: Any = None) -> None:
@@ -67,11 +71,8 @@ class CopyPages(Operation):
         _checks.require_device(self.device, view=view.k, source=source, target=target, chains=chains)
         lists = ("source", source), ("target", target), ("chains", chains)
         aliases.require_unwritten("view", view.packed, *lists)
-        data = tuple(
-            codec.dtype.bytes_for(dim) for codec, dim in zip(view.codecs, (view.k_dim, view.v_dim), strict=True)
-        )
         params = tuple(codecs.PARAM_BYTES if belongs_to_rows(pool) else 0 for pool in (view.k_params, view.v_params))
-        launches = ((self._data, (*data, 0, 0)), (self._params, (0, 0, *params)))
+        launches = ((self._data, (*self._row_bytes, 0, 0)), (self._params, (0, 0, *params)))
         page_ops.copy_pages(
             tuple((kernel, row_bytes) for kernel, row_bytes in launches if any(row_bytes)),
             Device.of(self.device),

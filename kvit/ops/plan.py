@@ -15,6 +15,8 @@ from kvit.ops.operation import Launch
 from kvit.selection import choose, registry
 from kvit.selection.registry import KernelInfo
 
+_FAMILIES = ("decode", "prefill", "latent")
+
 
 class AttentionPlan(NamedTuple):
     """All that is fixed before an Attention's first call: by the view, the GPU and the caller; never by lengths."""
@@ -108,7 +110,9 @@ def call_on(view: CacheView, rows: int) -> choose.Call:
     kv = codecs.key_of(*view.codecs)
     by_pointer = view.packed.blocks is not None
     is_packed = view.packed.may_be_packed
-    return choose.Call(view.dtype.short, kv, view.dims, rows, view.page_size, multiple, by_pointer, is_packed)
+    return choose.Call(
+        view.dtype.short, kv, view.dims, rows, view.page_size, multiple, by_pointer, is_packed, view.shares_kv
+    )
 
 
 def _variant(modifiers: Modifiers, wanted: choose.Wanted) -> str:
@@ -123,13 +127,19 @@ def _variant(modifiers: Modifiers, wanted: choose.Wanted) -> str:
 def _choose_kernel(
     dtype: dtypes.Dtype, view: CacheView, rows: int, variant: str, device: Device, wanted: choose.Wanted
 ) -> choose.Choice:
-    key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims, "variant": variant}
-    found = registry.candidates("decode", **key) + registry.candidates("prefill", **key)
+    key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs)}
+    found = _serving(view.dims, variant, key)
+    if variant == "plain" and not any(kernel.family == "decode" for kernel in found):
+        found += _serving(view.dims, "general", key)  # rows of other channels than decode is built for
     if not found:
-        registry.find("decode", **key)  # raises KernelMissing and says what is built
+        registry.find("decode", head_dim=view.dims, variant=variant, **key)  # raises KernelMissing, says what is built
     if dtype is not view.dtype:
         raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
     return choose.choose(found, call_on(view, rows), device.compute_capability, wanted=wanted)
+
+
+def _serving(dims: registry.AxisValue, variant: str, key: Mapping[str, str]) -> tuple[KernelInfo, ...]:
+    return tuple(kernel for family in _FAMILIES for kernel in registry.serving(family, dims, variant=variant, **key))
 
 
 def _whole_tiles(split_tokens: int, kernel: KernelInfo) -> int:

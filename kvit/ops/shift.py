@@ -17,6 +17,7 @@ from kvit.ops.operation import Operation
 from kvit.ops.packed_rope import pack_rope
 from kvit.ops.page_lists import require_writable
 from kvit.ops.rope import Rope
+from kvit.ops.transfer import room_for
 from kvit.selection import registry
 
 
@@ -40,8 +41,8 @@ class Shift(Operation):
         super().__init__(view, faults)
         if rope is not None and rope.head_dim != self.head_dim:
             raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
-        key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims}
-        self.kernel = registry.find("shift", **key)
+        key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs)}
+        self.kernel = registry.serves("shift", room_for(view), **key)
         self.rope = rope
         self._rope = None if rope is None else pack_rope(rope, self.device)
 

@@ -24,11 +24,16 @@ class Transfer(Operation, TransferCall):
 
     def __init__(self, view: CacheView, *, launch: Launch = "direct", faults: FaultRecord | None = None, **axes: str):
         Operation.__init__(self, view, faults, launch)
-        key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs), "head_dim": view.dims}
-        self.kernel = registry.find(self.family, **axes, **key)
+        key = {"dtype": view.dtype.short, "kv": codecs.key_of(*view.codecs)}
+        self.kernel = registry.serves(self.family, room_for(view), **axes, **key)
         TransferCall.__init__(
             self, self.kernel, self.device, self.faults, view.packed, self.family == "append", launch == "graph"
         )
+
+
+def room_for(view: CacheView) -> int:
+    """Channels that a kernel needs room for which moves rows of K and of V alike."""
+    return max(view.k_dim, view.v_dim)
 
 
 def rows_like_each_other(k: Any, v: Any, view: CacheView, stream: Stream) -> tuple[Tensor, Tensor]:

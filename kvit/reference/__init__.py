@@ -11,6 +11,7 @@ from .pair import PAIRS, Pair
 from .rope import Rotation, biased, cosine_and_sine, rotate
 from .rounding import rounded
 from .shift import shift
+from .sparse import chosen_keys, sparse_attention
 
 __all__ = [
     "CODECS",
@@ -30,6 +31,7 @@ __all__ = [
     "append",
     "attention",
     "biased",
+    "chosen_keys",
     "codec_of",
     "convert_pages",
     "copy_pages",
@@ -45,6 +47,7 @@ __all__ = [
     "rounded",
     "seen_keys",
     "shift",
+    "sparse_attention",
     "to_vllm",
     "token_positions",
     "token_ranges",

@@ -42,7 +42,8 @@ def attention(
     """softmax(scale * q k^T) v, one query token at a time, in float64.
 
     q            [queries, query_heads, head_dim]
-    k, v         [keys, kv_heads, head_dim]; query head h reads KV head h // (query_heads / kv_heads)
+    k, v         [keys, kv_heads, head_dim]; query head h reads KV head h // (query_heads / kv_heads). Rows of V may
+                 have other channels than those of K; then outputs have as many as they
     scale        head_dim ** -0.5 if absent
     window, chunk, spans [queries, 2], tree [queries, words]
                  what queries see, as seen_keys defines it
@@ -62,7 +63,7 @@ def attention(
     scale = head_dim**-0.5 if scale is None else scale
     grouped = q.reshape(num_queries, kv_heads, query_heads // kv_heads, head_dim)
 
-    out = np.zeros(q.shape)
+    out = np.zeros((num_queries, query_heads, v.shape[-1]))
     lse = np.full((num_queries, query_heads), -np.inf)
     of_heads = (kv_heads, query_heads // kv_heads, 1)
     sink = np.full(of_heads, -np.inf) if sinks is None else np.asarray(sinks, np.float64).reshape(of_heads)
@@ -91,7 +92,7 @@ def attention(
             continue
         weights = np.exp(scores - largest)
         total = weights.sum(axis=-1, keepdims=True) + np.exp(sink - largest)
-        out[i] = np.einsum("hgt,thc->hgc", weights / total, v[seen]).reshape(query_heads, head_dim)
+        out[i] = np.einsum("hgt,thc->hgc", weights / total, v[seen]).reshape(query_heads, -1)
         lse[i] = (largest + np.log(total)).reshape(query_heads)
     return State(out, lse)
 

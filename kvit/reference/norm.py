@@ -28,15 +28,19 @@ def normalise(rows: NDArray[np.float32], norm: RowNorm, rotary_dim: int = 0) -> 
     """Rows [..., head_dim], normalised in float32.
 
     rotary_dim  channels that turn afterwards. They decide nothing but the order in which squares are added: kernels
-                hold rows so that the channels of a pair meet
+                hold rows so that the channels of a pair meet, and have room for 64, 128, 256 or 512 channels
     """
     channels = rows.shape[-1]
     with np.errstate(over="ignore", invalid="ignore"):  # infinity times 0 is NaN, as on a GPU
         sums = (rows * rows).reshape(*rows.shape[:-1], channels // _VEC8, _VEC8)
         while sums.shape[-1] > 1:
             sums = sums[..., 0::2] + sums[..., 1::2]
-        first, second = _vec8s_of_lanes(channels // 16, rotary_dim // 16)
-        lanes = sums[..., first, 0] + sums[..., second, 0]
+        room = max(64, 1 << (channels - 1).bit_length()) // 16  # lanes, with two vec8s each
+        sums = np.concatenate(
+            [sums[..., 0], np.zeros((*rows.shape[:-1], 2 * room - channels // _VEC8), np.float32)], -1
+        )
+        first, second = _vec8s_of_lanes(room, rotary_dim // 16)
+        lanes = sums[..., first] + sums[..., second]
         while lanes.shape[-1] > 1:
             lanes = lanes[..., 0::2] + lanes[..., 1::2]
         mean = lanes * (np.float32(1) / np.float32(channels))

@@ -44,7 +44,7 @@ def paged_attention(
     """
     q = np.asarray(q)
     counts = [1] * len(table.lengths) if counts is None else counts
-    out = np.full(q.shape, np.nan)
+    out = np.full((*q.shape[:2], cache.v_codec.channels(cache.v.shape[-1])), np.nan)
     lse = np.full(q.shape[:2], np.nan)
     for sequence, tokens in enumerate(token_ranges(counts)):
         if table.has_room(cache, sequence):

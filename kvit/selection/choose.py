@@ -18,6 +18,10 @@ Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
 
 
+_UNTRIED = {"latent"}
+"""Families that have run on the host backend alone: a GPU takes them only where the caller asks for them."""
+
+
 class Call(NamedTuple):
     """What the choice depends on. No length and no address is among it."""
 
@@ -29,6 +33,7 @@ class Call(NamedTuple):
     stride_multiple: int = 16  # of which all strides of K and V are multiples, in bytes
     by_pointer: bool = False  # pages are found by a pointer each, not by their number and a stride
     is_packed: bool = True  # rows of fewer than 128 bytes, and integers' parameters, lie one after the other
+    shares_kv: bool = False  # rows of V are the first channels of the rows of K
 
     def __str__(self) -> str:
         return f"dtype={self.dtype} kv={self.kv} head_dim={self.head_dim}"
@@ -95,7 +100,7 @@ def choose(
     The cost, its first number before its second: passes over K and V, one for each `rows` query rows, where those of
     a kernel that computes longer than it reads count `pass_cost` each; the place of each axis in the order that a rule
     gives it, the first rule that applies; query rows that stay idle. A kernel's needs are facts of it in index.json:
-    `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`, `is_packed`.
+    `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`, `is_packed`, `shares_kv`.
     Raises KernelMissing (`wanted` is none of the candidates, or the GPU runs none), LayoutError (none reads the pages).
     """
     kernels = tuple(candidates)
@@ -104,6 +109,8 @@ def choose(
     if not asked:
         raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
     reasons = [(kernel, why_not(kernel, call, compute_capability, arch)) for kernel in asked]
+    if wanted is None and compute_capability is not None:
+        reasons = [(kernel, reason or _untried(kernel)) for kernel, reason in reasons]
     fitting = [kernel for kernel, reason in reasons if reason is None]
     refused = tuple((kernel, reason) for kernel, reason in reasons if reason is not None)
     if not fitting:
@@ -144,7 +151,14 @@ def why_not(kernel: KernelInfo, call: Call, compute_capability: tuple[int, int] 
         return "needs pages that lie at equal distances; these are found by a pointer each"
     if facts.get("is_packed", 0) and not call.is_packed:
         return "needs rows and parameters that lie one after the other in a page, as in HND; these do not"
+    if facts.get("shares_kv", 0) and not call.shares_kv:
+        return "needs rows of V that are the first channels of the rows of K, in the same memory; these are not"
     return None
+
+
+def _untried(kernel: KernelInfo) -> str | None:
+    """Why a GPU does not take this kernel unasked, or None where it does."""
+    return "has not run on a GPU yet; kernel= takes it all the same" if kernel.family in _UNTRIED else None
 
 
 def _is_wanted(kernel: KernelInfo, wanted: Wanted) -> bool:

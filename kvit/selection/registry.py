@@ -8,12 +8,11 @@ import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
-from kvit import codecs, dtypes
-from kvit.errors import DtypeError, KernelMissing
-
-AxisValue: TypeAlias = int | str
+from kvit.errors import KernelMissing
+from kvit.selection import missing
+from kvit.selection.axes import AxisValue, channels, words
 
 KERNELS = Path(__file__).resolve().parents[1] / "_kernels"
 """Folder of what was compiled: <arch>/<family>_<unit>.fatbin, libkvit_host.so, index.json."""
@@ -45,6 +44,18 @@ class KernelInfo(NamedTuple):
     def __hash__(self) -> int:
         return hash((self.symbol, self.folder))  # the mappings have none
 
+    @property
+    def channels(self) -> tuple[int, int]:
+        """Channels of a row of K and of V that the kernel has room for; of families with an axis `head_dim`."""
+        return channels(self.axes["head_dim"])
+
+    def takes(self, k_dim: int, v_dim: int) -> bool:
+        """Whether rows of K and V may have so many channels, though the kernel has room for others."""
+        if not self.facts.get("takes_fewer", 0) or self.facts.get("shares_kv", 0) or k_dim % 8 or v_dim % 8:
+            return False
+        most_k, most_v = self.channels
+        return k_dim <= most_k and v_dim <= most_v
+
     def file(self, arch: str) -> Path:
         """The fatbin with this kernel, of a cubin (sm_XX) or PTX (compute_XX). Raises KernelMissing: there is none."""
         if arch not in self.archs:
@@ -63,6 +74,8 @@ class KernelInfo(NamedTuple):
                 f"Name {gpu} in KVIT_ARCHS, or compute_80, whose PTX runs on all newer GPUs, and reinstall; "
                 f"{_TARGETS_ARE_LISTED}"
             )
+            if self.unit.endswith("_asked") and not self.archs:
+                remedy = "It is one of those that few models want: set KVIT_KERNELS=all, and reinstall."
             if compute_capability < _OLDEST:
                 remedy = 'Kernels need compute capability 8.0 or newer; device="host" needs no GPU.'
             raise KernelMissing(
@@ -113,6 +126,24 @@ class Registry:
         """
         return self._candidates(family, tuple(axes.items()))
 
+    def serving(self, family: str, head_dim: AxisValue, **axes: AxisValue) -> tuple[KernelInfo, ...]:
+        """The kernels of a family that serve rows of `head_dim` channels and agree with every other axis given.
+
+        Those of that head_dim; where there are none, of those that take rows of fewer channels than they have room for,
+        the ones with the least room. Empty where none does.
+        """
+        exact = self.candidates(family, head_dim=head_dim, **axes)
+        if exact:
+            return exact
+        wider = [kernel for kernel in self.candidates(family, **axes) if kernel.takes(*channels(head_dim))]
+        least = min((sum(kernel.channels) for kernel in wider), default=0)
+        return tuple(kernel for kernel in wider if sum(kernel.channels) == least)
+
+    def serves(self, family: str, head_dim: AxisValue, **axes: AxisValue) -> KernelInfo:
+        """The one of them. Raises KernelMissing, which says what exists nearby, and TypeError as `find` does."""
+        found = self.serving(family, head_dim, **axes)
+        return found[0] if len(found) == 1 else self.find(family, head_dim=head_dim, **axes)
+
     def find(self, family: str, **axes: AxisValue) -> KernelInfo:
         """The one kernel at this point of the family's axes.
 
@@ -122,9 +153,10 @@ class Registry:
         if len(found) == 1:
             return found[0]
         if not found:
-            raise KernelMissing(self._what_exists(family, axes))
+            families = dict.fromkeys(kernel.family for kernel in self._kernels)
+            raise KernelMissing(missing.what_exists(self.candidates, families, family, axes))
         free = [axis for axis in found[0].axes if axis not in axes]
-        raise TypeError(f"{len(found)} kernels agree with {_words(family, axes)}; give {', '.join(free)} too")
+        raise TypeError(f"{len(found)} kernels agree with {words(family, axes)}; give {', '.join(free)} too")
 
     def _search(self, family: str, axes: tuple[tuple[str, AxisValue], ...]) -> tuple[KernelInfo, ...]:
         members = [kernel for kernel in self._kernels if kernel.family == family]
@@ -134,56 +166,15 @@ class Registry:
         wanted = set(axes)
         return tuple(kernel for kernel in members if wanted <= set(kernel.axes.items()))
 
-    def _what_exists(self, family: str, axes: Mapping[str, AxisValue]) -> str:
-        members = self.candidates(family)
-        if not members:
-            families = ", ".join(dict.fromkeys(kernel.family for kernel in self._kernels))
-            return (
-                f"no kernel family {family}; built families are {families}.\n"
-                f"  Add [{family}] to kernels/manifest.toml and reinstall."
-            )
-        instead = self._nearest_pair(family, axes)
-        built = {axis: _values(members, axis) for axis in axes}
-        unknown = [axis for axis in axes if axes[axis] not in built[axis]]
-        if unknown:
-            lists = "; ".join(_built(axis, built[axis]) for axis in unknown)
-            instead += _padding(axes["head_dim"], built["head_dim"]) if "head_dim" in unknown else ""
-            addable = [axis for axis in unknown if axis != "head_dim" or _is_power_of_two(axes[axis])]
-            if addable:
-                rows = " and ".join(f"{axes[axis]} to [{family}] axes.{axis}" for axis in addable)
-                instead += f"  Add {rows} in kernels/manifest.toml and reinstall.\n"
-            return f"{_words(family, axes)}; {lists}.\n{instead}".rstrip("\n")
-        # Each value is built somewhere, but not together: say what one change would find.
-        near = []
-        for axis in axes:
-            others = {other: value for other, value in axes.items() if other != axis}
-            values = _values(self.candidates(family, **others), axis)
-            if values:
-                near.append(f"with {_words('', others) or 'nothing else given'} {_built(axis, values)}")
-        nearby = "; ".join(near) or "no kernel differs from it in one axis only"
-        return (
-            f"{_words(family, axes)}; {nearby}.\n{instead}"
-            f"  The `skip` rows of [{family}] in kernels/manifest.toml say why it is left out."
-        )
 
-    def _nearest_pair(self, family: str, axes: Mapping[str, AxisValue]) -> str:
-        """A line on what to store K and V as instead, as codecs.nearest_pair has it; empty where that is no remedy."""
-        others = {axis: value for axis, value in axes.items() if axis != "kv"}
-        if "kv" not in axes:
-            return ""
-        try:
-            compute = dtypes.dtype_of(axes.get("dtype", "bf16"))
-            wanted = codecs.pair_of_key(str(axes["kv"]), compute)
-        except DtypeError:
-            return ""
-        built = [codecs.pair_of_key(str(kv), compute) for kv in _values(self.candidates(family, **others), "kv")]
-        head_dim = int(str(axes.get("head_dim", 128)).split("x")[0])
-        found = codecs.nearest_pair(wanted, built, head_dim)
-        if found is None:
-            return ""
-        more = codecs.pair_bytes(*found, head_dim) - codecs.pair_bytes(*wanted, head_dim)
-        change = f"{abs(more)} bytes {'more' if more >= 0 else 'fewer'} per token and head"
-        return f"  The nearest pair that is built is k='{found[0]}', v='{found[1]}' ({change}).\n"
+def serving(family: str, head_dim: AxisValue, **axes: AxisValue) -> tuple[KernelInfo, ...]:
+    """Registry.serving among the installed kernels."""
+    return installed().serving(family, head_dim, **axes)
+
+
+def serves(family: str, head_dim: AxisValue, **axes: AxisValue) -> KernelInfo:
+    """Registry.serves among the installed kernels."""
+    return installed().serves(family, head_dim, **axes)
 
 
 def find(family: str, **axes: AxisValue) -> KernelInfo:
@@ -236,37 +227,6 @@ def _kernel_info(row: dict, folder: Path) -> KernelInfo:
     fields |= {name: row[name] for name in ("threads", "shared_bytes", "min_ctas")}
     axes, facts = MappingProxyType(row["axes"]), MappingProxyType(row["facts"])
     return KernelInfo(**fields, axes=axes, facts=facts, archs=tuple(row["archs"]), folder=folder)
-
-
-def _is_power_of_two(head_dim: AxisValue) -> bool:
-    """Whether a head dim can be added to the manifest: the lanes of a warp share whole rows evenly."""
-    return isinstance(head_dim, int) and head_dim > 0 and head_dim & (head_dim - 1) == 0
-
-
-def _padding(head_dim: AxisValue, built: Iterable[AxisValue]) -> str:
-    """A line on rows that are padded, for a head dim that no kernel can have; empty for others."""
-    if not isinstance(head_dim, int) or _is_power_of_two(head_dim):
-        return ""
-    wider = min((other for other in built if isinstance(other, int) and other > head_dim), default=None)
-    if wider is None:
-        return "  Kernels take head dims that are powers of two.\n"
-    return (
-        f"  Kernels take head dims that are powers of two: pad the rows of q, K and V with zeros to {wider} channels, "
-        f"and give scale={head_dim} ** -0.5.\n"
-    )
-
-
-def _values(kernels: Iterable[KernelInfo], axis: str) -> tuple[AxisValue, ...]:
-    return tuple(dict.fromkeys(kernel.axes[axis] for kernel in kernels))
-
-
-def _words(family: str, axes: Mapping[str, AxisValue]) -> str:
-    return " ".join([family] * bool(family) + [f"{axis}={value}" for axis, value in axes.items()])
-
-
-def _built(axis: str, values: Iterable[AxisValue]) -> str:
-    plural = axis if axis.endswith("s") else axis + "s"
-    return f"built {plural} are {', '.join(map(str, values))}"
 
 
 def all() -> tuple[KernelInfo, ...]:

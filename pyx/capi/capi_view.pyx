@@ -91,9 +91,9 @@ cdef int make_maps(PackedCache packed) except -1:
     cdef int tokens = packed.maps.most_tokens
     if device.is_host or device.compute_capability >= (9, 0):
         while tokens >= KVIT_LEAST_BOX_TOKENS:
-            packed.make_maps(Boxes(tokens, False), device)
+            packed.make_maps(Boxes(tokens, False, False), device)
             if packed.maps.may_be_packed:
-                packed.make_maps(Boxes(tokens, True), device)
+                packed.make_maps(Boxes(tokens, True, False), device)
             tokens //= 2
     return 0
 

@@ -15,12 +15,14 @@ cdef enum:
 cdef struct Boxes:
     int tokens                         # most of a box, a power of two; 0: the kernel copies otherwise
     bint is_packed                     # tokens of fewer than 128 bytes come several to a row of 128
+    bint shares_kv                     # rows of V are the first bytes of the rows of K
 
 
 # K's map, then V's, of boxes of KVIT_LEAST_BOX_TOKENS << i tokens; those with packed rows from NUM_BOXES on.
 cdef struct TensorMaps:
     int most_tokens                    # of a box of this cache; 0: no map can describe it
     bint may_be_packed
+    bint shares_kv
     unsigned int made                  # bit i: maps[i] are there
     unsigned char[2 * NUM_BOXES][2][128] maps
 

@@ -22,6 +22,7 @@ cdef void describe_maps(TensorMaps *maps, const MappedPool *k, const MappedPool 
                         const MappedPool *v_pairs, int page_size) noexcept nogil:
     cdef int tokens = MOST_BOX
     maps.most_tokens = 0
+    maps.shares_kv = lie_within(v, k)
     maps.may_be_packed = may_be_packed(k) and may_be_packed(v) and lie_by_twos(k_pairs) and lie_by_twos(v_pairs)
     if not (is_mappable(k) and is_mappable(v)):
         return
@@ -49,7 +50,15 @@ cdef bint lie_by_twos(const MappedPool *pairs) noexcept nogil:
     return pairs.token_stride == pairs.row_bytes and places % (2 * pairs.row_bytes) == 0
 
 
+cdef bint lie_within(const MappedPool *v, const MappedPool *k) noexcept nogil:
+    """Whether rows of V are the first bytes of the rows of K."""
+    return (v.base == k.base and v.page_stride == k.page_stride and v.token_stride == k.token_stride
+            and v.head_stride == k.head_stride and v.row_bytes <= k.row_bytes)
+
+
 cdef bint can_copy(const TensorMaps *maps, Boxes boxes) noexcept nogil:
+    if boxes.shares_kv and not maps.shares_kv:
+        return False
     return boxes.tokens == 0 or (maps.most_tokens > 0 and (maps.may_be_packed or not boxes.is_packed))
 
 
@@ -92,7 +101,7 @@ def pack_tensor_map(device, uintptr_t base, tuple strides, *, int row_bytes, int
         )
     entered = dev.enter()
     try:
-        encode(map, Boxes(box_tokens, is_packed), dev, &pool, num_pages, page_size, num_heads)
+        encode(map, Boxes(box_tokens, is_packed, False), dev, &pool, num_pages, page_size, num_heads)
     finally:
         dev.leave(entered)
     return (<const char *>map)[:sizeof(map)]

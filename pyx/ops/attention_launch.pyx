@@ -39,7 +39,8 @@ cdef class AttentionLaunch:
         self.tickets = Tensor.from_pointer(workspace.pointer, (entry.facts["workspace_head_bytes"],), "uint8",
                                            workspace.device, owner=workspace)
         self.fault = fault
-        self.plan.boxes = Boxes(entry.facts["box_tokens"], entry.facts["is_packed"])
+        self.plan.boxes = Boxes(entry.facts["box_tokens"], entry.facts["is_packed"],
+                                entry.facts.get("shares_kv", 0))
         self.plan.constants.group = divisor_of(group)
         self.plan.constants.workspace = workspace.memory.data
         self.plan.constants.fault = <KvitFault *>fault.memory.data

@@ -149,6 +149,24 @@ cdef extern from "abi/params.h":
         int32_t parts
         int32_t is_in_place
 
+    ctypedef struct KvitSelectParams:
+        KvitPageTable table
+        KvitTokens tokens
+        const int32_t *indices
+        int32_t *pages
+        int32_t *lengths
+        KvitFault *fault
+        int32_t num_pages
+        int32_t page_size
+        int32_t entry_tokens
+        int32_t pages_per_entry
+        int32_t entries
+        int32_t choosers
+        int32_t page_step
+        int32_t part_step
+        int32_t head_step
+        int32_t is_causal
+
     enum:
         KVIT_MERGE_PARTS
 

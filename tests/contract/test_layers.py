@@ -42,7 +42,7 @@ CYTHON = [
     ("capi", {"capi_error"}),
     ("ops", {"attention_call", "transfer_call"}),
     ("ops", {"cache_call"}),
-    ("ops", {"attention_launch", "merge", "page_ops", "row_ops"}),
+    ("ops", {"attention_launch", "merge", "page_ops", "row_ops", "select_op"}),
     ("ops", {"faults", "packed_cache", "packed_table"}),
     ("ops", {"checks", "overlaps", "packers"}),
     ("ops", {"params"}),

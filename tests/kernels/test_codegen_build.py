@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from codegen.build import build_kernels, choose_archs, choose_jobs
+from codegen.build import build_kernels, choose_archs, choose_jobs, wants_asked
 from codegen.emit import units_of
 from codegen.errors import BuildError
 from codegen.manifest import parse_manifest
@@ -117,6 +117,14 @@ def steps_after_touching(tree, *paths):
     for path in paths:
         os.utime(path, (now, now))
     return run_ninja(tree / "build", find_ninja(), 1, dry_run=True)
+
+
+def test_kernels_that_few_want_are_asked_for_by_an_environment_variable():
+    assert not wants_asked({})
+    assert not wants_asked({"KVIT_KERNELS": "default"})
+    assert wants_asked({"KVIT_KERNELS": "all"})
+    with pytest.raises(BuildError, match="KVIT_KERNELS is 'every'; it must be default, or all"):
+        wants_asked({"KVIT_KERNELS": "every"})
 
 
 def test_every_kernel_is_compiled_for_its_targets_and_for_the_host_and_is_in_the_index(tree):

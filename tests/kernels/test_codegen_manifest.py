@@ -73,6 +73,24 @@ def test_only_rows_leave_the_targets_that_all_of_them_name():
     }
 
 
+ASKED = GOOD.replace("skip = [", 'asked = [\n  { when = { n = 4 }, reason = "few want four" },\n]\nskip = [')
+
+
+def test_kernels_that_few_want_have_files_of_their_own_and_targets_where_they_are_asked_for():
+    manifest = parse_manifest(ASKED)
+    for with_asked in (True, False):
+        archs = {spec.symbol: (spec.unit, spec.archs) for spec in manifest.specs(with_asked)}
+        assert archs["kvit_scale__bf16_n2"] == ("bf16", ("sm_80", "compute_80"))
+        assert archs["kvit_scale__bf16_n4"] == ("bf16_asked", ("sm_80", "compute_80") if with_asked else ())
+
+
+def test_asked_rows_are_checked_as_others_are():
+    with pytest.raises(ManifestError, match=r"\[scale\] asked\[0\] when: axes.n has no 5; it has 1, 2, 4"):
+        parse_manifest(ASKED.replace("n = 4 }", "n = 5 }"))
+    with pytest.raises(ManifestError, match=r"\[scale\] asked\[0\] reason: say why"):
+        parse_manifest(ASKED.replace("few want four", ""))
+
+
 def test_a_family_without_archs_has_all_targets_and_a_plain_build_makes_the_default():
     manifest = parse_manifest(NARROWED)
     assert manifest.default_archs == ("sm_80", "sm_90a")

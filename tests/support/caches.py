@@ -71,6 +71,7 @@ def make_case(
     page_size: int = 16,
     kv_heads: int = 2,
     head_dim: int = 64,
+    v_dim: int | None = None,
     dtype: np.dtype = BFLOAT16,
     layout: str = "HND",
     storage: str = "pools",
@@ -83,20 +84,22 @@ def make_case(
     storage  "pools": K and V apart; "halves": K and V of a page side by side in one tensor; "padded": rows further
              apart
     table    "dense" or "ragged"
+    v_dim    channels of rows of V; head_dim if absent
     """
     slots = [-(-length // page_size) for length in lengths]
     order = rng.permutation(sum(slots) + spare_pages).astype(np.int32)
     pages = np.split(order[: sum(slots)], np.cumsum(slots)[:-1]) if lengths else []
-    page = (page_size, kv_heads, head_dim) if layout == "NHD" else (kv_heads, page_size, head_dim)
+    dims = (head_dim, v_dim or head_dim)
+    rows = (page_size, kv_heads) if layout == "NHD" else (kv_heads, page_size)
     if storage == "halves":
-        bases = (poisoned((len(order), 2, *page), dtype),)
+        bases = (poisoned((len(order), 2, *rows, head_dim), dtype),)
         k, v = bases[0][:, 0], bases[0][:, 1]
     else:
         padding = 8 if storage == "padded" else 0
-        bases = tuple(poisoned((len(order), *page[:-1], head_dim + padding), dtype) for _ in range(2))
-        k, v = (base[..., :head_dim] for base in bases)
+        bases = tuple(poisoned((len(order), *rows, dim + padding), dtype) for dim in dims)
+        k, v = (base[..., :dim] for base, dim in zip(bases, dims, strict=True))
     cache, plain = reference.Cache(k, v, layout), reference.Table(pages, lengths)
-    new = rng.standard_normal((2, sum(lengths), kv_heads, head_dim)).astype(dtype)
+    new = [rng.standard_normal((sum(lengths), kv_heads, dim)).astype(dtype) for dim in dims]
     reference.append(cache, plain, *new, lengths)
 
     buffers = tuple(to_device(base, device) for base in bases)

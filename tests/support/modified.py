@@ -29,7 +29,7 @@ def attend(case: Any, q: np.ndarray, counts: list[int], kernel: Any = None, spli
         tree=tree is not None, tokens_per_sequence=max(counts, default=1), **on_device(options, case.device),
     )  # fmt: skip
     out, lse = (to_device(poisoned(shape, dtype), case.device) for shape, dtype in
-                ((q.shape, q.dtype), (q.shape[:2], np.dtype(np.float32))))  # fmt: skip
+                (((*q.shape[:2], case.view.v_dim), q.dtype), (q.shape[:2], np.dtype(np.float32))))  # fmt: skip
     arrays = {
         name: to_device(np.asarray(x, dtype), case.device)
         for name, x, dtype in (("spans", spans, np.int32), ("tree", tree, np.int64))

@@ -47,6 +47,62 @@ def test_find_gives_the_kernel_at_a_point_of_the_axes(built, tmp_path):
     assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.fatbin"
 
 
+def wide(head_dim, takes_fewer=1, shares_kv=0):
+    row = kernel("bf16", head_dim)
+    return {**row, "facts": {"takes_fewer": takes_fewer, "shares_kv": shares_kv}}
+
+
+@pytest.fixture
+def widths(tmp_path):
+    """Kernels that take rows of fewer channels, one that does not, and one whose rows of V are in those of K."""
+    kernels = [wide(64), wide(128), wide(128, takes_fewer=0), wide("192x128"), wide(256), wide("576x512", shares_kv=1)]
+    for number, row in enumerate(kernels):
+        row["symbol"] += f"_{number}"
+    index = {"version": 1, "kvit": "1.2.3", "cuda": None, "archs": [], "kernels": kernels}
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    return Registry(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "serving"),
+    [
+        (64, [64]),
+        (128, [128, 128]),  # those that are built for it, whether they take fewer or not
+        (8, [64]),
+        (72, [128]),
+        ("72x64", [128]),
+        ("136x128", ["192x128"]),  # less room than 256
+        ("192x128", ["192x128"]),
+        ("192x136", [256]),
+        (256, [256]),
+        (264, []),
+        ("576x512", ["576x512"]),
+        ("568x512", []),  # rows of V that lie in those of K are asked for by their own width alone
+        (100, []),  # no multiple of 8
+    ],
+)
+def test_rows_that_no_kernel_is_built_for_get_the_one_with_the_least_room(widths, head_dim, serving):
+    assert [entry.axes["head_dim"] for entry in widths.serving("scale", head_dim, dtype="bf16")] == serving
+
+
+@pytest.mark.parametrize(
+    ("head_dim", "line"),
+    [
+        (100, "Pad the rows of q and K with zeros to 104 channels, those of V to 104, and give scale=100 ** -0.5."),
+        ("60x41", "Pad the rows of q and K with zeros to 64 channels, those of V to 48, and give scale=60 ** -0.5."),
+        (264, ""),
+    ],
+)
+def test_a_width_that_no_kernel_serves_is_told_what_would_do(widths, head_dim, line):
+    with pytest.raises(KernelMissing) as raised:
+        widths.serves("scale", head_dim, dtype="bf16")
+    _, limits, *rest = str(raised.value).split("\n")
+    assert limits == "  Kernels serve rows of any multiple of 8 channels up to 256."
+    assert [x.strip() for x in rest] == [line] * bool(line)
+    if line:
+        widths.serves("scale", {100: 104, "60x41": "64x48"}[head_dim], dtype="bf16")  # does not raise
+
+
 def test_find_refuses_to_choose_among_several(built):
     with pytest.raises(TypeError, match="2 kernels agree with scale dtype=bf16; give head_dim too"):
         built.find("scale", dtype="bf16")
@@ -69,26 +125,13 @@ def test_an_axis_that_the_family_does_not_have_is_a_mistake_of_the_caller(built)
 @pytest.mark.parametrize(
     ("axes", "message"),
     [
-        (
+        (  # no kernel takes other rows than its own, and who adds one must know what it costs
             {"dtype": "bf16", "head_dim": 32},
-            "scale dtype=bf16 head_dim=32; built head_dims are 64, 128.\n"
-            "  Add 32 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
+            "scale dtype=bf16 head_dim=32; built head_dims are 64, 128.",
         ),
         (
             {"dtype": "f32", "head_dim": 32},
             "scale dtype=f32 head_dim=32; built dtypes are f16, bf16; built head_dims are 64, 128.\n"
-            "  Add f32 to [scale] axes.dtype and 32 to [scale] axes.head_dim in kernels/manifest.toml and reinstall.",
-        ),
-        (  # no line of the manifest can help: rows of 96 channels do not divide a warp
-            {"dtype": "bf16", "head_dim": 96},
-            "scale dtype=bf16 head_dim=96; built head_dims are 64, 128.\n"
-            "  Kernels take head dims that are powers of two: pad the rows of q, K and V with zeros to 128 channels, "
-            "and give scale=96 ** -0.5.",
-        ),
-        (
-            {"dtype": "f32", "head_dim": 192},
-            "scale dtype=f32 head_dim=192; built dtypes are f16, bf16; built head_dims are 64, 128.\n"
-            "  Kernels take head dims that are powers of two.\n"
             "  Add f32 to [scale] axes.dtype in kernels/manifest.toml and reinstall.",
         ),
         (
@@ -187,6 +230,12 @@ def test_a_gpu_that_can_run_nothing_is_told_what_was_built(built):
     without_ptx = entry._replace(archs=("sm_80", "sm_90a"))
     with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_80"):
         without_ptx.target((12, 0))
+
+
+def test_a_gpu_without_the_kernels_that_few_want_is_told_how_to_get_them(built):
+    entry = built.find("scale", dtype="f16", head_dim=64)._replace(archs=(), unit="all_asked")
+    with pytest.raises(KernelMissing, match=r"built targets are the host alone\.\n  .* set KVIT_KERNELS=all"):
+        entry.target((9, 0))
 
 
 def test_the_installed_kernels_are_found_by_their_own_axes():
