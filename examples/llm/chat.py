@@ -16,14 +16,18 @@ from pathlib import Path
 sys.path.append(str(Path(__file__).parents[1] / "tinylm"))  # the model in numpy, and how the next token is chosen
 
 import model_file
-from conversation import Conversation
-from gguf_model import Model, Step, read
 from paged import HostEngine
 from sampling import Sampler, greedy
-from tqdm import tqdm
 from weights import WeightsError
 
 import kvit
+
+try:
+    from conversation import Conversation
+    from gguf_model import Model, Step, read
+    from tqdm import tqdm
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error.name} is not installed; run pip install '.[llm]' in kvit's folder")
 
 
 @contextmanager
@@ -60,8 +64,12 @@ def open_engine(model: Model, capacity: int, device: str, k: str | None, v: str 
             device = "cuda:0"
     if device == "host":
         return HostEngine(model.config, model.tensors, capacity, k, v)
-    from gpu import GpuEngine  # needs CuPy
-
+    try:
+        from gpu import GpuEngine
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"on a GPU the model computes with CuPy ({error}); run pip install cupy-cuda13x, or say --device host"
+        ) from error
     return GpuEngine(model.config, model.tensors, capacity, k, v, device)
 
 

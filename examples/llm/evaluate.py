@@ -140,12 +140,11 @@ def main(argv: list[str] | None = None) -> int:
         content = text.read(args.text or text.pages())
         model, tokenizer = Decoder(found.config, found.tensors), found.tokenizer
         tokens = tokenizer.encode(content)
-        if max(args.length, args.needle_length) > found.config.context:
+        longest = max(args.length, args.needle_length if args.needles else 0)
+        if longest > found.config.context:
             raise WeightsError(f"{found.name} was made for texts of {found.config.context} tokens; give shorter ones")
-        if len(tokens) < args.length:
-            raise WeightsError(
-                f"the text has {len(tokens)} tokens, less than a window of {args.length}; give more text"
-            )
+        if len(tokens) < longest:
+            raise WeightsError(f"the text has {len(tokens)} tokens, and a window or haystack {longest}; give more text")
         haystacks = needles.hide(tokenizer, content, args.needles, args.needle_length)
         evaluation = Evaluation(model, tokenizer, spread(tokens, args.windows, args.length), haystacks, args.device)
         rows = table(evaluation, args.pairs, found.config, args)

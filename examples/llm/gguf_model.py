@@ -23,7 +23,7 @@ Step = Callable[[float, str], None]
 class Model(NamedTuple):
     """What a file holds."""
 
-    name: str
+    name: str  # of the file
     config: Config
     tensors: dict[str, np.ndarray]  # float32, named as config.shapes() names them
     tokenizer: Tokenizer
@@ -44,7 +44,7 @@ def read(path: Path, step: Step = lambda fraction, label: None) -> Model:
         raise WeightsError(f"{path} is not a GGUF file ({error})") from error
     config = _config(path, facts)
     tensors = _weights(path, {tensor.name: tensor for tensor in file.tensors}, config, step)
-    return Model(str(facts.get("general.name", path.stem)), config, tensors, Tokenizer(facts))
+    return Model(path.stem, config, tensors, Tokenizer(facts))
 
 
 def _config(path: Path, facts: dict[str, Any]) -> Config:
@@ -53,7 +53,6 @@ def _config(path: Path, facts: dict[str, Any]) -> Config:
     if architecture != "llama":
         raise WeightsError(f"{path} holds a model of architecture {architecture}; only llama is computed here")
     try:
-        # A missing vocab_size is told by the vocabulary.
         wanted = {name: facts[f"llama.{key}"] for name, key in _SIZES.items()}
         vocab = len(facts["tokenizer.ggml.tokens"])
     except KeyError as error:

@@ -35,7 +35,7 @@ class Score(NamedTuple):
 def margin(error: float, windows: int) -> float:
     """Half a 95 % confidence interval of a mean over windows of which `error` is the standard error.
 
-    The quantile of Student's t by its expansion around the normal one: right to 0.1 % from 10 windows.
+    The quantile of Student's t by its expansion around the normal one: right to 0.2 % from 10 windows.
     """
     z, freedom = 1.959964, max(1, windows - 1)
     t = z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
