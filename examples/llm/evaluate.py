@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,7 +96,7 @@ class Evaluation:
         return Result(Score(pair, np.array(bits)), np.array(choices), np.array(found, bool))
 
 
-def row(result: Result, base: Result, config: Config) -> dict[str, Any]:
+def row_of(result: Result, base: Result, config: Config) -> dict[str, Any]:
     """A line of the table, as --json writes it; all of `more` is relative to 16-bit, over the same windows."""
     score = result.score
     more, error = score.over(base.score)
@@ -119,7 +119,7 @@ def row(result: Result, base: Result, config: Config) -> dict[str, Any]:
 
 def line(row: dict[str, Any]) -> str:
     """The same as the table shows it."""
-    needle = f"  {row['needles_found']}/{row['needles']}" if "needles" in row else ""
+    needle = f"  {row['needles_found']}/{row['needles']}" if "needles" in row else "  -"
     return (
         f"{row['k']:<12} {row['v']:<12} {row['token_bytes']:>11,}  {row['tokens_in_same_memory']:>6.2f}  "
         f"{row['bits_per_byte']:>9.4f}  {row['more']:>+8.4f} +- {row['margin_95']:.4f}  "
@@ -129,7 +129,7 @@ def line(row: dict[str, Any]) -> str:
 
 HEADER = (
     f"{'K':<12} {'V':<12} {'bytes/token':>11}  {'tokens':>6}  {'bits/byte':>9}  {'more than 16-bit':>18}  {'':>8}  "
-    f"{'same':>8}"
+    f"{'same':>8}  needles"
 )
 
 
@@ -147,11 +147,6 @@ def main(argv: list[str] | None = None) -> int:
             raise WeightsError(f"the text has {len(tokens)} tokens, and a window or haystack {longest}; give more text")
         haystacks = needles.hide(tokenizer, content, args.needles, args.needle_length)
         evaluation = Evaluation(model, tokenizer, spread(tokens, args.windows, args.length), haystacks, args.device)
-        rows = table(evaluation, args.pairs, found.config, args)
-    except (kvit.KvitError, WeightsError, OSError, UnicodeDecodeError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    if args.json:
         about = {
             "model": found.name,
             "text_sha256": hashlib.sha256(content.encode()).hexdigest(),
@@ -162,27 +157,33 @@ def main(argv: list[str] | None = None) -> int:
             "device": args.device or "kvit.reference",
             "dtype": DTYPE,
         }
-        args.json.write_text(json.dumps({**about, "pairs": rows}, indent=2) + "\n", encoding="utf-8")
+        rows: list[dict] = []
+        for row in table(evaluation, args.pairs, found.config, about):
+            rows.append(row)
+            if args.json:  # each time: an evaluation that is ended early leaves what it has found
+                args.json.write_text(json.dumps({**about, "pairs": rows}, indent=2) + "\n", encoding="utf-8")
+    except (kvit.KvitError, WeightsError, OSError, UnicodeDecodeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
     return 0
 
 
-def table(evaluation: Evaluation, pairs: Sequence[Pair], config: Config, args: argparse.Namespace) -> list[dict]:
-    """Print a line for each pair as soon as it is known, below a bar; return them all."""
+def table(evaluation: Evaluation, pairs: Sequence[Pair], config: Config, about: dict[str, Any]) -> Iterator[dict]:
+    """Print a line for each pair as soon as it is known, below a bar, and yield it as --json writes it."""
     print(
-        f"{args.windows * (args.length - 1):,} tokens, {evaluation.num_bytes:,} bytes, in {args.windows} windows of "
-        f"{args.length} tokens; +- is a 95 % confidence interval\n{HEADER}{'  needles' if args.needles else ''}",
+        f"{about['scored_tokens']:,} tokens, {about['scored_bytes']:,} bytes, in {about['windows']} windows of "
+        f"{about['length']} tokens; +- is a 95 % confidence interval\n{HEADER}",
         flush=True,
     )
     others = [pair for pair in pairs if pair != BASE]
-    rows: list[dict] = []
     with tqdm(total=evaluation.steps * (1 + len(others)), unit="pass", disable=None, leave=False) as bar:
         base = evaluation.of(BASE, bar)
         for pair in (BASE, *others):
             bar.set_description(str(pair))
-            rows.append(row(base if pair == BASE else evaluation.of(pair, bar), base, config))
+            found = row_of(base if pair == BASE else evaluation.of(pair, bar), base, config)
             bar.clear()
-            print(line(rows[-1]), flush=True)
-    return rows
+            print(line(found), flush=True)
+            yield found
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:

@@ -45,10 +45,9 @@ def test_logits_are_those_of_a_dense_run_in_float64(smollm2, engine):
     expected = plain_tinylm.logits(smollm2.config, smollm2.tensors, tokens)[-2:]
     talk = engine(64)
     got = np.array([talk.score(tokens[:-1]), talk.score(tokens[-1:])])
-    # Logits spread by 3 to 4 around their mean. Rows of q, k, v and outputs keep 11 bits, in 30 layers one behind the
-    # other: roundings of 2**-11 that add up as a random walk, sqrt(4 * 30) of them, give 2**-11 * 11 * 4 = 0.02.
-    spread = expected.std()
-    assert np.sqrt(np.mean((got - expected) ** 2)) < 2**-11 * np.sqrt(4 * 30) * spread
+    # Rows of q, k, v and outputs are rounded to 11 bits. On the host that moves logits by 1.3 * 2**-11 of their own
+    # spread (RMS); GPUs add in another order, and weights that are wrong anywhere move them by the spread itself.
+    assert np.sqrt(np.mean((got - expected) ** 2)) < 4 * 2**-11 * expected.std()
     assert (got.argmax(axis=1) == expected.argmax(axis=1)).all()
 
 
