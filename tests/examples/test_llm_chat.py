@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -51,6 +52,32 @@ def test_the_command_answers_and_says_how_fast(small):
     said = done.stderr.decode()
     assert re.search(r"small on host, K and V of 64 tokens in [\d,]+ bytes: K in int8 and V in int4", said)
     assert re.search(r"3 tokens read in [\d.]+ s, \d written in [\d.]+ s on host: [\d.]+ tokens/s", said)
+
+
+def test_lines_are_questions_up_to_an_empty_one(small, monkeypatch, capsys):
+    asked: list[str] = []
+
+    def ask(self, question: str, show) -> str:
+        asked.append(question)
+        show(question.upper())
+        return question.upper()
+
+    monkeypatch.setattr(chat.Conversation, "ask", ask)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("one\n two \n\nthree\n"))
+    assert chat.main(["--model", str(small), "--device", "host", "--context", "20"]) == 0
+    assert asked == ["one", "two"] and capsys.readouterr().out == "ONE\nTWO\n"
+
+
+def test_auto_takes_the_host_where_there_is_no_gpu_and_a_name_is_meant(small, monkeypatch):
+    def without_gpu(device: str) -> None:
+        raise kvit.NoGpuError("no GPU was found")
+
+    model = chat.load(small)
+    monkeypatch.setattr(chat.kvit, "Device", type("Device", (), {"of": staticmethod(without_gpu)}))
+    assert chat.open_engine(model, 20, "auto", None, None).device == "host"
+    monkeypatch.setitem(sys.modules, "gpu", None)  # as where CuPy is not installed
+    with pytest.raises(ImportError, match="pip install cupy-cuda13x, or say --device host"):
+        chat.open_engine(model, 20, "cuda:0", None, None)
 
 
 @pytest.mark.parametrize(
