@@ -11,122 +11,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import NamedTuple
 
 import corpus
 import numpy as np
-from model import Attend, Config, TinyLM, load
+from model import Config, Decoder, load
+from scoring import Score, bits_of, cached_attention, coded_attention, spread, token_bytes
 from weights import WeightsError
 
 import kvit
 from kvit.reference import PAIRS, Pair
 
-PAGE_SIZE = 16  # tokens
 WINDOW = 256  # bytes that are scored together; each window begins without a history
-DTYPE = "float16"  # of rows of K and V before any codec: what "16" stands for
-
-
-def token_bytes(pair: Pair, config: Config) -> int:
-    """Bytes of K and V of a token in all layers, parameters included."""
-    return config.layers * config.kv_heads * pair.row_bytes(DTYPE, config.head_dim)
-
-
-class Score(NamedTuple):
-    """How well the model predicts with one pair."""
-
-    pair: Pair
-    bits: np.ndarray  # [windows] bits per byte of each window
-
-    def over(self, base: Score) -> tuple[float, float]:
-        """Bits per byte more than `base`, over the same windows, and the standard error of that."""
-        more = self.bits - base.bits
-        return float(more.mean()), float(more.std() / math.sqrt(len(more)))
-
-
-def coded_attention(pair: Pair) -> Attend:
-    """Attention of one window to itself, over K and V as their codecs leave them.
-
-    Everything is there at once, so nothing is stored between calls: encoding a token depends on no other.
-    """
-    codecs = pair.codecs(DTYPE)
-
-    def attend(layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        k, v = (
-            codec.decode(*codec.encode(x.astype(np.float16)), np.float32)
-            for codec, x in zip(codecs, (k, v), strict=True)
-        )
-        return causal_attention(q.astype(np.float16).astype(np.float32), k, v)
-
-    return attend
-
-
-def cached_attention(pair: Pair, config: Config, device: str) -> Attend:
-    """The same through a kvit.PagedCache, which holds one layer of one window at a time.
-
-    Raises KvitError: the device cannot be used, or no kernel covers the pair.
-    """
-    k_codec, v_codec = pair.codecs(DTYPE)
-    cache = kvit.PagedCache(
-        pages=-(-WINDOW // PAGE_SIZE),
-        page_size=PAGE_SIZE,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        dtype=DTYPE,
-        k=k_codec.name,
-        v=v_codec.name,
-        device=device,
-    )
-
-    def attend(layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        q, k, v = (kvit.Buffer.from_numpy(x.astype(np.float16), device) for x in (q, k, v))
-        sequence = cache.sequence()
-        cache.append([sequence], k, v)
-        out = kvit.attention(q, cache, [sequence]).numpy().astype(np.float32)
-        sequence.free()
-        return out
-
-    return attend
-
-
-def causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """kvit.reference.attention of equally many queries and keys, in float32 and without a loop over queries."""
-    tokens, query_heads, head_dim = q.shape
-    kv_heads = k.shape[1]
-    grouped = q.reshape(tokens, kv_heads, -1, head_dim).transpose(1, 2, 0, 3)  # [kv_head, group, token, channel]
-    scores = grouped @ k.transpose(1, 2, 0)[:, None] * np.float32(head_dim**-0.5)
-    scores[..., ~np.tri(tokens, dtype=bool)] = -np.inf
-    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    weights /= weights.sum(axis=-1, keepdims=True)
-    out = weights @ v.transpose(1, 0, 2)[:, None]
-    return out.transpose(2, 0, 1, 3).reshape(tokens, query_heads, head_dim)
 
 
 def windows(text: bytes, count: int) -> np.ndarray:
     """[count, WINDOW + 1] bytes from places spread evenly over the text; the first byte of each is only context."""
-    starts = np.linspace(0, len(text) - WINDOW - 1, count).astype(int)
-    return np.frombuffer(text, np.uint8)[starts[:, None] + np.arange(WINDOW + 1)]
+    return spread(np.frombuffer(text, np.uint8), count, WINDOW + 1)
 
 
-def evaluate(model: TinyLM, pair: Pair, texts: np.ndarray, device: str | None = None) -> Score:
+def evaluate(model: Decoder, pair: Pair, texts: np.ndarray, device: str | None = None) -> Score:
     """Score every window [windows, WINDOW + 1] in one forward pass each, in which every byte sees the true ones before.
 
     device  of kvit's cache; kvit.reference's codecs if absent
     """
-    attend = coded_attention(pair) if device is None else cached_attention(pair, model.config, device)
-    return Score(pair, np.array([bits_per_byte(model.forward(text[:-1], 0, attend), text[1:]) for text in texts]))
-
-
-def bits_per_byte(logits: np.ndarray, targets: np.ndarray) -> float:
-    """Mean of -log2 of the probability that logits [tokens, vocab] give to targets [tokens]."""
-    logits = logits.astype(np.float64)
-    highest = logits.max(axis=1)
-    log_total = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=1))
-    return float((log_total - logits[np.arange(len(targets)), targets]).mean() / math.log(2))
+    attend = coded_attention(pair) if device is None else cached_attention(pair, model.config, device, WINDOW)
+    bits = [bits_of(model.forward(text[:-1], 0, attend), text[1:]).mean() for text in texts]
+    return Score(pair, np.array(bits))
 
 
 def line(score: Score, base: Score, config: Config) -> str:

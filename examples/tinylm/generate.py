@@ -10,12 +10,13 @@ import codecs
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from backends import PagedAttention, ReferenceAttention
-from model import END_OF_FILE, Attend, Config, TinyLM, load
+from model import END_OF_FILE, Attend, Config, Decoder, load
+from sampling import Choose, Sampler, continued, greedy
 from weights import WeightsError
 
 import kvit
@@ -23,42 +24,21 @@ import kvit
 START = b"\n"  # stands before every prompt: the model then knows that a line begins
 
 
-def generate(
-    model: TinyLM, attend: Attend, prompt: bytes, count: int, choose: Callable[[np.ndarray], int]
-) -> Iterator[int]:
+def generate(model: Decoder, attend: Attend, prompt: bytes, count: int, choose: Choose) -> Iterator[int]:
     """Yield up to count bytes that follow the prompt, each as soon as it is known; fewer where the model ends its file.
 
     attend   empty; holds the prompt and all that was yielded, but the last byte, afterwards
     choose   picks a byte from logits [vocab]
     """
-    tokens, position = np.frombuffer(prompt, np.uint8), 0
-    for _ in range(count):
+    position = 0
+
+    def score(tokens: np.ndarray) -> np.ndarray:
+        nonlocal position
         logits = model.forward(tokens, position, attend)[-1]
         position += len(tokens)
-        token = choose(logits)
-        if token == END_OF_FILE:
-            return
-        yield token
-        tokens = np.array([token])
+        return logits
 
-
-def greedy(logits: np.ndarray) -> int:
-    """The most likely byte; the lowest of equals."""
-    return int(np.argmax(logits))
-
-
-class Sampler:
-    """Draws a byte with probability softmax(logits / temperature). The same seed draws the same bytes."""
-
-    def __init__(self, temperature: float, seed: int):
-        self._temperature = temperature
-        self._rng = np.random.default_rng(seed)
-
-    def __call__(self, logits: np.ndarray) -> int:
-        scaled = logits.astype(np.float64) / self._temperature
-        cumulative = np.cumsum(np.exp(scaled - scaled.max()))
-        # random() is below 1, so the place found is below the last one.
-        return int(np.searchsorted(cumulative, self._rng.random() * cumulative[-1], side="right"))
+    return continued(score, np.frombuffer(prompt, np.uint8), count, choose, END_OF_FILE)
 
 
 def open_attention(config: Config, capacity: int, device: str, kv: str | None) -> PagedAttention:
@@ -140,7 +120,9 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def stream(model: TinyLM, attend: PagedAttention | ReferenceAttention, prompt: bytes, args: argparse.Namespace) -> None:
+def stream(
+    model: Decoder, attend: PagedAttention | ReferenceAttention, prompt: bytes, args: argparse.Namespace
+) -> None:
     """Print the text to stdout as it is made, and then, to stderr, its speed and memory."""
     sys.stdout.reconfigure(encoding="utf-8", errors="replace")
     print(f"attention on {attend.device}", file=sys.stderr, flush=True)

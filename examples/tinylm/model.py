@@ -1,9 +1,10 @@
-"""The language model in numpy: everything but attention, which the caller hands in (see backends.py).
+"""A language model in numpy: everything but attention, which the caller hands in (see backends.py).
 
-A decoder over bytes, in the manner of Llama: RMSNorm before each half of a block, rotary positions, grouped-query
-attention, SwiGLU, and one embedding table for input and output. It computes in float32; the file holds float16.
+A decoder in the manner of Llama: RMSNorm before each half of a block, rotary positions, grouped-query attention,
+SwiGLU, and one embedding table for input and output. It computes in float32; tinylm's file holds float16. examples/llm
+runs a larger model of the same form by the same class.
 
-    bytes -> embedding -> layers x [ + attention(norm), + ffn(norm) ] -> norm -> embedding^T -> logits
+    tokens -> embedding -> layers x [ + attention(norm), + ffn(norm) ] -> norm -> embedding^T -> logits
 """
 
 from __future__ import annotations
@@ -60,11 +61,12 @@ class Config:
         return shapes | {"norm.weight": (self.width,)}
 
 
-class TinyLM:
+class Decoder:
     """The model, ready to run.
 
     config    Config
-    tensors   named and shaped as config.shapes() says; any float dtype, widened to float32 here
+    tensors   named and shaped as config.shapes() says; any float dtype, widened to float32 here. Arrays of numpy, or of
+              CuPy, which numpy's functions call by themselves
     """
 
     def __init__(self, config: Config, tensors: Mapping[str, np.ndarray]):
@@ -75,47 +77,65 @@ class TinyLM:
                 f"tensor {name} is {found.get(name, 'missing')}; the config wants {wanted.get(name, 'no such tensor')}"
             )
         self.config = config
-        self.weights = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
+        self.weights = {name: tensor.astype(np.float32, copy=False) for name, tensor in tensors.items()}
         # Angle of channel pair i at position p is p * base^(-i / (head_dim / 2)).
         half = config.head_dim // 2
         frequencies = config.rope_base ** (-np.arange(half) / half)
         angles = np.arange(config.context)[:, None] * frequencies
         self._cos, self._sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
 
-    def forward(self, tokens: np.ndarray, position: int, attend: Attend) -> np.ndarray:
+    def forward(self, tokens: np.ndarray, position: int | None, attend: Attend) -> np.ndarray:
         """Run new tokens through the model.
 
         tokens     [tokens] integers below vocab
-        position   of tokens[0] in the text: how many tokens attend has stored before
+        position   of tokens[0] in the text: how many tokens attend has stored before. None: attend knows it, and turns
+                   q and k itself
         attend     where K and V live; called once per layer, in order
 
         Returns logits [tokens, vocab], float32: row i scores what follows tokens[i].
         Raises ValueError where the text would outgrow the context.
         """
-        config, end = self.config, position + len(tokens)
-        if end > config.context:
-            raise ValueError(f"token {end} is past the model's context of {config.context} tokens")
-        x = self.weights["embedding.weight"][tokens]
-        cos, sin = self._cos[position:end, None], self._sin[position:end, None]
-        for layer in range(config.layers):
-            x = x + self._attention(layer, x, cos, sin, attend)
-            x = x + self._ffn(layer, x)
-        return self._norm("norm", x) @ self.weights["embedding.weight"].T
+        return self.logits(self.hidden(tokens, position, attend))
 
-    def _attention(self, layer: int, x: np.ndarray, cos: np.ndarray, sin: np.ndarray, attend: Attend) -> np.ndarray:
-        qkv = self._norm(f"layers.{layer}.attention_norm", x) @ self.weights[f"layers.{layer}.qkv.weight"].T
+    def hidden(self, tokens: np.ndarray, position: int | None, attend: Attend) -> np.ndarray:
+        """The residual stream [tokens, width] behind the last layer; the rest is as forward says."""
+        x = self.weights["embedding.weight"][tokens]
+        angles = None if position is None else self._angles(position, position + len(tokens))
+        for layer in range(self.config.layers):
+            x = x + self._attention(layer, x, angles, attend)
+            x = x + self._ffn(layer, x)
+        return x
+
+    def logits(self, hidden: np.ndarray) -> np.ndarray:
+        """The scores [tokens, vocab] that rows of the residual stream give to each next token."""
+        return self.project(self._norm("norm", hidden), "embedding.weight")
+
+    def project(self, x: np.ndarray, name: str) -> np.ndarray:
+        """x [tokens, inputs] through the weights [outputs, inputs] of that name."""
+        return x @ self.weights[name].T
+
+    def _angles(self, position: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        if end > self.config.context:
+            raise ValueError(f"token {end} is past the model's context of {self.config.context} tokens")
+        return self._cos[position:end, None], self._sin[position:end, None]
+
+    def _attention(
+        self, layer: int, x: np.ndarray, angles: tuple[np.ndarray, np.ndarray] | None, attend: Attend
+    ) -> np.ndarray:
+        qkv = self.project(self._norm(f"layers.{layer}.attention_norm", x), f"layers.{layer}.qkv.weight")
         q_size, k_size, _ = self.config.qkv_sizes
         q, k, v = (
             part.reshape(len(x), -1, self.config.head_dim) for part in np.split(qkv, [q_size, q_size + k_size], axis=1)
         )
-        out = attend(layer, rotate(q, cos, sin), rotate(k, cos, sin), v)
-        return out.reshape(len(x), -1) @ self.weights[f"layers.{layer}.attention_out.weight"].T
+        if angles is not None:
+            q, k = rotate(q, *angles), rotate(k, *angles)
+        return self.project(attend(layer, q, k, v).reshape(len(x), -1), f"layers.{layer}.attention_out.weight")
 
     def _ffn(self, layer: int, x: np.ndarray) -> np.ndarray:
-        gate_up = self._norm(f"layers.{layer}.ffn_norm", x) @ self.weights[f"layers.{layer}.gate_up.weight"].T
+        gate_up = self.project(self._norm(f"layers.{layer}.ffn_norm", x), f"layers.{layer}.gate_up.weight")
         gate, up = np.split(gate_up, 2, axis=1)
         # silu(gate) is gate * sigmoid(gate); sigmoid by tanh, which cannot overflow as exp(-gate) can.
-        return (gate * (0.5 + 0.5 * np.tanh(0.5 * gate)) * up) @ self.weights[f"layers.{layer}.down.weight"].T
+        return self.project(gate * (0.5 + 0.5 * np.tanh(0.5 * gate)) * up, f"layers.{layer}.down.weight")
 
     def _norm(self, name: str, x: np.ndarray) -> np.ndarray:
         return (
@@ -138,7 +158,7 @@ def save(path: Path, config: Config, tensors: Mapping[str, np.ndarray], facts: M
     weights.write(path, tensors, {"config": json.dumps(dataclasses.asdict(config)), **facts})
 
 
-def load(path: Path) -> tuple[TinyLM, dict[str, str]]:
+def load(path: Path) -> tuple[Decoder, dict[str, str]]:
     """Read what save wrote: the model, and the facts about its training.
 
     Raises WeightsError: no such file, not a safetensors file, or none that save wrote.
@@ -146,4 +166,4 @@ def load(path: Path) -> tuple[TinyLM, dict[str, str]]:
     tensors, facts = weights.read(path)
     if "config" not in facts:
         raise WeightsError(f"{path} has no config in its metadata; make one that has: python train.py --out {path}")
-    return TinyLM(Config(**json.loads(facts.pop("config"))), tensors), facts
+    return Decoder(Config(**json.loads(facts.pop("config"))), tensors), facts

@@ -12,7 +12,7 @@ import generate
 import numpy as np
 import pytest
 from backends import PAGE_SIZE, PagedAttention, ReferenceAttention
-from model import END_OF_FILE, Config, TinyLM, load
+from model import END_OF_FILE, Config, Decoder, load
 
 import kvit
 
@@ -21,19 +21,19 @@ PROMPT = b"\ndef read_"
 
 
 @pytest.fixture(scope="module")
-def trained() -> TinyLM:
+def trained() -> Decoder:
     return load(TINYLM / "model.safetensors")[0]
 
 
 @pytest.fixture(scope="module")
-def small() -> TinyLM:
+def small() -> Decoder:
     """One layer of random weights, where running the trained ones would add time and no reason."""
     config, rng = Config(width=64, layers=1, ffn_width=64, context=64), np.random.default_rng(3)
     weights = {name: rng.normal(size=shape) / np.sqrt(shape[-1]) for name, shape in config.shapes().items()}
-    return TinyLM(config, weights)
+    return Decoder(config, weights)
 
 
-def greedy_text(model: TinyLM, attend, count: int, prompt: bytes = PROMPT) -> bytes:
+def greedy_text(model: Decoder, attend, count: int, prompt: bytes = PROMPT) -> bytes:
     return bytes(generate.generate(model, attend, prompt, count, generate.greedy))
 
 

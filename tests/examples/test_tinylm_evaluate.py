@@ -9,19 +9,21 @@ import corpus
 import evaluate
 import numpy as np
 import pytest
-from evaluate import DTYPE, WINDOW
-from model import Config, TinyLM, save
+import scoring
+from evaluate import WINDOW
+from model import Config, Decoder, save
+from scoring import DTYPE
 
 import kvit.reference
 from kvit.reference import Pair
 
 
 @pytest.fixture(scope="module")
-def small() -> TinyLM:
+def small() -> Decoder:
     """Two layers of random weights that attend with force: attention that averages everything would hide a codec."""
     config, rng = Config(width=64, layers=2, query_heads=6, kv_heads=2, ffn_width=64), np.random.default_rng(3)
     weights = {name: 2 * rng.normal(size=shape) / np.sqrt(shape[-1]) for name, shape in config.shapes().items()}
-    return TinyLM(config, weights)
+    return Decoder(config, weights)
 
 
 def one_layer(rng, tokens=40, query_heads=6):
@@ -39,7 +41,7 @@ def test_attention_is_the_reference_s_over_a_cache_of_the_pair(rng, names):
     kvit.reference.append(cache, table, k.astype(np.float16), v.astype(np.float16), [40])
     expected, _ = kvit.reference.paged_attention(q.astype(np.float16), cache, table, [40])
     # Rows decoded to float32 and sums of 64 and 40 terms in it: some ten roundings of 2**-24, of numbers up to 10.
-    np.testing.assert_allclose(evaluate.coded_attention(pair)(0, q, k, v), expected, atol=2e-5)
+    np.testing.assert_allclose(scoring.coded_attention(pair)(0, q, k, v), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("names", ["16:16", "int8:int4", "float8_e4m3:float8_e4m3"])
@@ -47,19 +49,19 @@ def test_the_cache_and_its_kernels_give_the_same(rng, device, names):
     pair = Pair.parse(names)
     rows = list(one_layer(rng))
     config = Config(query_heads=6, kv_heads=2)
-    got = evaluate.cached_attention(pair, config, device)(0, *rows)
+    got = scoring.cached_attention(pair, config, device, WINDOW)(0, *rows)
     # Weights and outputs in float16: two roundings of 2**-11, of values up to 4, and of codes over a range of 8.
-    np.testing.assert_allclose(got, evaluate.coded_attention(pair)(0, *rows), atol=2**-11 * 12)
+    np.testing.assert_allclose(got, scoring.coded_attention(pair)(0, *rows), atol=2**-11 * 12)
 
 
 def test_a_uniform_model_needs_eight_bits_for_each_byte():
-    assert evaluate.bits_per_byte(np.full((5, 256), 1e4), np.arange(5)) == pytest.approx(8)
+    assert scoring.bits_of(np.full((5, 256), 1e4), np.arange(5)) == pytest.approx(np.full(5, 8))
 
 
 def test_bits_are_those_of_the_byte_that_comes():
     logits = np.zeros((2, 4), np.float32)
     logits[0, 3], logits[1, 0] = math.log(5), math.log(13)  # probabilities 5/8 and 13/16; of the others 1/8 and 1/16
-    assert evaluate.bits_per_byte(logits, np.array([3, 1])) == pytest.approx((math.log2(8 / 5) + 4) / 2)
+    assert scoring.bits_of(logits, np.array([3, 1])) == pytest.approx([math.log2(8 / 5), 4])
 
 
 def test_windows_reach_from_the_first_byte_to_the_last():
@@ -82,8 +84,8 @@ def test_fewer_bits_cost_more_and_each_pair_is_measured_by_itself(small, rng):
 
 def test_bytes_of_a_token_count_its_parameters():
     # 5 layers x 2 KV heads x (64 bytes of int8 and 4 of parameters, 32 of int4 and 4)
-    assert evaluate.token_bytes(Pair("int8", "int4"), Config()) == 5 * 2 * (64 + 4 + 32 + 4)
-    assert evaluate.token_bytes(Pair("16", "16"), Config()) == 5 * 2 * 2 * 128
+    assert scoring.token_bytes(Pair("int8", "int4"), Config()) == 5 * 2 * (64 + 4 + 32 + 4)
+    assert scoring.token_bytes(Pair("16", "16"), Config()) == 5 * 2 * 2 * 128
 
 
 def test_the_command_prints_and_writes_a_row_for_each_pair(small, tmp_path, monkeypatch, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import plain_tinylm
 import pytest
 import safetensors.numpy
-from model import Config, TinyLM, load, save
+from model import Config, Decoder, load, save
 from weights import WeightsError
 
 import kvit.reference
@@ -53,12 +53,12 @@ TOLERANCE = {"rtol": 1e-4, "atol": 1e-4}
 
 def test_logits_are_those_of_the_formulas(weights, rng):
     tokens = rng.integers(256, size=SMALL.context)  # the whole context: the last rotary angle as well
-    got = TinyLM(SMALL, weights).forward(tokens, 0, ExactAttention(SMALL))
+    got = Decoder(SMALL, weights).forward(tokens, 0, ExactAttention(SMALL))
     np.testing.assert_allclose(got, plain_tinylm.logits(SMALL, weights, tokens), **TOLERANCE)
 
 
 def test_text_may_come_in_any_pieces(weights, rng):
-    model, tokens = TinyLM(SMALL, weights), rng.integers(256, size=SMALL.context)
+    model, tokens = Decoder(SMALL, weights), rng.integers(256, size=SMALL.context)
     whole = model.forward(tokens, 0, ExactAttention(SMALL))
     attend, position, pieces = ExactAttention(SMALL), 0, []
     for count in (1, 1, 15, 7):  # one by one, and several after several, which puts a causal mask behind a history
@@ -72,7 +72,7 @@ def test_text_beyond_the_context_is_refused_before_anything_is_stored(weights):
         pytest.fail("the refusal came after K and V were stored")
 
     with pytest.raises(ValueError, match="token 25 is past the model's context of 24"):
-        TinyLM(SMALL, weights).forward(np.zeros(5, int), 20, attend)
+        Decoder(SMALL, weights).forward(np.zeros(5, int), 20, attend)
 
 
 def test_a_saved_model_loads_as_it_was(tmp_path, weights):
@@ -87,7 +87,7 @@ def test_a_saved_model_loads_as_it_was(tmp_path, weights):
 def test_wrong_weights_are_named(tmp_path, weights):
     del weights["layers.1.down.weight"]
     with pytest.raises(WeightsError, match=r"layers.1.down.weight is missing; the config wants \(48, 40\)"):
-        TinyLM(SMALL, weights)
+        Decoder(SMALL, weights)
     safetensors.numpy.save_file(weights, tmp_path / "bare.safetensors")
     with pytest.raises(WeightsError, match="bare.safetensors has no config"):
         load(tmp_path / "bare.safetensors")
