@@ -21,6 +21,7 @@ import kvit
 from kvit._cli import display, info
 
 _CALLS = Path(__file__).with_name("host_calls.py")
+_BARE_LAUNCH = "cuda.bindings cuLaunchKernel"
 
 # Each prints CLOCK_MONOTONIC when it is there: the clock of all processes of a machine.
 _MARK = "import time; print(time.monotonic_ns())"
@@ -126,14 +127,22 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
 
 
 def calls_table(calls: Mapping[str, Mapping[str, float | str]]) -> str:
-    """Microseconds of a call in columns, one for each driver; below, why those without a time have none."""
+    """Microseconds of a call in columns, one for each driver; below, why those without a time have none.
+
+    The last column is how many bare launches a call is worth, on the last of the drivers.
+    """
     names = list(dict.fromkeys(name for column in calls.values() for name in column))
+    last = list(calls.values())[-1]
+    launch = last.get(_BARE_LAUNCH)
     rows, reasons = [], []
     for name in names:
         values = [column.get(name, "-") for column in calls.values()]
-        rows.append((name, *(f"{value:.2f}" if isinstance(value, float) else "-" for value in values)))
+        times = [f"{value:.2f}" if isinstance(value, float) else "-" for value in values]
+        known = isinstance(values[-1], float) and isinstance(launch, float)
+        rows.append((name, *times, f"{values[-1] / launch:.1f}" if known else "-"))
         reasons += [f"{name}: {value}" for value in values if isinstance(value, str) and value != "-"]
-    return "\n".join([display.table(("a call", *(f"us, {driver}" for driver in calls)), rows), *reasons])
+    header = ("a call", *(f"us, {driver}" for driver in calls), "bare launches")
+    return "\n".join([display.table(header, rows), *reasons])
 
 
 def processor() -> str:
