@@ -89,9 +89,9 @@ class CacheView(_checks.Made, HoldsCache):
         self.kv_heads: int = kv_heads
         self.k_dim: int = k_dim
         self.v_dim: int = v_dim
-        rows = self._rows() if k_codec.params or v_codec.params else {}
-        self.k_params = parameters("k", k_codec, k_params, k_scale, rows, k.device)
-        self.v_params = parameters("v", v_codec, v_params, v_scale, rows, k.device)
+        rows, device = self._rows() if k_codec.params or v_codec.params else {}, k.device
+        self.k_params = parameters("k", k_codec, k_params, k_scale, rows, device)
+        self.v_params = parameters("v", v_codec, v_params, v_scale, rows, device)
         self.has_unit_scale: tuple[bool, bool] = (k_scale is None, v_scale is None)
         self.dtype: dtypes.Dtype = compute_dtype(
             None if dtype is None else dtypes.dtype_of(dtype), k=k, v=v, k_params=self.k_params, v_params=self.v_params
@@ -171,8 +171,9 @@ class CacheView(_checks.Made, HoldsCache):
 def _stored(name: str, source: Any, wanted: dtypes.Dtype | None) -> tuple[Tensor, codecs.Codec]:
     """The pool as its codec has it, and the codec."""
     pool = _checks.tensor(name, source, wanted)
-    codec = codecs.codec_of(pool.dtype)
-    return (pool if codec.dtype is pool.dtype else _checks.tensor(name, pool, codec.dtype)), codec
+    dtype = pool.dtype
+    codec = codecs.codec_of(dtype)
+    return (pool if codec.dtype is dtype else _checks.tensor(name, pool, codec.dtype)), codec
 
 
 def _refuse(k: Tensor, v: Tensor, layout: Layout, page_size: int | None) -> NoReturn:
