@@ -1,6 +1,6 @@
 """What kvit costs on the host: to import, to the first result, and for each call, beside others that launch a kernel.
 
-python benchmarks/host.py [--device cuda:0] [--rounds 5] [--json FILE]
+python benchmarks/host.py [--device cuda:0] [--rounds 5] [--busy] [--json FILE]
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ import kvit
 from kvit._cli import display, info
 
 _CALLS = Path(__file__).with_name("host_calls.py")
+_BUSY = ([], ["--busy"])
+_BARE_LAUNCH = "cuda.bindings cuLaunchKernel"
 
 # Each prints CLOCK_MONOTONIC when it is there: the clock of all processes of a machine.
 _MARK = "import time; print(time.monotonic_ns())"
@@ -57,8 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     starts = start_ms(options.device, options.rounds)
     calls: dict[str, dict[str, float | str]] = {}
     if options.device != "host":
-        calls[options.device] = calls_us(options.device)
-    calls["idle driver"] = idle_calls_us()
+        calls[options.device] = calls_us(options.device, options.busy)
+    calls["idle driver"] = idle_calls_us(options.busy)
     print(f"kvit {info.version()}, Python {sys.version.split()[0]}, {processor()}\n")
     print(display.table(("of a new process", "ms"), [(name, value) for name, value in starts.items()]))
     print()
@@ -73,6 +75,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="host", description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda:0", help="host: only what needs no GPU")
     parser.add_argument("--rounds", type=int, default=5, help="processes that are started for each time (5)")
+    parser.add_argument(
+        "--busy", action="store_true", help="other work has the cores too: the least times, not medians"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there too")
     return parser.parse_args(arguments)
 
@@ -102,16 +107,16 @@ def _best_ms(program: str, rounds: int) -> float:
     return round(min(times[1:]), 1)
 
 
-def calls_us(device: str) -> dict[str, float | str]:
+def calls_us(device: str, is_busy: bool) -> dict[str, float | str]:
     """host_calls.py on the real driver, in a process of its own."""
-    return json.loads(_run([sys.executable, str(_CALLS), "--device", device]))
+    return json.loads(_run([sys.executable, str(_CALLS), "--device", device, *_BUSY[is_busy]]))
 
 
-def idle_calls_us() -> dict[str, float | str]:
+def idle_calls_us(is_busy: bool) -> dict[str, float | str]:
     """host_calls.py on the driver that returns at once: what of a call is not the driver's."""
     with tempfile.TemporaryDirectory() as folder:
         environment = idle_driver.build(Path(folder))
-        return json.loads(_run([sys.executable, str(_CALLS), "--idle", folder], environment))
+        return json.loads(_run([sys.executable, str(_CALLS), "--idle", folder, *_BUSY[is_busy]], environment))
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -> str:
@@ -126,14 +131,22 @@ def _run(command: Sequence[str], environment: Mapping[str, str] | None = None) -
 
 
 def calls_table(calls: Mapping[str, Mapping[str, float | str]]) -> str:
-    """Microseconds of a call in columns, one for each driver; below, why those without a time have none."""
+    """Microseconds of a call in columns, one for each driver; below, why those without a time have none.
+
+    The last column is how many bare launches a call is worth, on the last of the drivers.
+    """
     names = list(dict.fromkeys(name for column in calls.values() for name in column))
+    last = list(calls.values())[-1]
+    launch = last.get(_BARE_LAUNCH)
     rows, reasons = [], []
     for name in names:
         values = [column.get(name, "-") for column in calls.values()]
-        rows.append((name, *(f"{value:.2f}" if isinstance(value, float) else "-" for value in values)))
+        times = [f"{value:.2f}" if isinstance(value, float) else "-" for value in values]
+        known = isinstance(values[-1], float) and isinstance(launch, float)
+        rows.append((name, *times, f"{values[-1] / launch:.1f}" if known else "-"))
         reasons += [f"{name}: {value}" for value in values if isinstance(value, str) and value != "-"]
-    return "\n".join([display.table(("a call", *(f"us, {driver}" for driver in calls)), rows), *reasons])
+    header = ("a call", *(f"us, {driver}" for driver in calls), "bare launches")
+    return "\n".join([display.table(header, rows), *reasons])
 
 
 def processor() -> str:

@@ -7,92 +7,36 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import importlib.util
 import json
 import statistics
 import struct
-import subprocess
 import sys
-import sysconfig
-import tempfile
-import timeit
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+import host_arrays
 import measure
-import numpy as np
 from cuda.bindings import driver
-from idle_driver import compiler, pretend_kernels
+from host_case import (
+    BATCH,
+    HEAD_DIM,
+    KV_HEADS,
+    NUM_CALLS,
+    PAGE_SIZE,
+    QUERY_HEADS,
+    SLOTS,
+    Burst,
+    Case,
+    burst_of,
+    c_module,
+)
+from idle_driver import pretend_kernels
 
 import kvit
 from kvit.selection import registry
 
-# Short of what a driver queues, or the GPU's time would be counted too.
-_CALLS = 200
 _BURSTS = 30
-_QUERY_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE, _SLOTS, _BATCH = 32, 8, 128, 16, 4, 4
-
-
-class Case:
-    """A decode step so small that the GPU is done with it as soon as the host."""
-
-    def __init__(self, device: str):
-        self.stream = kvit.Stream(device)
-        pool = (_BATCH * _SLOTS, _PAGE_SIZE, _KV_HEADS, _HEAD_DIM)
-        rows, new = (_BATCH, _QUERY_HEADS, _HEAD_DIM), (_BATCH, _KV_HEADS, _HEAD_DIM)
-        self.pool, self.q, self.out, self.k, self.v = (
-            self._zeros(shape, "bfloat16") for shape in ((2, *pool), rows, rows, new, new)
-        )
-        self.lse = self._zeros(rows[:2], "float32")
-        self.pages = self._integers(np.arange(_BATCH * _SLOTS).reshape(_BATCH, _SLOTS))
-        self.lengths = self._integers(np.full(_BATCH, 1))
-        self.view = kvit.CacheView(self.pool[0], self.pool[1])
-        self.table = kvit.PageTable(self.pages, lengths=self.lengths)
-        self.attention = kvit.Attention(self.view, _QUERY_HEADS)
-        self.append = kvit.Append(self.view)
-        self.attention_by_graph = kvit.Attention(self.view, _QUERY_HEADS, launch="graph")
-        self.append_by_graph = kvit.Append(self.view, launch="graph")
-        self.stream.synchronize()
-
-    def _zeros(self, shape: tuple[int, ...], dtype: str) -> kvit.Buffer:
-        buffer = kvit.Buffer.empty(shape, dtype, self.stream.device, self.stream)
-        buffer.fill_bytes(0)
-        return buffer
-
-    def _integers(self, array: np.ndarray) -> kvit.Buffer:
-        return kvit.Buffer.from_numpy(array.astype(np.int32), self.stream.device, self.stream)
-
-    def attend(self) -> None:
-        self.attention(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
-
-    def attend_by_graph(self) -> None:
-        self.attention_by_graph(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
-
-    def write(self) -> None:
-        self.append(self.k, self.v, self.view, self.table, stream=self.stream)
-
-    def write_by_graph(self) -> None:
-        self.append_by_graph(self.k, self.v, self.view, self.table, stream=self.stream)
-
-
-Burst = Callable[[], float]
-"""Microseconds that one call keeps its caller: the mean of calls that a driver queues without waiting."""
-
-
-def burst_of(statement: str, wait: Callable[[], object], **names: Any) -> Burst:
-    """Of a statement that makes the call, in terms of `names`. It is made once before, and everything waited for."""
-    timer = timeit.Timer(statement, globals=names)
-    timer.timeit(1)
-
-    def burst() -> float:
-        wait()
-        us = timer.timeit(_CALLS) / _CALLS * 1e6
-        wait()
-        return us
-
-    return burst
 
 
 def kvit_attention(case: Case) -> Burst:
@@ -159,13 +103,12 @@ def kvit_c_by_graph(case: Case) -> Burst:
 
 
 def _attention_from_c(case: Case, by_graph: bool) -> Burst:
-    with tempfile.TemporaryDirectory() as folder:
-        call_us = _compile(Path(folder)).call_us
+    call_us = c_module("host_call").call_us
     ordinal = kvit.Device.of(case.stream.device).ordinal
     buffers = (case.pool[0], case.pool[1], case.pages, case.lengths, case.q, case.out, case.lse)
     memory = (*(buffer.pointer for buffer in buffers), case.stream.handle)
-    shapes = case.pool.shape[1:], (_BATCH, _QUERY_HEADS, _SLOTS)
-    return partial(call_us, ordinal, memory, *shapes, by_graph, _CALLS)
+    shapes = case.pool.shape[1:], (BATCH, QUERY_HEADS, SLOTS)
+    return partial(call_us, ordinal, memory, *shapes, by_graph, NUM_CALLS)
 
 
 def cuda_bindings(case: Case) -> Burst:
@@ -209,10 +152,10 @@ def flashinfer(case: Case) -> Burst:
     k, v, q, out = (torch.from_dlpack(buffer) for buffer in (case.pool[0], case.pool[1], case.q, case.out))
     workspace = torch.zeros(256 << 20, dtype=torch.uint8, device=q.device)
     wrapper = BatchDecodeWithPagedKVCacheWrapper(workspace, "NHD", backend="fa2", use_tensor_cores=True)
-    indptr, indices = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (_BATCH + 1, _BATCH * _SLOTS))
-    last = torch.ones(_BATCH, dtype=torch.int32, device=q.device)
-    heads = (_QUERY_HEADS, _KV_HEADS, _HEAD_DIM, _PAGE_SIZE)
-    wrapper.plan(indptr, indices[::_SLOTS].contiguous(), last, *heads, q_data_type=q.dtype, kv_data_type=q.dtype)
+    indptr, indices = (torch.arange(n, dtype=torch.int32, device=q.device) for n in (BATCH + 1, BATCH * SLOTS))
+    last = torch.ones(BATCH, dtype=torch.int32, device=q.device)
+    heads = (QUERY_HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE)
+    wrapper.plan(indptr, indices[::SLOTS].contiguous(), last, *heads, q_data_type=q.dtype, kv_data_type=q.dtype)
     return burst_of("run(q, pair, out=out)", torch.cuda.synchronize, run=wrapper.run, q=q, pair=(k, v), out=out)
 
 
@@ -236,13 +179,16 @@ CALLS: dict[str, Callable[[Case], Burst]] = {
 _NEEDS_GPU = {"cupy.RawKernel", "FlashInfer decode"}
 
 
-def measure_all(device: str, is_idle: bool) -> dict[str, float | str]:
-    """Each of CALLS: the median of its bursts, which take turns with those of the others, or why it has no time."""
+def measure_all(device: str, is_idle: bool, is_busy: bool = False) -> dict[str, float | str]:
+    """Each of CALLS, and others' arrays: the median of its bursts, which take turns, or why it has no time.
+
+    is_busy  other work has the cores too: the least of bursts, which was disturbed least
+    """
     measure.make_current(kvit.Device.of(device))
     case = Case(device)
     bursts: dict[str, Burst] = {}
     found: dict[str, float | str] = {}
-    for name, call in CALLS.items():
+    for name, call in {**CALLS, **host_arrays.rows(is_idle)}.items():
         if is_idle and name in _NEEDS_GPU:
             continue
         try:
@@ -256,21 +202,8 @@ def measure_all(device: str, is_idle: bool) -> dict[str, float | str]:
     for _ in range(_BURSTS):
         for name, burst in bursts.items():
             times[name].append(burst())
-    return found | {name: round(statistics.median(taken), 3) for name, taken in times.items()}
-
-
-def _compile(folder: Path) -> Any:
-    """host_call.c as a module."""
-    source, target = Path(__file__).with_name("host_call.c"), folder / "host_call.so"
-    include = [f"-I{path}" for path in (sysconfig.get_paths()["include"], kvit.get_include())]
-    command = [compiler(), "-shared", "-fPIC", "-O2", "-std=gnu11", *include, "-o", str(target), str(source)]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise RuntimeError(f"host_call.c does not compile: {done.stderr}")
-    spec = importlib.util.spec_from_file_location("host_call", target)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    middle = min if is_busy else statistics.median
+    return found | {name: round(middle(taken), 3) for name, taken in times.items()}
 
 
 def main() -> int:
@@ -278,6 +211,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="host_calls", description=__doc__.split("\n")[0])
     parser.add_argument("--device", default="cuda:0")
     parser.add_argument("--idle", type=Path, metavar="FOLDER", help="the driver is the idle one; FOLDER may be written")
+    parser.add_argument("--busy", action="store_true", help="the least of bursts, not the median")
     options = parser.parse_args()
     try:
         measure.need_gpu(options.device)
@@ -287,7 +221,7 @@ def main() -> int:
         return 1
     if options.idle is not None:
         pretend_kernels(options.idle)
-    print(json.dumps(measure_all(options.device, options.idle is not None)))
+    print(json.dumps(measure_all(options.device, options.idle is not None, options.busy)))
     return 0
 
 

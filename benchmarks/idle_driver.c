@@ -194,6 +194,22 @@ static int fill(void* data, unsigned char value, size_t num_bytes) {
   return SUCCESS;
 }
 
+// Of the last event: the stream that it was recorded in, and the stream that was made to wait for it.
+__attribute__((visibility("default"))) void *idle_recorded = NULL, *idle_waiter = NULL;
+__attribute__((visibility("default"))) int idle_waits = 0;
+
+static int record(void* event, void* stream) {
+  (void)event;
+  idle_recorded = stream;
+  return SUCCESS;
+}
+
+static int wait_event(void* stream) {
+  idle_waiter = stream;
+  ++idle_waits;
+  return SUCCESS;
+}
+
 static int capture_begin(void) {
   capturing = 1;
   return SUCCESS;
@@ -241,6 +257,7 @@ static const struct {
     {"cuDriverGetVersion", driver_version},
     {"cuEventCreate", make_handle},
     {"cuEventElapsedTime", elapsed_ms},
+    {"cuEventRecord", record},
     {"cuGetErrorName", error_name},
     {"cuGraphAddKernelNode", make_handle},
     {"cuGraphCreate", make_graph},
@@ -264,6 +281,7 @@ static const struct {
     {"cuStreamCreate", make_handle},
     {"cuStreamEndCapture", capture_end},
     {"cuStreamIsCapturing", is_capturing},
+    {"cuStreamWaitEvent", wait_event},
 };
 
 // How every caller finds the rest. What is not in the table succeeds and does nothing.

@@ -43,7 +43,8 @@ FLOAT8_E5M2 = Codec("float8_e5m2", dtypes.float8_e5m2, "e5m2", "scale")
 
 CODECS = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)
 _BY_NAME = {codec.name: codec for codec in CODECS}
-_BY_DTYPE = {**{codec.dtype: codec for codec in CODECS}, dtypes.int8: INT8}
+# By the codes of dtypes, which hash in C: every new view asks twice.
+_BY_CODE = {**{codec.dtype.code: codec for codec in CODECS}, dtypes.int8.code: INT8}
 
 PARAM_BYTES = 4
 """Of a row's parameters, of either kind."""
@@ -57,7 +58,7 @@ def codec_of(x: Any) -> Codec:
     found = _BY_NAME.get(x) if isinstance(x, str) else None
     if found is None:
         try:
-            found = _BY_DTYPE.get(dtypes.dtype_of(x))
+            found = _BY_CODE.get(dtypes.dtype_of(x).code)
         except DtypeError:
             if not isinstance(x, str):
                 raise

@@ -13,6 +13,7 @@ from kvit.codecs import Codec
 from kvit.errors import DtypeError, ShapeError
 
 COMPUTE_DTYPES = (dtypes.float16, dtypes.bfloat16)
+_COMPUTE_CODES = tuple(dtype.code for dtype in COMPUTE_DTYPES)  # numbers are compared in C
 
 _LEAST_SCALE = 2.0**-126  # the reciprocal of less is no finite float32
 
@@ -67,15 +68,16 @@ def _require_scales(name: str, found: Tensor) -> None:
 def compute_dtype(dtype: dtypes.Dtype | None, **memory: Tensor | None) -> dtypes.Dtype:
     """The 16-bit type of queries, 16-bit rows and (scale, zero): `dtype`, or what the memory says, or bfloat16."""
     for name, found in memory.items():
-        if found is None or found.dtype not in COMPUTE_DTYPES:
+        own = None if found is None else found.dtype
+        if own is None or own.code not in _COMPUTE_CODES:
             continue
         if dtype is None:
-            dtype = found.dtype
-        elif dtype is not found.dtype:
-            raise DtypeError(f"{name} is {found.dtype}; it must be {dtype} like the rest, and like the queries")
+            dtype = own
+        elif dtype is not own:
+            raise DtypeError(f"{name} is {own}; it must be {dtype} like the rest, and like the queries")
     if dtype is None:
         dtype = dtypes.bfloat16
-    if dtype not in COMPUTE_DTYPES:
+    if dtype.code not in _COMPUTE_CODES:
         raise DtypeError(f"dtype is {dtype}; queries are float16 or bfloat16")
     return dtype
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from kvit import _checks, codecs, dtypes
 from kvit._native.packed_cache import HoldsCache, PackedCache
 from kvit._native.packed_table import HoldsTable, PackedTable
 from kvit._native.tensor import Tensor
-from kvit.errors import ShapeError
+from kvit.errors import LayoutError, ShapeError
 from kvit.layouts.parameters import compute_dtype, parameters
 
 Layout = Literal["NHD", "HND"]
@@ -66,48 +66,32 @@ class CacheView(_checks.Made, HoldsCache):
         dtype: Any = None,
     ):
         _checks.require_layout(layout)
-        page_size = None if page_size is None else _checks.whole("page_size", page_size)
-        if page_size is not None and page_size < 1:
-            raise ShapeError(f"page_size is {page_size}; a page holds at least 1 token")
+        if page_size is not None:
+            page_size = _checks.whole("page_size", page_size)
+            if page_size < 1:
+                raise ShapeError(f"page_size is {page_size}; a page holds at least 1 token")
+            if page_size > _checks.MOST:
+                raise ShapeError(f"page_size is {page_size}; a page holds at most {_checks.MOST} tokens")
         wanted = (None, None) if kv is None else tuple(codec.dtype for codec in codecs.pair_of(kv))
-        k = _checks.tensor("k", k, wanted[0])
-        v = _checks.tensor("v", v, wanted[1])
-        self.codecs = codecs.codec_of(k.dtype), codecs.codec_of(v.dtype)
-        k, v = _checks.tensor("k", k, self.codecs[0].dtype), _checks.tensor("v", v, self.codecs[1].dtype)
-        cuts_pages = page_size is not None and len(k.shape) == 3
-        names = _AXES_WITHOUT_PAGES[layout] if cuts_pages else _AXES[layout]
-        _checks.require_shape("k", k, **dict.fromkeys(names))
-        lengths = dict(zip(names, k.shape, strict=True))
-        _checks.require_shape("v (like k)", v, **{**lengths, "head_dim": None})
-        v_dim = v.shape[-1]
-        _checks.require_device(k.device, v=v)
-        _checks.require_rows("k", k)
-        _checks.require_rows("v", v)
-        if cuts_pages:
-            num_pages, rest = divmod(lengths["tokens"], page_size)
-            if rest:
-                raise ShapeError(f"k has {lengths['tokens']} tokens, which are no whole number of pages of {page_size}")
-        else:
-            num_pages = lengths["pages"]
-            if page_size not in (None, lengths["page_size"]):
-                raise ShapeError(
-                    f"page_size is {page_size}, but in layout {layout} the pages of k hold {lengths['page_size']}"
-                )
-            page_size = lengths["page_size"]
-        if 0 in (page_size, lengths["kv_heads"], lengths["head_dim"], v_dim):
-            raise ShapeError(f"k has shape {list(k.shape)}; only the number of pages may be 0")
+        k, k_codec = _stored("k", k, wanted[0])
+        v, v_codec = _stored("v", v, wanted[1])
+        places = PackedCache.places(k, v, layout, page_size)
+        if places is None:
+            _refuse(k, v, layout, page_size)
+        num_pages, page_size, kv_heads, k_dim, v_dim, k_strides, v_strides = places
 
         self.k: Tensor = k
         self.v: Tensor = v
+        self.codecs: tuple[codecs.Codec, codecs.Codec] = (k_codec, v_codec)
         self.layout: Layout = layout
         self.num_pages: int = num_pages
         self.page_size: int = page_size
-        self.kv_heads: int = lengths["kv_heads"]
-        self.k_dim: int = lengths["head_dim"]
+        self.kv_heads: int = kv_heads
+        self.k_dim: int = k_dim
         self.v_dim: int = v_dim
-        rows = {name: length for name, length in lengths.items() if name != "head_dim"}
-        self.k_params = parameters("k", self.codecs[0], k_params, k_scale, rows, k.device)
-        self.v_params = parameters("v", self.codecs[1], v_params, v_scale, rows, k.device)
+        rows, device = self._rows() if k_codec.params or v_codec.params else {}, k.device
+        self.k_params = parameters("k", k_codec, k_params, k_scale, rows, device)
+        self.v_params = parameters("v", v_codec, v_params, v_scale, rows, device)
         self.has_unit_scale: tuple[bool, bool] = (k_scale is None, v_scale is None)
         self.dtype: dtypes.Dtype = compute_dtype(
             None if dtype is None else dtypes.dtype_of(dtype), k=k, v=v, k_params=self.k_params, v_params=self.v_params
@@ -115,32 +99,34 @@ class CacheView(_checks.Made, HoldsCache):
         self.packed = PackedCache(
             k,
             v,
-            self._strides(names, k),
-            self._strides(names, v),
+            k_strides,
+            v_strides,
             num_pages,
             page_size,
-            self.kv_heads,
-            self.k_dim,
-            self.v_dim,
+            kv_heads,
+            k_dim,
+            v_dim,
             self.dtype.code,
             self.k_params,
             self.v_params,
-            self._parameter_strides(names, self.k_params),
-            self._parameter_strides(names, self.v_params),
+            self._parameter_strides(self.k_params),
+            self._parameter_strides(self.v_params),
         )
 
-    def _strides(self, names: tuple[str, ...], pool: Tensor) -> tuple[int, int, int]:
-        """Bytes from one page, token and head to the next."""
-        step = dict(zip(names, pool.strides, strict=False))
-        token = step.get("tokens", step.get("page_size"))
-        return step.get("pages", token * self.page_size), token, step["kv_heads"]
+    def _rows(self) -> dict[str, int]:
+        """The axes of the pools without channels, in order."""
+        names = (_AXES if len(self.k.shape) == 4 else _AXES_WITHOUT_PAGES)[self.layout]
+        return dict(zip(names[:-1], self.k.shape, strict=False))
 
-    def _parameter_strides(self, names: tuple[str, ...], params: Tensor | None) -> tuple[int, int, int] | None:
+    def _parameter_strides(self, params: Tensor | None) -> tuple[int, int, int] | None:
+        """Bytes from one page, token and head to the next."""
         if params is None:
             return None
         if len(params.shape) <= 1:  # one for all rows, or one for each head
             return 0, 0, params.strides[0] if params.shape else 0
-        return self._strides(names, params)
+        step = dict(zip(self._rows(), params.strides, strict=False))
+        token = step.get("tokens", step.get("page_size"))
+        return step.get("pages", token * self.page_size), token, step["kv_heads"]
 
     @property
     def device(self) -> str:
@@ -182,6 +168,33 @@ class CacheView(_checks.Made, HoldsCache):
         )
 
 
+def _stored(name: str, source: Any, wanted: dtypes.Dtype | None) -> tuple[Tensor, codecs.Codec]:
+    """The pool as its codec has it, and the codec."""
+    pool = _checks.tensor(name, source, wanted)
+    dtype = pool.dtype
+    codec = codecs.codec_of(dtype)
+    return (pool if codec.dtype is dtype else _checks.tensor(name, pool, codec.dtype)), codec
+
+
+def _refuse(k: Tensor, v: Tensor, layout: Layout, page_size: int | None) -> NoReturn:
+    """Say why PackedCache.places does not take these pools."""
+    cuts_pages = page_size is not None and len(k.shape) == 3
+    names = (_AXES_WITHOUT_PAGES if cuts_pages else _AXES)[layout]
+    _checks.require_shape("k", k, **dict.fromkeys(names))
+    lengths = dict(zip(names, k.shape, strict=True))
+    _checks.require_shape("v (like k)", v, **{**lengths, "head_dim": None})
+    _checks.require_device(k.device, v=v)
+    _checks.require_rows("k", k)
+    _checks.require_rows("v", v)
+    if cuts_pages and lengths["tokens"] % page_size:
+        raise ShapeError(f"k has {lengths['tokens']} tokens, which are no whole number of pages of {page_size}")
+    if not cuts_pages and page_size not in (None, lengths["page_size"]):
+        raise ShapeError(f"page_size is {page_size}, but in layout {layout} the pages of k hold {lengths['page_size']}")
+    if 0 in (page_size or lengths["page_size"], lengths["kv_heads"], lengths["head_dim"], v.shape[-1]):
+        raise ShapeError(f"k has shape {list(k.shape)}; only the number of pages may be 0")
+    raise LayoutError(f"k has strides {list(k.strides)} bytes, v {list(v.strides)}; no address space is that large")
+
+
 class PageTable(_checks.Made, HoldsTable):
     """Which pages hold which sequence, and how many tokens each has. Lives where the cache lives; kernels read it
     there.
@@ -201,26 +214,14 @@ class PageTable(_checks.Made, HoldsTable):
         is_ragged = indptr is not None and indices is not None
         if (pages is None) != is_ragged or (indptr is None) != (indices is None):
             raise ShapeError("give pages [sequences, slots], or both indptr [sequences + 1] and indices [entries]")
-        lengths = _checks.tensor("lengths", lengths, dtypes.int32)
-        _checks.require_shape("lengths", lengths, sequences=None)
-        _checks.require_dense("lengths", lengths)
-        self.num_sequences: int = lengths.shape[0]
-        if is_ragged:
-            name, pages = "indices", _checks.tensor("indices", indices, dtypes.int32)
-            _checks.require_shape("indices", pages, entries=None)
-            indptr = _checks.tensor("indptr", indptr, dtypes.int32)
-            _checks.require_shape("indptr", indptr, **{"sequences + 1": self.num_sequences + 1})
-            _checks.require_dense("indptr", indptr)
-            _checks.require_device(lengths.device, indptr=indptr)
-        else:
-            name, pages = "pages", _checks.tensor("pages", pages, dtypes.int32)
-            _checks.require_shape("pages", pages, sequences=self.num_sequences, slots=None)
-        _checks.require_dense(name, pages)
-        _checks.require_device(lengths.device, **{name: pages})
-        self.pages: Tensor = pages
-        self.indptr: Tensor | None = indptr
-        self.lengths: Tensor = lengths
-        self.packed = PackedTable(pages, indptr, lengths)
+        packed = PackedTable.fitting(indices if is_ragged else pages, indptr, lengths)
+        if packed is None:
+            packed = _checked_table(indices if is_ragged else pages, indptr, lengths)
+        self.num_sequences: int = packed.lengths.shape[0]
+        self.pages: Tensor = packed.pages
+        self.indptr: Tensor | None = packed.indptr
+        self.lengths: Tensor = packed.lengths
+        self.packed = packed
 
     @property
     def device(self) -> str:
@@ -231,3 +232,24 @@ class PageTable(_checks.Made, HoldsTable):
     def __repr__(self) -> str:
         form = f"{list(self.pages.shape)} pages" if self.indptr is None else f"{self.pages.shape[0]} pages, ragged"
         return f"PageTable({self.num_sequences} sequences, {form}, {self.device})"
+
+
+def _checked_table(pages: Any, indptr: Any, lengths: Any) -> PackedTable:
+    """For arrays that do not fit as they are: what fits as int32 does, or why not."""
+    lengths = _checks.tensor("lengths", lengths, dtypes.int32)
+    _checks.require_shape("lengths", lengths, sequences=None)
+    _checks.require_dense("lengths", lengths)
+    num_sequences = lengths.shape[0]
+    if indptr is not None:
+        name, pages = "indices", _checks.tensor("indices", pages, dtypes.int32)
+        _checks.require_shape("indices", pages, entries=None)
+        indptr = _checks.tensor("indptr", indptr, dtypes.int32)
+        _checks.require_shape("indptr", indptr, **{"sequences + 1": num_sequences + 1})
+        _checks.require_dense("indptr", indptr)
+        _checks.require_device(lengths.device, indptr=indptr)
+    else:
+        name, pages = "pages", _checks.tensor("pages", pages, dtypes.int32)
+        _checks.require_shape("pages", pages, sequences=num_sequences, slots=None)
+    _checks.require_dense(name, pages)
+    _checks.require_device(lengths.device, **{name: pages})
+    return PackedTable(pages, indptr, lengths)

@@ -1,4 +1,4 @@
-# DLPack's C structs, as its ABI fixes them (github.com/dmlc/dlpack, dlpack.h 1.1).
+# DLPack's C structs, as its ABI fixes them (github.com/dmlc/dlpack, dlpack.h 1.3).
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
 cdef enum:
@@ -15,6 +15,8 @@ cdef enum:
     DL_FLOAT8_E5M2 = 12
 
     DL_FLAG_READ_ONLY = 1
+    DL_FLAG_IS_COPIED = 2
+    DL_FLAG_PADDED = 4                 # elements of fewer than 8 bits have a byte each
 
 
 cdef struct DLDevice:
@@ -55,3 +57,20 @@ cdef struct DLManagedTensorVersioned:
     void (*deleter)(DLManagedTensorVersioned *self) noexcept
     uint64_t flags
     DLTensor dl_tensor
+
+
+# What a type's __dlpack_c_exchange_api__ points to. It lives as long as the process. No function waits for a stream, or
+# lets one wait: current_work_stream says where the library works, and the caller orders its own stream behind that.
+cdef struct DLPackExchangeHeader:
+    DLPackVersion version
+    DLPackExchangeHeader *prev_api     # an older version of it, or NULL
+
+
+cdef struct DLPackExchangeAPI:
+    DLPackExchangeHeader header
+    void *managed_tensor_allocator
+    # 0, or -1 with a Python exception set.
+    int (*managed_tensor_from_py_object_no_sync)(void *source, DLManagedTensorVersioned **out) noexcept
+    void *managed_tensor_to_py_object_no_sync
+    void *dltensor_from_py_object_no_sync
+    int (*current_work_stream)(int32_t device_type, int32_t device_id, void **out) noexcept

@@ -1,6 +1,7 @@
 # A view of somebody's memory: what every operation takes. Imports nothing of kvit but errors and dtypes.
 from libc.stdint cimport int64_t, uintptr_t
 
+from kvit._native.dlpack cimport DLManagedTensorVersioned
 from kvit.capi cimport kvit_tensor
 
 cdef extern from "abi/dtype.h":
@@ -20,12 +21,12 @@ cdef extern from "abi/dtype.h":
         KVIT_I8
 
 cdef enum:
-    MAX_DIMS = 8
     ON_HOST = 1                        # DLPack's numbers
     ON_CUDA = 2
 
 cdef class Tensor:
     cdef object owner                  # keeps the memory alive
+    cdef DLManagedTensorVersioned *lent  # so does this, until it is given back with the tensor; NULL: there is none
     # Address, shape, byte strides, dtype (enum KvitDtype) and device (ON_HOST, ON_CUDA): what a C caller hands in, too.
     # The stride of the packed last axis of a 4-bit type is 0.
     cdef kvit_tensor memory
@@ -38,17 +39,8 @@ cdef class Tensor:
     # Lowest byte touched, and one past the highest. Equal where there are no elements.
     cdef void extent(self, uintptr_t *low, uintptr_t *high) noexcept
 
-# Lowest byte touched, and one past the highest, of any memory. Equal where there are no elements.
-cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) noexcept nogil
-
-# Bits of an element of an enum KvitDtype; 0 where there is no such type.
-cdef int bits_of(int dtype) noexcept nogil
-
 # Sets dtype, shape and byte strides (None: C-contiguous) of a new Tensor. Raises ShapeError, LayoutError.
 cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1
 
 # The same bytes as another type; `source` itself where it has that type. Raises DtypeError, LayoutError.
 cdef Tensor reinterpret(Tensor source, object dtype)
-
-# Raises LayoutError unless every element lies at a multiple of its size, as a vector load needs it.
-cdef int check_memory(Tensor tensor) except -1

@@ -1,24 +1,18 @@
 """A view of somebody's memory: what every operation takes."""
-from math import prod
-
 from libc.stdint cimport int64_t, uintptr_t
 
+from kvit._native.elements cimport (
+    MAX_DIMS, bits_of, check_memory, check_ndim, check_packed, count_of, extent_of, set_layout,
+)
 from kvit._native.whole_numbers cimport number_in, numbers_in, tuple_of
 
 from kvit.dtypes import BY_CODE, dtype_of
-from kvit.errors import DeviceError, DtypeError, LayoutError, ShapeError, refuse_copy
+from kvit.errors import DeviceError, DtypeError, LayoutError, refuse_copy
 
 # Types whose bits may be declared to be something else: plain integers, in which others' formats travel.
 _RAW_CODES = frozenset((KVIT_U8, KVIT_I8, KVIT_U16, KVIT_U32))
 
 cdef object view = None
-
-cdef enum:
-    NUM_DTYPES = 64                        # more than there are in enum KvitDtype
-
-cdef int[NUM_DTYPES] BITS                  # of an element, by enum KvitDtype
-for _dtype in BY_CODE.values():
-    BITS[_dtype.code] = _dtype.bits
 
 
 cdef class Tensor:
@@ -35,6 +29,10 @@ cdef class Tensor:
 
     def __init__(self):
         raise TypeError("Tensor.wrap(array) or Tensor.from_pointer(...) makes one")
+
+    def __dealloc__(self):
+        if self.lent != NULL and self.lent.deleter != NULL:
+            self.lent.deleter(self.lent)
 
     @staticmethod
     def wrap(source, dtype=None, stream=0) -> Tensor:
@@ -69,7 +67,7 @@ cdef class Tensor:
         tensor.memory.device_type, tensor.memory.device_id = parse_device(str(device))
         lay_out(tensor, dtype_of(dtype).code, numbers_in("shape", shape),
                 None if strides is None else numbers_in("strides", strides))
-        check_memory(tensor)
+        check_memory(&tensor.memory)
         return tensor
 
     cdef bint is_contiguous(self) noexcept:
@@ -94,10 +92,7 @@ cdef class Tensor:
         return last < 0 or self.memory.shape[last] <= 1 or self.memory.strides[last] == self.bits // 8
 
     cdef int64_t num_elements(self) noexcept:
-        cdef int64_t count = 1
-        for i in range(self.memory.ndim):
-            count *= self.memory.shape[i]
-        return count
+        return count_of(&self.memory)
 
     cdef void extent(self, uintptr_t *low, uintptr_t *high) noexcept:
         extent_of(&self.memory, low, high)
@@ -167,29 +162,6 @@ cdef class Tensor:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype}, device={self.device!r})"
 
 
-cdef int bits_of(int dtype) noexcept nogil:
-    return BITS[dtype] if 0 <= dtype < NUM_DTYPES else 0
-
-
-cdef void extent_of(const kvit_tensor *memory, uintptr_t *low, uintptr_t *high) noexcept nogil:
-    cdef uintptr_t last = <uintptr_t>memory.data
-    cdef int64_t reach
-    cdef int bits = bits_of(memory.dtype)
-    cdef int i
-    low[0] = high[0] = last
-    for i in range(memory.ndim):
-        if memory.shape[i] == 0:
-            return
-    for i in range(memory.ndim):
-        reach = (memory.shape[i] - 1) * memory.strides[i]
-        if reach < 0:
-            low[0] += reach
-        else:
-            last += reach
-    # A packed 4-bit row ends half as many bytes after it begins as it has elements; all else after its last element.
-    high[0] = last + (bits // 8 if bits >= 8 else memory.shape[memory.ndim - 1] * bits // 8)
-
-
 cdef Tensor reinterpret(Tensor source, object dtype):
     cdef Tensor tensor
     cdef int last = source.memory.ndim - 1
@@ -207,7 +179,7 @@ cdef Tensor reinterpret(Tensor source, object dtype):
     if packs:
         if last >= 0:
             tensor.memory.shape[last] *= 2
-        check_packed(tensor, last >= 0 and source.is_dense_last())
+        check_packed(&tensor.memory, last >= 0 and source.is_dense_last())
         tensor.memory.strides[last] = 0
     set_type(tensor, wanted.code)
     return tensor
@@ -219,68 +191,19 @@ cdef void set_type(Tensor tensor, int dtype) noexcept:
 
 
 cdef int lay_out(Tensor tensor, int dtype, tuple shape, object strides) except -1:
+    cdef int64_t[MAX_DIMS] lengths
+    cdef int64_t[MAX_DIMS] steps
     cdef int i
-    set_type(tensor, dtype)
-    check_ndim(len(shape))
-    tensor.memory.ndim = len(shape)
-    for i in range(tensor.memory.ndim):
-        tensor.memory.shape[i] = shape[i]
-        if tensor.memory.shape[i] < 0:
-            raise ShapeError(f"shape {shape} has a negative length")
-    if prod(shape) * tensor.bits >= 2**63:
-        raise ShapeError(f"shape {shape} of {tensor.dtype} is larger than any memory")
-    if strides is None:
-        return set_contiguous(tensor)
-    if len(strides) != len(shape):
+    cdef int ndim = len(shape)
+    check_ndim(ndim)
+    if strides is not None and len(strides) != ndim:
         raise LayoutError(f"shape {shape} and strides {tuple(strides)} differ in length")
-    for i in range(tensor.memory.ndim):
-        tensor.memory.strides[i] = strides[i]
-    if tensor.bits < 8:
-        check_packed(tensor, tensor.memory.ndim > 0 and tensor.memory.strides[tensor.memory.ndim - 1] == 0)
-    return 0
-
-
-cdef int set_contiguous(Tensor tensor) except -1:
-    cdef int i = tensor.memory.ndim - 1
-    cdef int64_t step = tensor.bits // 8
-    if tensor.bits < 8:
-        check_packed(tensor, tensor.memory.ndim > 0)
-        tensor.memory.strides[i] = 0
-        step = tensor.memory.shape[i] * tensor.bits // 8
-        i -= 1
-    while i >= 0:
-        tensor.memory.strides[i] = step
-        step *= tensor.memory.shape[i]
-        i -= 1
-    return 0
-
-
-cdef int check_packed(Tensor tensor, bint is_dense) except -1:
-    if not is_dense or tensor.memory.shape[tensor.memory.ndim - 1] % 2 != 0:
-        raise LayoutError(f"4-bit elements are packed in pairs: the last axis of {tensor.shape} must be dense and even")
-    return 0
-
-
-cdef int check_ndim(Py_ssize_t ndim) except -1:
-    if ndim > MAX_DIMS:
-        raise LayoutError(f"{ndim} dimensions are too many; kvit reads at most {MAX_DIMS}")
-    return 0
-
-
-cdef int check_memory(Tensor tensor) except -1:
-    """Every element lies at a multiple of its size, as a vector load needs it."""
-    cdef int64_t size = tensor.bits // 8
-    if tensor.num_elements() == 0:
-        return 0
-    if tensor.memory.data == NULL:
-        raise LayoutError(f"shape {tensor.shape} at address 0")
-    if size > 1:
-        if <uintptr_t>tensor.memory.data % size != 0:
-            raise LayoutError(f"{tensor.dtype} at address {tensor.pointer:#x}, no multiple of {size}; copy it first")
-        for i in range(tensor.memory.ndim):
-            if tensor.memory.shape[i] > 1 and tensor.memory.strides[i] % size != 0:
-                raise LayoutError(f"{tensor.dtype}, strides {tensor.strides}, no multiples of {size}; copy it first")
-    return 0
+    for i in range(ndim):
+        lengths[i] = shape[i]
+        if strides is not None:
+            steps[i] = strides[i]
+    tensor.bits = bits_of(dtype)
+    return set_layout(&tensor.memory, dtype, ndim, lengths, NULL if strides is None else steps)
 
 
 cdef tuple parse_device(str device):

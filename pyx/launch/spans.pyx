@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t
 
 from kvit._native.host cimport SPAN_IS_WORKSPACE, SPAN_IS_WRITTEN
-from kvit._native.tensor cimport extent_of
+from kvit._native.elements cimport extent_of
 
 from kvit.errors import LayoutError, ShapeError
 

@@ -54,7 +54,7 @@ cdef class AttentionCall:
         Returns out. A sequence with no tokens, and a query that sees no key, gives zeros and lse = -inf, or the sink of
         its head. A sequence that the table describes wrongly gives NaN, and check() says what is wrong. Rows that no
         sequence has, before the first one's or behind the last one's, are left as they are. Quickest for kvit's own
-        Buffers and Tensors: other arrays are wrapped anew by every call.
+        Buffers and Tensors: others' arrays are looked at anew by every call.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         if self.launch is None:

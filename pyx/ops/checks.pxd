@@ -26,6 +26,9 @@ cdef bint is_on(const kvit_tensor *memory, DeviceId device) noexcept nogil
 cdef bint are_rows(const kvit_tensor *memory, DeviceId device, int dtype, int64_t tokens, int64_t heads,
                    int64_t channels, bint is_written) noexcept nogil
 
+# [..., channels] of any type, with so many axes: rows that kernels can move in vectors.
+cdef bint are_pool(const kvit_tensor *memory, DeviceId device, int ndim) noexcept nogil
+
 # float32 [tokens, heads], any strides, written.
 cdef bint are_lse(const kvit_tensor *memory, DeviceId device, int64_t tokens, int64_t heads) noexcept nogil
 

@@ -2,7 +2,8 @@
 """Whether tensors fit a call as they are: the same questions for Python and for C, asked without the GIL."""
 from libc.stdint cimport uintptr_t
 
-from kvit._native.tensor cimport KVIT_BF16, KVIT_F16, KVIT_F32, KVIT_I32, KVIT_I64, bits_of
+from kvit._native.elements cimport bits_of, count_of
+from kvit._native.tensor cimport KVIT_BF16, KVIT_F16, KVIT_F32, KVIT_I32, KVIT_I64
 
 cdef enum:
     VECTOR_BYTES = 16          # what kernels move rows in; kvit/_checks.py says it too
@@ -55,6 +56,16 @@ cdef bint are_rows(const kvit_tensor *memory, DeviceId device, int dtype, int64_
     return (
         dtype in (KVIT_F16, KVIT_BF16, KVIT_F32) and (channels <= 1 or memory.strides[2] == bits_of(dtype) // 8)
         and lies_at(memory, 2, VECTOR_BYTES)
+    )
+
+
+cdef bint are_pool(const kvit_tensor *memory, DeviceId device, int ndim) noexcept nogil:
+    cdef int last = ndim - 1
+    if not is_placed(memory, device, memory.dtype, ndim):
+        return False
+    return count_of(memory) == 0 or (
+        (memory.shape[last] == 1 or memory.strides[last] == bits_of(memory.dtype) // 8)
+        and lies_at(memory, last, VECTOR_BYTES)
     )
 
 

@@ -1,7 +1,7 @@
 # Whether the elements of two tensors share memory. All was checked by the caller: lengths, strides, addresses.
 from libc.stdint cimport int64_t, uintptr_t
 
-from kvit._native.tensor cimport bits_of, extent_of
+from kvit._native.elements cimport bits_of, extent_of
 from kvit.capi cimport kvit_tensor
 
 

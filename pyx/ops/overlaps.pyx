@@ -2,7 +2,8 @@
 """Whether the elements of two tensors share memory."""
 from libc.stdint cimport int64_t, uintptr_t
 
-from kvit._native.tensor cimport Tensor, bits_of
+from kvit._native.elements cimport bits_of
+from kvit._native.tensor cimport Tensor
 
 
 # An axis of a tensor: so many pieces, so many bytes apart.

@@ -36,7 +36,11 @@ class PackedCache:
         blocks: Tensor | None = None,
         offsets: tuple[int, int, int, int] | None = None,
         memory: tuple[Tensor, ...] = (),
-    ) -> None: ...
+    ) -> None:
+        ... @ staticmethod
+    def places(
+        k: Tensor, v: Tensor, layout: str, page_size: int | None
+    ) -> tuple[int, int, int, int, int, tuple[int, int, int], tuple[int, int, int]] | None: ...
 
 class HoldsCache:
     """Base of kvit.CacheView."""

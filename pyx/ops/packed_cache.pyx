@@ -1,8 +1,9 @@
 """K and V of a cache as kernels take them, packed once."""
-from libc.stdint cimport int16_t, uintptr_t
+from libc.stdint cimport int16_t, int64_t, uintptr_t
 from libc.string cimport memset
 
-from kvit._native.checks cimport device_id_of
+from kvit._native.checks cimport are_pool, device_id_of
+from kvit._native.elements cimport bits_of
 from kvit._native.overlaps cimport extent_at, meet, meets_itself
 from kvit._native.packers cimport memory_of
 from kvit._native.params cimport KvitPool
@@ -76,6 +77,40 @@ cdef class PackedCache:
         describe_maps(&self.maps, &keys, &values, &key_pairs if has_pairs(k_params) else NULL,
                       &value_pairs if has_pairs(v_params) else NULL, page_size)
 
+    @staticmethod
+    def places(Tensor k not None, Tensor v not None, str layout not None, page_size):
+        """Where rows lie in pools that fit as they are; None for others, of which Python's checks say what is wrong.
+
+        layout     "NHD" or "HND"
+        page_size  at least 1, for pools without an axis of pages; None: the pools have one, and their own size
+
+        Returns (pages, page_size, kv_heads, k_dim, v_dim, strides of K, strides of V).
+        """
+        cdef int ndim = k.memory.ndim
+        cdef bint cuts_pages = page_size is not None and ndim == 3
+        cdef int heads_axis = ndim - (2 if layout == "NHD" else 3)
+        cdef int tokens_axis = ndim - (3 if layout == "NHD" else 2)
+        cdef int64_t pages, size
+        cdef int i
+        if ndim != (3 if cuts_pages else 4):
+            return None
+        if not (are_pool(&k.memory, device_id_of(k), ndim) and are_pool(&v.memory, device_id_of(k), ndim)):
+            return None
+        for i in range(ndim - 1):
+            if k.memory.shape[i] != v.memory.shape[i]:
+                return None
+        pages, size = k.memory.shape[0], k.memory.shape[tokens_axis]
+        if cuts_pages:
+            if size % page_size != 0:
+                return None
+            pages, size = size // page_size, page_size
+        elif page_size is not None and page_size != size:
+            return None
+        if size == 0 or 0 in (k.memory.shape[heads_axis], k.memory.shape[ndim - 1], v.memory.shape[ndim - 1]):
+            return None
+        return (pages, size, k.memory.shape[heads_axis], k.memory.shape[ndim - 1], v.memory.shape[ndim - 1],
+                steps_of(k, tokens_axis, heads_axis, size), steps_of(v, tokens_axis, heads_axis, size))
+
     @property
     def shape(self) -> tuple:
         """(pages, page_size, kv_heads, k_dim, v_dim)."""
@@ -109,12 +144,21 @@ cdef class HoldsCache:
         refuse_copy(self, "it stands for memory of its owner; make another of the same arrays")
 
 
+cdef tuple steps_of(Tensor pool, int tokens_axis, int heads_axis, int64_t page_size):
+    """Bytes from one page, token and head to the next. Pools without an axis of pages have pages end to end."""
+    cdef int64_t token = pool.memory.strides[tokens_axis]
+    cdef int64_t page = pool.memory.strides[0] if pool.memory.ndim == 4 else token * page_size
+    return page, token, pool.memory.strides[heads_axis]
+
+
 cdef void set_extents(PackedCache cache) noexcept:
     cdef Extent piece
     cdef Extent *all_pieces = &cache.extents[5]
-    for i, tensor in enumerate((cache.k, cache.v, cache.k_params, cache.v_params, cache.blocks)):
-        if tensor is not None:
-            cache.extents[i] = extent_at(&(<Tensor>tensor).memory)
+    set_extent(&cache.extents[0], cache.k)
+    set_extent(&cache.extents[1], cache.v)
+    set_extent(&cache.extents[2], cache.k_params)
+    set_extent(&cache.extents[3], cache.v_params)
+    set_extent(&cache.extents[4], cache.blocks)
     for tensor in cache.memory:
         piece = extent_at(&(<Tensor>tensor).memory)
         if all_pieces.low == all_pieces.high:
@@ -124,15 +168,22 @@ cdef void set_extents(PackedCache cache) noexcept:
             all_pieces.high = max(all_pieces.high, piece.high)
 
 
+cdef void set_extent(Extent *extent, Tensor tensor) noexcept:
+    if tensor is not None:
+        extent[0] = extent_at(&tensor.memory)
+
+
 cdef bint rows_meet(PackedCache cache) noexcept:
     """Whether rows of a pool lie over each other, or over those of another pool."""
-    cdef tuple pools = (cache.k, cache.v, cache.k_params, cache.v_params)
-    for i, pool in enumerate(pools):
+    cdef (const kvit_tensor *)[4] pools
+    pools[:] = [memory_of(cache.k), memory_of(cache.v), memory_of(cache.k_params), memory_of(cache.v_params)]
+    cdef int i, j
+    for i in range(4):
         # Scales of float8, which may be one for all rows, are read only; but nothing may be written over them.
-        if (i < 2 or has_pairs(pool)) and meets_itself(memory_of(<Tensor>pool)):
+        if (i < 2 or (pools[i] != NULL and bits_of(pools[i].dtype) == 16)) and meets_itself(pools[i]):
             return True
-        for other in pools[:i]:
-            if meet(memory_of(<Tensor>pool), memory_of(<Tensor>other)):
+        for j in range(i):
+            if meet(pools[i], pools[j]):
                 return True
     return False
 

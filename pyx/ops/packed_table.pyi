@@ -1,4 +1,6 @@
 # A page table as kernels take it, packed once.
+from typing import Any
+
 from kvit._native.tensor import Tensor
 
 class PackedTable:
@@ -8,6 +10,8 @@ class PackedTable:
     indptr: Tensor | None
     lengths: Tensor
     def __init__(self, pages: Tensor, indptr: Tensor | None, lengths: Tensor) -> None: ...
+    @staticmethod
+    def fitting(pages: Any, indptr: Any, lengths: Any) -> PackedTable | None: ...
 
 class HoldsTable:
     """Base of kvit.PageTable."""

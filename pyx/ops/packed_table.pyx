@@ -3,6 +3,8 @@
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
+from kvit._native.checks cimport DeviceId, are_entries, are_entry_rows, device_id_of
+from kvit._native.import_array cimport as_tensor
 from kvit._native.overlaps cimport extent_at, meet
 from kvit._native.packers cimport memory_of
 from kvit._native.spans cimport use
@@ -22,6 +24,27 @@ cdef class PackedTable:
         if indptr is not None:
             self.extents[1] = extent_at(&indptr.memory)
         self.extents[2] = extent_at(&lengths.memory)
+
+    @staticmethod
+    def fitting(pages, indptr, lengths):
+        """The table of arrays that fit as they are; None for others, of which Python's checks say what is wrong.
+
+        Raises what Tensor.wrap does.
+        """
+        cdef Tensor of_lengths = as_tensor(lengths)
+        cdef Tensor of_pages = as_tensor(pages)
+        cdef Tensor of_indptr = None if indptr is None else as_tensor(indptr)
+        cdef DeviceId device = device_id_of(of_lengths)
+        cdef int64_t sequences = of_lengths.memory.shape[0]
+        if not are_entries(&of_lengths.memory, device, -1):
+            return None
+        if of_indptr is None:
+            if not are_entry_rows(&of_pages.memory, device, sequences):
+                return None
+        elif not (are_entries(&of_pages.memory, device, -1)
+                  and are_entries(&of_indptr.memory, device, sequences + 1)):
+            return None
+        return PackedTable(of_pages, of_indptr, of_lengths)
 
 
 cdef class HoldsTable:

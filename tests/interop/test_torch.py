@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 import kvit
+from support.caches import make_case
 from support.libraries import need
+from support.threads import run_side_by_side
+from support.tolerances import assert_within
 
 
 @pytest.fixture
@@ -64,3 +67,70 @@ def test_types_of_torch_name_types_of_kvit(torch, name):
     dtype = getattr(torch, name)
     buffer = kvit.Buffer.empty((2, 4), dtype, "host")
     assert str(buffer.dtype) == name and torch.from_dlpack(buffer).dtype is dtype
+
+
+def test_torch_lends_by_its_c_functions_and_its_python_is_not_called(torch, monkeypatch):
+    if not hasattr(torch.Tensor, "__dlpack_c_exchange_api__"):  # without them a tensor costs ten times as much
+        pytest.skip("needs a PyTorch with DLPack's C exchange API: pip install --upgrade 'kvit[test-interop]'")
+    tensor = torch.zeros(4, 8)
+    monkeypatch.setattr(torch.Tensor, "__dlpack__", None)
+    monkeypatch.setattr(torch.Tensor, "__dlpack_device__", None)
+    assert kvit.Tensor.wrap(tensor).pointer == tensor.data_ptr()
+
+
+def test_a_parameter_is_refused_and_what_it_detaches_is_not(torch):
+    parameter = torch.nn.Parameter(torch.zeros(4))
+    with pytest.raises(kvit.LayoutError, match="the Parameter does not lend its memory: .*use tensor.detach"):
+        kvit.Tensor.wrap(parameter)
+    assert kvit.Tensor.wrap(parameter.detach()).pointer == parameter.data_ptr()
+    frozen = torch.nn.Parameter(torch.zeros(4), requires_grad=False)
+    assert kvit.Tensor.wrap(frozen).pointer == frozen.data_ptr()
+
+
+def test_nothing_is_remembered_of_a_tensor(torch):
+    tensor = torch.zeros(4)
+    assert kvit.Tensor.wrap(tensor).shape == (4,)
+    tensor.data = torch.ones(2, 3, dtype=torch.float16)  # the same object, other memory
+    after = kvit.Tensor.wrap(tensor)
+    assert (after.shape, after.dtype.name, after.pointer) == ((2, 3), "float16", tensor.data_ptr())
+
+
+def test_tensors_are_wrapped_side_by_side(torch):
+    tensors = [torch.zeros(4, 8 + i) for i in range(4)]
+
+    def wrap(i):
+        mine = tensors[i % 4]
+        return {(kvit.Tensor.wrap(mine).pointer, kvit.Tensor.wrap(mine).shape) for _ in range(1000)}
+
+    expected = [{(tensor.data_ptr(), tuple(tensor.shape))} for tensor in tensors]
+    assert run_side_by_side(wrap) == expected * 2
+
+
+@pytest.fixture
+def step(torch, rng):
+    """Queries, outputs and sums of PyTorch for a case of kvit's."""
+    case = make_case(rng, [9, 3])
+    q = case.queries(rng, 2, 4)
+    given = torch.from_numpy(q.view(np.uint8)).view(torch.bfloat16)
+    return case, q, given, torch.empty_like(given), torch.empty(2, 4)
+
+
+def test_outputs_come_back_as_the_very_objects_that_were_given(torch, step):
+    case, q, given, out, lse = step
+    assert kvit.Attention(case.view, 4)(given, case.view, case.page_table, out=out, lse=lse) is out
+    state, bound = case.expect(q)
+    assert_within(out.view(torch.uint8).numpy().view(q.dtype), state.out, bound)
+    merged, sums = torch.empty_like(out), torch.empty_like(lse)
+    found = kvit.merge_state(out, lse, out, lse, out=merged, lse=sums)
+    assert found[0] is merged and found[1] is sums
+    assert torch.equal(merged, out)  # of two equal parts
+
+
+def test_a_table_and_a_view_of_tensors_are_those_of_arrays(torch):
+    pool = torch.zeros(6, 2, 16, 2, 64, dtype=torch.bfloat16)
+    view = kvit.CacheView(pool[:, 0], pool[:, 1])
+    assert view.packed.pools[1][0] == pool.data_ptr() + 16 * 2 * 64 * 2
+    assert view.packed.pools[0][1:] == tuple(2 * pool.stride()[axis] for axis in (0, 2, 3))
+    pages, lengths = torch.zeros(3, 9, dtype=torch.int32)[:, :8], torch.ones(3, dtype=torch.int32)
+    table = kvit.PageTable(pages, lengths=lengths)
+    assert (table.num_sequences, table.pages.strides, table.pages.pointer) == (3, (36, 4), pages.data_ptr())

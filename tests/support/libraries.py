@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import kvit
+from support import exchange
 
 
 def need(module: str, name: str) -> Any:
@@ -197,7 +198,27 @@ class Pointers(Numpy):
         return kvit.Tensor.from_pointer(buffer.pointer, buffer.shape, buffer.dtype, buffer.device, owner=buffer)
 
 
-LIBRARIES = (Numpy, Torch, Jax, Cupy, Numba, CudaCore, Pointers)
+class Exchange(Pointers):
+    """A library in C whose type has DLPack's C exchange API and nothing else."""
+
+    def array(self, source: np.ndarray) -> Any:
+        owner = kvit.Buffer.from_numpy(source, self.device)
+        given = dict(
+            code=exchange.code_of(source.dtype),
+            bits=8 * source.itemsize,
+            device=owner.__dlpack_device__(),
+            context=owner,
+        )
+        return exchange.lender_type()(owner.pointer, source.shape, **given)
+
+    def address(self, array: Any) -> int:
+        return super().address(kvit.Tensor.wrap(array))
+
+    def numpy(self, array: Any, dtype: np.dtype) -> np.ndarray:
+        return super().numpy(kvit.Tensor.wrap(array), dtype)
+
+
+LIBRARIES = (Numpy, Torch, Jax, Cupy, Numba, CudaCore, Exchange, Pointers)
 
 
 def plain(source: np.ndarray) -> np.ndarray:

@@ -52,6 +52,7 @@ def test_raw_16_bit_memory_needs_the_name_of_its_dtype():
         (kvit.LayoutError, "layout is 'DNH'; it must be 'NHD'", {"layout": "DNH"}),
         (kvit.ShapeError, "page_size is 8, but in layout NHD the pages of k hold 16", {"page_size": 8}),
         (kvit.ShapeError, "page_size is 0; a page holds at least 1 token", {"page_size": 0}),
+        (kvit.ShapeError, "a page holds at most 2147483647 tokens", {"page_size": 2**70}),
         (kvit.ShapeError, "only the number of pages may be 0", dict.fromkeys("kv", poisoned((6, 0, 2, 64), BFLOAT16))),
         (kvit.LayoutError, "v has channels 4 bytes apart", {"v": poisoned((6, 16, 2, 128), BFLOAT16)[..., ::2]}),
         (kvit.LayoutError, "multiples of 16 bytes", {"v": poisoned((6, 16, 2, 65), BFLOAT16)[..., :64]}),
@@ -68,12 +69,36 @@ def test_what_does_not_fit_is_refused_by_name(error, match, arguments):
 def test_a_view_of_no_pages_is_fine():
     nothing = poisoned((0, 16, 2, 64), BFLOAT16)
     assert kvit.CacheView(nothing, nothing).num_pages == 0
+    tokens = poisoned((0, 2, 64), BFLOAT16)
+    assert kvit.CacheView(tokens, tokens, page_size=16).num_pages == 0
+
+
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+@pytest.mark.parametrize("cuts_pages", [False, True])
+def test_a_view_says_where_its_rows_lie(layout, cuts_pages):
+    # K and V of other widths, in arrays with room to spare, so that no two strides are the same.
+    shape = (3, 16, 2) if layout == "NHD" else (3, 2, 16)
+    if cuts_pages:
+        shape = (48, 2) if layout == "NHD" else (2, 48)
+    k, v = poisoned((*shape, 96), BFLOAT16)[..., :64], poisoned((*shape, 48), BFLOAT16)[..., :32]
+    view = kvit.CacheView(k, v, layout=layout, page_size=16)
+    assert view.packed.shape == (3, 16, 2, 64, 32)
+    token, head = (-3, -2) if layout == "NHD" else (-2, -3)
+    for pool, (base, *strides) in zip((k, v), view.packed.pools, strict=False):
+        page = 16 * pool.strides[token] if cuts_pages else pool.strides[0]
+        assert (base, strides) == (pool.ctypes.data, [page, pool.strides[token], pool.strides[head]])
 
 
 def test_the_stride_of_an_axis_of_one_does_not_matter():
     rows = poisoned((16 * 2 * 64,), BFLOAT16)
     odd = np.lib.stride_tricks.as_strided(rows, (1, 16, 2, 64), (2, 256, 128, 2))
     assert kvit.CacheView(odd, odd).num_pages == 1
+
+
+def test_unsigned_integers_of_a_table_are_read_as_what_they_are():
+    unsigned = np.zeros((3, 8), np.uint32)
+    table = kvit.PageTable(unsigned, lengths=np.ones(3, np.uint32))
+    assert table.pages.dtype.name == "int32" and table.pages.pointer == unsigned.ctypes.data
 
 
 def integers(*shape):

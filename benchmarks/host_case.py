@@ -1,0 +1,98 @@
+"""The decode step that host_calls.py and host_arrays.py call, and how a call of it is timed."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sysconfig
+import tempfile
+import timeit
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from idle_driver import compiler
+
+import kvit
+
+# Short of what a driver queues, or the GPU's time would be counted too.
+NUM_CALLS = 200
+QUERY_HEADS, KV_HEADS, HEAD_DIM, PAGE_SIZE, SLOTS, BATCH = 32, 8, 128, 16, 4, 4
+
+
+class Case:
+    """A decode step so small that the GPU is done with it as soon as the host."""
+
+    def __init__(self, device: str, dtype: str = "bfloat16"):
+        self.stream = kvit.Stream(device)
+        pool = (BATCH * SLOTS, PAGE_SIZE, KV_HEADS, HEAD_DIM)
+        rows, new = (BATCH, QUERY_HEADS, HEAD_DIM), (BATCH, KV_HEADS, HEAD_DIM)
+        self.pool, self.q, self.out, self.k, self.v = (
+            self._zeros(shape, dtype) for shape in ((2, *pool), rows, rows, new, new)
+        )
+        self.lse = self._zeros(rows[:2], "float32")
+        self.pages = self._integers(np.arange(BATCH * SLOTS).reshape(BATCH, SLOTS))
+        self.lengths = self._integers(np.full(BATCH, 1))
+        self.indptr = self._integers(np.arange(BATCH + 1))
+        self.view = kvit.CacheView(self.pool[0], self.pool[1])
+        self.table = kvit.PageTable(self.pages, lengths=self.lengths)
+        self.attention = kvit.Attention(self.view, QUERY_HEADS)
+        self.append = kvit.Append(self.view)
+        self.attention_by_graph = kvit.Attention(self.view, QUERY_HEADS, launch="graph")
+        self.append_by_graph = kvit.Append(self.view, launch="graph")
+        self.stream.synchronize()
+
+    def _zeros(self, shape: tuple[int, ...], dtype: str) -> kvit.Buffer:
+        buffer = kvit.Buffer.empty(shape, dtype, self.stream.device, self.stream)
+        buffer.fill_bytes(0)
+        return buffer
+
+    def _integers(self, array: np.ndarray) -> kvit.Buffer:
+        return kvit.Buffer.from_numpy(array.astype(np.int32), self.stream.device, self.stream)
+
+    def attend(self) -> None:
+        self.attention(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
+
+    def attend_by_graph(self) -> None:
+        self.attention_by_graph(self.q, self.view, self.table, out=self.out, lse=self.lse, stream=self.stream)
+
+    def write(self) -> None:
+        self.append(self.k, self.v, self.view, self.table, stream=self.stream)
+
+    def write_by_graph(self) -> None:
+        self.append_by_graph(self.k, self.v, self.view, self.table, stream=self.stream)
+
+
+Burst = Callable[[], float]
+"""Microseconds that one call keeps its caller: the mean of calls that a driver queues without waiting."""
+
+
+def burst_of(statement: str, wait: Callable[[], object], **names: Any) -> Burst:
+    """Of a statement that makes the call, in terms of `names`. It is made once before, and everything waited for."""
+    timer = timeit.Timer(statement, globals=names)
+    timer.timeit(1)
+
+    def burst() -> float:
+        wait()
+        us = timer.timeit(NUM_CALLS) / NUM_CALLS * 1e6
+        wait()
+        return us
+
+    return burst
+
+
+def c_module(name: str) -> Any:
+    """The module of a C file beside this one, compiled."""
+    source = Path(__file__).with_name(f"{name}.c")
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder) / f"{name}.so"
+        include = [f"-I{path}" for path in (sysconfig.get_paths()["include"], kvit.get_include())]
+        command = [compiler(), "-shared", "-fPIC", "-O2", "-std=gnu11", *include, "-o", str(target), str(source)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{source.name} does not compile: {done.stderr}")
+        spec = importlib.util.spec_from_file_location(name, target)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
