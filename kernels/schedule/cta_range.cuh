@@ -10,9 +10,7 @@
 namespace kvit {
 
 /// a / b for a >= 0 and b >= 1, by a short division wherever they allow it: nearly always.
-KVIT_HD int64_t Divide(int64_t a, int64_t b) {
-  return (a | b) >> 32 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b;
-}
+KVIT_HD int64_t Divide(int64_t a, int64_t b) { return (a | b) >> 32 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b; }
 
 /// A CTA's units of its partition's line, whose CTAs are counted from 0: the first total % ctas have a unit more than
 /// the others.
