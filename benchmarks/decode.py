@@ -47,8 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         measure.make_current(device)
         ceiling, results = run(options.cells, stream, options.replays, options.peers)
     except (kvit.KvitError, Mismatch) as error:
-        print(f"decode: {error}", file=sys.stderr)
-        return 1
+        return measure.refuse("decode", error)
     about = {
         "device": device.name,
         "compute_capability": list(device.compute_capability),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import measure
 import numpy as np
 from numpy.typing import NDArray
 
@@ -136,8 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         kvit.Device.of(options.device if options.kernel else "host")
     except kvit.KvitError as error:
         hint = "; give --device host, where kernels compute the same" if isinstance(error, kvit.NoGpuError) else ""
-        print(f"fidelity: {str(error).partition('. ')[0]}{hint}", file=sys.stderr)
-        return 1
+        return measure.refuse("fidelity", type(error)(f"{str(error).partition('. ')[0]}{hint}"))
     results, refusals = [], {}
     with display.progress("fidelity") as step:
         cases = [

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import idle_driver
+import measure
 
 import kvit
 from kvit._cli import display, info
@@ -51,11 +52,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         idle_driver.compiler()
     except kvit.NoGpuError as error:
         reason = str(error).partition(". ")[0]
-        print(f"host: {reason}; give --device host, which measures all that needs no GPU", file=sys.stderr)
-        return 1
+        hint = "give --device host, which measures all that needs no GPU"
+        return measure.refuse("host", kvit.NoGpuError(f"{reason}; {hint}"))
     except (kvit.KvitError, FileNotFoundError) as error:
-        print(f"host: {error}", file=sys.stderr)
-        return 1
+        return measure.refuse("host", error)
     starts = start_ms(options.device, options.rounds)
     calls: dict[str, dict[str, float | str]] = {}
     if options.device != "host":

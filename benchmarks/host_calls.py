@@ -217,8 +217,7 @@ def main() -> int:
         measure.need_gpu(options.device)
     except kvit.KvitError as error:
         hint = " (--idle is for host.py, which starts this program on the idle driver)" if options.idle else ""
-        print(f"host_calls: {error}{hint}", file=sys.stderr)
-        return 1
+        return measure.refuse("host_calls", type(error)(f"{error}{hint}"))
     if options.idle is not None:
         pretend_kernels(options.idle)
     print(json.dumps(measure_all(options.device, options.idle is not None, options.busy)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import struct
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -33,6 +34,12 @@ def call(function: Callable[..., tuple[Any, ...]], *arguments: Any) -> Any:
         name = function.__name__
         raise kvit.DriverError(f"{name} failed with CUresult {int(status)} ({status.name})", int(status), name)
     return values[0] if values else None
+
+
+def refuse(program: str, error: Exception | str) -> int:
+    """Say in a line why a program measures nothing. Returns its exit status: 2 where a GPU is missing, 1 else."""
+    print(f"{program}: {error}", file=sys.stderr)
+    return 2 if isinstance(error, kvit.NoGpuError) else 1
 
 
 def need_gpu(name: str) -> kvit.Device:

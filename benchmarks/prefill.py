@@ -219,8 +219,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             said += f"; FlashAttention-3: {peer}" if isinstance(peer, str) else ""
             print(f"[{i + 1}/{len(options.cells)}] {prompt}: {said}", file=sys.stderr, flush=True)
     except (kvit.KvitError, Mismatch) as error:
-        print(f"prefill: {error}", file=sys.stderr)
-        return 1
+        return measure.refuse("prefill", error)
     print(f"{device.name}, kvit {info.version()}\n\n{table(results)}")
     if options.json:
         cells = [

@@ -57,8 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         copies, results = _measure(options, setting)
     except (kvit.KvitError, Mismatch) as error:
-        print(f"transfer: {error}", file=sys.stderr)
-        return 1
+        return measure.refuse("transfer", error)
     device = kvit.Device.of(options.device)
     best = max(copies.values())
     print(f"{device.name}, driver {devices.driver_release() or '?'}, kvit {info.version()}")

@@ -134,8 +134,8 @@ class GeneralMask {
 
   // What a query at a position sees, trees and spans apart. In a tree no key that it sees is behind it.
   KVIT_DEVICE int BeginOf(int position) const {
-    int begin = 0;
-    if (general_.window_left != 0) begin = Max(0, position - general_.window_left + 1);
+    int begin = 0;  // of a position before the sequence too
+    if (general_.window_left != 0 && general_.window_left <= position) begin = position - general_.window_left + 1;
     return general_.chunk == 0 ? begin : Max(begin, ChunkOf(position));
   }
   KVIT_DEVICE int EndOf(int position, int length) const {

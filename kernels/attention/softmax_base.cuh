@@ -11,7 +11,7 @@ namespace kvit {
 /// All weights of a row are relative to a base, in log2 units, which follows the largest of them: not at every step,
 /// since weights may grow for a while before f16 cannot hold them, but before they do.
 struct SoftmaxBase {
-  static constexpr float kNone = -0x1p120f;  // of a row that saw no key: any weight relative to it is infinite, or 0
+  static constexpr float kNone = -0x1.fffffep127f;  // of a row that saw no key: any weight is infinite or 0
   // A weight, and its logarithm, that makes a step look at its bases: far below what an f16 holds.
   static constexpr float kMostWeight = 256.0f, kMostRise = 8.0f;
   // A base follows a step's largest weight where that is so many times the last one, in log2 units: a little more than

@@ -9,8 +9,8 @@
 
 namespace kvit {
 
-/// a / b for b >= 1, by a short division wherever a allows it: nearly always.
-KVIT_HD int64_t Divide(int64_t a, int b) { return a >> 32 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b; }
+/// a / b for a >= 0 and b >= 1, by a short division wherever they allow it: nearly always.
+KVIT_HD int64_t Divide(int64_t a, int64_t b) { return (a | b) >> 32 == 0 ? int64_t(uint32_t(a) / uint32_t(b)) : a / b; }
 
 /// A CTA's units of its partition's line, whose CTAs are counted from 0: the first total % ctas have a unit more than
 /// the others.
@@ -53,7 +53,7 @@ struct CtaRange {
   /// The CTA whose range holds `unit`.
   KVIT_HD int Owner(int64_t unit) const {
     const int64_t in_longer = (least + 1) * longer;
-    return unit < in_longer ? int(Divide(unit, int(least + 1))) : longer + int(Divide(unit - in_longer, int(least)));
+    return unit < in_longer ? int(Divide(unit, least + 1)) : longer + int(Divide(unit - in_longer, least));
   }
 };
 

@@ -17,6 +17,9 @@ KVIT_DEVICE float MergeWeight(float part_max, float max) { return part_max == -I
 /// Four neighbouring outputs of a row, not yet divided by the sum, with the row's maximum, in log2 units, and sum.
 struct Partial {
   static constexpr int kVector = 4;
+  // From here on a row's maximum means nothing, in either direction: two neighbouring floats are 32 apart, so that what
+  // is relative to one of them may be 2^16 times too large or too small, which no weight in f16 bears.
+  static constexpr float kMost = 0x1p28f;
   float max = -INFINITY, sum = 0.0f;
   Array<float, kVector> output = {};
 

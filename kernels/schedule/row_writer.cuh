@@ -55,7 +55,9 @@ class RowWriter {
     return fmaf(guess, fmaf(-x, guess, 1.0f), guess);
   }
   KVIT_DEVICE void Store(const Place& place, int vector, const Partial& part) const {
-    const float scale = part.sum == 0.0f ? 0.0f : Inverse(part.sum);  // no key seen: zeros
+    const bool is_beyond = fabsf(part.max) >= Partial::kMost && part.max != -INFINITY;
+    const float sum = is_beyond ? NAN : part.sum;
+    const float scale = sum == 0.0f ? 0.0f : Inverse(sum);  // no key seen: zeros
     float x[kVector];
     KVIT_UNROLL
     for (int i = 0; i < kVector; ++i) x[i] = fmaf(part.output[i], scale, 0.0f);  // 0, where a part held -0
@@ -65,7 +67,7 @@ class RowWriter {
     }
     if (vector != 0 || place.lse == nullptr) return;
     constexpr float kLn2 = 0.69314718055994531f;
-    StoreGlobal(place.lse, part.sum == 0.0f ? -INFINITY : (part.max + Log2(part.sum)) * kLn2);
+    StoreGlobal(place.lse, sum == 0.0f ? -INFINITY : (part.max + Log2(sum)) * kLn2);
   }
 
   const KvitDecodeParams& params_;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from kvit.iterators.smem_layout import SmemLayout
 BANKS = 32
 BANK_BYTES = 4
 _ACCESSES = (1, 2, 4, 8, 16)
+_MOST_ADDRESS = 2**31 - 1  # far behind the end of any shared memory
 
 
 def bank_conflicts(addresses: Sequence[int] | np.ndarray, access_bytes: int) -> int:
@@ -27,19 +29,24 @@ def bank_conflicts(addresses: Sequence[int] | np.ndarray, access_bytes: int) -> 
     Raises ShapeError (more lanes than a warp has, an access that no instruction makes), LayoutError (an address that is
     no multiple of the access: the hardware refuses it).
     """
-    if access_bytes not in _ACCESSES:
-        raise ShapeError(f"access_bytes is {access_bytes}; a lane moves {', '.join(map(str, _ACCESSES))} bytes at once")
-    found = np.asarray(addresses)
+    if not isinstance(access_bytes, Integral) or access_bytes not in _ACCESSES:
+        raise ShapeError(
+            f"access_bytes is {access_bytes!r}; a lane moves {', '.join(map(str, _ACCESSES))} bytes at once"
+        )
+    try:
+        found = np.asarray(addresses)
+    except ValueError:  # lists of several lengths
+        raise ShapeError("addresses are no plain list; give one for each lane") from None
     if found.ndim != 1 or len(found) > WARP:
         raise ShapeError(f"addresses have shape {list(found.shape)}; give one for each lane, {WARP} at most")
     if len(found) and found.dtype.kind not in "iu":
         raise ShapeError(f"addresses are {found.dtype}; they must be integers, in bytes")
-    found = found.astype(np.int64)
-    wrong = found[(found < 0) | (found % access_bytes != 0)]
+    wrong = found[(found < 0) | (found % access_bytes != 0) | (found > _MOST_ADDRESS)]
     if len(wrong):
         raise LayoutError(
             f"{wrong[0]} is no address of {access_bytes} bytes; addresses must be multiples of {access_bytes} from 0 on"
         )
+    found = found.astype(np.int64)
     lanes = min(WARP, BANKS * BANK_BYTES // max(access_bytes, BANK_BYTES))
     worst = 1
     for first in range(0, len(found), lanes):

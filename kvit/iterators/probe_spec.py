@@ -30,7 +30,8 @@ class _Spec:
 
     def __post_init__(self) -> None:
         for name, known in self.names.items():
-            if getattr(self, name) not in known:
+            given = getattr(self, name)
+            if not isinstance(given, str) or given not in known:
                 raise ShapeError(f"{name} is {getattr(self, name)!r}; it must be {' or '.join(known)}")
         for name in ("head_dim", "tile", "stages"):
             value = getattr(self, name)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from kvit.errors import LayoutError
+from kvit.iterators.whole import require_whole
 
 WARP = 32
 
@@ -45,7 +46,7 @@ class RakedThreadMap:
     warp_thread_c  lanes along a row; as many as a power-of-two part of the row has accesses if absent
     warp_c         warps along a row
 
-    Raises LayoutError where the C++ map would not compile.
+    Raises LayoutError where the C++ map would not compile, ShapeError for what is no whole number.
     """
 
     dim_c: int
@@ -56,6 +57,8 @@ class RakedThreadMap:
     warp_c: int = 1
 
     def __post_init__(self) -> None:
+        sizes = ["dim_c", "dim_s", "access_c", "warp_count", "warp_c"]
+        require_whole(self, *sizes, *["warp_thread_c"] * (self.warp_thread_c is not None))
         if min(self.dim_c, self.dim_s, self.access_c, self.warp_count, self.warp_c) < 1:
             raise LayoutError(f"{self!r} has a size below 1")
         if self.dim_c % self.access_c:

@@ -8,6 +8,7 @@ import numpy as np
 
 from kvit.errors import LayoutError
 from kvit.iterators.swizzle import IDENTITY, Offsets, Swizzle
+from kvit.iterators.whole import require_whole
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,7 @@ class SmemLayout:
     """An [s, c] tile cut into atoms of [s0, c0], atoms ordered along c first, swizzled inside each atom.
 
     All sizes and offsets are in elements. Raises LayoutError where the C++ layout would not compile: sizes that do not
-    divide, or a swizzle that leaves its atom.
+    divide, or a swizzle that leaves its atom; and ShapeError for what is no whole number.
     """
 
     s: int
@@ -25,6 +26,9 @@ class SmemLayout:
     swizzle: Swizzle = IDENTITY
 
     def __post_init__(self) -> None:
+        require_whole(self, "s", "c", "s0", "c0")
+        if not isinstance(self.swizzle, Swizzle):
+            raise TypeError(f"swizzle is a {type(self.swizzle).__name__}; give a Swizzle")
         if min(self.s, self.c, self.s0, self.c0) < 1:
             raise LayoutError(f"{self} has a size below 1")
         if self.s % self.s0 or self.c % self.c0:

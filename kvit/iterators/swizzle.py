@@ -8,6 +8,7 @@ from typing import TypeVar
 import numpy as np
 
 from kvit.errors import LayoutError
+from kvit.iterators.whole import require_whole
 
 Offsets = TypeVar("Offsets", int, np.ndarray)
 
@@ -16,7 +17,7 @@ Offsets = TypeVar("Offsets", int, np.ndarray)
 class Swizzle:
     """XORs `bits` bits of an element offset into the `bits` bits that lie `shift` lower; the `base` lowest bits stay.
 
-    Raises LayoutError for numbers that do not make a permutation of 31-bit offsets.
+    Raises LayoutError for numbers that do not make a permutation of 31-bit offsets, ShapeError for what is no number.
     """
 
     bits: int
@@ -24,6 +25,7 @@ class Swizzle:
     shift: int
 
     def __post_init__(self) -> None:
+        require_whole(self, "bits", "base", "shift")
         if min(self.bits, self.base) < 0 or self.bits + self.base + self.shift >= 31:
             raise LayoutError(f"{self} does not fit; bits, base and shift must be at least 0 and together less than 31")
         if self.bits > 0 and self.shift < 1:

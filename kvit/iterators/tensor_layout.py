@@ -8,6 +8,7 @@ import numpy as np
 
 from kvit.errors import LayoutError
 from kvit.iterators.swizzle import Offsets
+from kvit.iterators.whole import require_whole
 
 VECTOR = 16
 """Bytes that stay together."""
@@ -33,6 +34,7 @@ class TensorLayout:
     is_packed: bool = False
 
     def __post_init__(self) -> None:
+        require_whole(self, "row_bytes", "tokens")
         if self.row_bytes not in (32, 64) and (self.row_bytes < 1 or self.row_bytes % _LINE):
             raise LayoutError(
                 f"{self}: rows of {self.row_bytes} bytes; a row must be 32 or 64 bytes, or whole lines of {_LINE}"

@@ -15,7 +15,7 @@ from kvit.errors import DtypeError, ShapeError
 COMPUTE_DTYPES = (dtypes.float16, dtypes.bfloat16)
 _COMPUTE_CODES = tuple(dtype.code for dtype in COMPUTE_DTYPES)  # numbers are compared in C
 
-_LEAST_SCALE = 2.0**-126  # the reciprocal of less is no finite float32
+_LEAST_SCALE = 2.0**-120  # below it, weights times the scale lose digits in float16: attention would give noise
 
 
 def parameters(side: str, codec: Codec, params: Any, scale: Any, rows: dict[str, int], device: str) -> Tensor | None:
@@ -54,14 +54,14 @@ def parameters(side: str, codec: Codec, params: Any, scale: Any, rows: dict[str,
 
 
 def _require_scales(name: str, found: Tensor) -> None:
-    """Raise DtypeError unless these are positive, finite and normal: rows are stored as row * (1 / scale)."""
+    """Raise DtypeError unless these are positive, finite and not too small."""
     count, stride = (found.shape[0], found.strides[0]) if found.shape else (1, 0)
     for i in range(count):
         value = c_float.from_address(found.pointer + i * stride).value
         if not _LEAST_SCALE <= value < math.inf:
             raise DtypeError(
-                f"{name}{f'[{i}]' if found.shape else ''} is {value}; a scale of float8 must be positive and a normal "
-                "float32, from 2^-126 to 3.4e38"
+                f"{name}{f'[{i}]' if found.shape else ''} is {value}; a scale of float8 must be finite and 2^-120 "
+                "(7.5e-37) at least"
             )
 
 

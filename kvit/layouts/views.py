@@ -41,7 +41,7 @@ class CacheView(_checks.Made, HoldsCache):
     k_params, v_params  of int8 and int4: (scale, zero) of every row, like k and v with 2 in place of head_dim, in the
                         dtype of the queries; a row is scale * code + zero
     k_scale, v_scale    of float8: float32, [] for all rows, [kv_heads], or like k and v without channels; 1 if absent.
-                        Positive normal numbers; the first two are checked where they are in host memory
+                        Finite, and 2^-120 at least; the first two are checked where they are in host memory
     dtype               of the queries; the 16-bit one among those above if absent, bfloat16 if there is none
 
     Raises ShapeError, DtypeError (a scale that is none, too), DeviceError (on two devices), LayoutError (strides,

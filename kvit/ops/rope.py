@@ -12,6 +12,7 @@ from kvit.ops.rope_config import read
 from kvit.ops.rope_scaling import Scaling
 
 _TURN = 2.0**64  # steps per turn: phases wrap around where unsigned 64-bit numbers do
+_MOST_CHANNELS = 1 << 16
 
 
 class Rope(_checks.Made):
@@ -64,6 +65,8 @@ class Rope(_checks.Made):
     ):
         head_dim = _checks.whole("head_dim", head_dim)
         rotary_dim = head_dim if rotary_dim is None else _checks.whole("rotary_dim", rotary_dim)
+        if head_dim > _MOST_CHANNELS:
+            raise ShapeError(f"head_dim is {head_dim}; rows of a head have {_MOST_CHANNELS} channels at most")
         if not 16 <= rotary_dim <= head_dim or rotary_dim % 16:
             raise ShapeError(f"rotary_dim is {rotary_dim}; it must be a multiple of 16 from 16 to head_dim, {head_dim}")
         if not 1 < _checks.number("base", base) < math.inf:

@@ -149,7 +149,7 @@ def test_a_cell_that_is_none_is_a_usage_error():
 
 def test_the_host_is_refused_with_the_reason():
     done = run("--device", "host")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "proves arithmetic, not speed" in done.stderr and "Traceback" not in done.stderr
 
 

@@ -77,7 +77,7 @@ def test_wrong_words_are_usage_errors(arguments, words):
 
 def test_the_host_is_refused_with_the_reason():
     done = run("--device", "host")
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert "proves arithmetic, not speed" in done.stderr and "Traceback" not in done.stderr
 
 

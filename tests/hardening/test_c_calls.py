@@ -4,16 +4,18 @@ Tensors lie in the middle of large arrays, so that what a wrong shape or stride 
 """
 
 import ctypes
-from ctypes import byref, c_int64, c_void_p, pointer
+from ctypes import byref, c_void_p, pointer
 
 import numpy as np
 import pytest
 
 from support import capi
-from support.caches import BFLOAT16, make_case, new_tokens
+from support.caches import make_case, new_tokens
+from support.capi import say
 
 MARGIN = 1 << 19  # bytes on either side; the furthest that a wrong tensor reaches is 16 rows of 16 KiB
-WORDLESS = ("internal error", "please report")
+KINDS = ["attention", "attention_masked", "append", "gather"]
+MODIFIERS = ("sinks", "alibi", "temperature")  # memory that a masked operation reads at every launch
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +91,8 @@ class Scene:
             "q": self.case.queries(rng, 2, 8), "out": self.case.queries(rng, 2, 8), "lse": np.zeros((2, 8), np.float32),
             "k": new_tokens(rng, 2)[0], "v": new_tokens(rng, 2)[1], "pages": table.pages.numpy(),
             "lengths": table.lengths.numpy(), "query_indptr": np.array([0, 1, 2], np.int32),
-            "pool k": self.case.cache.k, "pool v": self.case.cache.v,
+            "pool k": self.case.cache.k, "pool v": self.case.cache.v, "spans": np.array([[0, 20], [1, 3]], np.int32),
+            "tree": np.ones((2, 2), np.int64), **{name: np.ones(8, np.float32) for name in MODIFIERS},
         }  # fmt: skip
         self.arenas = {name: Arena(array) for name, array in arrays.items()}
         view = capi.options(
@@ -98,6 +101,8 @@ class Scene:
         )  # fmt: skip
         self.view = api.make("view_create", view)
         self.ops = [api.op(self.view, kind, query_heads=8) for kind in (capi.ATTENTION, capi.APPEND, capi.GATHER)]
+        arrays = {name: self.arenas[name].argument() for name in MODIFIERS}
+        self.ops.append(api.op(self.view, query_heads=8, takes_spans=1, takes_tree=1, window_left=5, chunk=7, **arrays))
 
     def close(self):
         for op in self.ops:
@@ -116,6 +121,7 @@ class Scene:
             "attention": (0, ("q", "out", "lse", "query_indptr"), ("out", "lse")),
             "append": (1, ("k", "v", "query_indptr"), ("pool k", "pool v")),
             "gather": (2, ("k", "v", "query_indptr"), ("k", "v")),
+            "attention_masked": (3, ("q", "out", "lse", "query_indptr", "spans", "tree"), ("out", "lse")),
         }[kind]
         for _ in range(int(self.rng.integers(0, 4))):
             self.arenas[str(self.rng.choice([*names, "pages", "lengths"]))].spoil(self.rng)
@@ -128,20 +134,12 @@ class Scene:
         return getattr(self.api.table, kind)(op, view, table, *arguments, stream), written
 
 
-def say(api, status):
-    """The words of a refusal; fails where it has none that help."""
-    assert 0 < status < len(capi.STATUSES), f"status {status} is none of kvit_types.h"
-    words = api.table.last_error().decode()
-    assert words and not any(word in words for word in WORDLESS), f"{capi.STATUSES[status]}: {words!r}"
-    return words
-
-
 @pytest.mark.hunt(share=4, short=60)
 def test_calls_with_wrong_tensors_are_refused_in_words_or_right(hunt, api):
     scene = None
     for rng in hunt.rounds():
         scene = Scene(api, rng)
-        status, written = scene.call(str(rng.choice(["attention", "append", "gather"])))
+        status, written = scene.call(str(rng.choice(KINDS)))
         words = "" if status == 0 else say(api, status)
         for name, arena in scene.arenas.items():
             if status == 0 and name in written:
@@ -151,7 +149,8 @@ def test_calls_with_wrong_tensors_are_refused_in_words_or_right(hunt, api):
             else:
                 assert arena.is_untouched(), f"{name} was written: {words or 'the call was right'}"
         if status == 0:
-            scene.api.table.op_check(scene.ops[0], None, None)
+            for op in scene.ops:
+                scene.api.table.op_check(op, None, None)
         hunt.count("right" if status == 0 else f"refused: {capi.STATUSES[status]}")
         scene.close()
 
@@ -202,104 +201,3 @@ def test_objects_of_wrong_options_are_refused_in_words_or_made(hunt, api):
             hunt.count("made")
         assert all(arena.is_untouched() for arena in scene.arenas.values())
         scene.close()
-
-
-@pytest.mark.hunt(share=2, short=6)
-def test_a_cache_of_c_survives_wrong_counts_and_handles(hunt, api):
-    for rng in hunt.rounds():
-        fields = {"layout": capi.HND, "pages": 5, "page_size": 3, "kv_heads": 1, "head_dim": 64, "dtype": 3}
-        cache = api.make("cache_create", capi.options(capi.CacheOptions, device_type=1, **fields))
-        live = []  # (handle, rows)
-        for _ in range(30):
-            hunt.count(cache_step(api, rng, cache, live))
-            check_cache(api, cache, live)
-        for seq, _ in live:
-            assert api.table.sequence_destroy(seq) == 0
-        assert api.ask("cache_query", cache, capi.CacheInfo).num_free_pages == 5
-        api.cache_destroy(cache)
-
-
-def wrong_handle(rng, handle):
-    return c_void_p(handle.value + int(rng.integers(1, 99))) if rng.integers(8) == 0 else handle
-
-
-def cache_step(api, rng, cache, live):
-    """One call, with right or wrong arguments; what it leaves is put down in `live`."""
-    kind = str(rng.choice(["create", "fork", "truncate", "destroy", "append", "append", "append"]))
-    if not live or kind == "create":
-        handle = c_void_p()
-        status = api.table.sequence_create(wrong_handle(rng, cache), byref(handle))
-        if status == 0:
-            live.append((handle, np.zeros((2, 0, 1, 64), BFLOAT16)))
-        return outcome(api, status, "create")
-    i = int(rng.integers(len(live)))
-    seq, rows = live[i]
-    given = wrong_handle(rng, seq)
-    if kind == "fork":
-        handle = c_void_p()
-        status = api.table.sequence_fork(given, byref(handle))
-        if status == 0:
-            live.append((handle, rows if given is seq else rows_of(live, given)))
-    elif kind == "truncate":
-        length = int(rng.choice([-1, 0, 1, 2, rows.shape[1], rows.shape[1] + 1, 2**40]))
-        status = api.table.sequence_truncate(seq, length)
-        assert (status == 0) == (0 <= length <= rows.shape[1])
-        live[i] = seq, rows[:, :length] if status == 0 else rows
-    elif kind == "destroy":
-        status = api.table.sequence_destroy(seq)
-        live.pop(i)
-    else:
-        return append_step(api, rng, cache, live)
-    return outcome(api, status, kind)
-
-
-def rows_of(live, handle):
-    return next(rows for seq, rows in live if seq.value == handle.value)
-
-
-def append_step(api, rng, cache, live):
-    chosen = rng.permutation(len(live))[: int(rng.integers(1, 4))].tolist()
-    counts = [int(rng.integers(0, 5)) for _ in chosen]
-    new = new_tokens(rng, sum(counts), kv_heads=1)
-    seqs = (c_void_p * len(chosen))(*(live[i][0].value for i in chosen))
-    told = list(counts)
-    is_wrong = rng.integers(4) == 0
-    if is_wrong:
-        told[int(rng.integers(len(told)))] = int(rng.choice([-1, 9, 2**40, -(2**63)]))
-    if rng.integers(8) == 0:
-        seqs[0], is_wrong = seqs[-1] if len(chosen) > 1 else 12345, True
-    tensors = [pointer(capi.tensor(x)) for x in new]
-    status = api.table.cache_append(cache, seqs, len(chosen), *tensors, (c_int64 * len(told))(*told), None)
-    assert status != 0 or not is_wrong
-    if status == 0:
-        ends = np.cumsum([0, *counts])
-        for j, i in enumerate(chosen):
-            seq, rows = live[i]
-            live[i] = seq, np.concatenate([rows, new[:, ends[j] : ends[j + 1]]], axis=1)
-    return outcome(api, status, "append")
-
-
-def outcome(api, status, kind):
-    if status == 0:
-        return kind
-    say(api, status)
-    return f"refused: {capi.STATUSES[status]}"
-
-
-def check_cache(api, cache, live):
-    """All sequences hold their tokens."""
-    pages = set()
-    for seq, rows in live:
-        info = api.ask("sequence_query", seq, capi.SequenceInfo)
-        assert (info.length, info.num_pages) == (rows.shape[1], -(-rows.shape[1] // 3))
-        numbers, count = (ctypes.c_int32 * 8)(), c_int64()
-        assert api.table.sequence_pages(seq, numbers, 8, byref(count)) == 0
-        pages.update(numbers[: count.value])
-    assert api.ask("cache_query", cache, capi.CacheInfo).num_free_pages == 5 - len(pages)
-    held = [(seq, rows) for seq, rows in live if rows.shape[1]]
-    if held:
-        wanted = np.concatenate([rows for _, rows in held], axis=1)
-        found = np.zeros_like(wanted)
-        seqs = (c_void_p * len(held))(*(seq.value for seq, _ in held))
-        api.cache_gather(cache, seqs, len(held), *(pointer(capi.tensor(x)) for x in found), None)
-        np.testing.assert_array_equal(found.view(np.uint16), wanted.view(np.uint16))

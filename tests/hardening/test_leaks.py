@@ -1,25 +1,16 @@
-"""Hunts for memory that calls keep: Python's blocks and bytes, and those of the process, over many calls.
+"""Hunts for what calls keep: memory, files and threads, over many calls of each kind, right ones and refused ones."""
 
-Right calls and refused ones, each many times after the first few, which make what is made once.
-"""
-
-import gc
-import sys
-import tracemalloc
+import ctypes
+import mmap
+import os
+import threading
 
 import numpy as np
 import pytest
 
 import kvit
 from support.caches import BFLOAT16, make_case, new_tokens, to_device
-from support.memory import used_memory
-
-ROUNDS = 20  # calls between two looks
-# What Python may keep: of all calls, and of each. CPython caches up to 4096 names of attributes, which some calls make
-# anew, so that the cache fills by and by; an object that a call loses takes 48 bytes or more.
-FIXED_BYTES, FIXED_BLOCKS = 6000, 300
-BYTES_OF_CALL, BLOCKS_OF_CALL = 16, 0.25
-SPARE_BYTES = 1 << 20  # what the C library's allocator may keep of what it was given back
+from support.leaks import CALLS, WINDOWS, what_calls_keep, where_python_grows, windows_of
 
 
 class Calls:
@@ -115,39 +106,76 @@ class Calls:
 KINDS = [name for name in vars(Calls) if not name.startswith("_")]
 
 
-@pytest.mark.hunt(share=4, short=1)
+@pytest.mark.hunt(share=4, short=WINDOWS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_calls_keep_nothing(hunt, device, kind, rng):
     call = getattr(Calls(rng, device), kind)
-    repeat(call)
-    before, rounds = look(device), 0
-    tracemalloc.start()
+    kept = what_calls_keep(call, device, windows_of(hunt))
+    hunt.count("calls", hunt.counts["rounds"] * CALLS)
+    assert not kept, f"each window keeps {kept}\n{where_python_grows(call)}"
+
+
+LIBC = ctypes.CDLL(None)
+LIBC.malloc.restype = ctypes.c_void_p
+
+
+def lose_an_object(lost):
+    lost.append([])
+
+
+def lose_malloc(lost):
+    lost.append(LIBC.malloc(1))
+
+
+def lose_a_page(lost):
+    lost.append(mmap.mmap(-1, 1))
+
+
+def lose_a_file(lost):
+    lost.append(os.open(os.devnull, os.O_RDONLY))
+
+
+def lose_a_thread(lost):
+    lost.append(threading.Event())
+    threading.Thread(target=lost[-1].wait, daemon=True).start()
+
+
+LOSSES = {
+    "blocks of Python's": (lose_an_object, list.clear),
+    "bytes of malloc's": (lose_malloc, lambda one: LIBC.free(ctypes.c_void_p(one))),
+    "bytes that are mapped": (lose_a_page, mmap.mmap.close),
+    "open files": (lose_a_file, os.close),
+    "threads": (lose_a_thread, threading.Event.set),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"), [*((kind, "blocks of Python's") for kind in KINDS), *(("gather", what) for what in LOSSES)]
+)
+def test_the_least_that_a_call_can_lose_is_found(rng, kind, what):
+    calls, (lose, find), lost = Calls(rng, "host"), LOSSES[what], []
+
+    def call():
+        getattr(calls, kind)()
+        lose(lost)
+
     try:
-        repeat(call)
-        gc.collect()
-        traced = tracemalloc.get_traced_memory()[0]
-        for _ in hunt.rounds(at_least=3):
-            repeat(call)
-            rounds += 1
-            hunt.count("calls", ROUNDS)
-        gc.collect()
-        grown = tracemalloc.get_traced_memory()[0] - traced
+        assert what in what_calls_keep(call, "host", range(2))
     finally:
-        tracemalloc.stop()
-    blocks, held = (now - old for now, old in zip(look(device), before, strict=True))
-    calls = rounds * ROUNDS
-    assert grown < FIXED_BYTES + BYTES_OF_CALL * calls, f"{grown} bytes of Python's, in {calls} calls"
-    assert blocks < FIXED_BLOCKS + BLOCKS_OF_CALL * calls, f"{blocks} blocks of Python's, in {calls} calls"
-    # Tracing has memory of its own, which it gives back but the process may keep.
-    assert held < 8 * SPARE_BYTES, f"{held} bytes of the process's, in {calls} calls"
+        for one in lost:
+            find(one)
 
 
-def repeat(call):
-    for _ in range(ROUNDS):
-        call()
+def test_what_grows_once_is_no_loss():
+    kept, calls = [], iter(range(10**6))
 
+    def call():  # fills a cache in the second window
+        if CALLS <= next(calls) - CALLS < 2 * CALLS:
+            kept.extend([[], bytes(1000), os.open(os.devnull, os.O_RDONLY)])
 
-def look(device):
-    """(blocks of Python's allocator, bytes of the process or of the GPU's pool)."""
-    gc.collect()
-    return sys.getallocatedblocks(), used_memory(device)
+    try:
+        assert not what_calls_keep(call, "host", range(WINDOWS))
+    finally:
+        for file in kept[2::3]:
+            os.close(file)
+    assert len(kept) == 3 * CALLS

@@ -264,3 +264,14 @@ class Api:
 def options(struct: type, /, **fields: Any) -> Any:
     """Options with their size, and these fields."""
     return struct(size=ctypes.sizeof(struct), **fields)
+
+
+WORDLESS = ("internal error", "please report")
+
+
+def say(api: Api, status: int) -> str:
+    """The words of a refusal; fails where it has none that help."""
+    assert 0 < status < len(STATUSES), f"status {status} is none of kvit_types.h"
+    words = api.table.last_error().decode()
+    assert words and not any(word in words for word in WORDLESS), f"{STATUSES[status]}: {words!r}"
+    return words

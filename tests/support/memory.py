@@ -5,11 +5,15 @@ import os
 import numpy as np
 
 
+def mapped_memory():
+    """Bytes of the addresses that this process has mapped."""
+    return _pages(0)
+
+
 def used_memory(device):
     """Bytes of this process on the host; on a GPU those that it has from the stream-ordered pool."""
     if device == "host":
-        with open("/proc/self/statm", encoding="utf-8") as numbers:
-            return int(numbers.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        return _pages(1)
     from cuda.bindings import driver
 
     status, pool = driver.cuDeviceGetDefaultMemPool(0)
@@ -17,6 +21,11 @@ def used_memory(device):
     status, used = driver.cuMemPoolGetAttribute(pool, driver.CUmemPool_attribute.CU_MEMPOOL_ATTR_USED_MEM_CURRENT)
     assert status == 0
     return int(used)
+
+
+def _pages(field):
+    with open("/proc/self/statm", encoding="utf-8") as numbers:
+        return int(numbers.read().split()[field]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def aligned(num_bytes: int, alignment: int = 256) -> np.ndarray:

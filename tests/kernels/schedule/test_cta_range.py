@@ -71,22 +71,18 @@ def owners_that_are_wrong(cxx, grid, partitions, totals):
 
 @pytest.mark.parametrize(("grid", "partitions"), [(1, 1), (6, 2), (7, 1), (132, 4), (264, 1)])
 def test_every_cta_knows_whose_any_unit_is(cxx, grid, partitions):
-    ctas = grid // partitions
-    totals = [total for total in TOTALS if total // ctas < 2**31 - 1] + [ctas * (2**31 - 2), ctas * (2**31 - 3) + 1]
-    assert not owners_that_are_wrong(cxx, grid, partitions, totals)
-
-
-@pytest.mark.xfail(strict=True, reason="Owner divides by a number of 31 bits")
-def test_a_cta_may_have_more_units_than_31_bits_count(cxx):
-    assert not owners_that_are_wrong(cxx, 132, 1, [2**40])
+    # A CTA's own units are counted in 31 bits, in 32, and in more, with longer ranges in front and without.
+    of_cta = [2**31 - 2, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40 + 5]
+    totals = [grid // partitions * each + longer for each in of_cta for longer in (0, 1)]
+    assert not owners_that_are_wrong(cxx, grid, partitions, TOTALS + totals)
 
 
 def test_division_is_right_on_both_sides_of_32_bits(cxx):
     dividends = [0, 1, 6, 7, 2**31 - 1, 2**32 - 1, 2**32, 2**32 + 1, 2**40, 2**60]
-    divisors = [1, 2, 7, 132, 2**31 - 1]
+    divisors = [1, 2, 7, 132, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, 2**40]
     body = f"""
       for (int64_t a : {{{", ".join(f"int64_t({a})" for a in dividends)}}})
-        for (int b : {{{", ".join(map(str, divisors))}}})
+        for (int64_t b : {{{", ".join(f"int64_t({b})" for b in divisors)}}})
           printf("%d %d ", int(Divide(a, b) >> 31), int(Divide(a, b) & 0x7fffffff));
     """
     expected = [half for a in dividends for b in divisors for half in ((a // b) >> 31, a // b & 0x7FFFFFFF)]

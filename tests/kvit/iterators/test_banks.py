@@ -38,6 +38,11 @@ def test_turns_of_known_accesses(addresses, access_bytes, turns):
         (range(0, 33 * 4, 4), 4, ShapeError, r"shape \[33\]; give one for each lane, 32 at most"),
         ([[0, 4]], 4, ShapeError, r"shape \[1, 2\]"),
         ([0.5, 4.0], 4, ShapeError, "addresses are float64"),
+        ([0], 4.0, ShapeError, "access_bytes is 4.0"),
+        ([0], "4", ShapeError, "access_bytes is '4'"),
+        ([[0], [4, 8]], 4, ShapeError, "addresses are no plain list"),
+        ([2**64 - 16], 16, LayoutError, "18446744073709551600 is no address"),
+        ([2**40], 4, LayoutError, "1099511627776 is no address"),
     ],
 )
 def test_what_no_warp_can_access_is_refused(addresses, access_bytes, error, words):

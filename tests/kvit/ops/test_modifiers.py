@@ -205,3 +205,14 @@ def test_arrays_may_be_rewritten_in_place(case, q):
         held.copy_from(np.array(sinks, np.float32))
         out = op(to_device(q, case.device), case.view, case.page_table, query_indptr=indptr)
         np.testing.assert_array_equal(out.numpy(), attend(case, q, COUNTS, sinks=sinks)[0])
+
+
+# Of more new tokens than its sequence is long, the first stand before it: a window from there does not end below 2^-31.
+@pytest.mark.parametrize("window", [2**31 - 1, (2**31 - 1, 2**31 - 1), (None, 2**31 - 1), 5])
+@pytest.mark.parametrize(
+    "options", [{}, {"causal": False}, {"chunk": 2**31 - 1}, {"chunk": 64, "causal": False}], ids=str
+)
+def test_queries_before_their_sequence_see_what_a_window_shows_them(rng, device, window, options):
+    lengths, counts = [64, 0], [67, 2]
+    case = make_case(rng, lengths, device=device)
+    assert_modified(case, case.queries(rng, sum(counts), HEADS), counts, window=window, **options)

@@ -193,6 +193,7 @@ def test_a_dynamic_configuration_needs_to_know_how_long_sequences_get():
     [
         ({"head_dim": 128, "rotary_dim": 40}, "rotary_dim is 40; it must be a multiple of 16 from 16 to head_dim, 128"),
         ({"head_dim": 64, "rotary_dim": 128}, "rotary_dim is 128"),
+        ({"head_dim": 2**31}, "head_dim is 2147483648; rows of a head have 65536 channels at most"),
         ({"head_dim": 128, "base": 1.0}, "base is 1.0"),
         ({"head_dim": 128, "scaling": {"rope_type": "spiral"}}, "rope_type is 'spiral'; known are default, linear"),
         ({"head_dim": 128, "scaling": {"rope_type": "linear"}}, "linear needs factor"),
