@@ -28,10 +28,11 @@ def project_version(root: Path) -> str:
 def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
     """The targets to build.
 
-    wanted  targets separated by ; or , or blanks ("sm_80;sm_90a"), "all" for all that the manifest lists, "none" for
+    wanted  targets separated by ; or , or blanks ("sm_80;sm_90"), "all" for all that the manifest lists, "none" for
             the host backend alone, or None for the manifest's default
 
-    Raises BuildError where a target is not in the manifest.
+    A target and its relative with a letter (sm_90, sm_90a) share the kernels of an architecture out between them, so
+    either name stands for both. Raises BuildError where a target is not in the manifest.
     """
     if wanted is None or not wanted.strip():
         return manifest.default_archs
@@ -39,15 +40,16 @@ def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
         return manifest.archs
     if wanted.strip() == "none":
         return ()
-    names = dict.fromkeys(wanted.replace(";", " ").replace(",", " ").split())
-    for name in names:
+    names = set(wanted.replace(";", " ").replace(",", " ").split())
+    for name in sorted(names):
         if name not in manifest.archs:
             raise BuildError(
                 f"KVIT_ARCHS names {name}; the manifest builds {', '.join(manifest.archs)}, all of them for all, and "
                 f"only the host for none.\nAdd {name} to [targets] all (and to archs of families that have their own) "
                 "in kernels/manifest.toml, or leave it out of KVIT_ARCHS."
             )
-    return tuple(arch for arch in manifest.archs if arch in names)
+    numbers = {name.rstrip("af") for name in names}
+    return tuple(arch for arch in manifest.archs if arch.rstrip("af") in numbers)
 
 
 def choose_jobs(environ: Mapping[str, str] = os.environ) -> int:

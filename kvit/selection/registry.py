@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 
 from kvit import codecs, dtypes
 from kvit.errors import DtypeError, KernelMissing
+from kvit.selection import capabilities
 
 AxisValue: TypeAlias = int | str
 
@@ -39,7 +40,7 @@ class KernelInfo(NamedTuple):
     shared_bytes: int  # dynamic shared memory of a CTA
     min_ctas: int  # CTAs that fit one multiprocessor, as the kernel's launch bound has it
     facts: Mapping[str, int]  # what the kernel tells about itself: stages, tokens of a tile, ...
-    archs: tuple[str, ...]  # targets built besides the host: sm_80, sm_90a, compute_80
+    archs: tuple[str, ...]  # targets built besides the host: sm_80, sm_90, compute_90
     folder: Path  # where the files are
 
     def __hash__(self) -> int:
@@ -58,9 +59,10 @@ class KernelInfo(NamedTuple):
         """The member of `archs` that suits this GPU best. Raises KernelMissing: it can run none of them."""
         found = best_target(compute_capability, self.archs)
         if found is None:
-            gpu = "sm_{}{}".format(*compute_capability)
+            gpu = capabilities.name_of(compute_capability)
+            ptx = "compute_90" if compute_capability >= (9, 0) else "compute_80"
             remedy = (
-                f"Name {gpu} in KVIT_ARCHS, or compute_80, whose PTX runs on all newer GPUs, and reinstall; "
+                f"Name {gpu} in KVIT_ARCHS, or {ptx}, whose PTX runs on all newer GPUs, and reinstall; "
                 f"{_TARGETS_ARE_LISTED}"
             )
             if compute_capability < _OLDEST:
@@ -76,7 +78,7 @@ class KernelInfo(NamedTuple):
         The image that is loaded decides, and not the GPU: code of targets before 9.0 has no grid dependency to wait
         at, PTX among it, which newer GPUs compile. Raises KernelMissing as target does.
         """
-        return bool(self.facts.get("overlaps", 0)) and _parse_arch(self.target(compute_capability))[1] >= (9, 0)
+        return bool(self.facts.get("overlaps", 0)) and parse_arch(self.target(compute_capability)).version >= (9, 0)
 
 
 class Registry:
@@ -212,7 +214,7 @@ def best_target(compute_capability: tuple[int, int], archs: Iterable[str]) -> st
     """
     cubins, ptx = [], []
     for arch in archs:
-        kind, version, letter = _parse_arch(arch)
+        kind, version, letter = parse_arch(arch)
         own = version == compute_capability
         if version > compute_capability or (letter and not own):
             continue
@@ -224,11 +226,20 @@ def best_target(compute_capability: tuple[int, int], archs: Iterable[str]) -> st
     return ranked[-1][2] if ranked else None
 
 
-def _parse_arch(arch: str) -> tuple[str, tuple[int, int], str]:
+class Target(NamedTuple):
+    """What the name of a target says: sm_90a is a cubin for (9, 0), with a letter."""
+
+    kind: str  # "sm" or "compute"
+    version: tuple[int, int]
+    letter: str
+
+
+def parse_arch(arch: str) -> Target:
+    """The parts of a target's name. Raises ValueError."""
     match = re.fullmatch(r"(sm|compute)_([0-9]+)([0-9])([af]?)", arch)
     if match is None:
-        raise ValueError(f"{arch!r} is no target; targets look like sm_80, sm_90a or compute_80")
-    return match[1], (int(match[2]), int(match[3])), match[4]
+        raise ValueError(f"{arch!r} is no target; targets look like sm_80, sm_90a or compute_90")
+    return Target(match[1], (int(match[2]), int(match[3])), match[4])
 
 
 def _kernel_info(row: dict, folder: Path) -> KernelInfo:

@@ -21,7 +21,7 @@ from support.toolkit import make_script, make_toolkit
 MANIFEST = """
 [targets]
 default = ["sm_80", "compute_80"]
-all = ["sm_80", "sm_90a", "compute_80"]
+all = ["sm_80", "sm_90", "sm_90a", "compute_80"]
 
 [fill]
 header = "entry/fill.cuh"
@@ -184,8 +184,8 @@ def test_all_builds_what_the_rows_allow_each_cubin_from_ptx_of_its_own_target(tr
     index = build(tree, monkeypatch, archs="all")
     targets = {kernel["symbol"]: kernel["archs"] for kernel in index["kernels"]}
     assert targets == {
-        "kvit_fill__n1": ["sm_80", "sm_90a", "compute_80"],
-        "kvit_fill__n2": ["sm_80", "sm_90a", "compute_80"],
+        "kvit_fill__n1": ["sm_80", "sm_90", "compute_80"],
+        "kvit_fill__n2": ["sm_80", "sm_90", "compute_80"],
         "kvit_fill__n3": ["sm_90a"],
         "kvit_sum__all": ["sm_80"],
     }
@@ -264,14 +264,22 @@ def test_what_is_wrong_is_said_before_any_module_is_translated_or_compiled(envir
 def test_kvit_archs_chooses_in_the_order_of_the_manifest():
     manifest = parse_manifest(MANIFEST)
     assert choose_archs(manifest, None) == choose_archs(manifest, "") == ("sm_80", "compute_80")
-    assert choose_archs(manifest, "all") == ("sm_80", "sm_90a", "compute_80")
+    assert choose_archs(manifest, "all") == ("sm_80", "sm_90", "sm_90a", "compute_80")
     assert choose_archs(manifest, "compute_80; sm_80") == ("sm_80", "compute_80")
     assert choose_archs(manifest, "compute_80") == ("compute_80",)
     assert choose_archs(manifest, "none") == ()
 
 
+def test_a_target_and_its_relative_with_a_letter_are_built_together():
+    # sm_90a alone would lack every kernel that needs no letter, and sm_90 those that do.
+    manifest = parse_manifest(MANIFEST)
+    assert choose_archs(manifest, "sm_90") == choose_archs(manifest, "sm_90a") == ("sm_90", "sm_90a")
+
+
 def test_kvit_archs_with_a_target_outside_the_manifest_says_which_there_are():
-    with pytest.raises(BuildError, match="KVIT_ARCHS names sm_70; the manifest builds sm_80, sm_90a, compute_80"):
+    with pytest.raises(
+        BuildError, match="KVIT_ARCHS names sm_70; the manifest builds sm_80, sm_90, sm_90a, compute_80"
+    ):
         choose_archs(parse_manifest(MANIFEST), "sm_80;sm_70")
 
 

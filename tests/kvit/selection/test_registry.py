@@ -185,8 +185,10 @@ def test_a_gpu_that_can_run_nothing_is_told_what_was_built(built):
     with pytest.raises(KernelMissing, match=r"for sm_75; built targets are .*\.\n  Name sm_75 in KVIT_ARCHS"):
         entry.file("sm_75")
     without_ptx = entry._replace(archs=("sm_80", "sm_90a"))
-    with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_80"):
+    with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_90"):
         without_ptx.target((12, 0))
+    with pytest.raises(KernelMissing, match=r"on sm_87; built .*\.\n  Name sm_87 in KVIT_ARCHS, or compute_80"):
+        without_ptx.target((8, 7))
 
 
 def test_the_installed_kernels_are_found_by_their_own_axes():
@@ -200,7 +202,8 @@ def test_the_installed_kernels_are_found_by_their_own_axes():
     [
         ((9, 0), ("sm_80", "sm_90a", "compute_80"), True),
         ((10, 0), ("sm_80", "sm_90a", "compute_80"), False),  # compiles the PTX, which knows no grid dependency
-        ((10, 0), ("sm_80", "compute_90"), True),
+        ((10, 0), ("sm_80", "sm_90", "compute_80", "compute_90"), True),
+        ((12, 0), ("sm_80", "sm_90a", "sm_120", "compute_80"), True),
         ((9, 0), ("sm_80", "compute_80"), False),
         ((8, 6), ("sm_80", "sm_90a"), False),
     ],
