@@ -17,7 +17,7 @@ from kvit.selection import capabilities
 AxisValue: TypeAlias = int | str
 
 KERNELS = Path(__file__).resolve().parents[1] / "_kernels"
-"""Folder of what was compiled: <arch>/<family>_<unit>.fatbin, libkvit_host.so, index.json."""
+"""Folder of what was compiled: <arch>/<family>_<unit>.cubin.xz or .ptx.xz, libkvit_host.so, index.json."""
 
 _TARGETS_ARE_LISTED = "[targets] of kernels/manifest.toml lists what can be built."
 
@@ -42,18 +42,20 @@ class KernelInfo(NamedTuple):
     facts: Mapping[str, int]  # what the kernel tells about itself: stages, tokens of a tile, ...
     archs: tuple[str, ...]  # targets built besides the host: sm_80, sm_90, compute_90
     folder: Path  # where the files are
+    drivers: Mapping[str, tuple[int, int]] = MappingProxyType({})  # by target: the first CUDA whose drivers take it
 
     def __hash__(self) -> int:
         return hash((self.symbol, self.folder))  # the mappings have none
 
     def file(self, arch: str) -> Path:
-        """The fatbin with this kernel, of a cubin (sm_XX) or PTX (compute_XX). Raises KernelMissing: there is none."""
+        """The file with this kernel in a cubin (sm_XX) or PTX (compute_XX), packed by xz. Raises KernelMissing."""
         if arch not in self.archs:
             raise KernelMissing(
                 f"{self.symbol} for {arch}; built targets are {', '.join(self.archs) or 'the host alone'}.\n"
                 f"  Name {arch} in KVIT_ARCHS and reinstall; {_TARGETS_ARE_LISTED}"
             )
-        return self.folder / arch / f"{self.family}_{self.unit}.fatbin"
+        kind = "ptx" if parse_arch(arch).kind == "compute" else "cubin"
+        return self.folder / arch / f"{self.family}_{self.unit}.{kind}.xz"
 
     def target(self, compute_capability: tuple[int, int]) -> str:
         """The member of `archs` that suits this GPU best. Raises KernelMissing: it can run none of them."""
@@ -84,9 +86,11 @@ class KernelInfo(NamedTuple):
 class Registry:
     """The kernels of one folder.
 
-    kvit   version of the package that was built
-    cuda   version of the toolkit that compiled it; None where only the host backend was built
-    archs  every target that was built besides the host
+    kvit     version of the package that was built
+    cuda     version of the toolkit that compiled it; None where only the host backend was built
+    ptxas    version of the assembler that made the cubins; None where there are none
+    archs    every target that was built besides the host
+    drivers  by target, the first CUDA (major, minor) whose drivers take it
     """
 
     def __init__(self, folder: Path) -> None:
@@ -99,8 +103,10 @@ class Registry:
         self.folder = folder
         self.kvit: str = index["kvit"]
         self.cuda: str | None = index["cuda"]
+        self.ptxas: str | None = index["ptxas"]
         self.archs: tuple[str, ...] = tuple(index["archs"])
-        self._kernels = tuple(_kernel_info(row, folder) for row in index["kernels"])
+        self.drivers = MappingProxyType({arch: tuple(version) for arch, version in index["drivers"].items()})
+        self._kernels = tuple(_kernel_info(row, folder, self.drivers) for row in index["kernels"])
         # The attention path asks for the same few keys over and over.
         self._candidates = functools.lru_cache(maxsize=1024)(self._search)
 
@@ -242,11 +248,12 @@ def parse_arch(arch: str) -> Target:
     return Target(match[1], (int(match[2]), int(match[3])), match[4])
 
 
-def _kernel_info(row: dict, folder: Path) -> KernelInfo:
+def _kernel_info(row: dict, folder: Path, drivers: Mapping[str, tuple[int, int]]) -> KernelInfo:
     fields = {name: row[name] for name in ("symbol", "family", "unit", "params", "params_bytes")}
     fields |= {name: row[name] for name in ("threads", "shared_bytes", "min_ctas")}
     axes, facts = MappingProxyType(row["axes"]), MappingProxyType(row["facts"])
-    return KernelInfo(**fields, axes=axes, facts=facts, archs=tuple(row["archs"]), folder=folder)
+    archs = tuple(row["archs"])
+    return KernelInfo(**fields, axes=axes, facts=facts, archs=archs, folder=folder, drivers=drivers)
 
 
 def _is_power_of_two(head_dim: AxisValue) -> bool:
