@@ -13,7 +13,7 @@ from pathlib import Path
 
 SOURCE = Path(__file__).with_name("idle_driver.c")
 # As much of a cubin and of PTX as the idle driver looks at: the version of the ELF ABI, and that of the ISA.
-_CUBIN, _PTX = b"\x7fELF\x02\x01\x01\x33\x07" + bytes(55), b".version 8.0\n"
+_IMAGES = {"sm": b"\x7fELF\x02\x01\x01\x33\x07" + bytes(55), "compute": b".version 8.0\n"}
 
 
 def compiler() -> str:
@@ -49,8 +49,8 @@ def pretend_kernels(
         kernel["archs"] = list(archs)
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     registry.KERNELS = folder
-    for kernel in registry.all():
-        for arch in archs:
-            path = kernel.file(arch)
-            path.parent.mkdir(exist_ok=True)
-            path.write_bytes(lzma.compress(_PTX if arch.startswith("compute") else _CUBIN))
+    packed = {kind: lzma.compress(image, preset=0) for kind, image in _IMAGES.items()}
+    for arch in archs:
+        (folder / arch).mkdir(exist_ok=True)
+        for path in {kernel.file(arch) for kernel in registry.all()}:
+            path.write_bytes(packed[arch.partition("_")[0]])
