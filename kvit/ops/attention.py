@@ -238,7 +238,7 @@ class Attention(Operation, AttentionCall):
         _checks.require_shape("q", q, tokens=None, query_heads=self.query_heads, head_dim=self.head_dim)
         _checks.require_rows("q", q)
         self._check_view(view)
-        if why := choose.why_not(self.kernel, call_on(view, self.plan.rows), None, "host"):
+        if why := choose.why_not(self.kernel, call_on(view, self.plan.rows)):
             raise LayoutError(f"{self.kernel.symbol} {why}; make another Attention for this view")
         each, indptr = rows_per_sequence("q", q, table.num_sequences, query_indptr, stream)
         if out is not None:
