@@ -1,13 +1,18 @@
 // A libcuda.so.1 that returns at once, compiled by idle_driver.py: what is left of a call's time is kvit's own.
 //
-// It shows one GPU of compute capability 9.0. Memory is the host's, so copies work; kernels and graphs do nothing but
-// be counted. The function that IDLE_DRIVER_FAILS names in the environment fails.
+// It shows one GPU. Memory is the host's, so copies work; kernels and graphs do nothing but be counted. The environment
+// says what driver it is:
+//   IDLE_DRIVER_CUDA   its version, 13000 if absent: it has no function, and takes no image, that is newer
+//   IDLE_DRIVER_CC     compute capability of the GPU, 90 if absent
+//   IDLE_DRIVER_FAILS  a function that fails;  IDLE_DRIVER_LACKS  one that it does not have
+//   IDLE_DRIVER_LOG    a file, to which it adds what it is asked for and what it is handed
 #include <stddef.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-enum { SUCCESS = 0, UNKNOWN = 999 };
+enum { SUCCESS = 0, INVALID_IMAGE = 200, UNSUPPORTED_PTX_VERSION = 222, NOT_FOUND = 500, UNKNOWN = 999 };
 enum { NUM_SMS = 16, L2_BYTES = 38, CC_MAJOR = 75, CC_MINOR = 76, SHARED_BYTES = 97 };
 
 static int handle;  // every handle points here: nobody looks behind one
@@ -15,7 +20,7 @@ static _Thread_local void* current = NULL;
 static _Thread_local int capturing = 0;
 
 __attribute__((visibility("default"))) int idle_launches = 0, idle_graph_launches = 0, idle_allocations = 0;
-__attribute__((visibility("default"))) int idle_graphs = 0;  // and executables, made and not destroyed
+__attribute__((visibility("default"))) int idle_graphs = 0;    // and executables, made and not destroyed
 __attribute__((visibility("default"))) int idle_settings = 0;  // of the parameters of executables
 
 // CUDA_KERNEL_NODE_PARAMS of cuda.h.
@@ -60,8 +65,26 @@ static int nothing(void) { return SUCCESS; }
 
 static int failure(void) { return UNKNOWN; }
 
+static int setting(const char* name, int absent) {
+  const char* text = getenv(name);
+  return text == NULL ? absent : atoi(text);
+}
+
+static int is_named(const char* name, const char* setting) {
+  const char* text = getenv(setting);
+  return text != NULL && strcmp(text, name) == 0;
+}
+
+static void tell(const char* words, const char* name, int number, int status) {
+  const char* path = getenv("IDLE_DRIVER_LOG");
+  FILE* file = path == NULL ? NULL : fopen(path, "a");
+  if (file == NULL) return;
+  fprintf(file, "%s %s %d %d\n", words, name, number, status);
+  fclose(file);
+}
+
 static int driver_version(int* version) {
-  *version = 13000;
+  *version = setting("IDLE_DRIVER_CUDA", 13000);
   return SUCCESS;
 }
 
@@ -81,9 +104,11 @@ static int device_name(char* name, int capacity) {
 }
 
 static int device_attribute(int* value, int attribute) {
+  const int capability = setting("IDLE_DRIVER_CC", 90);
   *value = attribute == NUM_SMS        ? 132
-           : attribute == CC_MAJOR     ? 9
-           : attribute == SHARED_BYTES ? 232448
+           : attribute == CC_MAJOR     ? capability / 10
+           : attribute == CC_MINOR     ? capability % 10
+           : attribute == SHARED_BYTES ? (capability >= 120 ? 99 : 227) * 1024
            : attribute == L2_BYTES     ? 50 << 20
                                        : 0;
   return SUCCESS;
@@ -118,6 +143,30 @@ static int context_pop(void** context) {
   *context = current;
   current = NULL;
   return SUCCESS;
+}
+
+// The newest ISA of PTX that a driver compiles, times ten: 8.0 with CUDA 12.0, 8.7 with 12.8, 9.0 with 13.0.
+static int newest_isa(int cuda) {
+  const int minor = cuda % 1000 / 10;
+  return cuda >= 13000 ? 90 + minor : 80 + (minor > 5 ? minor - 1 : minor);
+}
+
+// Cubins are taken by version of their ELF ABI, PTX by its ISA, and nothing else, such as what is packed.
+static int library_load(void** library, const char* image) {
+  int cuda, status, major, minor;
+  driver_version(&cuda);
+  if (memcmp(image, "\177ELF", 4) == 0) {
+    status = image[8] <= (cuda >= 13000 ? 8 : 7) ? SUCCESS : INVALID_IMAGE;
+    tell("load", "cubin", image[8], status);
+  } else if (sscanf(image, ".version %d.%d", &major, &minor) == 2) {
+    status = 10 * major + minor <= newest_isa(cuda) ? SUCCESS : UNSUPPORTED_PTX_VERSION;
+    tell("load", "ptx", 10 * major + minor, status);
+  } else {
+    status = INVALID_IMAGE;
+    tell("load", "nothing", 0, status);
+  }
+  *library = &handle;
+  return status;
 }
 
 static int library_kernel(void** kernel, void* library, const char* symbol) {
@@ -238,6 +287,8 @@ static int error_name(int status, const char** name) {
   return SUCCESS;
 }
 
+int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t flags, void* query);
+
 static const struct {
   const char* name;
   void* function;
@@ -259,6 +310,7 @@ static const struct {
     {"cuEventElapsedTime", elapsed_ms},
     {"cuEventRecord", record},
     {"cuGetErrorName", error_name},
+    {"cuGetProcAddress", cuGetProcAddress_v2},
     {"cuGraphAddKernelNode", make_handle},
     {"cuGraphCreate", make_graph},
     {"cuGraphDestroy", destroy_graph},
@@ -270,7 +322,7 @@ static const struct {
     {"cuLaunchKernel", launch},
     {"cuLaunchKernelEx", launch_with_attributes},
     {"cuLibraryGetKernel", library_kernel},
-    {"cuLibraryLoadData", make_handle},
+    {"cuLibraryLoadData", library_load},
     {"cuMemAllocAsync", mem_alloc},
     {"cuMemFreeAsync", mem_free},
     {"cuMemcpyAsync", copy},
@@ -284,14 +336,19 @@ static const struct {
     {"cuStreamWaitEvent", wait_event},
 };
 
-// How every caller finds the rest. What is not in the table succeeds and does nothing.
-int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t flags, void* status) {
-  (void)version, (void)flags, (void)status;
+// How every caller finds the rest: a function as it was in some version. What is not in the table does nothing.
+int cuGetProcAddress_v2(const char* name, void** function, int version, uint64_t flags, void* query) {
+  (void)flags;
+  int cuda;
+  driver_version(&cuda);
   *function = nothing;
   for (size_t i = 0; i < sizeof functions / sizeof functions[0]; ++i) {
     if (strcmp(functions[i].name, name) == 0) *function = functions[i].function;
   }
-  const char* failing = getenv("IDLE_DRIVER_FAILS");
-  if (failing != NULL && strcmp(failing, name) == 0) *function = failure;
-  return SUCCESS;
+  if (is_named(name, "IDLE_DRIVER_FAILS")) *function = failure;
+  if (version > cuda || is_named(name, "IDLE_DRIVER_LACKS")) *function = NULL;
+  const int status = *function == NULL ? NOT_FOUND : SUCCESS;
+  if (query != NULL) *(int*)query = *function == NULL;  // CU_GET_PROC_ADDRESS_SYMBOL_NOT_FOUND
+  tell("ask", name, version, status);
+  return status;
 }

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import lzma
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("idle_driver.c")
-_ARCH = "sm_90a"
+# As much of a cubin and of PTX as the idle driver looks at: the version of the ELF ABI, and that of the ISA.
+_IMAGES = {"sm": b"\x7fELF\x02\x01\x01\x33\x07" + bytes(55), "compute": b".version 8.0\n"}
 
 
 def compiler() -> str:
@@ -30,15 +33,24 @@ def build(folder: Path) -> dict[str, str]:
     return {**os.environ, "LD_LIBRARY_PATH": path, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
 
 
-def pretend_kernels(folder: Path) -> None:
-    """Make kvit find a file for each of its kernels in `folder`, whatever was built: the idle driver reads none."""
+def pretend_kernels(
+    folder: Path, archs: Sequence[str] = ("sm_90",), drivers: Mapping[str, tuple[int, int]] | None = None
+) -> None:
+    """Make kvit find a file for each of its kernels and targets in `folder`, whatever was built.
+
+    drivers  by target, the first CUDA whose drivers take it, as the index says; 12.0 if absent
+    """
     from kvit.selection import registry
 
     index = json.loads((registry.KERNELS / "index.json").read_text(encoding="utf-8"))
-    index["archs"] = [_ARCH]
-    (folder / _ARCH).mkdir(parents=True, exist_ok=True)
+    index["archs"] = list(archs)
+    index["drivers"] = {arch: (drivers or {}).get(arch, (12, 0)) for arch in archs}
     for kernel in index["kernels"]:
-        kernel["archs"] = [_ARCH]
-        (folder / _ARCH / f"{kernel['family']}_{kernel['unit']}.fatbin").touch()
+        kernel["archs"] = list(archs)
     (folder / "index.json").write_text(json.dumps(index), encoding="utf-8")
     registry.KERNELS = folder
+    packed = {kind: lzma.compress(image, preset=0) for kind, image in _IMAGES.items()}
+    for arch in archs:
+        (folder / arch).mkdir(exist_ok=True)
+        for path in {kernel.file(arch) for kernel in registry.all()}:
+            path.write_bytes(packed[arch.partition("_")[0]])

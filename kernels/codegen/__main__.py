@@ -22,7 +22,7 @@ def main(arguments: list[str] | None = None) -> int:
     build = commands.add_parser("build", help="compile the kernels of kernels/manifest.toml")
     build.add_argument("out", nargs="?", type=Path, default=ROOT / "kvit" / "_kernels", help="default: kvit/_kernels")
     build.add_argument("--build", type=Path, default=ROOT / "build" / "kernels", help="kept between runs")
-    build.add_argument("--archs", help='such as "sm_80;sm_90a"; default: KVIT_ARCHS, else all of the manifest')
+    build.add_argument("--archs", help='such as "sm_80;sm_90"; default: KVIT_ARCHS, else the default of the manifest')
     build.add_argument("--host-only", action="store_true", help="the same as --archs none")
     build.add_argument("-j", "--jobs", type=int, help="default: KVIT_JOBS, else as many as cores")
     build.set_defaults(run=_build)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from codegen.emit import units_of, write_if_changed, write_units
 from codegen.errors import BuildError
+from codegen.images import Version, oldest_cuda, pack, packed
 from codegen.index import index_text, read_host_kernels
 from codegen.manifest import Manifest, load_manifest
 from codegen.ninja import HOST_LIBRARY, run_ninja, write_ninja
@@ -28,10 +29,11 @@ def project_version(root: Path) -> str:
 def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
     """The targets to build.
 
-    wanted  targets separated by ; or , or blanks ("sm_80;sm_90a"), "all" for all that the manifest lists, "none" for
+    wanted  targets separated by ; or , or blanks ("sm_80;sm_90"), "all" for all that the manifest lists, "none" for
             the host backend alone, or None for the manifest's default
 
-    Raises BuildError where a target is not in the manifest.
+    A target and its relative with a letter (sm_90, sm_90a) share the kernels of an architecture out between them, so
+    either name stands for both. Raises BuildError where a target is not in the manifest.
     """
     if wanted is None or not wanted.strip():
         return manifest.default_archs
@@ -39,15 +41,16 @@ def choose_archs(manifest: Manifest, wanted: str | None) -> tuple[str, ...]:
         return manifest.archs
     if wanted.strip() == "none":
         return ()
-    names = dict.fromkeys(wanted.replace(";", " ").replace(",", " ").split())
-    for name in names:
+    names = set(wanted.replace(";", " ").replace(",", " ").split())
+    for name in sorted(names):
         if name not in manifest.archs:
             raise BuildError(
                 f"KVIT_ARCHS names {name}; the manifest builds {', '.join(manifest.archs)}, all of them for all, and "
                 f"only the host for none.\nAdd {name} to [targets] all (and to archs of families that have their own) "
                 "in kernels/manifest.toml, or leave it out of KVIT_ARCHS."
             )
-    return tuple(arch for arch in manifest.archs if arch in names)
+    numbers = {name.rstrip("af") for name in names}
+    return tuple(arch for arch in manifest.archs if arch.rstrip("af") in numbers)
 
 
 def wants_asked(environ: Mapping[str, str] = os.environ) -> bool:
@@ -100,7 +103,7 @@ def build_kernels(
 
     kernels  folder of manifest.toml and the headers
     build    folder for everything in between, kept for the next call
-    out      becomes kvit/_kernels: <arch>/<family>_<unit>.fatbin, libkvit_host.so, index.json
+    out      becomes kvit/_kernels: <arch>/<family>_<unit>.cubin.xz or .ptx.xz, libkvit_host.so, index.json
     version  of the package, written into the index
     archs    as choose_archs takes it; KVIT_ARCHS if absent
     jobs     compilers side by side; choose_jobs() if absent
@@ -112,17 +115,36 @@ def build_kernels(
     units = units_of(specs)
     write_units(units, build / "source")
     made = write_ninja(build, kernels, units, chosen, gxx, cuda)
-    with_cuda = f"CUDA {cuda.version[0]}.{cuda.version[1]} of {cuda.root}" if cuda else "no CUDA compiler"
+    nvcc, ptxas = (None, None) if cuda is None else (_words(cuda.version), _words(cuda.assembler.version))
+    with_cuda = f"CUDA {nvcc} of {cuda.root}, ptxas {ptxas}" if cuda else "no CUDA compiler"
     print(f"kvit: {len(specs)} kernels for host {' '.join(chosen)}; {with_cuda}, {gxx}, {jobs} jobs", flush=True)
     try:
         run_ninja(build, ninja, jobs)
     except subprocess.CalledProcessError:
         raise BuildError(f"a kernel does not compile; the compiler's message is above, its log under {build}") from None
-    cuda_version = f"{cuda.version[0]}.{cuda.version[1]}" if cuda else None
-    index = index_text(specs, read_host_kernels(build / "out" / HOST_LIBRARY), chosen, version, cuda_version)
+    pack((build / "out" / name for name in made), jobs)
+    drivers = oldest_drivers(build / "out", made)
+    host = read_host_kernels(build / "out" / HOST_LIBRARY)
+    index = index_text(specs, host, chosen, drivers, kvit=version, cuda=nvcc, ptxas=ptxas)
     write_if_changed(build / "out" / "index.json", index)
-    publish(build / "out", out, [*made, "index.json"])
+    images = [packed(Path(name)).as_posix() for name in made]
+    publish(build / "out", out, [*images, HOST_LIBRARY, "index.json"])
     return out / "index.json"
+
+
+def _words(version: Version) -> str:
+    return ".".join(map(str, version))
+
+
+def oldest_drivers(folder: Path, images: Sequence[str]) -> dict[str, Version]:
+    """By target, the first CUDA whose drivers take all images of it. Raises BuildError where an image is of a kind that
+    is not known."""
+    drivers: dict[str, Version] = {}
+    for name in images:
+        arch = name.partition("/")[0]
+        needed = oldest_cuda((folder / name).read_bytes(), arch)
+        drivers[arch] = max(drivers.get(arch, needed), needed)
+    return drivers
 
 
 def publish(source: Path, target: Path, files: Sequence[str]) -> None:

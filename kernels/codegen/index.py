@@ -56,12 +56,21 @@ def read_host_kernels(library: Path) -> dict[str, dict[str, Any]]:
 
 
 def index_text(
-    specs: Sequence[Spec], host: dict[str, dict[str, Any]], archs: Sequence[str], kvit: str, cuda: str | None
+    specs: Sequence[Spec],
+    host: dict[str, dict[str, Any]],
+    archs: Sequence[str],
+    drivers: dict[str, tuple[int, int]],
+    *,
+    kvit: str,
+    cuda: str | None,
+    ptxas: str | None,
 ) -> str:
     """The text of index.json.
 
-    host  as read_host_kernels returns it
-    kvit  version of the package;  cuda  version of the toolkit, None if nothing was compiled for a GPU
+    host         as read_host_kernels returns it
+    drivers      by target, the first CUDA whose drivers take it
+    kvit         version of the package
+    cuda, ptxas  versions of the toolkit and of the assembler, None if nothing was compiled for a GPU
 
     Raises BuildError where the library and the manifest disagree on which kernels there are.
     """
@@ -83,5 +92,13 @@ def index_text(
         }
         for spec in specs
     ]
-    index = {"version": INDEX_VERSION, "kvit": kvit, "cuda": cuda, "archs": list(archs), "kernels": kernels}
+    index = {
+        "version": INDEX_VERSION,
+        "kvit": kvit,
+        "cuda": cuda,
+        "ptxas": ptxas,
+        "archs": list(archs),
+        "drivers": {arch: list(version) for arch, version in drivers.items()},
+        "kernels": kernels,
+    }
     return json.dumps(index, indent=1) + "\n"

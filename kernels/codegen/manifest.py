@@ -76,15 +76,18 @@ class Family:
     axes: Mapping[str, tuple[AxisValue, ...]]
     skips: tuple[Points, ...]
     onlys: tuple[Only, ...]
+    all_archs: tuple[str, ...]  # archs, and targets with a letter, which are for points that an `only` row gives them
     asked: tuple[Points, ...]  # which are built for GPUs where somebody asks for all kernels
 
     def is_asked(self, axes: Mapping[str, AxisValue]) -> bool:
         return any(points.covers(axes) for points in self.asked)
 
     def archs_of(self, axes: Mapping[str, AxisValue]) -> tuple[str, ...]:
-        """The targets of one point: of the family's, those that every `only` row about the point names."""
+        """The targets of one point: the family's, or those that every `only` row about the point names."""
         about = [only.archs for only in self.onlys if only.points.covers(axes)]
-        return tuple(arch for arch in self.archs if all(arch in archs for archs in about))
+        if not about:
+            return self.archs
+        return tuple(arch for arch in self.all_archs if all(arch in archs for archs in about))
 
     def points(self) -> Iterator[dict[str, AxisValue]]:
         """Every combination of the axes, skipped ones included."""
@@ -101,7 +104,7 @@ class Manifest:
     @property
     def archs(self) -> tuple[str, ...]:
         """Every target that some family can be built for, in the order of first mention."""
-        return tuple(dict.fromkeys(arch for family in self.families for arch in family.archs))
+        return tuple(dict.fromkeys(arch for family in self.families for arch in family.all_archs))
 
     def specs(self, with_asked: bool = True) -> list[Spec]:
         """Every kernel, in manifest order. Without those of `asked` rows these are for the host alone.
@@ -174,7 +177,7 @@ def parse_manifest(text: str) -> Manifest:
             raise ManifestError(f"[types] {value}: {spelling!r} is no C++ type; write it as a string")
     targets = _targets(tables.pop("targets", {}))
     families = tuple(_family(name, table, targets["all"]) for name, table in tables.items())
-    known = tuple(dict.fromkeys(arch for family in families for arch in family.archs))
+    known = tuple(dict.fromkeys(arch for family in families for arch in family.all_archs))
     manifest = Manifest(families, types, targets["default"] or known)
     manifest.specs()  # patterns that collide are the manifest's fault too, so they are found here
     return manifest
@@ -212,8 +215,11 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
     for field in ("skip", "only", "asked"):
         if not isinstance(table.get(field, []), list):
             raise ManifestError(f"{row} {field}: {table[field]!r} must be a list of rows")
-    archs = _archs(row, "archs", table["archs"]) if "archs" in table else all_archs
-    if not archs:
+    if "archs" in table:
+        archs = all_archs = _archs(row, "archs", table["archs"])
+    elif all_archs:
+        archs = tuple(arch for arch in all_archs if not has_letter(arch))
+    else:
         raise ManifestError(f"{row}: archs is missing, and there is no [targets] all to stand for it")
     skips, onlys, asked = (table.get(field, []) for field in ("skip", "only", "asked"))
     return Family(
@@ -222,9 +228,15 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
         archs=archs,
         axes=axes,
         skips=tuple(_points(f"{row} skip[{index}]", skip, axes) for index, skip in enumerate(skips)),
-        onlys=tuple(_only(f"{row} only[{index}]", only, axes, archs) for index, only in enumerate(onlys)),
+        onlys=tuple(_only(f"{row} only[{index}]", only, axes, all_archs) for index, only in enumerate(onlys)),
         asked=tuple(_points(f"{row} asked[{index}]", points, axes) for index, points in enumerate(asked)),
+        all_archs=all_archs,
     )
+
+
+def has_letter(arch: str) -> bool:
+    """Whether a target runs on its own compute capability alone (sm_90a), or on its family (sm_100f)."""
+    return not arch[-1].isdigit()
 
 
 def _archs(row: str, field: str, archs: Any) -> tuple[str, ...]:

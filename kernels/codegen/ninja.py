@@ -1,4 +1,4 @@
-"""Writes build.ninja: which command makes which PTX, cubin, fatbin and object, and what each was made from."""
+"""Writes build.ninja: which command makes which PTX, cubin and object, and what each was made from."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from codegen.emit import Unit, write_if_changed
+from codegen.images import ptx_isa
 from codegen.toolchain import Cuda
 
 HOST_LIBRARY = "libkvit_host.so"
@@ -22,32 +23,32 @@ _GXX_FLAGS = (
 )
 
 # A cubin is assembled from the PTX of its own virtual target (sm_90a from compute_90a), which is a file of its own:
-# where that PTX is wanted too, C++ is translated once for both. Either is packed into a fatbin of a sixth of its size
-# or less, which the driver unpacks. Output goes to a log; what a person must see (errors, warnings) goes to the
-# terminal. Headers of the toolkit are taken out of the depfile: a hermetic build installs them anew each time, and
-# `nvcc.txt` stands for them.
+# where that PTX is wanted too, C++ is translated once for both. The PTX is marked with the oldest ISA that has all of
+# it, so that the assembler of CUDA 12 and old drivers take it: ptxas refuses what an ISA does not have, all but hints
+# on the bytes of a load that are used, which go. Output goes to a log; what a person must see (errors, warnings) goes
+# to the terminal. Headers of the toolkit are taken out of the depfile: a hermetic build installs them anew each time,
+# and `nvcc.txt` stands for them.
 _RULES = """\
 ninja_required_version = 1.5
 kernels = {kernels}
 nvcc = {nvcc} -ccbin {gxx}
+ptxas = {ptxas}
 cxxflags = {nvcc_flags} -I$kernels
 gxx = {gxx} {gxx_flags} -I$kernels
 
 rule ptx
   command = if $nvcc $cxxflags -arch=$arch -ptx -MD -MF $out.d -o $out $in > $out.log 2>&1; then $
-      grep -i warning $out.log; sed -i '\\#cuda/bin/#d' $out.d && echo >> $out.d; else cat $out.log; exit 1; fi
+      grep -i warning $out.log; sed -i '\\#cuda/bin/#d' $out.d && echo >> $out.d && $
+      sed -i -e 's/^\\.version .*/.version $isa/' -e '/^[[:space:]]*\\.pragma "used_bytes_mask/d' $out; $
+      else cat $out.log; exit 1; fi
   depfile = $out.d
   deps = gcc
   description = nvcc $arch $stem
 
 rule cubin
-  command = if $nvcc -arch=$arch -cubin -Xptxas -v -o $out $in > $out.log 2>&1; then $
+  command = if $ptxas -m64 -O3 -arch=$arch -v -o $out $in > $out.log 2>&1; then $
       grep -i warning $out.log; true; else cat $out.log; exit 1; fi
   description = ptxas $arch $stem
-
-rule fatbin
-  command = {fatbinary} -64 --compress-mode=size --create=$out --image3=kind=$kind,sm=$sm,file=$in
-  description = fatbinary $arch $stem
 
 rule gxx
   command = $gxx -MMD -MF $out.d -x c++ -c -o $out $in
@@ -62,15 +63,15 @@ rule link
 """
 
 
-def artefact(arch: str, stem: str) -> str:
-    """Path of a compiled unit relative to kvit/_kernels: a fatbin, of a cubin or (virtual targets) of PTX."""
-    return f"{arch}/{stem}.fatbin"
+def image(arch: str, stem: str) -> str:
+    """Path of a compiled unit relative to build/out: a cubin, or (virtual targets) PTX."""
+    return f"{arch}/{stem}.{'ptx' if arch == _virtual(arch) else 'cubin'}"
 
 
 def write_ninja(
     build: Path, kernels: Path, units: Sequence[Unit], archs: Sequence[str], gxx: str, cuda: Cuda | None
 ) -> list[str]:
-    """Write build/build.ninja and return the artefacts it makes, relative to build/out.
+    """Write build/build.ninja and return the images that it makes, relative to build/out.
 
     units  each is compiled for those of `archs` that it lists, and for the host; those with most kernels are begun
            first, so that no long one is left for the end
@@ -83,16 +84,18 @@ def write_ninja(
     banner = subprocess.run([gxx, "--version"], capture_output=True, text=True, check=False).stdout
     if cuda is not None:
         write_if_changed(build / "nvcc.txt", cuda.banner + banner)  # nvcc preprocesses with g++
-        link = build / "cuda"
-        link.unlink(missing_ok=True)
-        link.symlink_to(cuda.root.absolute(), target_is_directory=True)
+        write_if_changed(build / "ptxas.txt", cuda.assembler.banner)
+        for name, target in (("cuda", cuda.root), ("ptxas", cuda.assembler.path)):
+            link = build / name
+            link.unlink(missing_ok=True)
+            link.symlink_to(target.absolute())
     write_if_changed(build / "gxx.txt", banner)
 
     lines = [
         _RULES.format(
             kernels=os.path.relpath(kernels, build),
             nvcc="cuda/bin/nvcc",
-            fatbinary="cuda/bin/fatbinary",
+            ptxas="./ptxas",
             gxx=shlex.quote(gxx).replace("$", "$$"),  # once for the shell, once for ninja
             nvcc_flags=_NVCC_FLAGS,
             gxx_flags=_GXX_FLAGS,
@@ -107,21 +110,15 @@ def write_ninja(
         source = f"source/{unit.stem}.cu"
         wanted = [arch for arch in archs if arch in unit.archs]
         for virtual in dict.fromkeys(map(_virtual, wanted)):
-            ptx = f"out/{virtual}/{unit.stem}.ptx"
-            lines.append(_edge(ptx, "ptx", source, "nvcc.txt", stem=unit.stem, arch=virtual))
+            ptx, isa = f"out/{image(virtual, unit.stem)}", "{}.{}".format(*ptx_isa(virtual))
+            lines.append(_edge(ptx, "ptx", source, "nvcc.txt", stem=unit.stem, arch=virtual, isa=isa))
             for arch in wanted:
-                if _virtual(arch) != virtual:
-                    continue
-                code, kind = ptx, "ptx"
-                if arch != virtual:
-                    code, kind = f"out/{arch}/{unit.stem}.cubin", "elf"
-                    lines.append(_edge(code, "cubin", ptx, "nvcc.txt", stem=unit.stem, arch=arch))
-                packed, number = f"out/{artefact(arch, unit.stem)}", arch.partition("_")[2]
-                lines.append(_edge(packed, "fatbin", code, "nvcc.txt", stem=unit.stem, arch=arch, kind=kind, sm=number))
-        made += [artefact(arch, unit.stem) for arch in wanted]
+                if _virtual(arch) == virtual and arch != virtual:
+                    cubin = f"out/{image(arch, unit.stem)}"
+                    lines.append(_edge(cubin, "cubin", ptx, "ptxas.txt", stem=unit.stem, arch=arch))
+        made += [image(arch, unit.stem) for arch in wanted]
         objects.append(f"host/{unit.stem}.o")
         lines.append(_edge(objects[-1], "gxx", source, "gxx.txt", stem=unit.stem))
-    made.append(HOST_LIBRARY)
     lines.append(f"build out/{HOST_LIBRARY}: link {' '.join(objects)}\n")
     write_if_changed(build / "build.ninja", "\n".join(lines))
     return made

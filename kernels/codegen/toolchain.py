@@ -1,4 +1,4 @@
-"""Finds the compilers: nvcc and the CUDA headers (PyPI packages first, then CUDA_HOME, then PATH), g++ and ninja."""
+"""Finds the compilers: nvcc, ptxas and CUDA headers (PyPI packages first, then CUDA_HOME, then PATH), g++ and ninja."""
 
 from __future__ import annotations
 
@@ -15,15 +15,28 @@ from pathlib import Path
 
 from codegen.errors import BuildError
 
-# The PTX of a newer toolkit is not understood by the oldest supported driver (r580, CUDA 13.0).
+# PTX of nvcc 13.0 is marked as older PTX, and ptxas of CUDA 12 assembles it (see ninja.py). That of a newer one may
+# have what older PTX does not have.
 CUDA_VERSION = (13, 0)
 CUDA_PACKAGES = "cuda-toolkit[nvcc,nvvm,crt,cudart,cccl,profiler]==13.0.*"
+# Cubins of CUDA 12, whatever its minor version, are loaded by drivers of CUDA 12.0 (r525) and newer, 13 included; those
+# of CUDA 13 by drivers of CUDA 13.0 (r580) and newer.
+ASSEMBLER_PACKAGE = "nvidia-cuda-nvcc-cu12==12.9.*"
 _BINDINGS = "cuda-bindings==13.0.*"
 MIN_GXX = 11  # the first with all of C++20 that the headers use
 
 # cydriver.pxd includes the first two; the others are what nvcc itself includes before the first line of a kernel.
 _DRIVER_HEADERS = ("cuda.h", "cudaProfiler.h")
 _COMPILER_HEADERS = ("cuda_runtime.h", "crt/host_config.h")
+
+
+@dataclass(frozen=True)
+class Assembler:
+    """The ptxas that makes cubins."""
+
+    path: Path
+    version: tuple[int, int]
+    banner: str
 
 
 @dataclass(frozen=True)
@@ -35,6 +48,7 @@ class Cuda:
     include: Path
     version: tuple[int, int]
     banner: str  # what nvcc says of itself, build number included
+    assembler: Assembler  # of CUDA 12 where there is one, else the toolkit's own
 
 
 def find_cuda(environ: Mapping[str, str] = os.environ, search_path: Sequence[str] | None = None) -> Cuda:
@@ -45,12 +59,17 @@ def find_cuda(environ: Mapping[str, str] = os.environ, search_path: Sequence[str
     Raises BuildError, which lists each place that was looked at and what it lacks.
     """
     rejected = []
-    for place, root in _roots(environ, sys.path if search_path is None else search_path):
-        found = _inspect(root)
+    entries = sys.path if search_path is None else search_path
+    for place, root in _roots(environ, entries):
+        found = _inspect(root, entries)
         if isinstance(found, Cuda):
-            if found.version > CUDA_VERSION:
-                version = ".".join(map(str, found.version))
-                print(f"note: building with CUDA {version}; its PTX needs a driver at least as new", file=sys.stderr)
+            if found.assembler.version >= (13, 0):
+                print(
+                    f"note: cubins are made by {found.assembler.path} of CUDA {_words(found.assembler.version)} and "
+                    "need a driver of CUDA 13.0 (r580) or newer. For those of CUDA 12 too: pip install "
+                    f"'{ASSEMBLER_PACKAGE}'",
+                    file=sys.stderr,
+                )
             return found
         rejected.append(f"  {place} {root}: {found}")
     looked_at = "\n".join(rejected) or "  no nvcc in the Python environment, CUDA_HOME, PATH or /usr/local/cuda"
@@ -179,10 +198,10 @@ def _missing(include: Path, headers: Sequence[str]) -> list[str]:
     return [header for header in headers if not (include / header).exists()]
 
 
-def _inspect(root: Path) -> Cuda | str:
-    """The toolkit at `root`, or what is wrong with it."""
-    nvcc = root / "bin" / "nvcc"
-    for tool in (nvcc, root / "bin" / "fatbinary"):
+def _inspect(root: Path, search_path: Sequence[str]) -> Cuda | str:
+    """The toolkit at `root` with an assembler of `search_path` or its own, or what is wrong with it."""
+    nvcc, ptxas = root / "bin" / "nvcc", root / "bin" / "ptxas"
+    for tool in (nvcc, ptxas):
         if not tool.exists():
             return f"has no bin/{tool.name}"
     headers = (*_DRIVER_HEADERS, *_COMPILER_HEADERS)
@@ -193,11 +212,28 @@ def _inspect(root: Path) -> Cuda | str:
     # From PyPI every part is a package of its own, and nvcc without the part named nvvm fails only when it runs.
     if root.parent.name == "nvidia" and not (root / "nvvm" / "bin" / "cicc").exists():
         return "lacks nvvm/bin/cicc"
-    banner = subprocess.run([str(nvcc), "--version"], capture_output=True, text=True, check=False).stdout
-    match = re.search(r"release (\d+)\.(\d+)", banner)
-    if match is None:
+    banner, version = _version_of(nvcc)
+    if version is None:
         return "bin/nvcc does not tell its version"
-    version = (int(match[1]), int(match[2]))
     if version < CUDA_VERSION:
-        return f"is CUDA {version[0]}.{version[1]}, older than {CUDA_VERSION[0]}.{CUDA_VERSION[1]}"
-    return Cuda(root, nvcc, include, version, banner.strip())
+        return f"is CUDA {_words(version)}, older than {_words(CUDA_VERSION)}"
+    packaged = (Path(entry or ".") / "nvidia" / "cuda_nvcc" / "bin" / "ptxas" for entry in search_path)
+    for path in (*packaged, ptxas):
+        assembler_banner, assembler_version = _version_of(path)
+        if assembler_version is not None and assembler_version >= (12, 9):
+            assembler = Assembler(path, assembler_version, assembler_banner)
+            return Cuda(root, nvcc, include, version, banner, assembler)
+    return "bin/ptxas does not tell its version"
+
+
+def _version_of(tool: Path) -> tuple[str, tuple[int, int] | None]:
+    """What a program of a toolkit says of itself, and the version in it; None where there is no such program."""
+    if not tool.exists():
+        return "", None
+    banner = subprocess.run([str(tool), "--version"], capture_output=True, text=True, check=False).stdout.strip()
+    match = re.search(r"release (\d+)\.(\d+)", banner)
+    return banner, None if match is None else (int(match[1]), int(match[2]))
+
+
+def _words(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))

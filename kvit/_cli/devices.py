@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+from collections.abc import Iterable
 from pathlib import Path
 
 from kvit._native import driver
@@ -32,13 +34,45 @@ def target_on(entry: registry.KernelInfo, device: Device) -> str | None:
     return registry.best_target(device.compute_capability, entry.archs)
 
 
+def targets_on(device: Device) -> dict[str, int]:
+    """How many kernels run on the device, by what runs: "host", or targets of the registry."""
+    found = (target_on(entry, device) for entry in registry.all())
+    return dict(collections.Counter(target for target in found if target is not None))
+
+
 def cuda_version() -> str | None:
     """Newest CUDA that the driver knows, such as "13.0"; None where no driver can be used."""
+    version = _cuda_version()
+    return None if version is None else words(version)
+
+
+def missing_functions() -> list[str]:
+    """Functions that kvit calls and that the driver lacks; none where no driver can be used."""
+    try:
+        return driver.missing_functions()
+    except KvitError:
+        return []
+
+
+def refused_targets(targets: Iterable[str]) -> dict[str, str]:
+    """Of these targets, those that the driver is too old for, and the CUDA whose drivers load them."""
+    have = _cuda_version()
+    drivers = registry.installed().drivers
+    needed = {target: drivers[target] for target in targets if target in drivers}
+    return {target: words(version) for target, version in needed.items() if have is not None and version > have}
+
+
+def _cuda_version() -> tuple[int, int] | None:
     try:
         version = driver.driver_version()
     except KvitError:
         return None
-    return f"{version // 1000}.{version % 1000 // 10}"
+    return version // 1000, version % 1000 // 10
+
+
+def words(version: tuple[int, int]) -> str:
+    """12.8 for (12, 8)."""
+    return "{}.{}".format(*version)
 
 
 def driver_release() -> str | None:

@@ -62,7 +62,11 @@ def collect(*, pack: bool = False) -> dict[str, Any]:
         "built": built,
         "why_not_built": why_not_built,
         "package": sizes.collect(tuple(built["archs"]) if built else (), pack=pack),
-        "driver": {"release": devices.driver_release(), "cuda": devices.cuda_version()},
+        "driver": {
+            "release": devices.driver_release(),
+            "cuda": devices.cuda_version(),
+            "missing_functions": devices.missing_functions(),
+        },
         "why_no_gpu": why_no_gpu,
         "devices": [_device(device, built) for device in [devices.all_devices()[0], *gpus]],
     }
@@ -94,7 +98,9 @@ def _built() -> tuple[dict[str, Any] | None, str | None]:
     return {
         "kvit": installed.kvit,
         "cuda": installed.cuda,
+        "ptxas": installed.ptxas,
         "archs": list(installed.archs),
+        "drivers": {arch: devices.words(version) for arch, version in installed.drivers.items()},
         "families": list(dict.fromkeys(entry.family for entry in installed.all())),
         "kernels": len(installed.all()),
         "bytes": sum(part["bytes"] for part in parts),
@@ -114,15 +120,15 @@ def _part(name: str, num_kernels: int, files: set[Path]) -> dict[str, Any]:
 
 
 def _device(device: devices.Device, built: dict[str, Any] | None) -> dict[str, Any]:
-    capability = device.compute_capability
-    target = "host" if capability is None else registry.best_target(capability, built["archs"] if built else ())
+    targets = devices.targets_on(device) if built else {}
     return {
         "device": str(device),
         "name": device.name,
-        "compute_capability": None if capability is None else list(capability),
+        "compute_capability": None if device.compute_capability is None else list(device.compute_capability),
         "num_sms": device.num_sms,
         "memory_bytes": device.memory_bytes,
-        "target": target if built else None,
+        "targets": targets,
+        "too_new_for_driver": devices.refused_targets(targets) if built else {},
     }
 
 
@@ -138,15 +144,22 @@ def _text(found: dict[str, Any]) -> str:
     if built is None:
         lines += [f"kernels: {found['why_not_built']}", ""]
     else:
-        compiler = f"by CUDA {built['cuda']}" if built["cuda"] else "for the host alone"
+        compiler = f"by CUDA {built['cuda']} and ptxas {built['ptxas']}" if built["cuda"] else "for the host alone"
         counts = ", ".join(f"{part['kernels']} for {part['part']}" for part in built["parts"])
         lines += [f"kernels built {compiler}: {counts}"]
+        by_cuda: dict[str, list[str]] = {}
+        for arch, version in built["drivers"].items():
+            by_cuda.setdefault(version, []).append(arch)
+        lines += [f"  for drivers of CUDA {version} or newer: {', '.join(a)}" for version, a in sorted(by_cuda.items())]
         missing = [path for part in built["parts"] for path in part["missing_files"]]
         lines += [f"  missing, reinstall kvit: {', '.join(missing)}"] if missing else []
         lines += [""]
     lines += [_weights(found["package"]), ""]
     if found["why_no_gpu"] is None:
-        lines += [f"driver {found['driver']['release'] or '(release unknown)'}, CUDA {found['driver']['cuda']}"]
+        driver = found["driver"]
+        lacks = ", ".join(driver["missing_functions"])
+        lines += [f"driver {driver['release'] or '(release unknown)'}, CUDA {driver['cuda']}"]
+        lines += [f"  without what kvit calls: {lacks}; update the NVIDIA driver"] if lacks else []
     else:
         lines += [found["why_no_gpu"]]
     header = ("device", "name", "compute", "SMs", "memory", "runs")
@@ -157,11 +170,21 @@ def _text(found: dict[str, Any]) -> str:
             "-" if device["compute_capability"] is None else "{}.{}".format(*device["compute_capability"]),
             device["num_sms"],
             display.size(device["memory_bytes"]),
-            device["target"] or "nothing that is built",
+            _runs(device, built["kernels"] if built else 0),
         )
         for device in found["devices"]
     ]
     return "\n".join([*lines, display.table(header, rows, "  ")])
+
+
+def _runs(device: dict[str, Any], num_kernels: int) -> str:
+    """What runs on a device, and of what is built, what does not, with the reason."""
+    refused = device["too_new_for_driver"]
+    runs = {target: count for target, count in device["targets"].items() if target not in refused}
+    parts = [f"{count} kernels of {target}" if target != "host" else "all kernels" for target, count in runs.items()]
+    parts += [f"not {target}, which needs a driver of CUDA {version}" for target, version in refused.items()]
+    others = num_kernels - sum(device["targets"].values())
+    return ", ".join([*(parts or ["nothing that is built"]), *([f"not {others} others"] if parts and others else [])])
 
 
 def _weights(parts: list[dict[str, Any]]) -> str:

@@ -196,7 +196,7 @@ class Attention(Operation, AttentionCall):
     def require_view(self, view: CacheView) -> None:
         """Raise ShapeError, DtypeError or LayoutError unless calls can read this cache."""
         self._check_view(view)
-        if why := choose.why_not(self.kernel, call_on(view, self.plan.rows), None, "host"):
+        if why := choose.why_not(self.kernel, call_on(view, self.plan.rows)):
             raise LayoutError(f"{self.kernel.symbol} {why}; make another Attention for this view")
 
     def _make_workspace(self) -> Buffer:

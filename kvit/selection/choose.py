@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from kvit.errors import KernelMissing, LayoutError
-from kvit.selection.registry import AxisValue, KernelInfo, best_target
+from kvit.selection import capabilities
+from kvit.selection.registry import AxisValue, KernelInfo, best_target, parse_arch
 
 Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
@@ -45,12 +46,17 @@ class Rule(NamedTuple):
     axis: str
     order: tuple[AxisValue, ...]  # the best first; values that are not named come last
     why: str
-    arch: str | None = None  # "sm_90", "host"; None: everywhere
+    arch: str | None = None  # "sm_90", "sm_90+" for newer ones too, "host"; None: everywhere
     when: Mapping[str, Any] = {}  # field of Call -> its value, a list of values, or {"min": ..., "max": ...}
 
     def applies(self, call: Call, arch: str) -> bool:
         """Whether the rule speaks of such a call on such an architecture."""
-        return self.arch in (None, arch) and all(_holds(wish, getattr(call, name)) for name, wish in self.when.items())
+        return self._is_of(arch) and all(_holds(wish, getattr(call, name)) for name, wish in self.when.items())
+
+    def _is_of(self, arch: str) -> bool:
+        if self.arch is None or not self.arch.endswith("+"):
+            return self.arch in (None, arch)
+        return arch != "host" and parse_arch(arch).version >= parse_arch(self.arch[:-1]).version
 
 
 class Choice(NamedTuple):
@@ -100,15 +106,16 @@ def choose(
     The cost, its first number before its second: passes over K and V, one for each `rows` query rows, where those of
     a kernel that computes longer than it reads count `pass_cost` each; the place of each axis in the order that a rule
     gives it, the first rule that applies; query rows that stay idle. A kernel's needs are facts of it in index.json:
-    `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`, `is_packed`, `shares_kv`.
+    `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`, `is_packed`, `shares_kv`; and its shared memory.
     Raises KernelMissing (`wanted` is none of the candidates, or the GPU runs none), LayoutError (none reads the pages).
     """
     kernels = tuple(candidates)
-    arch = "host" if compute_capability is None else "sm_{}{}".format(*compute_capability)
+    arch = "host" if compute_capability is None else capabilities.name_of(compute_capability)
     asked = tuple(kernel for kernel in kernels if _is_wanted(kernel, wanted))
     if not asked:
         raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
-    reasons = [(kernel, why_not(kernel, call, compute_capability, arch)) for kernel in asked]
+    on_gpu = {kernel: why_not_on(kernel, compute_capability) for kernel in asked}
+    reasons = [(kernel, on_gpu[kernel] or why_not(kernel, call)) for kernel in asked]
     if wanted is None and compute_capability is not None:
         reasons = [(kernel, reason or _untried(kernel)) for kernel, reason in reasons]
     fitting = [kernel for kernel, reason in reasons if reason is None]
@@ -119,6 +126,8 @@ def choose(
         ):
             asked[0].target(compute_capability)  # raises KernelMissing, with the next step
         words = "; ".join(f"{kernel.symbol} {reason}" for kernel, reason in refused)
+        if all(on_gpu.values()):
+            raise KernelMissing(f"no kernel runs on {arch}: {words}; {_listed(kernels)}")
         raise LayoutError(f"no kernel reads this cache on {arch}: {words}; {_listed(kernels)}")
 
     deciding: dict[str, Rule] = {}
@@ -137,12 +146,22 @@ def choose(
     return Choice(ranked[0][1], call, terms, ranked, refused, tuple(deciding.values()), wanted)
 
 
-def why_not(kernel: KernelInfo, call: Call, compute_capability: tuple[int, int] | None, arch: str) -> str | None:
-    """Why this kernel cannot serve the call, or None where it can."""
+def why_not_on(kernel: KernelInfo, compute_capability: tuple[int, int] | None) -> str | None:
+    """Why a GPU cannot run this kernel, or None where it can. The host, None, runs all."""
+    if compute_capability is None:
+        return None
+    arch, limit = capabilities.name_of(compute_capability), capabilities.shared_bytes(compute_capability)
+    if best_target(compute_capability, kernel.archs) is None:
+        return f"is built for {', '.join(kernel.archs) or 'the host alone'}, not for {arch}"
+    if kernel.shared_bytes > limit:
+        return f"needs {kernel.shared_bytes} shared bytes per CTA; {arch} has {limit}"
+    return None
+
+
+def why_not(kernel: KernelInfo, call: Call) -> str | None:
+    """Why this kernel cannot read the call's pages, or None where it can."""
     facts = kernel.facts
     tokens, num_bytes = facts.get("page_multiple", 1), facts.get("stride_multiple", 1)
-    if compute_capability is not None and best_target(compute_capability, kernel.archs) is None:
-        return f"is built for {', '.join(kernel.archs) or 'the host alone'}, not for {arch}"
     if call.page_size % tokens:
         return f"needs pages of a multiple of {tokens} tokens; these have {call.page_size}"
     if call.stride_multiple % num_bytes:

@@ -11,11 +11,11 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from kvit.errors import KernelMissing
-from kvit.selection import missing
+from kvit.selection import capabilities, missing
 from kvit.selection.axes import AxisValue, channels, words
 
 KERNELS = Path(__file__).resolve().parents[1] / "_kernels"
-"""Folder of what was compiled: <arch>/<family>_<unit>.fatbin, libkvit_host.so, index.json."""
+"""Folder of what was compiled: <arch>/<family>_<unit>.cubin.xz or .ptx.xz, libkvit_host.so, index.json."""
 
 _TARGETS_ARE_LISTED = "[targets] of kernels/manifest.toml lists what can be built."
 
@@ -38,8 +38,9 @@ class KernelInfo(NamedTuple):
     shared_bytes: int  # dynamic shared memory of a CTA
     min_ctas: int  # CTAs that fit one multiprocessor, as the kernel's launch bound has it
     facts: Mapping[str, int]  # what the kernel tells about itself: stages, tokens of a tile, ...
-    archs: tuple[str, ...]  # targets built besides the host: sm_80, sm_90a, compute_80
+    archs: tuple[str, ...]  # targets built besides the host: sm_80, sm_90, compute_90
     folder: Path  # where the files are
+    drivers: Mapping[str, tuple[int, int]] = MappingProxyType({})  # by target: the first CUDA whose drivers take it
 
     def __hash__(self) -> int:
         return hash((self.symbol, self.folder))  # the mappings have none
@@ -57,21 +58,23 @@ class KernelInfo(NamedTuple):
         return k_dim <= most_k and v_dim <= most_v
 
     def file(self, arch: str) -> Path:
-        """The fatbin with this kernel, of a cubin (sm_XX) or PTX (compute_XX). Raises KernelMissing: there is none."""
+        """The file with this kernel in a cubin (sm_XX) or PTX (compute_XX), packed by xz. Raises KernelMissing."""
         if arch not in self.archs:
             raise KernelMissing(
                 f"{self.symbol} for {arch}; built targets are {', '.join(self.archs) or 'the host alone'}.\n"
                 f"  Name {arch} in KVIT_ARCHS and reinstall; {_TARGETS_ARE_LISTED}"
             )
-        return self.folder / arch / f"{self.family}_{self.unit}.fatbin"
+        kind = "ptx" if parse_arch(arch).kind == "compute" else "cubin"
+        return self.folder / arch / f"{self.family}_{self.unit}.{kind}.xz"
 
     def target(self, compute_capability: tuple[int, int]) -> str:
         """The member of `archs` that suits this GPU best. Raises KernelMissing: it can run none of them."""
         found = best_target(compute_capability, self.archs)
         if found is None:
-            gpu = "sm_{}{}".format(*compute_capability)
+            gpu = capabilities.name_of(compute_capability)
+            ptx = "compute_90" if compute_capability >= (9, 0) else "compute_80"
             remedy = (
-                f"Name {gpu} in KVIT_ARCHS, or compute_80, whose PTX runs on all newer GPUs, and reinstall; "
+                f"Name {gpu} in KVIT_ARCHS, or {ptx}, whose PTX runs on all newer GPUs, and reinstall; "
                 f"{_TARGETS_ARE_LISTED}"
             )
             if self.unit.endswith("_asked") and not self.archs:
@@ -89,15 +92,17 @@ class KernelInfo(NamedTuple):
         The image that is loaded decides, and not the GPU: code of targets before 9.0 has no grid dependency to wait
         at, PTX among it, which newer GPUs compile. Raises KernelMissing as target does.
         """
-        return bool(self.facts.get("overlaps", 0)) and _parse_arch(self.target(compute_capability))[1] >= (9, 0)
+        return bool(self.facts.get("overlaps", 0)) and parse_arch(self.target(compute_capability)).version >= (9, 0)
 
 
 class Registry:
     """The kernels of one folder.
 
-    kvit   version of the package that was built
-    cuda   version of the toolkit that compiled it; None where only the host backend was built
-    archs  every target that was built besides the host
+    kvit     version of the package that was built
+    cuda     version of the toolkit that compiled it; None where only the host backend was built
+    ptxas    version of the assembler that made the cubins; None where there are none
+    archs    every target that was built besides the host
+    drivers  by target, the first CUDA (major, minor) whose drivers take it
     """
 
     def __init__(self, folder: Path) -> None:
@@ -110,8 +115,10 @@ class Registry:
         self.folder = folder
         self.kvit: str = index["kvit"]
         self.cuda: str | None = index["cuda"]
+        self.ptxas: str | None = index["ptxas"]
         self.archs: tuple[str, ...] = tuple(index["archs"])
-        self._kernels = tuple(_kernel_info(row, folder) for row in index["kernels"])
+        self.drivers = MappingProxyType({arch: tuple(version) for arch, version in index["drivers"].items()})
+        self._kernels = tuple(_kernel_info(row, folder, self.drivers) for row in index["kernels"])
         # The attention path asks for the same few keys over and over.
         self._candidates = functools.lru_cache(maxsize=1024)(self._search)
 
@@ -203,7 +210,7 @@ def best_target(compute_capability: tuple[int, int], archs: Iterable[str]) -> st
     """
     cubins, ptx = [], []
     for arch in archs:
-        kind, version, letter = _parse_arch(arch)
+        kind, version, letter = parse_arch(arch)
         own = version == compute_capability
         if version > compute_capability or (letter and not own):
             continue
@@ -215,18 +222,28 @@ def best_target(compute_capability: tuple[int, int], archs: Iterable[str]) -> st
     return ranked[-1][2] if ranked else None
 
 
-def _parse_arch(arch: str) -> tuple[str, tuple[int, int], str]:
+class Target(NamedTuple):
+    """What the name of a target says: sm_90a is a cubin for (9, 0), with a letter."""
+
+    kind: str  # "sm" or "compute"
+    version: tuple[int, int]
+    letter: str
+
+
+def parse_arch(arch: str) -> Target:
+    """The parts of a target's name. Raises ValueError."""
     match = re.fullmatch(r"(sm|compute)_([0-9]+)([0-9])([af]?)", arch)
     if match is None:
-        raise ValueError(f"{arch!r} is no target; targets look like sm_80, sm_90a or compute_80")
-    return match[1], (int(match[2]), int(match[3])), match[4]
+        raise ValueError(f"{arch!r} is no target; targets look like sm_80, sm_90a or compute_90")
+    return Target(match[1], (int(match[2]), int(match[3])), match[4])
 
 
-def _kernel_info(row: dict, folder: Path) -> KernelInfo:
+def _kernel_info(row: dict, folder: Path, drivers: Mapping[str, tuple[int, int]]) -> KernelInfo:
     fields = {name: row[name] for name in ("symbol", "family", "unit", "params", "params_bytes")}
     fields |= {name: row[name] for name in ("threads", "shared_bytes", "min_ctas")}
     axes, facts = MappingProxyType(row["axes"]), MappingProxyType(row["facts"])
-    return KernelInfo(**fields, axes=axes, facts=facts, archs=tuple(row["archs"]), folder=folder)
+    archs = tuple(row["archs"])
+    return KernelInfo(**fields, axes=axes, facts=facts, archs=archs, folder=folder, drivers=drivers)
 
 
 def all() -> tuple[KernelInfo, ...]:

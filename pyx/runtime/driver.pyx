@@ -9,12 +9,28 @@ from kvit._native.driver_table cimport NO_DEVICE, SUCCESS
 
 from kvit.errors import NoGpuError
 
+# What kvit calls of the driver: tests/pyx/runtime/test_driver_functions.py holds the list to the sources.
+FUNCTIONS = (
+    "cuCtxGetCurrent", "cuCtxGetDevice", "cuCtxGetId", "cuCtxPopCurrent", "cuCtxPushCurrent", "cuDeviceGetAttribute",
+    "cuDeviceGetCount", "cuDeviceGetName", "cuDevicePrimaryCtxRetain", "cuDeviceTotalMem", "cuDriverGetVersion",
+    "cuEventCreate", "cuEventDestroy", "cuEventElapsedTime", "cuEventQuery", "cuEventRecord", "cuEventSynchronize",
+    "cuGetErrorName", "cuGetProcAddress", "cuGraphAddKernelNode", "cuGraphCreate", "cuGraphDestroy",
+    "cuGraphExecDestroy", "cuGraphExecKernelNodeSetParams", "cuGraphInstantiateWithFlags",
+    "cuGraphKernelNodeSetAttribute", "cuGraphLaunch", "cuInit", "cuKernelSetAttribute", "cuLaunchKernel",
+    "cuLaunchKernelEx", "cuLibraryGetKernel", "cuLibraryLoadData", "cuLibraryUnload", "cuMemAllocAsync",
+    "cuMemFreeAsync", "cuMemcpyAsync", "cuMemcpyDtoHAsync", "cuMemcpyHtoDAsync", "cuMemcpyPeerAsync",
+    "cuMemsetD8Async", "cuPointerGetAttribute", "cuStreamBeginCapture", "cuStreamCreate", "cuStreamDestroy",
+    "cuStreamEndCapture", "cuStreamIsCapturing", "cuStreamQuery", "cuStreamSynchronize", "cuStreamWaitEvent",
+    "cuTensorMapEncodeTiled",
+)
+
 # cuLibraryLoadData and kernels that need no context came with it.
 cdef enum:
     OLDEST_DRIVER = 12000
 
 cdef DriverTable table
 cdef bint table_is_filled = False
+cdef int found_version = 0
 
 
 cdef object no_gpu(str why):
@@ -27,7 +43,7 @@ cdef object no_gpu(str why):
 
 
 cdef const DriverTable *cuda_table() except NULL:
-    global table_is_filled
+    global table_is_filled, found_version
     cdef int status, version = 0, count = 0
     if table_is_filled:
         return &table
@@ -49,6 +65,7 @@ cdef const DriverTable *cuda_table() except NULL:
 
     fill_table(&table)
     errors.status_name = name_of
+    found_version = version
     table_is_filled = True
     return &table
 
@@ -65,12 +82,30 @@ cdef int gpu_of(const void *data) noexcept:
     return ordinal if status == SUCCESS else 0
 
 
+cdef int cuda_version() except -1:
+    cuda_table()
+    return found_version
+
+
 def driver_version() -> int:
     """CUDA version of the installed driver, as 1000 * major + 10 * minor. Raises NoGpuError where there is none."""
-    cdef int version = 0
+    return cuda_version()
+
+
+def missing_functions() -> list[str]:
+    """Functions of CUDA 12.0 that kvit calls and this driver lacks. Raises NoGpuError: there is no driver."""
+    cdef void *found
+    cdef int status
+    cdef bytes symbol
+    missing = []
     cuda_table()
-    errors.check(cydriver.cuDriverGetVersion(&version), b"cuDriverGetVersion")
-    return version
+    for name in FUNCTIONS:
+        found = NULL
+        symbol = name.encode()
+        status = cydriver.cuGetProcAddress(symbol, &found, OLDEST_DRIVER, 0, NULL)
+        if status != SUCCESS or found == NULL:
+            missing.append(name)
+    return missing
 
 
 def num_gpus() -> int:

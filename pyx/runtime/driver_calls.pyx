@@ -6,7 +6,7 @@ from cuda.bindings cimport cydriver
 from libc.stdint cimport uint64_t
 
 from kvit._native.driver_kernels cimport fill_kernels
-from kvit._native.driver_table cimport CAPTURE_UNSUPPORTED, SUCCESS
+from kvit._native.driver_table cimport CAPTURE_UNSUPPORTED, NOT_FOUND, SUCCESS
 
 
 # cydriver raises where libcuda, or a function in it, is missing; `except? -1` lets that through everywhere below.
@@ -95,8 +95,18 @@ cdef int event_query(void *event) except? -1 nogil:
     return cydriver.cuEventQuery(<cydriver.CUevent>event)
 
 
+ctypedef int (*ElapsedTime)(float *, cydriver.CUevent, cydriver.CUevent) noexcept nogil
+
+
 cdef int event_elapsed_ms(float *elapsed_ms, void *start, void *end) except? -1 nogil:
-    return cydriver.cuEventElapsedTime(elapsed_ms, <cydriver.CUevent>start, <cydriver.CUevent>end)
+    # Newer cuda-bindings know the function of CUDA 12.8 alone. All drivers have that of 12.0.
+    cdef void *found = NULL
+    cdef int status = cydriver.cuGetProcAddress(b"cuEventElapsedTime", &found, 12000, 0, NULL)
+    if status != SUCCESS:
+        return status
+    if found == NULL:
+        return NOT_FOUND
+    return (<ElapsedTime>found)(elapsed_ms, <cydriver.CUevent>start, <cydriver.CUevent>end)
 
 
 cdef int context_current(void **context, int *ordinal) except? -1 nogil:

@@ -1,4 +1,4 @@
-# Kernels as they are loaded: from a fatbin on a GPU, from the host library elsewhere.
+# Kernels as they are loaded: from a cubin or PTX on a GPU, from the host library elsewhere.
 from kvit._native.context cimport Device
 from kvit._native.driver_table cimport DriverTable, LaunchConfig
 from kvit._native.host cimport KvitHostKernel

@@ -1,7 +1,8 @@
-"""Kernels as they are loaded: from a fatbin on a GPU, from the host library elsewhere."""
+"""Kernels as they are loaded: from a cubin or PTX on a GPU, from the host library elsewhere."""
 cimport cython
 
 from kvit._native.context cimport Device, device_of, no_device
+from kvit._native.driver cimport cuda_version
 from kvit._native.driver_table cimport (
     NO_BINARY_FOR_GPU, NOT_FOUND, SUCCESS, UNSUPPORTED_PTX_VERSION, LaunchConfig,
 )
@@ -19,7 +20,7 @@ cdef dict kernels = {}                     # (folder, symbol, device) -> Kernel
 
 @cython.no_gc_clear
 cdef class Library:
-    """A loaded fatbin, of a cubin or of PTX. Owned: unloaded with this object."""
+    """A loaded cubin, or PTX that the driver compiled. Owned: unloaded with this object."""
 
     def __init__(self):
         raise TypeError("Kernel.load(entry, device) loads the library that it needs")
@@ -98,7 +99,9 @@ cdef int load_on_gpu(Kernel kernel, Device device) except -1:
         raise KernelMissing(
             f"{kernel.entry.symbol} needs {kernel.config.shared_bytes} shared bytes per CTA; {device.name} has {limit}"
         )
-    path = str(kernel.entry.file(kernel.entry.target(device.compute_capability)))
+    target = kernel.entry.target(device.compute_capability)
+    path = str(kernel.entry.file(target))
+    refuse_old_driver(path, kernel.entry.drivers.get(target))
     entered = device.enter()
     try:
         kernel.library = load_library(path, device)
@@ -116,18 +119,25 @@ cdef int load_on_gpu(Kernel kernel, Device device) except -1:
     return 0
 
 
+cdef int refuse_old_driver(str path, needed) except -1:
+    """Raises KernelMissing where the driver is older than `needed`, the first (major, minor) of CUDA that takes it."""
+    have = cuda_version() // 1000, cuda_version() % 1000 // 10
+    if needed is None or have >= needed:
+        return 0
+    raise KernelMissing(
+        f"{path} needs a driver of CUDA {needed[0]}.{needed[1]} or newer; this one is of CUDA {have[0]}.{have[1]}. "
+        "Update the NVIDIA driver, or build kvit where nvidia-cuda-nvcc-cu12 is installed: its cubins load from 12.0 on"
+    )
+
+
 cdef Library load_library(str path, Device device):
     found = libraries.get(path)
     if found is not None:
         return <Library>found
     cdef int status
     cdef Library library = Library.__new__(Library)
-    try:
-        with open(path, "rb") as file:
-            image = file.read()
-    except OSError as error:
-        raise KernelMissing(f"{path} cannot be read ({error.strerror}); index.json lists it: reinstall kvit") from None
-    cdef const char *code = image
+    cdef bytes image = read_image(path)
+    cdef const char *code = image  # PTX ends with a zero, as all bytes objects do
     library.driver = device.driver
     library.path = path
     with nogil:
@@ -139,3 +149,20 @@ cdef Library load_library(str path, Device device):
     if status != SUCCESS:
         fail(status, b"cuLibraryLoadData", path)
     return <Library>libraries.setdefault(path, library)
+
+
+cdef bytes read_image(str path):
+    """The cubin or PTX in a file, unpacked by us: drivers differ in what they can unpack."""
+    try:
+        import lzma
+    except ImportError:
+        raise KernelMissing(f"this Python has no lzma module, which unpacks {path}; install liblzma and build Python "
+                            "again, or use another one") from None
+    try:
+        with open(path, "rb") as file:
+            image = lzma.decompress(file.read())
+    except OSError as error:
+        raise KernelMissing(f"{path} cannot be read ({error.strerror}); index.json lists it: reinstall kvit") from None
+    except lzma.LZMAError as error:
+        raise KernelMissing(f"{path} is damaged ({error}); reinstall kvit") from None
+    return image

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from codegen import images
 from kvit.selection import registry
 from support import KERNELS
 from support.manifest import manifest, the_manifest
-from support.sass import entries_of
+from support.sass import entries_of, image_of
 
 
 def test_every_kernel_of_the_manifest_is_in_the_index_and_nothing_else_is():
@@ -31,6 +32,23 @@ def test_every_file_that_the_index_promises_exists_and_holds_its_kernels():
     assert {path: entries_of(path) for path in promised} == promised
 
 
+def test_every_image_is_one_that_the_drivers_which_the_index_names_take():
+    # The index says 12.0 where ptxas of CUDA 12 made the cubins: version 7 of the ELF ABI, and 8 of CUDA 13.
+    installed = registry.installed()
+    assert set(installed.drivers) == set(installed.archs)
+    files = {entry.file(arch): arch for entry in registry.all() for arch in entry.archs}
+    for path, arch in files.items():
+        image = image_of(path)
+        needed = images.oldest_cuda(image, arch)
+        assert needed <= installed.drivers[arch], path
+        if installed.ptxas is not None and installed.ptxas.startswith("12.") and arch.startswith("sm_"):
+            assert image[8] == 7, path
+        if arch.startswith("compute_"):
+            assert needed == (12, 0), path
+    if not files:
+        pytest.skip("needs kernels for a GPU: KVIT_ARCHS was none")
+
+
 def test_nothing_lies_beside_the_files_that_the_index_promises():
     promised = {entry.file(arch) for entry in registry.all() for arch in entry.archs}
     promised |= {registry.KERNELS / "index.json", registry.KERNELS / "libkvit_host.so"}
@@ -40,7 +58,7 @@ def test_nothing_lies_beside_the_files_that_the_index_promises():
 def test_the_index_has_the_fields_that_its_page_names():
     index = json.loads((registry.KERNELS / "index.json").read_text())
     assert index["version"] == 1
-    assert set(index) == {"version", "kvit", "cuda", "archs", "kernels"}
+    assert set(index) == {"version", "kvit", "cuda", "ptxas", "archs", "drivers", "kernels"}
     fields = {"symbol", "family", "unit", "axes", "params", "params_bytes", "threads", "shared_bytes", "min_ctas"}
     assert {frozenset(kernel) for kernel in index["kernels"]} == {frozenset(fields | {"facts", "archs"})}
 

@@ -1,6 +1,7 @@
 """kernels/codegen, end to end on one small family: what is compiled, what is compiled again, and what is published."""
 
 import json
+import lzma
 import os
 import shutil
 import subprocess
@@ -16,12 +17,12 @@ from codegen.manifest import parse_manifest
 from codegen.ninja import run_ninja, write_ninja
 from codegen.toolchain import find_ninja
 from support import KERNELS, ROOT
-from support.toolkit import make_script, make_toolkit
+from support.toolkit import make_ptxas, make_script, make_toolkit
 
 MANIFEST = """
 [targets]
 default = ["sm_80", "compute_80"]
-all = ["sm_80", "sm_90a", "compute_80"]
+all = ["sm_80", "sm_90", "sm_90a", "compute_80"]
 
 [fill]
 header = "entry/fill.cuh"
@@ -59,18 +60,15 @@ struct {name}Params {{ int32_t *out; int64_t count; }};
 }}  // namespace kvit
 """
 
-# Stands in for nvcc: the same command line, a real depfile (made by g++), and a file that tells what it was asked for,
-# after that which it was made from.
+# Stands in for nvcc: the same command line, a real depfile (made by g++), and PTX that tells what it was asked for.
 NVCC = """
 for word; do
   case $last in -o) out=$word;; -MF) depfile=$word;; esac
-  case $word in *.cu | *.ptx) source=$word;; -I*) include=$word;; esac
+  case $word in *.cu) source=$word;; -I*) include=$word;; esac
   last=$word
 done
-case $source in
-  *.cu) g++ -std=c++20 "$include" -x c++ -M -MF "$depfile" "$source" && echo "$@" > "$out";;
-  *) echo "ptxas info: Used 8 registers"; cat "$source" > "$out"; echo "$@" >> "$out";;
-esac
+g++ -std=c++20 "$include" -x c++ -M -MF "$depfile" "$source" || exit 1
+printf '.version 9.0\\n\\t.pragma "used_bytes_mask 0xf0f0";\\n// %s\\n' "$*" > "$out"
 """
 
 
@@ -87,7 +85,7 @@ def first_build(tmp_path_factory):
     (kernels / "entry" / "fill.cuh").write_text(KERNEL.format(name="Fill", head="template <int N>", value="kValue + N"))
     sum_header = KERNEL.format(name="Sum", head="", value="7").replace('#include "entry/value.cuh"\n', "")
     (kernels / "entry" / "sum.cuh").write_text(sum_header)
-    make_toolkit(tree / "site" / "nvidia" / "cu13", nvcc=NVCC)
+    make_compilers(tree)
     with pytest.MonkeyPatch.context() as patch:
         build(tree, patch, archs="sm_80;compute_80")
     return tree
@@ -99,12 +97,22 @@ def tree(first_build, tmp_path):
     return shutil.copytree(first_build, tmp_path / "tree", symlinks=True)
 
 
+def make_compilers(tree, release="13.0"):
+    """A toolkit and the assembler of CUDA 12 in tree/site."""
+    make_toolkit(tree / "site" / "nvidia" / "cu13", release, nvcc=NVCC)
+    make_ptxas(tree / "site" / "nvidia" / "cuda_nvcc" / "bin" / "ptxas", "12.9")
+
+
 def build(tree, monkeypatch, archs=None):
     """Build with the toolkit in tree/site, as if pip had put it there, and return the index."""
     monkeypatch.setattr(sys, "path", [str(tree / "site"), *sys.path])
     monkeypatch.delenv("KVIT_ARCHS", raising=False)
     index = build_kernels(tree / "kernels", tree / "build", tree / "out", version="1.2.3", archs=archs, jobs=1)
     return json.loads(index.read_text())
+
+
+def unpacked(tree, name):
+    return lzma.decompress((tree / "out" / name).read_bytes())
 
 
 def published(tree):
@@ -132,18 +140,20 @@ def test_every_kernel_is_compiled_for_its_targets_and_for_the_host_and_is_in_the
     assert published(tree) == {
         "index.json",
         "libkvit_host.so",
-        "sm_80/fill_n1.fatbin",
-        "sm_80/fill_n2.fatbin",
-        "sm_80/sum_all.fatbin",
-        "compute_80/fill_n1.fatbin",
-        "compute_80/fill_n2.fatbin",
+        "sm_80/fill_n1.cubin.xz",
+        "sm_80/fill_n2.cubin.xz",
+        "sm_80/sum_all.cubin.xz",
+        "compute_80/fill_n1.ptx.xz",
+        "compute_80/fill_n2.ptx.xz",
     }
-    assert (index["version"], index["kvit"], index["cuda"], index["archs"]) == (
-        1,
-        "1.2.3",
-        "13.0",
-        ["sm_80", "compute_80"],
-    )
+    assert {name: value for name, value in index.items() if name != "kernels"} == {
+        "version": 1,
+        "kvit": "1.2.3",
+        "cuda": "13.0",
+        "ptxas": "12.9",
+        "archs": ["sm_80", "compute_80"],
+        "drivers": {"sm_80": [12, 0], "compute_80": [12, 0]},
+    }
     assert index["kernels"][1] == {
         "symbol": "kvit_fill__n2",
         "family": "fill",
@@ -158,25 +168,19 @@ def test_every_kernel_is_compiled_for_its_targets_and_for_the_host_and_is_in_the
         "archs": ["sm_80", "compute_80"],
     }
     assert [kernel["archs"] for kernel in index["kernels"][2:]] == [[], ["sm_80"]]  # fill_n3: for the host alone here
-    asked = {name: (tree / "out" / name).read_text() for name in published(tree) if name.endswith("fatbin")}
-    assert "-arch=compute_80 -ptx" in asked["compute_80/fill_n1.fatbin"]
-    # The same PTX, assembled: nothing is translated from C++ twice.
-    ptx = (tree / "build" / "out" / "compute_80" / "fill_n1.ptx").read_text()
-    assert asked["sm_80/fill_n1.fatbin"].startswith(ptx)
-    assert "-arch=sm_80 -cubin" in asked["sm_80/fill_n1.fatbin"].removeprefix(ptx)
-    assert "fatbinary -64 --compress-mode=size" in asked["sm_80/fill_n1.fatbin"]
-    assert "--image3=kind=elf,sm=80,file=out/sm_80/fill_n1.cubin" in asked["sm_80/fill_n1.fatbin"]
-    assert "--image3=kind=ptx,sm=80,file=out/compute_80/fill_n1.ptx" in asked["compute_80/fill_n1.fatbin"]
+    ptx, cubin = unpacked(tree, "compute_80/fill_n1.ptx.xz"), unpacked(tree, "sm_80/fill_n1.cubin.xz")
+    assert b"-arch=compute_80 -ptx" in ptx
+    # Marked as PTX that drivers of CUDA 12.0 know, without the hints that came later.
+    assert ptx.startswith(b".version 8.0\n") and b"used_bytes_mask" not in ptx
+    # The same PTX, assembled by ptxas of CUDA 12 into a cubin of ELF ABI version 7: no C++ is translated twice.
+    assert cubin.startswith(b"\x7fELF") and cubin[8] == 7 and ptx in cubin
+    assert b"-arch=sm_80" in cubin.partition(ptx)[2]
     assert "registers" in (tree / "build" / "out" / "sm_80" / "fill_n1.cubin.log").read_text()
 
 
 def test_touching_one_header_compiles_only_what_includes_it(tree):
     assert run_ninja(tree / "build", find_ninja(), 1, dry_run=True) == []
     assert sorted(steps_after_touching(tree, tree / "kernels" / "entry" / "value.cuh")) == [
-        "fatbinary compute_80 fill_n1",
-        "fatbinary compute_80 fill_n2",
-        "fatbinary sm_80 fill_n1",
-        "fatbinary sm_80 fill_n2",
         "g++ fill_n1",
         "g++ fill_n2",
         "g++ fill_n3",
@@ -192,14 +196,14 @@ def test_all_builds_what_the_rows_allow_each_cubin_from_ptx_of_its_own_target(tr
     index = build(tree, monkeypatch, archs="all")
     targets = {kernel["symbol"]: kernel["archs"] for kernel in index["kernels"]}
     assert targets == {
-        "kvit_fill__n1": ["sm_80", "sm_90a", "compute_80"],
-        "kvit_fill__n2": ["sm_80", "sm_90a", "compute_80"],
+        "kvit_fill__n1": ["sm_80", "sm_90", "compute_80"],
+        "kvit_fill__n2": ["sm_80", "sm_90", "compute_80"],
         "kvit_fill__n3": ["sm_90a"],
         "kvit_sum__all": ["sm_80"],
     }
-    assert "sm_90a/fill_n3.fatbin" in published(tree) and "sm_80/fill_n3.fatbin" not in published(tree)
-    cubin = (tree / "out" / "sm_90a" / "fill_n3.fatbin").read_text()
-    assert "-arch=compute_90a -ptx" in cubin and "-arch=sm_90a -cubin" in cubin
+    assert "sm_90a/fill_n3.cubin.xz" in published(tree) and "sm_80/fill_n3.cubin.xz" not in published(tree)
+    cubin = unpacked(tree, "sm_90a/fill_n3.cubin.xz")
+    assert b"-arch=compute_90a -ptx" in cubin and b"-arch=sm_90a" in cubin
     assert not (tree / "out" / "compute_90a").exists()  # what cubins were made from is published where it was asked for
 
 
@@ -214,7 +218,7 @@ def test_units_with_most_kernels_are_begun_first(tree):
 def test_a_moved_tree_and_a_toolkit_unpacked_elsewhere_compile_nothing_again(tree, monkeypatch):
     # The tree is a copy already. pip's hermetic builds unpack the compiler into a new folder each time, with new times.
     shutil.rmtree(tree / "site")
-    make_toolkit(tree / "site" / "nvidia" / "cu13", nvcc=NVCC)
+    make_compilers(tree)
     before = (tree / "build" / ".ninja_log").read_bytes()
     build(tree, monkeypatch)
     assert (tree / "build" / ".ninja_log").read_bytes() == before
@@ -222,11 +226,22 @@ def test_a_moved_tree_and_a_toolkit_unpacked_elsewhere_compile_nothing_again(tre
 
 def test_another_release_of_the_toolkit_compiles_everything_for_the_gpu_again(tree, monkeypatch, capfd):
     shutil.rmtree(tree / "site")
-    make_toolkit(tree / "site" / "nvidia" / "cu13", release="13.1", nvcc=NVCC)
-    assert build(tree, monkeypatch)["cuda"] == "13.1"
+    make_compilers(tree, release="13.1")
+    assert build(tree, monkeypatch, archs="sm_80;compute_80")["cuda"] == "13.1"
     output = capfd.readouterr().out
     assert output.count("nvcc compute_80") == output.count("ptxas sm_80") == 3
     assert "g++ " not in output
+
+
+def test_without_ptxas_of_cuda_12_cubins_are_assembled_again_and_the_index_says_that_they_need_a_newer_driver(
+    tree, monkeypatch, capfd
+):
+    shutil.rmtree(tree / "site" / "nvidia" / "cuda_nvcc")
+    index = build(tree, monkeypatch, archs="sm_80;compute_80")
+    assert (index["ptxas"], index["drivers"]) == ("13.0", {"sm_80": [13, 0], "compute_80": [12, 0]})
+    done = capfd.readouterr()
+    assert done.out.count("ptxas sm_80") == 3 and "nvcc compute_80" not in done.out
+    assert "need a driver of CUDA 13.0 (r580)" in done.err
 
 
 def test_a_narrower_build_takes_away_what_an_earlier_one_published(tree, monkeypatch):
@@ -272,14 +287,22 @@ def test_what_is_wrong_is_said_before_any_module_is_translated_or_compiled(envir
 def test_kvit_archs_chooses_in_the_order_of_the_manifest():
     manifest = parse_manifest(MANIFEST)
     assert choose_archs(manifest, None) == choose_archs(manifest, "") == ("sm_80", "compute_80")
-    assert choose_archs(manifest, "all") == ("sm_80", "sm_90a", "compute_80")
+    assert choose_archs(manifest, "all") == ("sm_80", "sm_90", "sm_90a", "compute_80")
     assert choose_archs(manifest, "compute_80; sm_80") == ("sm_80", "compute_80")
     assert choose_archs(manifest, "compute_80") == ("compute_80",)
     assert choose_archs(manifest, "none") == ()
 
 
+def test_a_target_and_its_relative_with_a_letter_are_built_together():
+    # sm_90a alone would lack every kernel that needs no letter, and sm_90 those that do.
+    manifest = parse_manifest(MANIFEST)
+    assert choose_archs(manifest, "sm_90") == choose_archs(manifest, "sm_90a") == ("sm_90", "sm_90a")
+
+
 def test_kvit_archs_with_a_target_outside_the_manifest_says_which_there_are():
-    with pytest.raises(BuildError, match="KVIT_ARCHS names sm_70; the manifest builds sm_80, sm_90a, compute_80"):
+    with pytest.raises(
+        BuildError, match="KVIT_ARCHS names sm_70; the manifest builds sm_80, sm_90, sm_90a, compute_80"
+    ):
         choose_archs(parse_manifest(MANIFEST), "sm_80;sm_70")
 
 

@@ -42,11 +42,11 @@ def test_axes_are_multiplied_out_in_the_order_of_the_manifest_and_skip_rows_take
     assert [dict(spec.axes) for spec in specs][:2] == [{"dtype": "bf16", "n": 1}, {"dtype": "bf16", "n": 2}]
 
 
-# An axis whose second value needs what one target alone has, in a unit of its own.
+# An axis whose second value needs what newer targets have, in a unit of its own.
 NARROWED = """
 [targets]
-default = ["sm_80", "sm_90a"]
-all = ["sm_80", "sm_90a", "sm_100"]
+default = ["sm_80", "sm_90"]
+all = ["sm_80", "sm_90", "sm_90a", "sm_100"]
 
 [load]
 header = "entry/load.cuh"
@@ -57,8 +57,8 @@ unit = "{loader}_n{n}"
 axes.loader = ["sm80", "sm90"]
 axes.n = [1, 2]
 only = [
-  { when = { loader = "sm90" }, archs = ["sm_90a", "sm_100"], reason = "bulk copies came with sm_90" },
-  { when = { n = 2 }, archs = ["sm_80", "sm_90a"], reason = "two at a time is not tuned there" },
+  { when = { loader = "sm90" }, archs = ["sm_90", "sm_90a", "sm_100"], reason = "bulk copies came with sm_90" },
+  { when = { n = 2 }, archs = ["sm_80", "sm_90a"], reason = "two at a time is not tuned elsewhere" },
 ]
 """
 
@@ -66,9 +66,9 @@ only = [
 def test_only_rows_leave_the_targets_that_all_of_them_name():
     targets = {spec.symbol: spec.archs for spec in parse_manifest(NARROWED).specs()}
     assert targets == {
-        "kvit_load__sm80_n1": ("sm_80", "sm_90a", "sm_100"),
+        "kvit_load__sm80_n1": ("sm_80", "sm_90", "sm_100"),
         "kvit_load__sm80_n2": ("sm_80", "sm_90a"),
-        "kvit_load__sm90_n1": ("sm_90a", "sm_100"),
+        "kvit_load__sm90_n1": ("sm_90", "sm_90a", "sm_100"),
         "kvit_load__sm90_n2": ("sm_90a",),
     }
 
@@ -91,10 +91,11 @@ def test_asked_rows_are_checked_as_others_are():
         parse_manifest(ASKED.replace("few want four", ""))
 
 
-def test_a_family_without_archs_has_all_targets_and_a_plain_build_makes_the_default():
+def test_a_family_without_archs_has_all_targets_but_those_with_a_letter_and_a_plain_build_makes_the_default():
     manifest = parse_manifest(NARROWED)
-    assert manifest.default_archs == ("sm_80", "sm_90a")
-    assert manifest.archs == manifest.families[0].archs == ("sm_80", "sm_90a", "sm_100")
+    assert manifest.default_archs == ("sm_80", "sm_90")
+    assert manifest.families[0].archs == ("sm_80", "sm_90", "sm_100")
+    assert manifest.archs == ("sm_80", "sm_90", "sm_90a", "sm_100")
     assert parse_manifest(GOOD).default_archs == ("sm_80", "compute_80")  # no [targets]: what families list
 
 
@@ -102,12 +103,12 @@ NARROWED_WRONG = {
     "kernels of a file for different targets": (
         'unit = "{loader}_n{n}"',
         'unit = "n{n}"',
-        "[load] unit: n1 has kvit_load__sm80_n1 for sm_80, sm_90a, sm_100 and kvit_load__sm90_n1 for sm_90a, sm_100;",
+        "[load] unit: n1 has kvit_load__sm80_n1 for sm_80, sm_90, sm_100 and kvit_load__sm90_n1 for sm_90, sm_90a, sm_",
     ),
     "only for a target outside the family": (
         '"sm_100"], reason = "bulk',
         '"sm_120"], reason = "bulk',
-        "[load] only[0] archs: the family is not built for sm_120, but for sm_80, sm_90a, sm_100",
+        "[load] only[0] archs: the family is not built for sm_120, but for sm_80, sm_90, sm_90a, sm_100",
     ),
     "only without targets": ('archs = ["sm_80", "sm_90a"], reason', "reason", "[load] only[1]: "),
     "only without a reason": ('"bulk copies came with sm_90"', '""', "[load] only[0] reason: say why"),

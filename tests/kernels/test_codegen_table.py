@@ -31,11 +31,11 @@ def test_a_family_is_a_row_that_counts_what_is_built():
 
 
 def test_the_table_promises_what_a_plain_build_makes_and_names_points_with_fewer_targets():
-    targets = '[targets]\ndefault = ["sm_80", "sm_90a"]\nall = ["sm_80", "sm_90a", "sm_100"]\n'
+    targets = '[targets]\ndefault = ["sm_80", "sm_90", "sm_90a"]\nall = ["sm_80", "sm_90", "sm_90a", "sm_100"]\n'
     only = 'only = [{ when = { n = 2 }, archs = ["sm_90a", "sm_100"], reason = "needs sm_90" }]\n'
     text = MANIFEST.replace('archs = ["sm_80", "compute_80"]\n', only).replace('unit = "all"', 'unit = "n{n}"')
     assert support_table(parse_manifest(targets + text)).splitlines()[2] == (
-        "| scale | 3 | dtype f16, bf16; n 1, 2 | host, sm_80, sm_90a; n 2: sm_90a |"
+        "| scale | 3 | dtype f16, bf16; n 1, 2 | host, sm_80, sm_90; n 2: sm_90a |"
     )
 
 

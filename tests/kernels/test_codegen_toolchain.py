@@ -4,7 +4,7 @@ import pytest
 
 from codegen.errors import BuildError
 from codegen.toolchain import bindings_language, find_cuda, find_cuda_include, find_gxx, quoted_compilers
-from support.toolkit import make_script, make_toolkit
+from support.toolkit import make_ptxas, make_script, make_toolkit
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_a_toolkit_that_will_not_do_is_passed_over(tmp_path):
     [
         ("12.9", (), "is CUDA 12.9, older than 13.0"),
         ("13.0", ("nvvm/bin/cicc",), "lacks nvvm/bin/cicc"),
-        ("13.0", ("bin/fatbinary",), "has no bin/fatbinary"),
+        ("13.0", ("bin/ptxas",), "has no bin/ptxas"),
         ("13.0", ("include/cudaProfiler.h",), "lacks headers cudaProfiler.h"),
     ],
 )
@@ -54,10 +54,26 @@ def test_no_toolkit_at_all_is_the_same_error(tmp_path, nothing_usual):
         find_cuda({"PATH": str(tmp_path)}, [])
 
 
-def test_a_newer_toolkit_is_taken_with_a_note(tmp_path, capsys):
-    root = make_toolkit(tmp_path, "13.2")
-    assert find_cuda({"CUDA_HOME": str(root), "PATH": "/usr/bin:/bin"}, []).version == (13, 2)
-    assert "CUDA 13.2" in capsys.readouterr().err
+def test_cubins_are_made_by_ptxas_of_cuda_12_where_it_is_installed(tmp_path, capsys):
+    root = make_toolkit(tmp_path / "home", "13.2")
+    environ = {"CUDA_HOME": str(root), "PATH": "/usr/bin:/bin"}
+    packaged = make_ptxas(tmp_path / "site" / "nvidia" / "cuda_nvcc" / "bin" / "ptxas", "12.9")
+    cuda = find_cuda(environ, [str(tmp_path / "site")])
+    assert (cuda.version, cuda.assembler.path, cuda.assembler.version) == ((13, 2), packaged, (12, 9))
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("packaged", [None, "12.0"], ids=["none", "too old"])
+def test_without_it_the_toolkit_s_own_makes_them_and_a_note_says_what_they_need(packaged, tmp_path, capsys):
+    root = make_toolkit(tmp_path / "home")
+    if packaged:  # knows neither sm_100 nor as good code
+        make_ptxas(tmp_path / "nvidia" / "cuda_nvcc" / "bin" / "ptxas", packaged)
+    cuda = find_cuda({"CUDA_HOME": str(root), "PATH": "/usr/bin:/bin"}, [str(tmp_path)])
+    assert (cuda.assembler.path, cuda.assembler.version) == (root / "bin" / "ptxas", (13, 0))
+    note = capsys.readouterr().err
+    assert (
+        "need a driver of CUDA 13.0 (r580) or newer" in note and "pip install 'nvidia-cuda-nvcc-cu12==12.9.*'" in note
+    )
 
 
 def test_headers_are_found_without_a_compiler(tmp_path):

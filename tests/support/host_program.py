@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,6 +121,15 @@ class HostPrograms:
 
     @staticmethod
     def _compile(what: list[str], flags: list[str], source: str | None = None) -> None:
-        command = ["g++", "-std=c++20", "-O1", "-U_FORTIFY_SOURCE", "-pthread", f"-I{KERNELS}", *flags, *what]
+        command = [
+            os.environ.get("CXX", "g++"),
+            "-std=c++20",
+            "-O1",
+            "-U_FORTIFY_SOURCE",
+            "-pthread",
+            f"-I{KERNELS}",
+            *flags,
+            *what,
+        ]
         done = subprocess.run(command, input=source, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr

@@ -15,7 +15,8 @@ import ctypes, json, sys
 from pathlib import Path
 sys.path.append({_BENCHMARKS!r})
 import idle_driver
-idle_driver.pretend_kernels(Path(sys.argv[1]))
+idle_driver.pretend_kernels(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+del sys.argv[2]
 library = ctypes.CDLL("libcuda.so.1")
 def count(name):
     return ctypes.c_int.in_dll(library, f"idle_{{name}}").value
@@ -31,18 +32,22 @@ def run_python(program: str, *arguments: str) -> tuple[int, str, str]:
     return done.returncode, done.stdout.strip(), done.stderr.strip()
 
 
-def run_idle(folder: Path, program: str, *arguments: str, **environment: str) -> Any:
+def run_idle(
+    folder: Path, program: str, *arguments: str, kernels: dict[str, Any] | None = None, **environment: str
+) -> Any:
     """What a program leaves in `found`, as JSON has it, on benchmarks/idle_driver.c: no GPU is needed, none computes.
 
     folder       may be written
     program      may ask for count("launches") and the driver's other counts
     arguments    its sys.argv[2:]
+    kernels      what idle_driver.pretend_kernels is told besides the folder
     environment  besides the usual one
     """
     sys.path.append(_BENCHMARKS)
     import idle_driver
 
-    command = [sys.executable, "-c", f"{_ON_THE_IDLE_DRIVER}{program}\nprint(json.dumps(found))", str(folder)]
+    whole = f"{_ON_THE_IDLE_DRIVER}{program}\nprint(json.dumps(found))"
+    command = [sys.executable, "-c", whole, str(folder), json.dumps(kernels or {})]
     environment = idle_driver.build(folder) | environment
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, env=environment, timeout=120)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr

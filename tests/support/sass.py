@@ -1,5 +1,6 @@
 """Reads kernels as they were compiled: which are in a file, and what the loop around a kernel's products does."""
 
+import lzma
 import os
 import re
 import shutil
@@ -7,6 +8,8 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -59,18 +62,32 @@ def run(name: str, *arguments: object, **options) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True, **options).stdout
 
 
-def entries_of(fatbin: Path) -> set[str]:
-    """The symbols of the kernels in a fatbin, be it of a cubin or of PTX."""
-    cubin = re.findall(r"\b(?:STO_)?ENTRY\s+(\w+)", run("cuobjdump", "-symbols", fatbin))  # 13.5 says ENTRY
-    return set(cubin) or set(re.findall(r"\.entry (\w+)\(", run("cuobjdump", "-ptx", fatbin)))
+def image_of(path: Path) -> bytes:
+    """The cubin or PTX in a file of kvit/_kernels."""
+    return lzma.decompress(path.read_bytes())
+
+
+def entries_of(path: Path) -> set[str]:
+    """The symbols of the kernels in a file, be it of a cubin or of PTX."""
+    if path.name.endswith(".ptx.xz"):
+        return set(re.findall(r"\.entry (\w+)\(", image_of(path).decode()))
+    with unpacked(path) as cubin:
+        return set(re.findall(r"\b(?:STO_)?ENTRY\s+(\w+)", run("cuobjdump", "-symbols", cubin)))  # 13.5 says ENTRY
+
+
+@contextmanager
+def unpacked(path: Path) -> Iterator[Path]:
+    """A file with the image alone, while the context is open."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder, "image.cubin")
+        image.write_bytes(image_of(path))
+        yield image
 
 
 @cache
-def disassemble(fatbin: Path) -> dict[str, Code]:
-    """The kernels of a fatbin of one cubin, by symbol."""
-    with tempfile.TemporaryDirectory() as folder:
-        run("cuobjdump", "-xelf", "all", fatbin, cwd=folder)
-        (cubin,) = Path(folder).iterdir()
+def disassemble(path: Path) -> dict[str, Code]:
+    """The kernels of a file with a cubin, by symbol."""
+    with unpacked(path) as cubin:
         text = run("nvdisasm", "-c", "-ndf", cubin)
     sections = re.split(r"^\.text\.(\w+):$", text, flags=re.M)
     return {symbol: parse(text) for symbol, text in zip(sections[1::2], sections[2::2], strict=True)}

@@ -4,11 +4,16 @@ from pathlib import Path
 
 HEADERS = ("cuda.h", "cudaProfiler.h", "cuda_runtime.h", "crt/host_config.h")
 
-_FATBINARY = """
+# Stands in for ptxas: the file tells what it was asked for, after that which it was made from, behind as much of a
+# cubin as the build looks at: the version of the ELF ABI.
+_PTXAS = """
 for word; do
-  case $word in --create=*) out=${word#--create=};; --image3=*) source=${word##*file=};; esac
+  case $last in -o) out=$word;; esac
+  case $word in *.ptx) source=$word;; esac
+  last=$word
 done
-cat "$source" > "$out"; echo "fatbinary $@" >> "$out"
+echo "ptxas info: Used 8 registers"
+printf '\\177ELF\\2\\1\\1\\63\\{abi}' > "$out"; cat "$source" >> "$out"; echo "ptxas $@" >> "$out"
 """
 
 
@@ -20,19 +25,29 @@ def make_script(path: Path, text: str) -> Path:
     return path
 
 
-def make_toolkit(root: Path, release: str = "13.0", without: tuple[str, ...] = (), nvcc: str = "exit 1") -> Path:
-    """The parts of a toolkit that the build looks at, as PyPI lays them out; returns `root`. fatbinary only copies.
+def make_ptxas(path: Path, release: str) -> Path:
+    """An assembler at `path` that tells this version, such as "12.9"."""
+    abi = "10" if int(release.partition(".")[0]) >= 13 else "7"  # in octal: 8 of CUDA 13, 7 of CUDA 12
+    return make_script(path, _telling("ptxas", release) + _PTXAS.format(abi=abi))
 
-    release  the version that bin/nvcc tells
+
+def make_toolkit(root: Path, release: str = "13.0", without: tuple[str, ...] = (), nvcc: str = "exit 1") -> Path:
+    """The parts of a toolkit that the build looks at, as PyPI lays them out; returns `root`.
+
+    release  the version that bin/nvcc and bin/ptxas tell
     without  parts to leave out, relative to root
     nvcc     what bin/nvcc does when it is asked for anything but its version
     """
-    tell = f"echo 'Cuda compilation tools, release {release}, V{release}.88'"
-    make_script(root / "bin" / "nvcc", f'if [ "$1" = --version ]; then {tell}; exit; fi\n{nvcc}')
-    if "bin/fatbinary" not in without:
-        make_script(root / "bin" / "fatbinary", _FATBINARY)
+    make_script(root / "bin" / "nvcc", _telling("nvcc", release) + nvcc)
+    if "bin/ptxas" not in without:
+        make_ptxas(root / "bin" / "ptxas", release)
     for path in ("nvvm/bin/cicc", *(f"include/{header}" for header in HEADERS)):
         if path not in without:
             (root / path).parent.mkdir(parents=True, exist_ok=True)
             (root / path).touch()
     return root
+
+
+def _telling(name: str, release: str) -> str:
+    tell = f"echo '{name}: Cuda compilation tools, release {release}, V{release}.88'"
+    return f'if [ "$1" = --version ]; then {tell}; exit; fi\n'

@@ -58,7 +58,7 @@ def test_info_weighs_every_file_of_the_package_once(tmp_path):
     targets = [f"kernels {arch}" for arch in registry.installed().archs]
     assert list(parts) == ["host backend", *targets, "extension modules", "Python", "C and Cython headers"]
     assert sum(part["files"] for part in parts.values()) == len(sizes.files(sizes.PACKAGE))
-    # Fatbins are packed already: a wheel makes nothing smaller of them, and a few bytes more at worst.
+    # Kernels are packed already: a wheel makes nothing smaller of them, and a few bytes more at worst.
     assert all(0 < part["wheel_bytes"] < 1.01 * part["bytes"] for part in parts.values())
     assert parts["Python"]["wheel_bytes"] < parts["Python"]["bytes"] / 2
     kernels = {part["part"]: part["bytes"] for part in found["built"]["parts"]}
@@ -67,11 +67,11 @@ def test_info_weighs_every_file_of_the_package_once(tmp_path):
 
 def test_a_part_in_a_wheel_weighs_what_zipfile_makes_of_it(tmp_path):
     (tmp_path / "_kernels" / "sm_80").mkdir(parents=True)
-    for name in ("_kernels/sm_80/a.fatbin", "_kernels/sm_80/b.fatbin", "module.py"):
+    for name in ("_kernels/sm_80/a.cubin.xz", "_kernels/sm_80/b.cubin.xz", "module.py"):
         (tmp_path / name).write_bytes(bytes(range(256)) * (len(name) * 7))
     with zipfile.ZipFile(tmp_path / "wheel.zip", "w", zipfile.ZIP_DEFLATED) as wheel:
         for name in ("a", "b"):
-            wheel.write(tmp_path / "_kernels" / "sm_80" / f"{name}.fatbin")
+            wheel.write(tmp_path / "_kernels" / "sm_80" / f"{name}.cubin.xz")
         packed = sum(entry.compress_size for entry in wheel.infolist())
     (kernels,) = (part for part in sizes.collect(("sm_80",), tmp_path, pack=True) if part["part"] == "kernels sm_80")
     assert (kernels["files"], kernels["wheel_bytes"]) == (2, packed)
@@ -162,7 +162,8 @@ def test_amounts_of_memory_are_read_in_either_kind_of_unit(words, num_bytes):
 
 def test_info_lists_the_host_first_and_tells_versions():
     found = json.loads(succeed("info", "--json"))
-    assert (found["devices"][0]["device"], found["devices"][0]["target"]) == ("host", "host")
+    host = found["devices"][0]
+    assert (host["device"], host["targets"], host["too_new_for_driver"]) == ("host", {"host": len(registry.all())}, {})
     assert found["packages"]["numpy"] and found["packages"]["cuda-bindings"]
     assert (found["why_no_gpu"] is None) == (len(found["devices"]) > 1)
 
@@ -176,9 +177,11 @@ def test_info_on_a_machine_without_a_gpu_says_so_in_one_line():
 
 @pytest.mark.gpu
 def test_info_lists_the_gpu_with_what_it_would_run():
-    _, gpu, *_ = json.loads(succeed("info", "--json"))["devices"]
+    found = json.loads(succeed("info", "--json"))
+    gpu = found["devices"][1]
     assert gpu["device"] == "cuda:0" and gpu["num_sms"] > 0 and gpu["memory_bytes"] > 2**30
-    assert gpu["target"] == registry.best_target(tuple(gpu["compute_capability"]), registry.installed().archs)
+    assert registry.find("read", loads=2).target(tuple(gpu["compute_capability"])) in gpu["targets"]
+    assert found["driver"]["missing_functions"] == [] and gpu["too_new_for_driver"] == {}
 
 
 def test_kernels_lists_every_kernel_once():

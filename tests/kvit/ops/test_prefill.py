@@ -9,6 +9,7 @@ from kvit._native.context import Device
 from kvit.selection import choose, registry
 from support import tolerances
 from support.caches import BFLOAT16, FLOAT16, make_case, make_table, poisoned, to_device
+from support.manifest import manifest
 from support.quantised import Quantised
 from support.tolerances import assert_within
 
@@ -160,8 +161,9 @@ def test_prompts_are_given_to_prefill_and_steps_to_decode():
 
 def built_for_gpus(dtype="bf16", kv="b16", head_dim=128):
     """All kernels of attention as a build for every target has them."""
+    archs = {spec.symbol: spec.archs for spec in manifest("decode", "prefill")}
     return tuple(
-        kernel._replace(archs=("sm_90a",) if kernel.axes["copies"].startswith("tma") else ("sm_80", "sm_90a"))
+        kernel._replace(archs=archs[kernel.symbol])
         for family in ("decode", "prefill")
         for kernel in registry.candidates(family, dtype=dtype, kv=kv, head_dim=head_dim, variant="plain")
     )

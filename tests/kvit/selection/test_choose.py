@@ -8,9 +8,10 @@ from kvit.errors import KernelMissing, LayoutError
 from kvit.selection import cards, registry
 from kvit.selection.choose import Call, Rule, choose, installed_rules, parse_rules
 from kvit.selection.registry import best_target
+from support.manifest import manifest
 
-EVERYWHERE, HOPPER_ALONE = ("sm_80", "sm_90a", "compute_80"), ("sm_90a",)
-AMPERE, HOPPER, BLACKWELL, HOST = (8, 0), (9, 0), (10, 0), None
+EVERYWHERE, HOPPER_ALONE = ("sm_80", "sm_90", "compute_80", "compute_90"), ("sm_90a",)
+AMPERE, HOPPER, BLACKWELL, GEFORCE_50, HOST = (8, 0), (9, 0), (10, 0), (12, 0), None
 
 
 def kernel(rows, loader="sm80", archs=EVERYWHERE, **facts):
@@ -37,7 +38,7 @@ def bulk(rows):
 
 
 BOTH = (kernel(8), kernel(16), bulk(8), bulk(16))
-PREFER_BULK = Rule("loader", ("sm90", "sm80"), "bulk copies are asked for by one thread", arch="sm_90")
+PREFER_BULK = Rule("loader", ("sm90", "sm80"), "bulk copies are asked for by one thread", arch="sm_90+")
 
 
 def call(rows=4, page_size=64, **rest):
@@ -60,6 +61,28 @@ def test_a_rule_decides_on_its_architecture_alone():
     assert chosen(gpu=AMPERE).kernel.axes["loader"] == "sm80"
     assert chosen(gpu=HOST).kernel.axes["loader"] == "sm80"  # runs all: the first in the manifest, as no rule speaks
     assert chosen(gpu=HOPPER, rules=()).kernel.axes["loader"] == "sm80"
+
+
+def test_a_rule_speaks_of_one_architecture_or_of_newer_ones_too():
+    newer = (kernel(8), bulk(8)._replace(archs=("sm_90", "compute_90")))
+    exactly = PREFER_BULK._replace(arch="sm_90")
+    for gpu, preferred in ((AMPERE, False), (HOPPER, True), (BLACKWELL, False), (HOST, False)):
+        assert exactly.applies(call(), "host" if gpu is None else "sm_{}{}".format(*gpu)) == preferred
+    assert chosen(gpu=HOPPER, candidates=newer).kernel.axes["loader"] == "sm90"
+    assert chosen(gpu=BLACKWELL, candidates=newer).kernel.axes["loader"] == "sm90"
+    assert chosen(gpu=BLACKWELL, candidates=newer, rules=(exactly,)).kernel.axes["loader"] == "sm80"
+    assert chosen(gpu=HOST, candidates=newer).kernel.axes["loader"] == "sm80"
+
+
+def test_a_kernel_with_more_shared_memory_than_a_gpu_has_is_left_out():
+    large = kernel(8)._replace(symbol="large", shared_bytes=100 * 1024)
+    both = (large, kernel(16))
+    assert chosen(gpu=BLACKWELL, candidates=both).kernel is large
+    found = chosen(gpu=GEFORCE_50, candidates=both)
+    assert found.kernel == kernel(16)
+    assert found.refused == ((large, "needs 102400 shared bytes per CTA; sm_120 has 101376"),)
+    with pytest.raises(KernelMissing, match="no kernel runs on sm_120: large needs 102400 shared bytes"):
+        chosen(gpu=GEFORCE_50, candidates=both, wanted="large")
 
 
 def test_the_first_rule_that_applies_decides():
@@ -145,6 +168,77 @@ def test_the_shipped_rules_serve_every_built_shape_on_every_architecture():
         for gpu in (HOST, *(gpu for gpu in (AMPERE, HOPPER, BLACKWELL) if best_target(gpu, archs))):
             for page_size in (1, 20, 64):
                 assert choose(candidates, Call(*key, 4, page_size), gpu).kernel in candidates
+
+
+def built_for_all(kv, head_dim):
+    """The attention kernels of a plain build for every target, whatever was built here."""
+    archs = {spec.symbol: spec.archs for spec in manifest("decode", "prefill")}
+    key = {"dtype": "bf16", "kv": kv, "head_dim": head_dim, "variant": "plain"}
+    return tuple(
+        entry._replace(archs=archs[entry.symbol])
+        for family in ("decode", "prefill")
+        for entry in registry.candidates(family, **key)
+    )
+
+
+# What was measured on an H100 and an H200: new targets and rules for other GPUs must leave these two what they have.
+@pytest.mark.parametrize(
+    ("kv", "head_dim", "rows", "page_size", "expected"),
+    [
+        ("b16", 64, 8, 64, "d64_h8_tma_plain"),
+        ("b16", 64, 16, 16, "d64_h16_tma_plain"),
+        ("b16", 128, 1, 64, "d128_h8_tma_plain"),
+        ("b16", 128, 17, 64, "d128_h16_tma_plain"),
+        ("b16", 128, 33, 64, "d128_h128_tma_plain"),  # prefill by warp groups
+        ("b16", 128, 300, 20, "d128_h128_cp_async_plain"),
+        ("b16", 128, 8, 20, "d128_h8_cp_async_plain"),
+        ("b16", 256, 8, 64, "d256_h8_tma_plain"),
+        ("b16", 256, 300, 64, "d256_h128_tma_plain"),
+        ("i8", 64, 8, 64, "d64_h8_tma_packed_plain"),
+        ("i8", 128, 8, 64, "d128_h8_tma_plain"),
+        ("i8", 128, 300, 64, "d128_h128_cp_async_plain"),
+        ("i4", 64, 8, 64, "d64_h8_tma_packed_plain"),
+        ("i4", 128, 16, 64, "d128_h16_tma_packed_plain"),
+        ("i4", 128, 8, 1, "d128_h8_cp_async_plain"),
+        ("i4", 256, 8, 64, "d256_h8_tma_plain"),
+        ("e4m3", 64, 8, 64, "d64_h8_tma_packed_plain"),
+        ("e4m3", 128, 8, 64, "d128_h8_tma_plain"),
+        ("e5m2", 128, 8, 64, "d128_h8_cp_async_plain"),
+        ("i8_i4", 128, 16, 64, "d128_h8_tma_packed_plain"),
+        ("e4m3_i4", 128, 8, 64, "d128_h8_cp_async_plain"),
+        ("b16_i8", 128, 8, 64, "d128_h8_tma_plain"),
+    ],
+)
+def test_a_hopper_gpu_takes_the_kernels_that_were_measured_there(kv, head_dim, rows, page_size, expected):
+    found = choose(built_for_all(kv, head_dim), Call("bf16", kv, head_dim, rows, page_size), HOPPER).kernel
+    assert found.symbol.endswith(f"bf16_{kv}_{expected}")
+    target = "sm_90a" if (found.family, found.axes["copies"]) == ("prefill", "tma") else "sm_90"
+    assert found.target(HOPPER) == target and found.overlaps(HOPPER)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "kv", "head_dim", "copies"),
+    [
+        ((10, 0), "b16", 128, "tma"),
+        ((10, 3), "i4", 128, "tma_packed"),
+        ((11, 0), "b16", 128, "tma"),  # no cubin: PTX of compute_90
+        ((12, 0), "b16", 128, "cp_async"),  # rings for TMA take 148 KB of the 99 that there are
+        ((12, 0), "i4", 64, "tma_packed"),
+        ((8, 9), "i4", 64, "cp_async"),
+    ],
+)
+def test_newer_gpus_copy_by_tma_where_they_have_the_memory(gpu, kv, head_dim, copies):
+    found = choose(built_for_all(kv, head_dim), Call("bf16", kv, head_dim, 8, 64), gpu).kernel
+    assert (found.family, found.axes["copies"]) == ("decode", copies)
+    assert found.overlaps(gpu) == (gpu >= (9, 0))
+
+
+def test_every_gpu_finds_a_kernel_for_every_shape():
+    keys = {(entry.axes["kv"], entry.axes["head_dim"]) for entry in registry.candidates("decode")}
+    for gpu in ((8, 0), (8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (11, 0), (12, 0), (12, 1), (13, 0)):
+        for kv, head_dim in keys:
+            for rows in (1, 9, 300):
+                assert choose(built_for_all(kv, head_dim), Call("bf16", kv, head_dim, rows, 5), gpu).kernel
 
 
 def test_the_shipped_rules_give_reasons():

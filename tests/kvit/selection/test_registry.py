@@ -33,7 +33,9 @@ def built(tmp_path):
         "version": 1,
         "kvit": "1.2.3",
         "cuda": "13.0",
+        "ptxas": "12.9",
         "archs": ["sm_80", "sm_90a", "compute_80"],
+        "drivers": {"sm_80": [12, 0], "sm_90a": [12, 0], "compute_80": [13, 0]},
         "kernels": kernels,
     }
     (tmp_path / "index.json").write_text(json.dumps(index))
@@ -43,8 +45,14 @@ def built(tmp_path):
 def test_find_gives_the_kernel_at_a_point_of_the_axes(built, tmp_path):
     entry = built.find("scale", dtype="bf16", head_dim=128)
     assert (entry.symbol, entry.threads, entry.facts["stages"]) == ("kvit_scale__bf16_d128", 128, 3)
-    assert entry.file("sm_90a") == tmp_path / "sm_90a" / "scale_bf16.fatbin"
-    assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.fatbin"
+    assert entry.file("sm_90a") == tmp_path / "sm_90a" / "scale_bf16.cubin.xz"
+    assert entry.file("compute_80") == tmp_path / "compute_80" / "scale_bf16.ptx.xz"
+
+
+def test_a_kernel_knows_the_oldest_driver_of_each_of_its_targets(built):
+    entry = built.find("scale", dtype="bf16", head_dim=128)
+    assert dict(entry.drivers) == dict(built.drivers) == {"sm_80": (12, 0), "sm_90a": (12, 0), "compute_80": (13, 0)}
+    assert (built.cuda, built.ptxas) == ("13.0", "12.9")
 
 
 def wide(head_dim, takes_fewer=1, shares_kv=0):
@@ -159,9 +167,8 @@ def caches(tmp_path):
     kernels = [cache_kernel(kv) for kv in ("b16", "i8", "i4", "i8_i4")] + [
         cache_kernel(kv, 128) for kv in ("b16", "i8")
     ]
-    (tmp_path / "index.json").write_text(
-        json.dumps({"version": 1, "kvit": "1.2.3", "cuda": None, "archs": [], "kernels": kernels})
-    )
+    index = {"version": 1, "kvit": "1.2.3", "cuda": None, "ptxas": None, "archs": [], "drivers": {}}
+    (tmp_path / "index.json").write_text(json.dumps(index | {"kernels": kernels}))
     return Registry(tmp_path)
 
 
@@ -228,8 +235,10 @@ def test_a_gpu_that_can_run_nothing_is_told_what_was_built(built):
     with pytest.raises(KernelMissing, match=r"for sm_75; built targets are .*\.\n  Name sm_75 in KVIT_ARCHS"):
         entry.file("sm_75")
     without_ptx = entry._replace(archs=("sm_80", "sm_90a"))
-    with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_80"):
+    with pytest.raises(KernelMissing, match=r"on sm_120; built .*\.\n  Name sm_120 in KVIT_ARCHS, or compute_90"):
         without_ptx.target((12, 0))
+    with pytest.raises(KernelMissing, match=r"on sm_87; built .*\.\n  Name sm_87 in KVIT_ARCHS, or compute_80"):
+        without_ptx.target((8, 7))
 
 
 def test_a_gpu_without_the_kernels_that_few_want_is_told_how_to_get_them(built):
@@ -249,7 +258,8 @@ def test_the_installed_kernels_are_found_by_their_own_axes():
     [
         ((9, 0), ("sm_80", "sm_90a", "compute_80"), True),
         ((10, 0), ("sm_80", "sm_90a", "compute_80"), False),  # compiles the PTX, which knows no grid dependency
-        ((10, 0), ("sm_80", "compute_90"), True),
+        ((10, 0), ("sm_80", "sm_90", "compute_80", "compute_90"), True),
+        ((12, 0), ("sm_80", "sm_90a", "sm_120", "compute_80"), True),
         ((9, 0), ("sm_80", "compute_80"), False),
         ((8, 6), ("sm_80", "sm_90a"), False),
     ],
@@ -258,7 +268,8 @@ def test_a_launch_is_early_only_where_the_image_that_is_loaded_waits(tmp_path, c
     row = kernel("bf16", 128, archs)
     for overlaps in (0, 1):
         row["facts"]["overlaps"] = overlaps
-        index = {"version": 1, "kvit": "1", "cuda": "13.0", "archs": list(archs), "kernels": [row]}
+        index = {"version": 1, "kvit": "1", "cuda": "13.0", "ptxas": "12.9", "archs": list(archs)}
+        index |= {"drivers": {}, "kernels": [row]}
         (tmp_path / "index.json").write_text(json.dumps(index))
         (found,) = Registry(tmp_path).all()
         assert found.overlaps(capability) == (expected and overlaps == 1)
