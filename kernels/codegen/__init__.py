@@ -2,7 +2,8 @@
 
 from codegen.build import build_kernels
 from codegen.errors import BuildError, ManifestError
-from codegen.manifest import Family, Manifest, Spec, load_manifest, parse_manifest
+from codegen.family import Family, Spec
+from codegen.manifest import Manifest, load_manifest, parse_manifest
 
 __all__ = [
     "BuildError",

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from codegen.manifest import Spec
+from codegen.family import Spec
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from codegen.errors import BuildError
-from codegen.manifest import Spec
+from codegen.family import Spec
 
 INDEX_VERSION = 1
 

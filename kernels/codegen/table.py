@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 from codegen.errors import BuildError
-from codegen.manifest import Family, Manifest
+from codegen.family import Family
+from codegen.manifest import Manifest
 
 BEGIN = "<!-- support table: python -m codegen table -->"
 END = "<!-- end -->"

@@ -2,7 +2,8 @@
 
 import functools
 
-from codegen.manifest import Manifest, Spec, load_manifest
+from codegen.family import Spec
+from codegen.manifest import Manifest, load_manifest
 from support import KERNELS
 
 
