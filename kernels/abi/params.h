@@ -300,7 +300,8 @@ static_assert(offsetof(KvitDecodeParams, k_map) % 64 == 0, "tensor maps lie at m
 static_assert((sizeof(KvitProbeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 424,
               "the ABI of append and gather is fixed");
-static_assert(sizeof(KvitShiftParams) == 304 && sizeof(KvitSelectParams) == 128, "the ABI of shift and select is fixed");
+static_assert(sizeof(KvitShiftParams) == 304 && sizeof(KvitSelectParams) == 128,
+              "the ABI of shift and select is fixed");
 #endif
 
 #endif  // KVIT_ABI_PARAMS_H

@@ -6,6 +6,7 @@
 #include "abi/fact.h"
 #include "abi/params.h"
 #include "cache/fault.cuh"
+#include "core/bits.h"
 #include "core/types.h"
 #include "platform/platform.cuh"
 #include "transfer/row_finder.cuh"
@@ -32,7 +33,9 @@ struct SelectKernel {
     const int64_t index = int64_t(BlockIndex()) * Warps + WarpIndex();
     if (index >= int64_t(params.tokens.total) * params.choosers) return;
     const int row = int(index / params.choosers), chooser = int(index - int64_t(row) * params.choosers);
-    const KvitCache cache = {.num_pages = params.num_pages, .page_size = params.page_size};
+    KvitCache cache = {};
+    cache.num_pages = params.num_pages;
+    cache.page_size = params.page_size;
     const FoundToken token = RowFinder<false>(cache, params.table, params.tokens).FindToken(row);
     if (!token.Exists()) {
       const bool is_nobodys = token.fault.kind == kNobodys;

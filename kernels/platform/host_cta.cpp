@@ -52,8 +52,8 @@ void CheckAligned(const void* p, int bytes, const char* operation) {
 }
 
 // Returns which span it is.
-int Check(const void* p, int bytes, bool write, const char* operation, bool is_synced) {
-  CheckAligned(p, bytes, operation);
+int Check(const void* p, int bytes, bool write, const char* operation, bool is_synced, int alignment = 0) {
+  CheckAligned(p, alignment != 0 ? alignment : bytes, operation);
   const KvitHostLaunch& launch = *self->cta->launch;
   bool is_inside = false;
   for (int i = 0; i < launch.num_spans; ++i) {
@@ -110,8 +110,7 @@ void IssueCopy(void* shared, const void* global, int bytes, int valid_bytes) {
   constexpr char kRead[] = "asynchronous copy from global memory";
   CheckShared(shared, bytes, "asynchronous copy to shared memory");
   if (valid_bytes != 0) {
-    CheckAligned(global, bytes, kRead);
-    CheckGlobal(global, valid_bytes, false, kRead);
+    Check(global, valid_bytes, false, kRead, self->is_synced || !self->cta->overlaps, bytes);
   }
   std::memset(shared, kPoison, size_t(bytes));
   self->copies.push_back({shared, global, bytes, valid_bytes, self->group});

@@ -55,11 +55,10 @@ class ChosenView:
                 raise LayoutError(
                     f"{name} are scales for each KV head, and every head chooses for itself; give one each row"
                 )
-        words = {
-            f"{side}_scale" if side_pool.dtype is dtypes.float32 else f"{side}_params": side_pool
-            for side, side_pool in (("k", pools["k_params"]), ("v", pools["v_params"]))
-            if side_pool is not None and not source.has_unit_scale["kv".index(side)]
-        }
+        words = {}
+        for side, codec, is_unit in zip("kv", source.codecs, source.has_unit_scale, strict=True):
+            if codec.params == "pair" or (codec.params == "scale" and not is_unit):
+                words[f"{side}_{'params' if codec.params == 'pair' else 'scale'}"] = pools[f"{side}_params"]
         kv = tuple(codec.name for codec in source.codecs)
         self.view = CacheView(pools["k"], pools["v"], kv=kv, dtype=source.dtype.name, **words)
 

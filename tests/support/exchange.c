@@ -1,4 +1,5 @@
-// A library of arrays for tests whose types have DLPack's C exchange API: what it lends, and how it fails, is asked for.
+// A library of arrays for tests whose types have DLPack's C exchange API: what it lends, and how it fails, is asked
+// for.
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
@@ -37,8 +38,7 @@ typedef struct Api {
 
 // What an object lends. `context` is kept with what it lends; `before`, if not None, is called first.
 typedef struct Lender {
-  PyObject_HEAD
-  PyObject *context, *before;
+  PyObject_HEAD PyObject *context, *before;
   unsigned long long address, byte_offset, flags;
   int device_type, device_id, ndim, major, status;
   int code, bits, lanes, has_strides, has_deleter, gives_nothing;
@@ -130,8 +130,9 @@ static int read_numbers(PyObject* given, int64_t* numbers) {
 }
 
 static PyObject* lender_new(PyTypeObject* type, PyObject* arguments, PyObject* keywords) {
-  static char* names[] = {"address", "shape", "code", "bits", "strides", "lanes", "device", "byte_offset", "flags",
-                          "major", "status", "context", "before", "has_deleter", "gives_nothing", NULL};
+  static char* names[] = {"address", "shape",       "code",          "bits",  "strides", "lanes",
+                          "device",  "byte_offset", "flags",         "major", "status",  "context",
+                          "before",  "has_deleter", "gives_nothing", NULL};
   Lender* self = (Lender*)type->tp_alloc(type, 0);
   if (self == NULL) return NULL;
   PyObject *shape, *strides = Py_None, *context = Py_None, *before = Py_None;
@@ -200,8 +201,8 @@ static PyMethodDef functions[] = {
     {NULL, NULL, 0, NULL},
 };
 
-static struct PyModuleDef definition = {
-    PyModuleDef_HEAD_INIT, .m_name = "exchange", .m_size = -1, .m_methods = functions};
+static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, .m_name = "exchange", .m_size = -1,
+                                        .m_methods = functions};
 
 PyMODINIT_FUNC PyInit_exchange(void) {
   PyObject* module = PyModule_Create(&definition);

@@ -66,8 +66,8 @@ def widths(tmp_path):
     kernels = [wide(64), wide(128), wide(128, takes_fewer=0), wide("192x128"), wide(256), wide("576x512", shares_kv=1)]
     for number, row in enumerate(kernels):
         row["symbol"] += f"_{number}"
-    index = {"version": 1, "kvit": "1.2.3", "cuda": None, "archs": [], "kernels": kernels}
-    (tmp_path / "index.json").write_text(json.dumps(index))
+    index = {"version": 1, "kvit": "1.2.3", "cuda": None, "ptxas": None, "archs": [], "drivers": {}}
+    (tmp_path / "index.json").write_text(json.dumps(index | {"kernels": kernels}))
     return Registry(tmp_path)
 
 
