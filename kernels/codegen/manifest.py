@@ -79,11 +79,14 @@ class Family:
     all_archs: tuple[str, ...]  # archs, and targets with a letter, which are for points that an `only` row gives them
 
     def archs_of(self, axes: Mapping[str, AxisValue]) -> tuple[str, ...]:
-        """The targets of one point: the family's, or those that every `only` row about the point names."""
+        """The targets of one point: the family's, or those that all `only` rows about it name. Raises ManifestError."""
         about = [only.archs for only in self.onlys if only.points.covers(axes)]
         if not about:
             return self.archs
-        return tuple(arch for arch in self.all_archs if all(arch in archs for archs in about))
+        common = tuple(arch for arch in self.all_archs if all(arch in archs for archs in about))
+        if not common and all(about):
+            raise ManifestError(f"[{self.name}] only: the rows about {dict(axes)} have no target in common")
+        return common
 
     def points(self) -> Iterator[dict[str, AxisValue]]:
         """Every combination of the axes, skipped ones included."""
@@ -213,7 +216,7 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
     if "archs" in table:
         archs = all_archs = _archs(row, "archs", table["archs"])
     elif all_archs:
-        archs = tuple(arch for arch in all_archs if not has_letter(arch))
+        archs = tuple(arch for arch in all_archs if arch[-1].isdigit())  # sm_90a is for who names it
     else:
         raise ManifestError(f"{row}: archs is missing, and there is no [targets] all to stand for it")
     skips, onlys = table.get("skip", []), table.get("only", [])
@@ -226,11 +229,6 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
         onlys=tuple(_only(f"{row} only[{index}]", only, axes, all_archs) for index, only in enumerate(onlys)),
         all_archs=all_archs,
     )
-
-
-def has_letter(arch: str) -> bool:
-    """Whether a target runs on its own compute capability alone (sm_90a), or on its family (sm_100f)."""
-    return not arch[-1].isdigit()
 
 
 def _archs(row: str, field: str, archs: Any) -> tuple[str, ...]:
