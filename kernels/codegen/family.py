@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+from codegen.errors import ManifestError
+
 AxisValue = int | str
 
 
@@ -68,11 +70,14 @@ class Family:
         return any(points.covers(axes) for points in self.asked)
 
     def archs_of(self, axes: Mapping[str, AxisValue]) -> tuple[str, ...]:
-        """The targets of one point: the family's, or those that every `only` row about the point names."""
+        """The targets of one point: the family's, or those that all `only` rows about it name. Raises ManifestError."""
         about = [only.archs for only in self.onlys if only.points.covers(axes)]
         if not about:
             return self.archs
-        return tuple(arch for arch in self.all_archs if all(arch in archs for archs in about))
+        common = tuple(arch for arch in self.all_archs if all(arch in archs for archs in about))
+        if not common and all(about):
+            raise ManifestError(f"[{self.name}] only: the rows about {dict(axes)} have no target in common")
+        return common
 
     def points(self) -> Iterator[dict[str, AxisValue]]:
         """Every combination of the axes, skipped ones included."""

@@ -145,7 +145,7 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
     if "archs" in table:
         archs = all_archs = _archs(row, "archs", table["archs"])
     elif all_archs:
-        archs = tuple(arch for arch in all_archs if not has_letter(arch))
+        archs = tuple(arch for arch in all_archs if arch[-1].isdigit())  # sm_90a is for who names it
     else:
         raise ManifestError(f"{row}: archs is missing, and there is no [targets] all to stand for it")
     skips, onlys, asked = (table.get(field, []) for field in ("skip", "only", "asked"))
@@ -159,11 +159,6 @@ def _family(name: str, table: Any, all_archs: tuple[str, ...]) -> Family:
         asked=tuple(_points(f"{row} asked[{index}]", points, axes) for index, points in enumerate(asked)),
         all_archs=all_archs,
     )
-
-
-def has_letter(arch: str) -> bool:
-    """Whether a target runs on its own compute capability alone (sm_90a), or on its family (sm_100f)."""
-    return not arch[-1].isdigit()
 
 
 def _archs(row: str, field: str, archs: Any) -> tuple[str, ...]:

@@ -110,6 +110,11 @@ NARROWED_WRONG = {
         '"sm_120"], reason = "bulk',
         "[load] only[0] archs: the family is not built for sm_120, but for sm_80, sm_90, sm_90a, sm_100",
     ),
+    "only rows that leave nothing": (
+        'n = 2 }, archs = ["sm_80", "sm_90a"]',
+        'n = 2 }, archs = ["sm_80"]',
+        "[load] only: the rows about {'loader': 'sm90', 'n': 2} have no target in common",
+    ),
     "only without targets": ('archs = ["sm_80", "sm_90a"], reason', "reason", "[load] only[1]: "),
     "only without a reason": ('"bulk copies came with sm_90"', '""', "[load] only[0] reason: say why"),
     "only of an unknown value": ("n = 2 }", "n = 3 }", "[load] only[1] when: axes.n has no 3; it has 1, 2"),
