@@ -77,6 +77,30 @@ class Case:
         self.append_by_graph(self.k, self.v, self.view, self.table, stream=self.stream)
 
 
+class CacheCase:
+    """Decode steps of a PagedCache: sequences of some pages each, and rows for a token of each."""
+
+    def __init__(self, device: str, sequences: int):
+        self.stream = kvit.Stream(device)
+        shape = (_PAGE_SIZE, _KV_HEADS, _HEAD_DIM)
+        pages = sequences * (_SLOTS + 2 + _CALLS // _PAGE_SIZE)  # for the calls of a burst
+        self.cache = kvit.PagedCache(pages, *shape, device=device)
+        self.seqs = [self.cache.sequence() for _ in range(sequences)]
+        self.cache.append(self.seqs, *self._rows(_SLOTS * _PAGE_SIZE * sequences, _KV_HEADS, 2), stream=self.stream)
+        self.k, self.v = self._rows(sequences, _KV_HEADS, 2)
+        self.q, self.out = self._rows(sequences, _QUERY_HEADS, 2)
+
+    def reset(self) -> None:
+        """Drop the tokens of a burst, and wait for it."""
+        for seq in self.seqs:
+            seq.truncate(_SLOTS * _PAGE_SIZE)
+        self.stream.synchronize()
+
+    def _rows(self, tokens: int, heads: int, count: int) -> list[kvit.Buffer]:
+        shape = (tokens, heads, _HEAD_DIM)
+        return [kvit.Buffer.empty(shape, "bfloat16", self.stream.device, self.stream) for _ in range(count)]
+
+
 Burst = Callable[[], float]
 """Microseconds that one call keeps its caller: the mean of calls that a driver queues without waiting."""
 
@@ -216,6 +240,28 @@ def flashinfer(case: Case) -> Burst:
     return burst_of("run(q, pair, out=out)", torch.cuda.synchronize, run=wrapper.run, q=q, pair=(k, v), out=out)
 
 
+def cache_append(case: Case, sequences: int) -> Burst:
+    """cache.append(seqs, k, v, stream=stream): a token of each sequence."""
+    own = CacheCase(case.stream.device, sequences)
+    names = {"cache": own.cache, "seqs": own.seqs, "k": own.k, "v": own.v, "stream": own.stream, "own": own}
+    return burst_of("cache.append(seqs, k, v, stream=stream)", own.reset, **names)
+
+
+def cache_attention(case: Case, sequences: int) -> Burst:
+    """kvit.attention(q, cache, seqs, out=out, stream=stream), between appends: the table is there."""
+    own = CacheCase(case.stream.device, sequences)
+    names = {"cache": own.cache, "seqs": own.seqs, "q": own.q, "out": own.out, "stream": own.stream, "own": own}
+    call = "attention(q, cache, seqs, out=out, stream=stream)"
+    return burst_of(call, own.reset, attention=kvit.attention, **names)
+
+
+def batch_step(case: Case, sequences: int) -> Burst:
+    """A step of a kvit.Batch without its launches: `with batch.step(): pass`."""
+    own = CacheCase(case.stream.device, sequences)
+    batch = kvit.Batch(own.cache, own.seqs, stream=own.stream)
+    return burst_of("with batch.step(): pass", own.reset, batch=batch)
+
+
 CALLS: dict[str, Callable[[Case], Burst]] = {
     "kvit.Attention": kvit_attention,
     "kvit.Attention, by graph": kvit_attention_by_graph,
@@ -223,6 +269,12 @@ CALLS: dict[str, Callable[[Case], Burst]] = {
     "kvit.Attention, out alone, by graph": kvit_attention_of_fewest_words_by_graph,
     "kvit.Append": kvit_append,
     "kvit.Append, by graph": kvit_append_by_graph,
+    "cache.append, 8 sequences": partial(cache_append, sequences=8),
+    "cache.append, 256 sequences": partial(cache_append, sequences=256),
+    "kvit.attention of a cache, 8 sequences": partial(cache_attention, sequences=8),
+    "kvit.attention of a cache, 256 sequences": partial(cache_attention, sequences=256),
+    "kvit.Batch step, 8 sequences": partial(batch_step, sequences=8),
+    "kvit.Batch step, 256 sequences": partial(batch_step, sequences=256),
     "kvit.Graph of one attention": kvit_graph,
     "kvit.h attention, from C": kvit_c,
     "kvit.h attention, from C, by graph": kvit_c_by_graph,

@@ -13,8 +13,13 @@ from ._native.graph import Graph
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from .cache.attention import attention
+from .cache.batch import Batch
+from .cache.layer import CacheLayer
+from .cache.layers import LayerSpec
+from .cache.page_pool import PagePool
 from .cache.paged_cache import PagedCache
 from .cache.sequence import Sequence
+from .cache.step import Step
 from .errors import (
     CacheFull,
     DeviceError,
@@ -46,8 +51,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Append",
     "Attention",
+    "Batch",
     "Buffer",
     "CacheFull",
+    "CacheLayer",
     "CacheView",
     "ConvertPages",
     "CopyPages",
@@ -61,8 +68,10 @@ __all__ = [
     "HostBackendError",
     "KernelMissing",
     "KvitError",
+    "LayerSpec",
     "LayoutError",
     "NoGpuError",
+    "PagePool",
     "PageTable",
     "PageTableError",
     "PagedCache",
@@ -71,6 +80,7 @@ __all__ = [
     "SequenceFreed",
     "ShapeError",
     "Shift",
+    "Step",
     "Stream",
     "Tensor",
     "TurboMindBlocks",
