@@ -27,6 +27,7 @@ from host_case import (
     QUERY_HEADS,
     SLOTS,
     Burst,
+    CacheCase,
     Case,
     burst_of,
     c_module,
@@ -159,6 +160,28 @@ def flashinfer(case: Case) -> Burst:
     return burst_of("run(q, pair, out=out)", torch.cuda.synchronize, run=wrapper.run, q=q, pair=(k, v), out=out)
 
 
+def cache_append(case: Case, sequences: int) -> Burst:
+    """cache.append(seqs, k, v, stream=stream): a token of each sequence."""
+    own = CacheCase(case.stream.device, sequences)
+    names = {"cache": own.cache, "seqs": own.seqs, "k": own.k, "v": own.v, "stream": own.stream, "own": own}
+    return burst_of("cache.append(seqs, k, v, stream=stream)", own.reset, **names)
+
+
+def cache_attention(case: Case, sequences: int) -> Burst:
+    """kvit.attention(q, cache, seqs, out=out, stream=stream), between appends: the table is there."""
+    own = CacheCase(case.stream.device, sequences)
+    names = {"cache": own.cache, "seqs": own.seqs, "q": own.q, "out": own.out, "stream": own.stream, "own": own}
+    call = "attention(q, cache, seqs, out=out, stream=stream)"
+    return burst_of(call, own.reset, attention=kvit.attention, **names)
+
+
+def batch_step(case: Case, sequences: int) -> Burst:
+    """A step of a kvit.Batch without its launches: `with batch.step(): pass`."""
+    own = CacheCase(case.stream.device, sequences)
+    batch = kvit.Batch(own.cache, own.seqs, stream=own.stream)
+    return burst_of("with batch.step(): pass", own.reset, batch=batch)
+
+
 CALLS: dict[str, Callable[[Case], Burst]] = {
     "kvit.Attention": kvit_attention,
     "kvit.Attention, by graph": kvit_attention_by_graph,
@@ -166,6 +189,12 @@ CALLS: dict[str, Callable[[Case], Burst]] = {
     "kvit.Attention, out alone, by graph": kvit_attention_of_fewest_words_by_graph,
     "kvit.Append": kvit_append,
     "kvit.Append, by graph": kvit_append_by_graph,
+    "cache.append, 8 sequences": partial(cache_append, sequences=8),
+    "cache.append, 256 sequences": partial(cache_append, sequences=256),
+    "kvit.attention of a cache, 8 sequences": partial(cache_attention, sequences=8),
+    "kvit.attention of a cache, 256 sequences": partial(cache_attention, sequences=256),
+    "kvit.Batch step, 8 sequences": partial(batch_step, sequences=8),
+    "kvit.Batch step, 256 sequences": partial(batch_step, sequences=256),
     "kvit.Graph of one attention": kvit_graph,
     "kvit.h attention, from C": kvit_c,
     "kvit.h attention, from C, by graph": kvit_c_by_graph,

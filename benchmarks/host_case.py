@@ -64,6 +64,30 @@ class Case:
         self.append_by_graph(self.k, self.v, self.view, self.table, stream=self.stream)
 
 
+class CacheCase:
+    """Decode steps of a PagedCache: sequences of some pages each, and rows for a token of each."""
+
+    def __init__(self, device: str, sequences: int):
+        self.stream = kvit.Stream(device)
+        shape = (PAGE_SIZE, KV_HEADS, HEAD_DIM)
+        pages = sequences * (SLOTS + 2 + NUM_CALLS // PAGE_SIZE)  # for the calls of a burst
+        self.cache = kvit.PagedCache(pages, *shape, device=device)
+        self.seqs = [self.cache.sequence() for _ in range(sequences)]
+        self.cache.append(self.seqs, *self._rows(SLOTS * PAGE_SIZE * sequences, KV_HEADS, 2), stream=self.stream)
+        self.k, self.v = self._rows(sequences, KV_HEADS, 2)
+        self.q, self.out = self._rows(sequences, QUERY_HEADS, 2)
+
+    def reset(self) -> None:
+        """Drop the tokens of a burst, and wait for it."""
+        for seq in self.seqs:
+            seq.truncate(SLOTS * PAGE_SIZE)
+        self.stream.synchronize()
+
+    def _rows(self, tokens: int, heads: int, count: int) -> list[kvit.Buffer]:
+        shape = (tokens, heads, HEAD_DIM)
+        return [kvit.Buffer.empty(shape, "bfloat16", self.stream.device, self.stream) for _ in range(count)]
+
+
 Burst = Callable[[], float]
 """Microseconds that one call keeps its caller: the mean of calls that a driver queues without waiting."""
 

@@ -13,8 +13,13 @@ from ._native.graph import Graph
 from ._native.stream import Stream
 from ._native.tensor import Tensor
 from .cache.attention import attention
+from .cache.batch import Batch
+from .cache.layer import CacheLayer
+from .cache.layers import LayerSpec
+from .cache.page_pool import PagePool
 from .cache.paged_cache import PagedCache
 from .cache.sequence import Sequence
+from .cache.step import Step
 from .errors import (
     CacheFull,
     DeviceError,
@@ -47,8 +52,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Append",
     "Attention",
+    "Batch",
     "Buffer",
     "CacheFull",
+    "CacheLayer",
     "CacheView",
     "ConvertPages",
     "CopyPages",
@@ -62,8 +69,10 @@ __all__ = [
     "HostBackendError",
     "KernelMissing",
     "KvitError",
+    "LayerSpec",
     "LayoutError",
     "NoGpuError",
+    "PagePool",
     "PageTable",
     "PageTableError",
     "PagedCache",
@@ -73,6 +82,7 @@ __all__ = [
     "ShapeError",
     "Shift",
     "SparseAttention",
+    "Step",
     "Stream",
     "Tensor",
     "TurboMindBlocks",

@@ -18,7 +18,7 @@ PAGE_SIZE = 16  # tokens
 
 
 class PagedAttention:
-    """One kvit.PagedCache per layer, each holding one sequence.
+    """A kvit.PagedCache of all layers, which holds one sequence.
 
     capacity   tokens that the pages must hold
     device     "host", "cuda:0", ...
@@ -30,36 +30,41 @@ class PagedAttention:
 
     def __init__(self, config: Config, capacity: int, device: str, k: str | None = None, v: str | None = None):
         self.device = device
-        self._caches = [
-            kvit.PagedCache(
-                pages=-(-capacity // PAGE_SIZE),
-                page_size=PAGE_SIZE,
-                kv_heads=config.kv_heads,
-                head_dim=config.head_dim,
-                dtype="float16",
-                k=k,
-                v=v,
-                device=device,
-            )
-            for _ in range(config.layers)
-        ]
-        self._sequences = [cache.sequence() for cache in self._caches]
+        self._cache = kvit.PagedCache(
+            pages=-(-capacity // PAGE_SIZE),
+            page_size=PAGE_SIZE,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            layers=config.layers,
+            dtype="float16",
+            k=k,
+            v=v,
+            device=device,
+        )
+        self._sequence = self._cache.sequence()
+        self._step: kvit.Step | None = None  # through the layers of one call of the model
 
     def __call__(self, layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-        cache, sequence, count = self._caches[layer], self._sequences[layer], len(q)
-        cache.append([sequence], self._place(k), self._place(v), new_tokens=[count])
-        return kvit.attention(self._place(q), cache, [sequence], new_tokens=[count]).numpy().astype(np.float32)
+        if layer == 0:
+            self._step = None  # of a call that did not come to its end
+            self._step = self._cache.step([self._sequence], len(q))
+        place, step = self._cache.layer(layer), self._step
+        place.append(step, self._place(k), self._place(v))
+        out = kvit.attention(self._place(q), place, step).numpy().astype(np.float32)
+        if layer == self._cache.num_layers - 1:
+            step.commit()
+        return out
 
     def _place(self, x: np.ndarray) -> kvit.Buffer:
         return kvit.Buffer.from_numpy(x.astype(np.float16), self.device)
 
     def memory(self) -> str:
         """The pages in use, as a sentence; pages hold K and V of PAGE_SIZE tokens."""
-        tokens, pages = len(self._sequences[0]), len(self._sequences[0].pages)
-        page_bytes = self._caches[0].nbytes // self._caches[0].num_pages
+        tokens, pages, layers = len(self._sequence), len(self._sequence.pages), self._cache.num_layers
+        page_bytes = self._cache.nbytes // self._cache.num_pages  # of all layers
         return (
-            f"{tokens} tokens of K and V in {len(self._caches)} layers x {pages} pages of {PAGE_SIZE} tokens: "
-            f"{len(self._caches) * pages * page_bytes:,} bytes"
+            f"{tokens} tokens of K and V in {layers} layers x {pages} pages of {PAGE_SIZE} tokens: "
+            f"{pages * page_bytes:,} bytes"
         )
 
 

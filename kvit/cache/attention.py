@@ -7,18 +7,23 @@ from typing import Any
 
 from kvit import _checks
 from kvit._native.buffer import Buffer
+from kvit._native.growth import check_all
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
-from kvit.cache.batch import counts_of, listed, numbers_of
+from kvit.cache.batch import Batch
+from kvit.cache.calls import counts_of, members
+from kvit.cache.layer import CacheLayer
 from kvit.cache.paged_cache import PagedCache
 from kvit.cache.sequence import Sequence
+from kvit.cache.step import Step
+from kvit.errors import ShapeError
 from kvit.ops.modifiers import Window
 
 
 def attention(
     q: Any,
-    cache: PagedCache,
-    seqs: Iterable[Sequence],
+    cache: PagedCache | CacheLayer,
+    seqs: Iterable[Sequence] | Step | Batch,
     new_tokens: Iterable[int] | None = None,
     *,
     out: Any = None,
@@ -39,50 +44,86 @@ def attention(
     """Attend the last tokens of each sequence to all its tokens in the cache.
 
     q           [tokens, query_heads, head_dim], sequence after sequence, in the cache's dtype
-    seqs        sequences of `cache`; their new K and V were appended before
-    new_tokens  how many rows of q each sequence has; equally many if absent
+    cache       a PagedCache of one layer, or cache.layer(i)
+    seqs        sequences of `cache`, whose new K and V were appended before; or an open step, cache.step(...) or a
+                kvit.Batch, whose new tokens are attended
+    new_tokens  how many rows of q each sequence has; equally many if absent, or the step's
     out         like q, written in place; allocated if absent
     lse         float32 [tokens, query_heads], written in place; allocated if absent and return_lse
     causal      query i of n sees keys up to length - n + i; else all keys of its sequence
     scale       of the scores, before exp; head_dim ** -0.5 if absent
     window, chunk, softcap, sinks, alibi, temperature
-                as kvit.Attention takes them
+                as kvit.Attention takes them; a window that is absent is the layer's
     spans, tree arrays of the call's tokens, as calls of kvit.Attention take them
-    stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
+    stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent, or the
+                step's
 
     Returns out, or (out, lse) if return_lse. A sequence with no tokens gives zeros and lse = -inf, or its sinks.
     Raises ShapeError, DtypeError, DeviceError, LayoutError, SequenceFreed, KernelMissing; nothing is launched then.
     Defined by kvit.reference.paged_attention.
     """
-    _checks.made("cache", cache, PagedCache, "a kvit.PagedCache (Attention takes views)")
-    stream = Stream.wrap(stream, cache.device)
+    owner, layer = _layer_of(cache)
+    _, view, own_window = owner.places[layer]
     causal, return_lse = _checks.flag("causal", causal), _checks.flag("return_lse", return_lse)
+    is_step = isinstance(seqs, Step | Batch)
+    stream = seqs.stream_of(stream) if is_step else Stream.wrap(stream, owner.device)
     q = _checks.tensor("q", q, None, stream)
-    _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=cache.head_dim)
+    _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=view.k_dim)
     given = out, lse
-    out, lse = (
-        None if x is None else _checks.tensor(name, x, None, stream) for name, x in (("out", out), ("lse", lse))
-    )
-    sinks, alibi, temperature, spans, tree = (
-        None if x is None else _checks.tensor(name, x, None, stream)
-        for name, x in (
-            ("sinks", sinks), ("alibi", alibi), ("temperature", temperature), ("spans", spans), ("tree", tree)
-        )
-    )  # fmt: skip
-    seqs = listed(seqs)
-    counts = counts_of("q", q.shape[0], len(seqs), new_tokens)
-    # From here on no code of the caller runs, which might change a sequence.
-    numbers = numbers_of(cache.pool, seqs)
-    wishes = {
-        "window": window, "chunk": chunk, "softcap": softcap, "sinks": sinks, "alibi": alibi,
-        "temperature": temperature, "spans": spans is not None or None, "tree": tree is not None or None,
-    }  # fmt: skip
-    modifiers = {name: wish for name, wish in wishes.items() if wish is not None}
-    op = cache.operations.find(q.shape[1], max(counts, default=1), causal, scale, **modifiers)
-    q = _checks.tensor("q", q, op.dtype)
+    if out is not None:
+        out = _checks.tensor("out", out, None, stream)
+    if lse is not None:
+        lse = _checks.tensor("lse", lse, None, stream)
+    window = own_window if window is None else window
+    modifiers = {}
+    if not (window is chunk is spans is tree is softcap is sinks is alibi is temperature is None):
+        sinks, alibi, temperature, spans, tree = (
+            None if x is None else _checks.tensor(name, x, None, stream)
+            for name, x in (
+                ("sinks", sinks), ("alibi", alibi), ("temperature", temperature), ("spans", spans), ("tree", tree)
+            )
+        )  # fmt: skip
+        wishes = {
+            "window": window, "chunk": chunk, "softcap": softcap, "sinks": sinks, "alibi": alibi,
+            "temperature": temperature, "spans": spans is not None or None, "tree": tree is not None or None,
+        }  # fmt: skip
+        modifiers = {name: wish for name, wish in wishes.items() if wish is not None}
+    tokens, heads, _ = q.shape
+    sent = None
+    if new_tokens is not None:
+        new_tokens = _checks.listed("new_tokens", new_tokens, "a number for each sequence")
+    if not is_step:
+        seqs = members(seqs)
+    # From here on no code of the caller runs, which might change a sequence, or the memory of the cache.
+    group, view, _ = owner.places[layer]
+    if is_step:
+        if seqs.cache is not owner:
+            raise ShapeError("the step is of another cache than the layer; begin one of its own: cache.step(...)")
+        table, indptr, most = seqs.rows_of(tokens, new_tokens)
+        op = group.operations.find(heads, most, causal, scale, **modifiers)
+    else:
+        counts = counts_of("q", tokens, len(seqs), new_tokens)
+        most = counts if isinstance(counts, int) else max(counts, default=1)
+        check_all(owner.pool, seqs)
+        op = group.operations.find(heads, most, causal, scale, **modifiers)
+        sent = owner.tables.take(owner.pool, seqs, None, counts, stream)
+        table, indptr = sent.table, sent.rows
+    if q.dtype is not op.dtype:
+        q = _checks.tensor("q", q, op.dtype)
     if return_lse and lse is None:
-        lse = Buffer.empty(q.shape[:2], "float32", cache.device, stream)
-    table, indptr = cache.tables.send(cache.pool.pages_of_all(numbers), counts, stream)
-    found = op(q, cache.view, table, query_indptr=indptr, out=out, lse=lse, spans=spans, tree=tree, stream=stream)
+        lse = Buffer.empty(q.shape[:2], "float32", owner.device, stream)
+    found = op(q, view, table, query_indptr=indptr, out=out, lse=lse, spans=spans, tree=tree, stream=stream)
+    if sent is not None:
+        owner.tables.give(sent)
     out, lse = (made if own is None else own for made, own in zip((found, lse), given, strict=True))
     return (out, lse) if return_lse else out
+
+
+def _layer_of(cache: Any) -> tuple[PagedCache, int]:
+    """The cache of a call, and which layer it is about. Raises TypeError, ShapeError (a cache of several layers)."""
+    if isinstance(cache, CacheLayer):
+        _checks.made("cache", cache, CacheLayer, "a kvit.PagedCache or cache.layer(i)")
+        return cache.cache, cache.index
+    _checks.made("cache", cache, PagedCache, "a kvit.PagedCache or cache.layer(i) (Attention takes views)")
+    cache.only_place("K and V")
+    return cache, 0

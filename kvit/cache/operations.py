@@ -26,6 +26,7 @@ class CachedOperations:
     def __init__(self, view: CacheView, faults: FaultRecord):
         self._view, self._faults = view, faults
         self._kept: dict[tuple, Attention] = {}  # the one that was used last comes last
+        self._plain: dict[tuple, Attention] = {}  # of calls without modifiers and scale, found by fewer questions
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -38,6 +39,11 @@ class CachedOperations:
         modifiers  others of Attention's arguments, but for those that are None; arrays as Tensors, which are the same
                    where they lie in the same memory
         """
+        is_plain = scale is None and not modifiers
+        if is_plain:
+            found = self._plain.get((query_heads, tokens_per_sequence, causal))
+            if found is not None:
+                return found
         group = _checks.group_size(query_heads, self._view.kv_heads)
         rows = 1 << (group * max(1, tokens_per_sequence) - 1).bit_length()
         if scale is not None:
@@ -59,7 +65,12 @@ class CachedOperations:
             )
             while len(self._kept) >= MOST_KEPT:
                 del self._kept[next(iter(self._kept))]
+                self._plain.clear()
         self._kept[key] = found
+        if is_plain:
+            if len(self._plain) >= MOST_KEPT:
+                self._plain.clear()
+            self._plain[query_heads, tokens_per_sequence, causal] = found
         return found
 
 

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import chain
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
-from kvit.cache.page_owners import PageOwners, num_pages
+from kvit.cache.page_moves import num_pages
 
 SequencePages: TypeAlias = tuple[tuple[int, ...], int]
 """The pages of a sequence, in the order of its tokens, and how many tokens are in them."""
+
+
+class PageOwners(Protocol):
+    """What is asked of a PagePool."""
+
+    def owners(self, page: int) -> int:
+        """How many sequences have a page."""
+
+    def take_free(self, count: int) -> list[int]:
+        """The pages that are taken next; they stay free. Raises CacheFull."""
 
 
 def move_to_front(
@@ -46,7 +56,7 @@ def move_to_front(
             spare += [page for page in dropped if page_owners.owners(page) == 1]
         after.append(found)
     missing = sum(page is None for page in chain.from_iterable(after))
-    unused = iter([*spare, *page_owners.next_free(max(0, missing - len(spare)))])
+    unused = iter([*spare, *page_owners.take_free(max(0, missing - len(spare)))])
     return [
         (tuple(next(unused) if page is None else page for page in found), length - drop)
         for found, (_, length), drop in zip(after, sequences, drops, strict=True)

@@ -7,6 +7,7 @@ from typing import Any
 from kvit import _checks, codecs
 from kvit._native import page_ops
 from kvit._native.context import Device
+from kvit._native.prepared import PreparedLaunch, launch_all
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.layouts.views import CacheView
@@ -53,18 +54,18 @@ class CopyPages(Operation):
         if source is None or target is None:
             missing = "source" if source is None else "target"
             raise TypeError(f"{missing} is None; give int32 [count] page ids")
-        self.then_set(view, source, target, page_list("chains", chains, stream), stream, None)
+        launch_all(self.prepare(view, source, target, page_list("chains", chains, stream), stream), stream)
+        self.faults.last_stream = stream
 
-    def then_set(
+    def prepare(
         self,
         view: CacheView,
         source: Tensor,
         target: Tensor,
         chains: Tensor | None,
         stream: Stream,
-        after: tuple[object, str, Any] | None,
-    ) -> None:
-        """The call, and setattr(*after) with no Python code between: an exception comes before both or after both."""
+    ) -> list[PreparedLaunch]:
+        """The call, checked, for launch_all; the lists are the caller's to keep until then."""
         self._check_view(view)
         require_writable("view", view)
         _checks.require_shape("target (like source)", target, count=source.shape[0])
@@ -73,7 +74,7 @@ class CopyPages(Operation):
         aliases.require_unwritten("view", view.packed, *lists)
         params = tuple(codecs.PARAM_BYTES if belongs_to_rows(pool) else 0 for pool in (view.k_params, view.v_params))
         launches = ((self._data, (*self._row_bytes, 0, 0)), (self._params, (0, 0, *params)))
-        page_ops.copy_pages(
+        return page_ops.prepare_copies(
             tuple((kernel, row_bytes) for kernel, row_bytes in launches if any(row_bytes)),
             Device.of(self.device),
             view.packed,
@@ -82,6 +83,4 @@ class CopyPages(Operation):
             chains,
             self.faults.buffer,
             stream,
-            after,
         )
-        self.faults.last_stream = stream

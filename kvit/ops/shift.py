@@ -7,6 +7,7 @@ from typing import Any
 from kvit import _checks, codecs, dtypes
 from kvit._native import row_ops
 from kvit._native.context import Device
+from kvit._native.prepared import PreparedLaunch, launch_all
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.errors import ShapeError
@@ -74,9 +75,11 @@ class Shift(Operation):
         no place stays as it is, and check() says why; a sequence whose length is impossible stays as a whole.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
-        self.then_set(view, table, by, first, source, Stream.wrap(stream, self.device), None)
+        stream = Stream.wrap(stream, self.device)
+        launch_all(self.prepare(view, table, by, first, source, stream), stream)
+        self.faults.last_stream = stream
 
-    def then_set(
+    def prepare(
         self,
         view: CacheView,
         table: PageTable,
@@ -84,9 +87,8 @@ class Shift(Operation):
         first: Any,
         source: PageTable | None,
         stream: Stream,
-        after: tuple[object, str, Any] | None,
-    ) -> None:
-        """The call, and setattr(*after) with no Python code between: an exception comes before both or after both."""
+    ) -> list[PreparedLaunch]:
+        """The call, checked, for launch_all; `by` and `first` are the caller's to keep until then."""
         self._check_view(view)
         require_writable("view", view)
         tables = {"table": table} if source is None else {"table": table, "source": source}
@@ -101,7 +103,7 @@ class Shift(Operation):
         _checks.require_device(self.device, view=view.k, by=by_all, first=first_all, **on)
         numbers = (number for each in tables.values() for number in aliases.numbers_of(each))
         aliases.require_unwritten("view", view.packed, ("by", by_all), ("first", first_all), *numbers)
-        row_ops.shift(
+        return row_ops.prepare_shift(
             self.kernel,
             Device.of(self.device),
             view.packed,
@@ -114,9 +116,7 @@ class Shift(Operation):
             self._rope,
             self.faults.buffer,
             stream,
-            after,
         )
-        self.faults.last_stream = stream
 
 
 def _number_or_tensor(name: str, given: Any, count: int, stream: Stream) -> tuple[int, Tensor | None]:

@@ -2,11 +2,12 @@
 
 from kvit._native.context import Device
 from kvit._native.packed_cache import PackedCache
+from kvit._native.prepared import PreparedLaunch
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.selection.registry import KernelInfo
 
-def copy_pages(
+def prepare_copies(
     launches: tuple[tuple[KernelInfo, tuple[int, int, int, int]], ...],
     device: Device,
     cache: PackedCache,
@@ -14,9 +15,8 @@ def copy_pages(
     target: Tensor,
     chains: Tensor | None,
     fault: Tensor,
-    stream: Stream | None,
-    after: tuple[object, str, object] | None = None,
-) -> None: ...
+    stream: Stream,
+) -> list[PreparedLaunch]: ...
 def relayout(
     entry: KernelInfo,
     device: Device,

@@ -8,6 +8,7 @@ from kvit._native.launcher cimport launch
 from kvit._native.module cimport Kernel, load_kernel
 from kvit._native.packed_cache cimport PackedCache, use_cache
 from kvit._native.packers cimport address_of
+from kvit._native.prepared cimport prepare
 from kvit._native.params cimport KvitCopyPagesParams, KvitFault, KvitRelayoutParams, KvitRequantiseParams
 from kvit._native.spans cimport Spans, use
 from kvit._native.stream cimport Stream, stream_of
@@ -25,16 +26,17 @@ MOST_ITEMS = 2**62
 """Tiles that the kernel counts in int64 without a wrap, whatever it adds for a CTA."""
 
 
-def copy_pages(tuple launches, Device device not None, PackedCache cache not None, Tensor source not None,
-               Tensor target not None, Tensor chains, Tensor fault not None, object stream, tuple after=None):
-    """Copy pages source[i] to target[i], int32 [count], in the order that chains, int32 [chains + 1], ask for.
+def prepare_copies(tuple launches, Device device not None, PackedCache cache not None, Tensor source not None,
+                   Tensor target not None, Tensor chains, Tensor fault not None, Stream stream not None) -> list:
+    """Prepare to copy pages source[i] to target[i], int32 [count], in the order that chains, int32 [chains + 1], ask
+    for.
 
     launches  (kernel, row_bytes) of each; row_bytes are those of a row in each pool, where 0 leaves it alone
-    after     (object, name, value) to set as the last launch is under way, with no Python code between the two
+
+    Launched apart, rows would be left with the parameters of others: PreparedLaunch of each, for launch_all.
     """
     cdef KvitCopyPagesParams params
     cdef Spans spans
-    cdef Stream on_stream = stream_of(stream, device)
     memset(&params, 0, sizeof(params))
     spans.count = 0
     params.cache = cache.value
@@ -52,23 +54,18 @@ def copy_pages(tuple launches, Device device not None, PackedCache cache not Non
             f"{params.num_chains} pairs or chains of pages of {cache.value.num_kv_heads} KV heads are {ctas} CTAs, and "
             f"a launch has at most {LARGEST_GRID}; copy them in several calls"
         )
+    prepared = []
     if params.count != 0 and params.num_chains > 0:
-        use_cache(&spans, on_stream, cache, True)
-        use(&spans, on_stream, source, False)
-        use(&spans, on_stream, target, False)
-        use(&spans, on_stream, chains, False)
-        use(&spans, on_stream, fault, True)
-        # All that can be missing, and all that runs Python code, before anything is moved: an exception of a signal's
-        # handler between two launches would leave rows with the parameters of others.
-        loaded = []
+        use_cache(&spans, stream, cache, True)
+        use(&spans, stream, source, False)
+        use(&spans, stream, target, False)
+        use(&spans, stream, chains, False)
+        use(&spans, stream, fault, True)
         for entry, row_bytes in launches:
-            loaded.append((load_kernel(entry, device), row_bytes))
-        for kernel, row_bytes in loaded:
             for pool in range(4):
                 params.row_bytes[pool] = row_bytes[pool]
-            launch_kernel(<Kernel>kernel, &params, <unsigned int>ctas, on_stream, &spans)
-    if after is not None:
-        setattr(after[0], after[1], after[2])
+            prepared.append(prepare(load_kernel(entry, device), <unsigned int>ctas, &params, sizeof(params), &spans))
+    return prepared
 
 
 def relayout(object entry, Device device not None, PackedCache source not None, PackedCache target not None,
@@ -146,11 +143,7 @@ def requantise(object entry, Device device not None, PackedCache source not None
 
 cdef int launch_ctas(object entry, Device device, const void *params, unsigned int ctas, Stream stream,
                      const Spans *spans) except -1:
-    return launch_kernel(load_kernel(entry, device), params, ctas, stream, spans)
-
-
-cdef int launch_kernel(Kernel kernel, const void *params, unsigned int ctas, Stream stream,
-                       const Spans *spans) except -1:
+    cdef Kernel kernel = load_kernel(entry, device)
     cdef LaunchConfig config = kernel.config_of(ctas)
     return launch(kernel, &config, params, stream, spans)
 

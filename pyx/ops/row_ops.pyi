@@ -4,6 +4,7 @@ from kvit._native.context import Device
 from kvit._native.kernel_graph import KernelGraph
 from kvit._native.packed_cache import PackedCache
 from kvit._native.packed_table import PackedTable
+from kvit._native.prepared import PreparedLaunch
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.selection.registry import KernelInfo
@@ -57,7 +58,7 @@ def gather(
     *,
     graph: KernelGraph | None = None,
 ) -> None: ...
-def shift(
+def prepare_shift(
     entry: KernelInfo,
     device: Device,
     cache: PackedCache,
@@ -69,6 +70,5 @@ def shift(
     first_each: int,
     rope: PackedRope | None,
     fault: Tensor,
-    stream: Stream | None,
-    after: tuple[object, str, object] | None = None,
-) -> None: ...
+    stream: Stream,
+) -> list[PreparedLaunch]: ...

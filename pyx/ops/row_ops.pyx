@@ -13,6 +13,7 @@ from kvit._native.packed_cache cimport PackedCache, use_cache
 from kvit._native.packed_table cimport PackedTable, use_table
 from kvit._native.packers cimport address_of, memory_of, pack_rows, pack_tokens
 from kvit._native.params cimport KvitAppendParams, KvitFault, KvitRope, KvitShiftParams
+from kvit._native.prepared cimport prepare
 from kvit._native.spans cimport Spans, set_pre_dependency, use
 from kvit._native.stream cimport Stream, stream_of
 from kvit._native.tensor cimport Tensor
@@ -102,19 +103,20 @@ def gather(object entry, Device device not None, PackedCache cache not None, Pac
               fault, stream_of(stream, device), False, None, graph)
 
 
-def shift(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
-          PackedTable source, Tensor by, int by_each, Tensor first, int first_each, PackedRope rope,
-          Tensor fault not None, object stream, tuple after=None):
-    """Turn the keys of the table's tokens by other positions, where they are, or on their way from source's places.
+def prepare_shift(object entry, Device device not None, PackedCache cache not None, PackedTable table not None,
+                  PackedTable source, Tensor by, int by_each, Tensor first, int first_each, PackedRope rope,
+                  Tensor fault not None, Stream stream not None) -> list:
+    """Prepare to turn the keys of the table's tokens by other positions, where they are, or on their way from source's
+    places.
 
     source     PackedTable of as many sequences; None: tokens stay where they are
     by, first  int32 [sequences]; None: by_each, first_each
     rope       None: no key turns
-    after      (object, name, value) to set as the launch is under way, with no Python code between the two
+
+    Returns a PreparedLaunch, for launch_all, or none where there is nothing to do.
     """
     cdef KvitShiftParams params
     cdef Spans spans
-    cdef Stream on_stream = stream_of(stream, device)
     cdef int64_t sequences = table.value.num_sequences, warps = entry.facts["warps"]
     cdef PackedTable origin = table if source is None else source
     memset(&params, 0, sizeof(params))
@@ -128,26 +130,23 @@ def shift(object entry, Device device not None, PackedCache cache not None, Pack
     params.by_each = by_each
     params.first_each = first_each
     params.fault = <KvitFault *>fault.memory.data
-    use_cache(&spans, on_stream, cache, True)
-    use_table(&spans, on_stream, table)
+    use_cache(&spans, stream, cache, True)
+    use_table(&spans, stream, table)
     if source is not None:
-        use_table(&spans, on_stream, source)
-    use(&spans, on_stream, by, False)
-    use(&spans, on_stream, first, False)
-    use(&spans, on_stream, fault, True)
+        use_table(&spans, stream, source)
+    use(&spans, stream, by, False)
+    use(&spans, stream, first, False)
+    use(&spans, stream, fault, True)
     if rope is not None:
         params.rope = rope.value
         params.rope.attention_factor = 1  # it is in the keys already
-        use_rope(&spans, on_stream, rope)
+        use_rope(&spans, stream, rope)
     cdef int64_t parts = shift_parts(&table.value, cache.value.page_size, sequences,
                                      <int64_t>device.num_sms * entry.min_ctas, warps)
     params.parts = <int32_t>parts
-    cdef Kernel kernel = load_kernel(entry, device)
-    cdef LaunchConfig config = kernel.config_of(<unsigned int>(parts * sequences))
-    if parts != 0:
-        launch(kernel, &config, &params, on_stream, &spans)
-    if after is not None:
-        setattr(after[0], after[1], after[2])
+    if parts == 0:
+        return []
+    return [prepare(load_kernel(entry, device), <unsigned int>(parts * sequences), &params, sizeof(params), &spans)]
 
 
 @cython.cdivision(True)

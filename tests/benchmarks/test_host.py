@@ -29,6 +29,9 @@ def test_without_a_gpu_everything_but_the_driver_is_measured(tmp_path):
     names = [
         "kvit.Attention", "kvit.Attention, by graph", "kvit.Attention, out alone",
         "kvit.Attention, out alone, by graph", "kvit.Append", "kvit.Append, by graph",
+        "cache.append, 8 sequences", "cache.append, 256 sequences",
+        "kvit.attention of a cache, 8 sequences", "kvit.attention of a cache, 256 sequences",
+        "kvit.Batch step, 8 sequences", "kvit.Batch step, 256 sequences",
         "kvit.Graph of one attention", "kvit.h attention, from C", "kvit.h attention, from C, by graph",
         "cuda.bindings cuLaunchKernel",
     ]  # fmt: skip

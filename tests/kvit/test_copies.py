@@ -35,6 +35,8 @@ def owners():
         "PagedCache": cache,
         "Sequence": sequence,
         "PagePool": cache.pool,
+        "Step": cache.step([cache.sequence()], 0),
+        "Batch": kvit.Batch(cache, [sequence]),
         "Buffer": kvit.Buffer.empty((4,), "float32", "host"),
         "Tensor": kvit.Tensor.wrap(k, "bfloat16"),
         "Stream": stream,
@@ -74,7 +76,7 @@ def test_a_sequence_is_made_by_its_cache_alone():
         type("Mine", (kvit.Sequence,), {}),
     ):
         with pytest.raises(TypeError, match=r"cache.sequence\(\) does, and sequence.fork\(\) another"):
-            make(sequence.cache, sequence.number)
+            make(sequence.cache, 1)
     for name in ("number", "cache"):
         with pytest.raises(AttributeError):
             setattr(sequence, name, 1)

@@ -35,11 +35,19 @@ class CacheModel:
     def __init__(self, rng: np.random.Generator, device: str = "host"):
         self.rng = rng
         self.num_pages, self.page_size = int(rng.integers(3, 12)), int(rng.integers(1, 6))
-        self.stored = list(_NEXT)[max(0, int(rng.integers(-2, 4)))]
+        first = list(_NEXT)[max(0, int(rng.integers(-2, 4)))]
+        # One layer, several alike, or some that differ: two lie side by side in memory, and one apart.
+        self.stored = [[first], [first] * 3, [first, list(_NEXT)[int(rng.integers(4))], first]][int(rng.integers(3))]
         self.cache = kvit.PagedCache(
-            self.num_pages, self.page_size, 1, 64, k=self.stored[0], v=self.stored[1], device=device
-        )
-        self.live: list[tuple[kvit.Sequence, np.ndarray]] = []  # with K and V as gather must give them
+            self.num_pages, self.page_size, 1, 64, layers=[kvit.LayerSpec(k=k, v=v) for k, v in self.stored],
+            storage=str(rng.choice(["layers", "pages"])), device=device,
+        )  # fmt: skip
+        # With K and V as gather must give them: [layers, 2, tokens, 1, 64].
+        self.live: list[tuple[kvit.Sequence, np.ndarray]] = []
+
+    def new_rows(self, count: int) -> np.ndarray:
+        """K and V of `count` tokens in every layer."""
+        return np.stack([new_tokens(self.rng, count, kv_heads=1) for _ in self.stored])
 
     def step(self, attempt: Attempt = undisturbed) -> str:
         """One call of a kind that is drawn; returns what came of it: the kind, with "full" or "broken off"."""
@@ -55,7 +63,7 @@ class CacheModel:
         made: list[kvit.Sequence] = []
         if not attempt(lambda: made.append(self.cache.sequence())) and not made:
             return "broken off"
-        self.live.append((made[0], new_tokens(self.rng, 0, kv_heads=1)))
+        self.live.append((made[0], self.new_rows(0)))
         return "start"
 
     def fork(self, attempt: Attempt) -> str:
@@ -69,13 +77,25 @@ class CacheModel:
     def append(self, attempt: Attempt) -> str:
         chosen = self.rng.permutation(len(self.live))[: int(self.rng.integers(1, 4))].tolist()
         counts = [int(self.rng.integers(0, 2 * self.page_size + 1)) for _ in chosen]
-        new = new_tokens(self.rng, sum(counts), kv_heads=1)
+        new = self.new_rows(sum(counts))
         seqs = [self.live[i][0] for i in chosen]
         lengths, needed, free = [len(seq) for seq in seqs], self.pages_for(seqs, counts), self.cache.num_free_pages
-        k, v = (to_device(x, self.cache.device) for x in new)
-        is_full = False
+        assert self.cache.pages_needed(seqs, counts) == needed
+        k, v = ([to_device(x, self.cache.device) for x in new[:, side]] for side in range(2))
+        in_steps, is_full = bool(self.rng.integers(2)), False
+
+        def append() -> None:
+            if in_steps:
+                with self.cache.step(seqs, counts) as step:
+                    for layer, rows_k, rows_v in zip(self.cache.layers, k, v, strict=True):
+                        layer.append(step, rows_k, rows_v)
+            elif len(k) > 1:
+                self.cache.append(seqs, k, v, new_tokens=counts)
+            else:
+                self.cache.append(seqs, k[0], v[0], new_tokens=counts)
+
         try:
-            is_done = attempt(lambda: self.cache.append(seqs, k, v, new_tokens=counts))
+            is_done = attempt(append)
         except kvit.CacheFull:
             is_done, is_full = False, True
         grown = [len(seq) - length for seq, length in zip(seqs, lengths, strict=True)]
@@ -87,7 +107,7 @@ class CacheModel:
             return "full" if is_full else "broken off" if not is_done else "append"
         for i, part in zip(chosen, reference.token_ranges(counts), strict=True):
             seq, rows = self.live[i]
-            self.live[i] = seq, np.concatenate([rows, self.as_stored(new[:, part])], axis=1)
+            self.live[i] = seq, np.concatenate([rows, self.as_stored(new[:, :, part])], axis=2)
         return "append"
 
     def pages_for(self, seqs: list[kvit.Sequence], counts: list[int]) -> int:
@@ -102,19 +122,20 @@ class CacheModel:
 
     def as_stored(self, rows: np.ndarray) -> np.ndarray:
         """Rows of K and of V as the cache gives them back."""
-        found = []
-        for x, name in zip(rows, self.stored, strict=True):
-            codec = reference.codec_of(name)
-            found.append(codec.decode(*codec.encode(x), BFLOAT16))
-        return np.stack(found)
+        found = np.empty_like(rows)
+        for layer, names in enumerate(self.stored):
+            for side, name in enumerate(names):
+                codec = reference.codec_of(name)
+                found[layer, side] = codec.decode(*codec.encode(rows[layer, side]), BFLOAT16)
+        return found
 
     def truncate(self, attempt: Attempt) -> str:
         i = self.pick()
         seq, rows = self.live[i]
-        length = int(self.rng.integers(0, rows.shape[1] + 1))
+        length = int(self.rng.integers(0, rows.shape[2] + 1))
         is_done = attempt(lambda: seq.truncate(length))
-        assert len(seq) == length or (not is_done and len(seq) == rows.shape[1])
-        self.live[i] = seq, rows[:, : len(seq)]
+        assert len(seq) == length or (not is_done and len(seq) == rows.shape[2])
+        self.live[i] = seq, rows[:, :, : len(seq)]
         return "truncate" if is_done else "broken off"
 
     def free(self, attempt: Attempt) -> str:
@@ -140,24 +161,30 @@ class CacheModel:
 
     def read(self, attempt: Attempt) -> str:
         seqs = [seq for seq, _ in self.live]
-        return "read" if attempt(lambda: self.cache.gather(seqs)) else "broken off"
+        layer = self.cache.layer(int(self.rng.integers(len(self.stored))))
+        return "read" if attempt(lambda: layer.gather(seqs)) else "broken off"
 
     def attend(self, attempt: Attempt) -> str:
         q = to_device(self.rng.standard_normal((len(self.live), 2, 64)).astype(BFLOAT16), self.cache.device)
         seqs = [seq for seq, _ in self.live]
-        is_done = attempt(lambda: kvit.attention(q, self.cache, seqs))
-        if is_done and self.stored == ("bfloat16", "bfloat16"):
-            assert_cache_attention(self.cache, seqs, [rows for _, rows in self.live], q.numpy(), [1] * len(seqs))
+        place = int(self.rng.integers(len(self.stored)))
+        layer = self.cache.layer(place)
+        is_done = attempt(lambda: kvit.attention(q, layer, seqs))
+        if is_done and self.stored[place] == ("bfloat16", "bfloat16"):
+            contents = [rows[place] for _, rows in self.live]
+            assert_cache_attention(layer, seqs, contents, q.numpy(), [1] * len(seqs))
         return "attend" if is_done else "broken off"
 
     def requantise(self, attempt: Attempt) -> str:
         """Not among the steps that are drawn: it takes long."""
-        old, new = self.stored, _NEXT[self.stored]
+        if len(set(self.stored)) > 1:
+            return "requantise of layers that differ"
+        old, new = self.stored[0], _NEXT[self.stored[0]]
         is_done = attempt(lambda: self.cache.requantise(k=new[0], v=new[1]))
-        now = tuple(codec.name for codec in self.cache.view.codecs)
-        assert now == new or (not is_done and now == old)
-        if now == new:
-            self.stored = new
+        kinds = {tuple(codec.name for codec in layer.view.codecs) for layer in self.cache.layers}
+        assert kinds == {new} or (not is_done and kinds == {old})
+        if kinds == {new}:
+            self.stored = [new] * len(self.stored)
             changes = np.array([a != b for a, b in zip(old, new, strict=True)]).reshape(2, 1, 1, 1)
             self.live = [(seq, np.where(changes, self.as_stored(rows), rows)) for seq, rows in self.live]
         return "requantise" if is_done else "broken off"
@@ -170,10 +197,11 @@ class CacheModel:
         assert owners == [pages.count(page) for page in range(self.num_pages)]
         assert self.cache.num_free_pages == self.num_pages - len(set(pages))
         assert all(len(seq.pages) == -(-len(seq) // self.page_size) for seq in seqs)
-        assert [len(seq) for seq in seqs] == [rows.shape[1] for _, rows in self.live]
-        if seqs:
-            k, v, _ = self.cache.gather(seqs)
+        assert [len(seq) for seq in seqs] == [rows.shape[2] for _, rows in self.live]
+        assert len(self.cache.pool.all_pages()) == len(seqs)  # a step that is over has taken nothing along
+        wanted = np.concatenate([rows for _, rows in self.live], axis=2) if seqs else ()
+        for layer, of_layer in zip(self.cache.layers, wanted, strict=bool(seqs)):
+            k, v, _ = layer.gather(seqs)
             self.cache.check()
-            wanted = np.concatenate([rows for _, rows in self.live], axis=1)
-            for found, rows in zip((k, v), wanted, strict=True):
+            for found, rows in zip((k, v), of_layer, strict=True):
                 np.testing.assert_array_equal(found.numpy().view(np.uint16), rows.view(np.uint16))

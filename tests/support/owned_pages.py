@@ -38,7 +38,7 @@ class Given:
         pages = [page for seq in seqs for page in seq.pages]
         assert [self.cache.pool.owners(page) for page in range(PAGES)] == [pages.count(page) for page in range(PAGES)]
         assert self.cache.num_free_pages == PAGES - len(set(pages))
-        assert len(self.cache.pool._sequences) == len(seqs)  # one that nobody has would keep its pages for ever
+        assert len(self.cache.pool.all_pages()) == len(seqs)  # one that nobody has would keep its pages for ever
         assert all(len(seq.pages) == -(-len(seq) // PAGE_SIZE) for seq in seqs)
 
     def is_whole(self):

@@ -5,7 +5,7 @@ import pytest
 
 import kvit
 from kvit import reference
-from support.caches import BFLOAT16
+from support.caches import BFLOAT16, new_tokens
 from support.interrupts import at_every_line
 from support.owned_pages import Given
 
@@ -76,9 +76,8 @@ def test_a_shift_is_whole_or_has_not_been(name, drop):
     rope = kvit.Rope(64)
 
     def prepare():
-        given = Given()
-        given.cache.rope = rope
-        return given
+        # Rows of a cache with a rope turn as they come; what gather gives of them then is what they are.
+        return Given(rope=rope)
 
     for given, is_done in at_every_line(prepare, lambda given: getattr(given, name).shift(drop, keep=1), step=3):
         expected, seq = list(given.before), getattr(given, name)
@@ -125,3 +124,91 @@ def test_a_call_of_attention_or_gather_changes_nothing():
 
     for given, _ in at_every_line(Given, call, step=5):
         given.check([given.first, given.second, given.third], given.before)
+
+
+class ManyLayers:
+    """A cache of layers alike and one apart, two sequences that share a page, and rows for a step of both."""
+
+    def __init__(self):
+        rng = np.random.default_rng(1)
+        specs = [kvit.LayerSpec(count=2), kvit.LayerSpec(k="int8", v="int4"), kvit.LayerSpec()]
+        self.cache = kvit.PagedCache(12, 4, 1, 64, layers=specs, device="host")
+        self.gone, self.first = self.cache.sequence(), self.cache.sequence()
+        for seq, count in ((self.gone, 5), (self.first, 6)):
+            rows = [new_tokens(rng, count, kv_heads=1) for _ in range(4)]
+            self.cache.append([seq], *([x[side] for x in rows] for side in range(2)))
+        self.second = self.first.fork()
+        self.gone.free()
+        self.new = [new_tokens(rng, 6, kv_heads=1) for _ in range(4)]
+        self.before = self.read()
+
+    def read(self):
+        seqs = [self.first, self.second]
+        return [[x.numpy() for x in layer.gather([seq])[:2]] for layer in self.cache.layers for seq in seqs]
+
+    def step(self):
+        with self.cache.step([self.first, self.second], 3) as step:
+            for layer, rows in zip(self.cache.layers, self.new, strict=True):
+                layer.append(step, *rows)
+
+    def check(self):
+        """All layers of both sequences are as before, or as a whole step leaves them. Returns which."""
+        lengths = {len(self.first), len(self.second)}
+        assert lengths in ({6}, {9})
+        for found, old in zip(self.read(), self.before, strict=True):
+            for x, y in zip(found, old, strict=True):
+                np.testing.assert_array_equal(x[:6], y)
+        if lengths == {9}:
+            # Layers of 16 bits hold the new rows as they are.
+            for i in (0, 1, 3):
+                for s in range(2):
+                    np.testing.assert_array_equal(self.read()[2 * i + s][0][6:], self.new[i][0][3 * s : 3 * s + 3])
+        pages = [page for seq in (self.first, self.second) for page in seq.pages]
+        assert [self.cache.pool.owners(page) for page in range(12)] == [pages.count(page) for page in range(12)]
+        assert len(self.cache.pool.all_pages()) == 2
+        return lengths == {9}
+
+
+def test_a_step_of_many_layers_is_whole_or_has_not_been():
+    outcomes = set()
+    for given, is_done in at_every_line(ManyLayers, ManyLayers.step):
+        outcomes.add(given.check())
+        assert not is_done or outcomes == {True, False}
+        given.step()  # and goes on
+        assert {len(given.first), len(given.second)} <= {9, 12}
+
+
+@pytest.mark.parametrize("order", ["front", "sequences"])
+def test_pages_of_many_layers_move_together_or_not_at_all(order):
+    cut = 0
+    for given, is_done in at_every_line(ManyLayers, lambda given: given.cache.defragment(order=order), everywhere=True):
+        assert given.check() is False
+        cut += not is_done
+    assert cut > 50
+
+
+def test_a_shift_of_many_layers_is_whole_or_has_not_been():
+    for given, is_done in at_every_line(
+        ManyLayers, lambda given: given.cache.shift([given.first], 3, keep=1, rotate=False), step=2
+    ):
+        length = len(given.first)
+        assert length == 3 if is_done else length in (3, 6)
+        for found, old in zip(given.read()[::2], given.before[::2], strict=True):
+            for x, y in zip(found, old, strict=True):
+                np.testing.assert_array_equal(x, y if length == 6 else np.concatenate([y[:1], y[4:]]))
+        for found, old in zip(given.read()[1::2], given.before[1::2], strict=True):
+            np.testing.assert_array_equal(found[0], old[0])
+
+
+def test_a_swap_changes_nothing_or_brings_a_whole_sequence():
+    for given, is_done in at_every_line(
+        ManyLayers,
+        lambda given: vars(given).update(back=given.cache.swap_in(given.cache.swap_out(given.first))),
+        step=5,
+    ):
+        if "back" in vars(given):
+            for layer in given.cache.layers:
+                for x, y in zip(layer.gather([given.back])[:2], layer.gather([given.first])[:2], strict=True):
+                    np.testing.assert_array_equal(x.numpy(), y.numpy())
+            del given.back
+        assert given.check() is False or not is_done

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 import kvit
 from kvit import reference
-from kvit.cache.page_owners import PageOwners, chains_of
+from kvit.cache.page_moves import chains_of, moves_to_front
 from support.caches import BFLOAT16, NO_PAGE, assert_cache_attention, held, new_cache, new_tokens, to_device
 from support.stored import full_stored
 
@@ -139,11 +139,8 @@ def test_chains_do_any_moves_in_an_order_that_loses_nothing(permutation, count):
 
 
 def test_as_few_pages_as_possible_move_to_the_front():
-    moves = PageOwners.counted(6, [(1, 3, 4), (4,)]).moves_to_front()
-    assert moves == {3: 0, 4: 2}
-    pool = PageOwners.counted(6, [[moves.get(page, page) for page in pages] for pages in [(1, 3, 4), (4,)]])
-    assert [pool.owners(page) for page in range(6)] == [1, 1, 2, 0, 0, 0]
-    assert pool.next_free(2) == [3, 4]
+    assert moves_to_front([1, 3, 4]) == {3: 0, 4: 2}
+    assert moves_to_front([0, 1]) == moves_to_front([]) == {}
 
 
 @pytest.mark.parametrize("change", [{"k": "int8", "v": "int4"}, {"v": "int8"}], ids=str)

@@ -4,10 +4,19 @@ import itertools
 
 import pytest
 
-from kvit.cache.page_owners import PageOwners
+import kvit
+from kvit._native.page_changes import PageChange
 from kvit.cache.page_shift import move_to_front
 
 PAGES = 60
+
+
+def pool_of(num_pages, page_lists):
+    """A pool whose sequences, which must be kept, have these pages."""
+    pool = kvit.PagePool(num_pages, 1)
+    seqs = tuple(pool.sequence() for _ in page_lists)
+    PageChange(pool, sequences=seqs, after=[(pages, len(pages)) for pages in page_lists]).is_made = True
+    return pool, seqs
 
 
 def rows_of(sequence, page_size):
@@ -25,7 +34,7 @@ def test_what_is_written_is_read_by_nobody_and_had_by_nobody_else(page_size):
         common = tuple(range(min(shared, count)))
         first = (*common, *range(30, 30 + count - len(common)))
         others = [(*common, *range(10, 10 + count - len(common))), common]
-        owners = PageOwners.counted(PAGES, [first, *others])
+        owners, _kept = pool_of(PAGES, [first, *others])
         for keep in range(length + 1):
             for drop in range(length - keep + 1):
                 before = [(first, length), (others[0], length)]
@@ -50,7 +59,7 @@ def test_what_is_written_is_read_by_nobody_and_had_by_nobody_else(page_size):
 
 
 def test_as_few_pages_are_taken_as_the_dropped_ones_leave():
-    owners = PageOwners.counted(8, [(0, 1, 2, 3, 4)])
+    owners, _kept = pool_of(8, [(0, 1, 2, 3, 4)])
     # By whole pages: none. Else those between the last kept token and the first that moves, then free ones.
     assert move_to_front(owners, [((0, 1, 2, 3, 4), 19)], [4], [8], 4) == [((0, 3, 4), 11)]
     assert move_to_front(owners, [((0, 1, 2, 3, 4), 19)], [4], [9], 4) == [((0, 1, 2), 10)]

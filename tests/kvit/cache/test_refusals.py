@@ -50,7 +50,8 @@ def test_a_launch_that_fails_gives_the_pages_back(rng, filled, monkeypatch):
     def fail(*_, **__):
         raise kvit.DriverError("cuLaunchKernelEx failed")
 
-    monkeypatch.setattr(cache, "_append", fail)
+    monkeypatch.setattr(cache.groups[0], "append_as_it_is", fail)
+    monkeypatch.setattr(cache.groups[0], "append", fail)
     before = cache.num_free_pages, a.pages, b.pages, len(b)
     with pytest.raises(kvit.DriverError):
         cache.append([b], *new_tokens(rng, 1))

@@ -1,0 +1,150 @@
+"""Layers of a PagedCache that are alike: one piece of memory, and the operations on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import chain
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from kvit import _checks
+from kvit._native.context import Device
+from kvit._native.prepared import launch_all
+from kvit._native.stream import Stream
+from kvit._native.tensor import Tensor
+from kvit.cache.layers import LayerKind
+from kvit.cache.operations import CachedOperations
+from kvit.cache.storage import new_pools, upload
+from kvit.dtypes import Dtype
+from kvit.errors import ShapeError
+from kvit.layouts.views import CacheView, Layout
+from kvit.ops.append import Append
+from kvit.ops.copy_pages import CopyPages
+from kvit.ops.faults import FaultRecord
+from kvit.ops.gather import Gather
+
+if TYPE_CHECKING:
+    from kvit.ops.shift import Shift
+
+
+Storage = Literal["layers", "pages"]
+"""Which lie side by side in memory: the pages of each layer, or the layers of each page."""
+
+
+class Part(NamedTuple):
+    """A view of some layers of a group at once: page p of layer i of them is page i * num_pages + p."""
+
+    view: CacheView
+    layers: int
+    num_pages: int
+
+    def ids(self, pages: Iterable[int]) -> list[int]:
+        """These pages of every layer, layer after layer."""
+        pages = list(pages)
+        return [layer * self.num_pages + page for layer in range(self.layers) for page in pages]
+
+
+class LayerGroup:
+    """`count` layers of one kind, in one piece of memory.
+
+    storage  "layers": the layers' pools lie one behind the other. "pages": a page is one piece of all layers
+
+    views    CacheView of each layer
+    parts    all layers, in as few views as operations on rows can do with
+    bytes    the same for copies of whole pages, which ask for no scales
+    """
+
+    def __init__(
+        self,
+        kind: LayerKind,
+        count: int,
+        pages: int,
+        page_size: int,
+        layout: Layout,
+        compute: Dtype,
+        storage: Storage,
+        faults: FaultRecord,
+    ):
+        """With memory of any content. Raises what new_pools raises, ShapeError (too many pages, heads or tokens)."""
+        shape, in_pages = [pages, page_size, kind.kv_heads, kind.head_dim], storage == "pages" and count > 1
+        axis = 0 if not in_pages else 1 if layout == "NHD" else 2
+        shape[axis] *= count
+        if shape[axis] > _checks.MOST:
+            what = ("pages", "tokens of a page", "KV heads")[axis]
+            raise ShapeError(f"{count} layers alike have {shape[axis]} {what}; kernels count at most {_checks.MOST}")
+        device = Device.of(faults.buffer.device)
+        scales = (None, None) if in_pages else kind.scales
+        merged = new_pools(tuple(shape), layout, compute, kind.sides, scales, device)
+        self.kind, self.count, self.storage, self.faults, self.rope = kind, count, storage, faults, kind.rope
+        if count == 1:
+            self.views = [merged]
+        else:
+            self.views = [_cut(merged, kind, int(in_pages), i, count) for i in range(count)]
+        self.bytes = Part(merged, 1 if in_pages else count, pages)
+        self.parts = [Part(view, 1, pages) for view in self.views] if in_pages else [self.bytes]
+        first = self.views[0]
+        self.append = Append(first, rope=kind.rope, faults=faults)
+        self.append_as_it_is = self.append if kind.rope is None else Append(first, faults=faults)
+        self.gather = Gather(first, faults=faults)
+        self.copy = CopyPages(merged, faults=faults)
+        self.operations = CachedOperations(first, faults)
+        self._shifts: dict[bool, Shift] = {}
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all layers, used or not."""
+        return self.bytes.view.nbytes
+
+    def shift(self, rotate: bool) -> Shift:
+        """The operation that moves cached tokens. Raises ValueError (no rope), KernelMissing."""
+        if rotate and self.rope is None:
+            raise ValueError(
+                "the cache has no rope, which would say how keys turn; make it with rope=, use kvit.Shift with the "
+                "rope that turned them, or say rotate=False if they hold no position"
+            )
+        found = self._shifts.get(rotate)
+        if found is None:
+            from kvit.ops.shift import Shift  # which most caches never need
+
+            found = self._shifts[rotate] = Shift(self.parts[0].view, self.rope if rotate else None, faults=self.faults)
+        return found
+
+
+def _cut(merged: CacheView, kind: LayerKind, axis: int, layer: int, count: int) -> CacheView:
+    """One layer of `count`, which lie one behind the other along this axis of the pools."""
+
+    def cut(pool: Tensor | None) -> Tensor | None:
+        if pool is None:
+            return None
+        shape = list(pool.shape)
+        shape[axis] //= count
+        begin = pool.pointer + layer * shape[axis] * pool.strides[axis]
+        return Tensor.from_pointer(begin, shape, pool.dtype, pool.device, strides=pool.strides, owner=pool)
+
+    has_pairs = [codec.params == "pair" for codec in kind.sides]
+    return CacheView(
+        cut(merged.k),
+        cut(merged.v),
+        layout=merged.layout,
+        k_params=cut(merged.k_params) if has_pairs[0] else None,
+        v_params=cut(merged.v_params) if has_pairs[1] else None,
+        k_scale=kind.scales[0],
+        v_scale=kind.scales[1],
+        dtype=merged.dtype,
+    )
+
+
+def send_lists(groups: list[LayerGroup], pages: Iterable[int], stream: Stream) -> dict[int, Tensor]:
+    """Lists of these pages in all layers, on the device: one for every number of layers that a part has."""
+    pages, parts = list(pages), {group.bytes.layers: group.bytes for group in groups}
+    return {layers: upload(part.ids(pages), stream) for layers, part in parts.items()}
+
+
+def copy_pages(groups: list[LayerGroup], copies: list[tuple[int, int]], stream: Stream) -> None:
+    """Copy pages (source, target) in all layers, to targets that nobody has yet."""
+    sources, targets = (send_lists(groups, pages, stream) for pages in zip(*copies, strict=True))
+    launches = [
+        group.copy.prepare(group.bytes.view, sources[group.bytes.layers], targets[group.bytes.layers], None, stream)
+        for group in groups
+    ]
+    launch_all([*chain.from_iterable(launches)], stream)
+    groups[0].faults.last_stream = stream
