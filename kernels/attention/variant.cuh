@@ -1,8 +1,10 @@
-// What a kernel's axis `variant` stands for: a mask, and what happens to scores.
+// What a kernel's axis `variant` stands for: a mask, what happens to scores, and how rows of warps see a tile.
 #ifndef KVIT_ATTENTION_VARIANT_CUH
 #define KVIT_ATTENTION_VARIANT_CUH
 
+#include "attention/causal_rows.cuh"
 #include "attention/general_mask.cuh"
+#include "attention/general_rows.cuh"
 #include "attention/general_score.cuh"
 #include "attention/mask.cuh"
 #include "attention/score.cuh"
@@ -13,12 +15,16 @@ namespace kvit {
 struct PlainVariant {
   using Mask = CausalMask;
   using Score = PlainScore;
+  template <class Scheduler, int WarpRows, int Tokens>
+  using Rows = CausalRows<Scheduler, WarpRows, Tokens>;
 };
 
 /// Everything of KvitGeneral.
 struct GeneralVariant {
   using Mask = GeneralMask;
   using Score = GeneralScore;
+  template <class Scheduler, int WarpRows, int Tokens>
+  using Rows = GeneralRows<Scheduler, WarpRows, Tokens>;
 };
 
 }  // namespace kvit
