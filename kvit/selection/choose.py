@@ -17,6 +17,9 @@ from kvit.selection.registry import AxisValue, KernelInfo, best_target
 Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
 
+_UNTRIED: tuple[Mapping[str, AxisValue], ...] = ({"family": "prefill", "copies": "tma", "variant": "general"},)
+"""Kernels that the host backend alone has tried: a GPU takes them only where the caller names them, or their copies."""
+
 
 class Call(NamedTuple):
     """What the choice depends on. No length and no address is among it."""
@@ -104,6 +107,8 @@ def choose(
     if not asked:
         raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
     reasons = [(kernel, why_not(kernel, call, compute_capability, arch)) for kernel in asked]
+    if compute_capability is not None and not _names_copies(wanted):
+        reasons = [(kernel, reason or _untried(kernel)) for kernel, reason in reasons]
     fitting = [kernel for kernel, reason in reasons if reason is None]
     refused = tuple((kernel, reason) for kernel, reason in reasons if reason is not None)
     if not fitting:
@@ -145,6 +150,16 @@ def why_not(kernel: KernelInfo, call: Call, compute_capability: tuple[int, int] 
     if facts.get("is_packed", 0) and not call.is_packed:
         return "needs rows and parameters that lie one after the other in a page, as in HND; these do not"
     return None
+
+
+def _untried(kernel: KernelInfo) -> str | None:
+    """Why a GPU does not take this kernel unasked, or None where it does."""
+    is_untried = any(row.items() <= {"family": kernel.family, **kernel.axes}.items() for row in _UNTRIED)
+    return "has not run on a GPU yet; kernel= takes it by its symbol or its copies" if is_untried else None
+
+
+def _names_copies(wanted: Wanted) -> bool:
+    return isinstance(wanted, str) or (wanted is not None and "copies" in wanted)
 
 
 def _is_wanted(kernel: KernelInfo, wanted: Wanted) -> bool:
