@@ -41,11 +41,32 @@ struct KeySet {
     const int i = key - tree;
     return ((i < 64 ? bits[0] : bits[1]) >> (i & 63) & 1) != 0 && PositionOf(key) >= range.begin;
   }
+  /// A bit for each of the keys [key, key + 32) that it has.
+  KVIT_HD uint32_t Word(int key) const {
+    const uint32_t in_range = OnesBelow(range.end - key) & ~OnesBelow(range.begin - key);
+    return tree - key >= 32 ? in_range : in_range & TreeWord(key - tree);
+  }
+  /// Where the first of the keys from `key` on stands that it sees: the others follow it one by one.
+  KVIT_HD int PositionFrom(int key) const { return Max(range.begin, PositionOf(key)); }
   /// A range of keys all of which it has.
   KVIT_HD KeyRange Whole() const { return {range.begin, Min(range.end, tree)}; }
   /// Whether keys before `end` have the same positions in another of the same sequence.
   KVIT_HD bool HasPositionsOf(const KeySet& other, int end) const {
     return end <= tree || (bits[0] == other.bits[0] && bits[1] == other.bits[1]);
+  }
+
+ private:
+  // Bits [i, i + 32) of the tree, those without the first ones that the range's begin is behind; ones below bit 0.
+  KVIT_HD uint32_t TreeWord(int i) const {
+    uint64_t low = bits[0], high = bits[1];
+    KVIT_ROLLED
+    for (int behind = range.begin - tree; behind > 0; --behind) {
+      high = low == 0 ? high & (high - 1) : high;
+      low &= low - 1;
+    }
+    if (i < 0) return uint32_t(low << -i) | OnesBelow(-i);
+    if (i >= 64) return i >= 128 ? 0u : uint32_t(high >> (i - 64));
+    return uint32_t(low >> i) | (i > 32 ? uint32_t(high << (64 - i)) : 0u);
   }
 };
 

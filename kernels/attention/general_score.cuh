@@ -26,7 +26,7 @@ class GeneralScore {
     return LoadGlobal<float>(general_.temperature + Max(0, Min(position, general_.positions - 1)));
   }
 
-  KVIT_DEVICE bool Changes() const { return general_.cap_log2 != 0.0f || general_.alibi != nullptr; }
+  KVIT_DEVICE bool Changes() const { return Caps() || HasDistances(); }
 
   struct Row {
     float slope;   // in log2 units for each position
@@ -38,9 +38,25 @@ class GeneralScore {
 
   KVIT_DEVICE float Modify(float score, float scale, const Row& row, int key_position) const {
     float x = score * scale;
-    if (general_.cap_log2 != 0.0f) x = Cap(x);
-    if (general_.alibi != nullptr) x -= row.slope * fabsf(float(row.position - key_position));
+    if (Caps()) x = Cap(x);
+    if (HasDistances()) x -= Distance(row, key_position);
     return x;
+  }
+  /// The same in parts, for many scores at once: a score in log2 units is capped, and loses what its distance says.
+  KVIT_DEVICE bool Caps() const { return general_.cap_log2 != 0.0f; }
+  KVIT_DEVICE bool HasDistances() const { return general_.alibi != nullptr; }
+  KVIT_DEVICE float Distance(const Row& row, int key_position) const {
+    return row.slope * fabsf(float(row.position - key_position));
+  }
+
+  // c tanh(x / c). By an exponent, 1 - 2 / (1 + exp(2 x / c)), which is right at both ends, infinite ones included; and
+  // by a polynomial where that would subtract what is nearly equal.
+  KVIT_DEVICE float Cap(float x) const {
+    const float twice = x * general_.cap_rate, z = twice * 0.34657359f, square = z * z;  // log(2) / 2
+    const float series =
+        fmaf(fmaf(fmaf(square, 0.021869489f, -0.053968254f), square, 0.13333333f), square, -0.33333333f);
+    const float near = fmaf(z * square, series, z), far = 1.0f - 2.0f * Reciprocal(1.0f + Exp2(twice));
+    return general_.cap_log2 * (fabsf(z) < 0.25f ? near : far);
   }
 
   /// A score of no key: it joins the sum, and nothing joins the output. Where a row has seen no key it is all there is.
@@ -57,16 +73,6 @@ class GeneralScore {
 
  private:
   static constexpr float kLog2E = 1.44269504088896341f;
-
-  // c tanh(x / c). By an exponent, 1 - 2 / (1 + exp(2 x / c)), which is right at both ends, infinite ones included; and
-  // by a polynomial where that would subtract what is nearly equal.
-  KVIT_DEVICE float Cap(float x) const {
-    const float twice = x * general_.cap_rate, z = twice * 0.34657359f, square = z * z;  // log(2) / 2
-    const float series =
-        fmaf(fmaf(fmaf(square, 0.021869489f, -0.053968254f), square, 0.13333333f), square, -0.33333333f);
-    const float near = fmaf(z * square, series, z), far = 1.0f - 2.0f * Reciprocal(1.0f + Exp2(twice));
-    return general_.cap_log2 * (fabsf(z) < 0.25f ? near : far);
-  }
 
   const KvitGeneral& general_;
 };

@@ -2,10 +2,13 @@
 #ifndef KVIT_ATTENTION_GROUP_ATTENTION_CUH
 #define KVIT_ATTENTION_GROUP_ATTENTION_CUH
 
+#include <type_traits>
+
 #include "attention/group_products.cuh"
 #include "attention/key_operands.cuh"
 #include "attention/masked_values.cuh"
 #include "attention/row_softmax.cuh"
+#include "attention/score.cuh"
 #include "core/array.cuh"
 #include "layout/tensor_layout.cuh"
 #include "platform/platform.cuh"
@@ -28,14 +31,18 @@ class GroupAttention {
   using Masked = MaskedValues<Values, 1, Softmax::kBlocks>;
 
  public:
-  static_assert(Score::kIsIdentity, "scores are scaled, and nothing else");
   using Queries = GroupQueries<T, Dims::kKey>;
 
   /// Scores are scaled into log2 units.
-  KVIT_DEVICE explicit GroupAttention(float scale_log2) : scale_{NotZero(scale_log2)} {}
+  KVIT_DEVICE GroupAttention(float scale_log2, const Score& score) : score_(score), scale_(scale_log2) {}
 
   /// Begins a row tile. All values of the one before have been added; scores of the new one may be there already.
-  KVIT_DEVICE void Begin() {
+  /// Scores are times factor(row), of the warp's rows, where score modifiers have one.
+  template <class Factor>
+  KVIT_DEVICE void Begin(const Factor& factor) {
+    if constexpr (!Score::kIsIdentity) {
+      Softmax::ForEachRow([&](int, int h) { scale_.Set(h, factor(h * 8 + LaneIndex() / 4)); });
+    }
     values_.Clear();
     softmax_.Begin();
   }
@@ -51,23 +58,29 @@ class GroupAttention {
     WgmmaWait<NumBehind>();
   }
 
-  /// Scores become weights, all but their type: registers of the weights before are still read.
-  KVIT_DEVICE void Weigh() { Weigh(SeenKeys<false, 1>{}); }
-  /// The same of a tile that hides something: seen(row) is the range of its tokens that row `row` of the warp sees.
-  template <class Seen>
-  KVIT_DEVICE void WeighMasked(Seen&& seen) {
-    SeenKeys<true, 1> keys;
-    Softmax::ForEachRow([&](int m, int h) { keys.range[m][h] = seen(h * 8 + LaneIndex() / 4); });
-    Softmax::Hide(scores_, scale_, keys);
-    Weigh(keys);
+  /// Scores become weights, all but their type: registers of the weights before are still read. rows is what the warp's
+  /// rows see of the tile, as CausalRows has it; is_masked, a Known, whether it hides something.
+  template <class Rows, class IsMasked>
+  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked) {
+    if constexpr (!Score::kIsIdentity) {
+      if (score_.Changes()) Softmax::Modify(scores_, score_, scale_, rows);
+    }
+    const ScalesOf<Score, Scales> scales = {score_, scale_};
+    const auto seen = rows.OfLane(is_masked);
+    if (is_masked) Softmax::Hide(scores_, scales, seen);
+    constexpr auto of_value = [](int) { return ScaleZero{}; };
+    float top[1][2];
+    has_moved_ = softmax_.Relate(scores_, scales, of_value, top);
+    if (has_moved_) softmax_.Rebase(scores_, top, factor_);  // rows settle early in a sequence
+    softmax_.Exponentiate(scores_, of_value, seen);
   }
 
   /// Begins to add the values of the last tile that was weighed.
   KVIT_DEVICE void IssueValues(const char* tile) { values_.Issue(weights_, tile); }
-  /// Before that: adds what is infinite or NaN of them to the rows that see it; seen(row) as WeighMasked has it.
-  template <class Seen>
-  KVIT_DEVICE void AddSpecial(const Seen& seen, const char* tile) {
-    Masked::template AddRowByRow<KeepsSpecial<T>>(values_, SpecialStep<Seen>{seen, tile}, weights_);
+  /// Before that: adds what is infinite or NaN of them to the rows that see it.
+  template <class Rows>
+  KVIT_DEVICE void AddSpecial(const Rows& rows, const char* tile) {
+    Masked::template AddRowByRow<KeepsSpecial<T>>(values_, SpecialStep<Rows>{rows, tile}, weights_);
   }
 
   /// All products that were begun have ended.
@@ -96,29 +109,28 @@ class GroupAttention {
  private:
   struct UniformScale {
     float scale;
+    KVIT_DEVICE explicit UniformScale(float scale_log2) : scale(NotZero(scale_log2)) {}
     KVIT_DEVICE float Scale(int, int) const { return scale; }
   };
+  struct ScaleOfRows {
+    float scale, of_row[2];
+    KVIT_DEVICE explicit ScaleOfRows(float scale_log2) : scale(scale_log2) {}
+    KVIT_DEVICE void Set(int h, float factor) { of_row[h] = NotZero(scale * factor); }
+    KVIT_DEVICE float Scale(int, int h) const { return of_row[h]; }
+  };
+  using Scales = std::conditional_t<Score::kIsIdentity, UniformScale, ScaleOfRows>;
 
-  template <class Keys>
-  KVIT_DEVICE void Weigh(const Keys& seen) {
-    constexpr auto of_value = [](int) { return ScaleZero{}; };
-    float top[1][2];
-    has_moved_ = softmax_.Relate(scores_, scale_, of_value, top);
-    if (has_moved_) softmax_.Rebase(scores_, top, factor_);  // rows settle early in a sequence
-    softmax_.Exponentiate(scores_, of_value, seen);
-  }
-
-  template <class SeenOf>
+  template <class Rows>
   struct SpecialStep {
-    const SeenOf& seen;
+    const Rows& rows;
     const char* tile;
-    KVIT_DEVICE KeyRange Seen(int row) const { return seen(row); }
     KVIT_DEVICE const char* Value(int s, int c) const {
       return tile + TensorLayout<T, Dims::kValue, Tokens>::Offset(s, c * int(sizeof(T)));
     }
   };
 
-  UniformScale scale_;
+  Score score_;
+  Scales scale_;
   Values values_;
   Softmax softmax_;
   typename Softmax::Scores scores_;

@@ -3,6 +3,7 @@
 #define KVIT_ATTENTION_KEY_PRODUCT_CUH
 
 #include "attention/key_operands.cuh"
+#include "attention/score.cuh"
 #include "core/constants.cuh"
 #include "core/types.h"
 #include "mma/m16n8k16.cuh"
@@ -10,11 +11,6 @@
 #include "quant/codec.cuh"
 
 namespace kvit {
-
-/// The factor of every row where rows have none of their own.
-struct NoFactor {
-  KVIT_DEVICE float operator()(int) const { return 1.0f; }
-};
 
 /// The queries are in registers, as B operands of Q^T. HasFactors: rows' scores are scaled by factors of their own.
 template <class T, class Codec, int HeadDim, int Rows, bool HasFactors = false>

@@ -25,11 +25,11 @@ class MaskedValues {
       KVIT_UNROLL
       for (int b = 0; b < Blocks; ++b) {
         has_special |= Values::HasSpecial([&](int s, int c) { return step.Value(b * 16 + s, c); },
-                                          Keeps<KeepsSeen>(step.SeenBySome(), b));
+                                          Keeps<KeepsSeen>(step.rows.SeenBySome(), b));
       }
     }
     if (Ballot(has_special) == 0) {
-      AddSeen<KeepsSeen>(values, step, weights, step.SeenBySome());
+      AddSeen<KeepsSeen>(values, step, weights, step.rows.SeenBySome());
     } else {
       AddRowByRow<KeepsSeen>(values, step, weights);
     }
@@ -41,9 +41,9 @@ class MaskedValues {
     constexpr int kRows = RowTiles * 16;
     KVIT_ROLLED
     for (int row = 0, next = 0; row < kRows; row = next) {
-      const KeyRange of_row = step.Seen(row);
-      for (next = row + 1; next < kRows && IsSame(step.Seen(next), of_row);) ++next;
-      if (of_row.begin >= of_row.end) continue;
+      const auto of_row = step.rows.Seen(row);
+      for (next = row + 1; next < kRows && step.rows.Seen(next) == of_row;) ++next;
+      if (of_row.IsEmpty()) continue;
       typename Values::Stash before;
       bool takes_part[RowTiles][2];
       KVIT_UNROLL
@@ -58,19 +58,18 @@ class MaskedValues {
   }
 
  private:
-  template <class Keep, class Step>
-  static KVIT_DEVICE void AddSeen(Values& values, const Step& step, const Weights& weights, const KeyRange& seen) {
+  template <class Keep, class Step, class Seen>
+  static KVIT_DEVICE void AddSeen(Values& values, const Step& step, const Weights& weights, const Seen& seen) {
     KVIT_UNROLL
     for (int b = 0; b < Blocks; ++b) {
       values.Add(weights[b], [&](int s, int c) { return step.Value(b * 16 + s, c); }, Keeps<Keep>(seen, b));
     }
   }
-  // Of a block of 16 tokens of a step, those of a range.
-  template <class Keep>
-  static KVIT_DEVICE Keep Keeps(const KeyRange& seen, int block) {
-    return Keep([&](int s) { return seen.begin <= block * 16 + s && block * 16 + s < seen.end; });
+  // Of a block of 16 tokens of a step, those that are seen.
+  template <class Keep, class Seen>
+  static KVIT_DEVICE Keep Keeps(const Seen& seen, int block) {
+    return Keep([&](int s) { return seen.Has(block * 16 + s); });
   }
-  static KVIT_DEVICE bool IsSame(const KeyRange& a, const KeyRange& b) { return a.begin == b.begin && a.end == b.end; }
 };
 
 }  // namespace kvit

@@ -18,21 +18,21 @@ namespace kvit {
 /// the other in the registers in which it came.
 template <class T, class KeyCodec, class ValueCodec, class Dims, int RowTiles, int Tokens, class Score>
 class RowAttention {
-  using Keys = RowKeys<T, KeyCodec, Dims::kKey, RowTiles>;
+  using Keys = RowKeys<T, KeyCodec, Dims::kKey, RowTiles, !Score::kIsIdentity>;
   using Values = RowValues<T, ValueCodec, Dims::kValue, RowTiles>;
   using Softmax = RowSoftmax<T, ValueCodec, typename Values::Weight, RowTiles, Tokens>;
   static constexpr int kBlocks = Softmax::kBlocks;
 
  public:
-  static_assert(Score::kIsIdentity, "scores are scaled, and nothing else");
   using Shared = typename Keys::Shared;
 
-  KVIT_DEVICE explicit RowAttention(Shared& shared) : keys_(shared) {}
+  KVIT_DEVICE RowAttention(Shared& shared, const Score& score) : score_(score), keys_(shared) {}
 
-  /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units.
-  template <class Address>
-  KVIT_DEVICE void Begin(Address&& address, float scale_log2) {
-    keys_.LoadQueries(address, scale_log2);
+  /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units, and times
+  /// factor(row) where score modifiers have one.
+  template <class Address, class Factor>
+  KVIT_DEVICE void Begin(Address&& address, float scale_log2, const Factor& factor) {
+    keys_.LoadQueries(address, scale_log2, factor);
     values_.Clear();
     softmax_.Begin();
   }
@@ -41,18 +41,19 @@ class RowAttention {
   KVIT_DEVICE void Poison() { softmax_.Poison(); }
 
   /// One step, whose keys and values are there: Key(s, c) and Value(s, c) give shared-memory addresses of token s from
-  /// channel c on, KeyParameters(s) and ValueParameters(s) those of its parameters, first_key the place of its first
-  /// token in the sequence. Where kIsMasked, row r of the warp sees the tokens Seen(r) of the step, and none outside
-  /// SeenBySome(); nothing else of the step reaches the row, whatever it is.
-  template <bool kIsMasked, class View>
-  KVIT_DEVICE void Step(const View& step) {
+  /// channel c on, KeyParameters(s) and ValueParameters(s) those of its parameters; rows is what the warp's rows see of
+  /// it, as CausalRows has it. Where is_masked, a bool or a Known, nothing that a row does not see reaches it,
+  /// whatever it is.
+  template <class View, class IsMasked>
+  KVIT_DEVICE void Step(const View& step, IsMasked is_masked) {
     typename Softmax::Scores score;
     keys_.template Scores<kBlocks>(score, step);
-    SeenKeys<kIsMasked, RowTiles> seen;
-    if constexpr (kIsMasked) {
-      ForEachRow([&](int m, int h) { seen.range[m][h] = step.Seen(m * 16 + h * 8 + LaneIndex() / 4); });
-      Softmax::Hide(score, keys_, seen);
+    if constexpr (!Score::kIsIdentity) {
+      if (score_.Changes()) Softmax::Modify(score, score_, keys_, step.rows);
     }
+    const ScalesOf<Score, Keys> scales = {score_, keys_};
+    const auto seen = step.rows.OfLane(is_masked);
+    if (is_masked) Softmax::Hide(score, scales, seen);
     const auto of_value = [&](int token) {
       ScaleZero v = {};
       if constexpr (ValueCodec::kScaled) {
@@ -61,7 +62,7 @@ class RowAttention {
       return v;
     };
     float top[RowTiles][2];
-    if (softmax_.Relate(score, keys_, of_value, top)) {  // rows settle early in a sequence
+    if (softmax_.Relate(score, scales, of_value, top)) {  // rows settle early in a sequence
       float factor[RowTiles][2];
       softmax_.Rebase(score, top, factor);
       ForEachRow([&](int m, int h) { values_.Rescale(m, h, factor[m][h]); });
@@ -69,7 +70,7 @@ class RowAttention {
     softmax_.Exponentiate(score, of_value, seen);
     typename Softmax::Weights weights;
     Softmax::Pack(score, weights);
-    if constexpr (kIsMasked) {
+    if (is_masked) {
       MaskedValues<Values, RowTiles, kBlocks>::Add(values_, step, weights);
     } else {
       values_.template AddAll<kBlocks>(weights, step);
@@ -103,6 +104,7 @@ class RowAttention {
   }
 
  private:
+  Score score_;
   Keys keys_;
   Values values_;
   Softmax softmax_;

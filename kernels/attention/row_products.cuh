@@ -18,10 +18,12 @@ namespace kvit {
 using BlockFragment = float[2][4];
 
 /// The queries are in shared memory, as A operands, since registers are for outputs: 16 bytes a lane and operand.
-template <class T, class Codec, int HeadDim, int RowTiles>
+/// HasFactors: rows' scores are scaled by factors of their own.
+template <class T, class Codec, int HeadDim, int RowTiles, bool HasFactors = false>
 class RowKeys {
   using Operands = KeyOperands<T, Codec, HeadDim>;
   static constexpr int kOperands = Operands::kOperands;
+  static constexpr bool kHasScales = Codec::kScaled || HasFactors;  // a row has its own
 
  public:
   struct Shared {
@@ -30,20 +32,26 @@ class RowKeys {
 
   KVIT_DEVICE explicit RowKeys(Shared& shared) : shared_(shared) {}
 
-  /// `address(row)` of the warp's rows, null for rows that do not exist. A score is `scale` times the product.
-  template <class Address>
-  KVIT_DEVICE void LoadQueries(Address&& address, float scale) {
-    if constexpr (!Codec::kScaled) scale_[0][0] = NotZero(scale);
+  /// `address(row)` of the warp's rows, null for rows that do not exist. A score is `scale` times the product, times
+  /// `factor(row)`.
+  template <class Address, class Factor>
+  KVIT_DEVICE void LoadQueries(Address&& address, float scale, const Factor& factor) {
+    if constexpr (!kHasScales) scale_[0][0] = NotZero(scale);
     SyncWarp();  // all lanes have read the queries before
     KVIT_UNROLL
     for (int m = 0; m < RowTiles; ++m) {
       typename Operands::Query query[2];
       KVIT_UNROLL
       for (int h = 0; h < 2; ++h) {
-        query[h].Read(address(m * 16 + h * 8 + LaneIndex() / 4));
+        const int row = m * 16 + h * 8 + LaneIndex() / 4;
+        query[h].Read(address(row));
+        float of_row = scale;
+        if constexpr (HasFactors) of_row *= factor(row);
         if constexpr (Codec::kScaled) {
-          scale_[m][h] = NotZero(scale / query[h].up * Operands::kUnit);
+          scale_[m][h] = NotZero(of_row / query[h].up * Operands::kUnit);
           sum_[m][h] = query[h].sum / Operands::kUnit;
+        } else if constexpr (HasFactors) {
+          scale_[m][h] = NotZero(of_row);
         }
       }
       KVIT_UNROLL
@@ -59,7 +67,7 @@ class RowKeys {
   }
 
   /// What scores of row h * 8 + lane / 4 of row tile m come out divided by. Never 0.
-  KVIT_DEVICE float Scale(int m, int h) const { return Codec::kScaled ? scale_[m][h] : scale_[0][0]; }
+  KVIT_DEVICE float Scale(int m, int h) const { return kHasScales ? scale_[m][h] : scale_[0][0]; }
 
   /// Of all blocks of 16 tokens of a step; step.Key and step.KeyParameters as RowAttention::Step has them.
   template <int Blocks, class Step>
@@ -120,7 +128,7 @@ class RowKeys {
   }
 
   Shared& shared_;
-  float scale_[RowTiles][2];  // of the rows' scores; in 16 bits [0][0] of all
+  float scale_[RowTiles][2];  // of the rows' scores; [0][0] of all where rows have none of their own
   float sum_[RowTiles][2];    // of the rows of Q, in the units of the products, where the codec has zeros
 };
 

@@ -5,6 +5,7 @@
 #include <math.h>
 
 #include "attention/row_products.cuh"
+#include "attention/score.cuh"
 #include "attention/seen_tokens.cuh"
 #include "attention/softmax_base.cuh"
 #include "attention/value_weight.cuh"
@@ -19,8 +20,8 @@ namespace kvit {
 ///
 /// A step calls in this order, and whoever holds the outputs brings them along where a base moves:
 ///
-///   Hide, where the step hides something    Relate    Rebase, where that says so, and outputs times its factors
-///   Exponentiate    Pack
+///   Modify, where scores change    Hide, where the step hides something    Relate
+///   Rebase, where that says so, and outputs times its factors    Exponentiate    Pack
 ///
 /// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(token)` gives the parameters of a token's
 /// value.
@@ -49,9 +50,35 @@ class RowSoftmax {
   template <class Keys, class Seen>
   static KVIT_DEVICE void Hide(Scores& score, const Keys& keys, const Seen& seen) {
     ForEachRow([&](int m, int h) {
-      const float hidden = keys.Scale(m, h) < 0.0f ? INFINITY : -INFINITY;
-      ForEachToken([&](int b, int half, int j, int token) {
-        if (!seen.Has(m, h, token)) score[b][m][half][h * 2 + j] = hidden;
+      const float hidden = Hidden(keys.Scale(m, h));
+      ForEachToken([&](int i, int) {
+        if (!seen.Has(m, h, i)) At(score, m, h, i) = hidden;
+      });
+    });
+  }
+
+  /// Scores as a modifier changes them, in log2 units. rows.RowOf(modifier) is of this lane's row of the warp, and
+  /// rows.ForEachPosition calls its body with (row) -> (token) -> where a key stands, as the row sees it.
+  template <class Modifier, class Keys, class Rows>
+  static KVIT_DEVICE void Modify(Scores& score, const Modifier& modifier, const Keys& keys, const Rows& rows) {
+    const auto scale = [&](auto&& change) {
+      ForEachRow([&](int m, int h) {
+        ForEachToken([&](int i, int) { At(score, m, h, i) = change(At(score, m, h, i) * keys.Scale(m, h)); });
+      });
+    };
+    if (modifier.Caps()) {
+      scale([&](float x) { return modifier.Cap(x); });
+    } else {
+      scale([](float x) { return x; });
+    }
+    if (!modifier.HasDistances()) return;
+    const auto mine = rows.RowOf(modifier);
+    rows.WithPositions([&](auto&& positions) {
+      ForEachRow([&](int m, int h) {
+        const int row = m * 16 + h * 8 + LaneIndex() / 4;
+        const typename Modifier::Row of_row = {Shuffle(mine.slope, row), Shuffle(mine.position, row)};
+        const auto position = positions(row);
+        ForEachToken([&](int i, int token) { At(score, m, h, i) -= modifier.Distance(of_row, position(token)); });
       });
     });
   }
@@ -61,10 +88,10 @@ class RowSoftmax {
   template <class Keys, class OfValue>
   KVIT_DEVICE bool Relate(Scores& score, const Keys& keys, OfValue&& of_value, PerRow& top) const {
     ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
-    ForEachToken([&](int b, int half, int j, int token) {
+    ForEachToken([&](int i, int token) {
       const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(of_value(token))) : 0.0f;
       ForEachRow([&](int m, int h) {
-        float& s = score[b][m][half][h * 2 + j];
+        float& s = At(score, m, h, i);
         s = fmaf(s, keys.Scale(m, h), HasNone(m, h) ? 0.0f : -base_[m][h]);
         top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? s + of_scale : s);
       });
@@ -83,7 +110,7 @@ class RowSoftmax {
       const bool has_none = HasNone(m, h);
       const bool rises = top[m][h] > (has_none ? -INFINITY : SoftmaxBase::kLeastRise);
       const float rise = rises ? top[m][h] : 0.0f, old = has_none ? 0.0f : base_[m][h];
-      ForEachToken([&](int b, int half, int j, int) { score[b][m][half][h * 2 + j] -= rise; });
+      ForEachToken([&](int i, int) { At(score, m, h, i) -= rise; });
       if (rises) base_[m][h] = old + rise;
       factor[m][h] = has_none ? 1.0f : Exp2(-rise);  // a row without a base has nothing to scale
       if constexpr (ValueCodec::kScaled) {           // by halves: a p of 2^104 may meet a factor that no float holds
@@ -99,15 +126,15 @@ class RowSoftmax {
   /// Scores become weights, and this lane's shares of the rows' sums grow by them.
   template <class OfValue, class Seen>
   KVIT_DEVICE void Exponentiate(Scores& score, OfValue&& of_value, const Seen& seen) {
-    ForEachToken([&](int b, int half, int j, int token) {
+    ForEachToken([&](int i, int token) {
       ScaleZero v = {};
       if constexpr (ValueCodec::kScaled) v = of_value(token);
       ForEachRow([&](int m, int h) {
-        float& w = score[b][m][half][h * 2 + j];
+        float& w = At(score, m, h, i);
         w = Exp2(w);
         sum_[m][h] += w;
         if constexpr (ValueCodec::kScaled) {  // a weight of 0 is not enough where parameters may be infinite
-          const bool has = seen.Has(m, h, token);
+          const bool has = seen.Has(m, h, i);
           if constexpr (kHasZero) zero_[m][h] = has ? fmaf(w, v.zero, zero_[m][h]) : zero_[m][h];
           w = has ? w * v.scale : 0.0f;
         }
@@ -165,15 +192,14 @@ class RowSoftmax {
   }
 
  private:
-  // Calls body(block, half, j, token) for this lane's tokens of a step.
+  // Calls body(i, token) for this lane's tokens of a step.
   template <class Body>
   static KVIT_DEVICE void ForEachToken(Body&& body) {
     KVIT_UNROLL
-    for (int i = 0; i < kBlocks * 4; ++i) {
-      const int b = i / 4, half = i / 2 % 2, j = i % 2;
-      body(b, half, j, b * 16 + half * 8 + LaneIndex() % 4 * 2 + j);
-    }
+    for (int i = 0; i < kBlocks * 4; ++i) body(i, LaneToken(i));
   }
+  // The score of the i-th of them.
+  static KVIT_DEVICE float& At(Scores& score, int m, int h, int i) { return score[i / 4][m][i / 2 % 2][h * 2 + i % 2]; }
 
   KVIT_DEVICE bool HasNone(int m, int h) const { return base_[m][h] == SoftmaxBase::kNone; }
 

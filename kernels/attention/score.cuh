@@ -2,6 +2,8 @@
 #ifndef KVIT_ATTENTION_SCORE_CUH
 #define KVIT_ATTENTION_SCORE_CUH
 
+#include <math.h>
+
 #include "core/macros.h"
 
 namespace kvit {
@@ -23,6 +25,32 @@ class PlainScore {
   template <class Params>
   KVIT_HD explicit PlainScore(const Params&) {}
 };
+
+/// The factor of every row where rows have none of their own.
+struct NoFactor {
+  KVIT_DEVICE float operator()(int) const { return 1.0f; }
+};
+
+/// What makes log2 units of a row's scores, which come out of the product with keys.Scale(i, j): those that a modifier
+/// has changed are in them already.
+template <class Score, class Keys>
+KVIT_DEVICE float ScaleOf(const Score& modifier, const Keys& keys, int i, int j) {
+  if constexpr (!Score::kIsIdentity) {
+    if (modifier.Changes()) return 1.0f;
+  }
+  return keys.Scale(i, j);
+}
+
+/// The same as an object, for those who ask it alone.
+template <class Score, class Keys>
+struct ScalesOf {
+  const Score& modifier;
+  const Keys& keys;
+  KVIT_DEVICE float Scale(int i, int j) const { return ScaleOf(modifier, keys, i, j); }
+};
+
+/// A score that is less than any other once its row's scale has met it.
+KVIT_DEVICE float Hidden(float scale) { return scale < 0.0f ? INFINITY : -INFINITY; }
 
 }  // namespace kvit
 

@@ -6,11 +6,15 @@
 
 #include <type_traits>
 
+#include "core/bits.h"
 #include "core/macros.h"
+#include "core/types.h"
 #include "platform/platform.cuh"
-#include "schedule/row_tiles.cuh"
 
 namespace kvit {
+
+/// The i-th of the tokens that a lane has of a step in scores and weights: of every eight two neighbours.
+KVIT_DEVICE int LaneToken(int i) { return i / 2 * 8 + LaneIndex() % 4 * 2 + i % 2; }
 
 /// What becomes of V's operands before they are multiplied, where every token of a step is seen.
 struct KeepsAll {
@@ -68,15 +72,64 @@ class KeepsSpecial {
   KeepsSeen seen_;
 };
 
-/// What a lane's rows see of a step: all of it, or where something is hidden, a range each.
-template <bool kIsMasked, int RowTiles>
-struct SeenKeys {
+/// Tokens [0, end) of a step.
+struct SeenFromFirst {
+  int end;
+
+  KVIT_DEVICE bool Has(int token) const { return token < end; }
+  KVIT_DEVICE bool IsEmpty() const { return end <= 0; }
+  KVIT_DEVICE bool operator==(const SeenFromFirst& other) const { return end == other.end; }
+};
+
+/// Of a step of Tokens tokens, a bit for each that is seen.
+template <int Tokens>
+struct SeenBits {
+  static constexpr int kWords = CeilDiv(Tokens, 32);
+  uint32_t word[kWords];
+
+  KVIT_DEVICE bool Has(int token) const { return (word[token / 32] >> token % 32 & 1u) != 0u; }
+  KVIT_DEVICE bool IsEmpty() const {
+    uint32_t any = 0u;
+    KVIT_UNROLL
+    for (int i = 0; i < kWords; ++i) any |= word[i];
+    return any == 0u;
+  }
+  KVIT_DEVICE bool IsWhole() const {
+    uint32_t all = ~0u;
+    KVIT_UNROLL
+    for (int i = 0; i < kWords; ++i) all &= word[i];
+    return all == ~0u;
+  }
+  KVIT_DEVICE bool operator==(const SeenBits& other) const {
+    uint32_t differ = 0u;
+    KVIT_UNROLL
+    for (int i = 0; i < kWords; ++i) differ |= word[i] ^ other.word[i];
+    return differ == 0u;
+  }
+  /// Those before `token`.
+  KVIT_DEVICE int CountBefore(int token) const {
+    int count = 0;
+    KVIT_UNROLL
+    for (int i = 0; i < kWords; ++i) count += CountBits(word[i] & OnesBelow(token - i * 32));
+    return count;
+  }
+};
+
+/// Which of its tokens of a step a lane's rows see: all of them.
+struct LaneSeesAll {
   KVIT_DEVICE bool Has(int, int, int) const { return true; }
 };
+/// Those before the end of each row.
 template <int RowTiles>
-struct SeenKeys<true, RowTiles> {
-  KeyRange range[RowTiles][2];
-  KVIT_DEVICE bool Has(int m, int h, int token) const { return range[m][h].begin <= token && token < range[m][h].end; }
+struct LaneSeesFromFirst {
+  SeenFromFirst row[RowTiles][2];
+  KVIT_DEVICE bool Has(int m, int h, int i) const { return row[m][h].Has(LaneToken(i)); }
+};
+/// Those whose bits are set.
+template <int RowTiles>
+struct LaneSeesBits {
+  uint32_t row[RowTiles][2];
+  KVIT_DEVICE bool Has(int m, int h, int i) const { return (row[m][h] >> i & 1u) != 0u; }
 };
 
 }  // namespace kvit

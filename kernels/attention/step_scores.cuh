@@ -2,8 +2,7 @@
 #ifndef KVIT_ATTENTION_STEP_SCORES_CUH
 #define KVIT_ATTENTION_STEP_SCORES_CUH
 
-#include <math.h>
-
+#include "attention/score.cuh"
 #include "core/macros.h"
 #include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
@@ -11,15 +10,6 @@
 namespace kvit {
 
 // Scores are [block of 16 tokens][n-tile of rows][4], not yet times their row's scale, as KeyProduct gives them.
-
-/// What makes log2 units of the scores of FragmentRow(n, j): those that a modifier has changed are in them already.
-template <class Score, class Keys>
-KVIT_DEVICE float ScaleOf(const Score& modifier, const Keys& keys, int n, int j) {
-  if constexpr (!Score::kIsIdentity) {
-    if (modifier.Changes()) return 1.0f;
-  }
-  return keys.Scale(n, j);
-}
 
 template <class Score, class Keys, class View, int Blocks, int RowTiles>
 KVIT_DEVICE void ModifyScores(float (&score)[Blocks][RowTiles][4], const Score& modifier, const Keys& keys,
@@ -43,9 +33,6 @@ KVIT_DEVICE void ModifyScores(float (&score)[Blocks][RowTiles][4], const Score& 
     }
   }
 }
-
-/// A score that is less than any other once its row's scale has met it.
-KVIT_DEVICE float Hidden(float scale) { return scale < 0.0f ? INFINITY : -INFINITY; }
 
 /// Of a masked step. Selects, so that whatever stands in a hidden score is gone.
 template <class Score, class Keys, class View, int Blocks, int RowTiles>

@@ -17,6 +17,9 @@ KVIT_HD int CountBits(uint64_t x) {
 #endif
 }
 
+/// Bits 0 to `count` - 1: none of less than 0, all of 32 and more.
+KVIT_HD uint32_t OnesBelow(int count) { return count <= 0 ? 0u : count >= 32 ? ~0u : (1u << count) - 1u; }
+
 }  // namespace kvit
 
 #endif  // KVIT_CORE_BITS_H

@@ -25,6 +25,12 @@ KVIT_HD void ForEachConstant(Body&& body) {
   detail::ForEachOf(body, std::make_integer_sequence<int, N>{});
 }
 
+/// A bool that is known when code is compiled, in the place of one that is not.
+template <bool Value>
+struct Known {
+  KVIT_HD constexpr operator bool() const { return Value; }
+};
+
 }  // namespace kvit
 
 #endif  // KVIT_CORE_CONSTANTS_CUH

@@ -4,6 +4,7 @@
 
 #include "abi/fact.h"
 #include "abi/params.h"
+#include "attention/called_mask.cuh"
 #include "attention/row_attention.cuh"
 #include "attention/variant.cuh"
 #include "iterator/sm80.cuh"
@@ -44,12 +45,13 @@ struct PrefillCpAsyncKernel {
   // A row tile is never cut where heads are split: parts of so many rows would take more memory than the cache.
   static constexpr int kSplitLevels = 0;
 
-  using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels>;
+  using Scheduler = TileScheduler<CalledMask<typename Variant::Mask>, kRows, kTileTokens, kThreads, kSplitLevels>;
   using KeyRing = TileRing<Sm80GmemIterator, T, KeyCodec, Dims::kKey, kTileTokens, kWarps, kStages, 0>;
   using ValueRing = TileRing<Sm80GmemIterator, T, ValueCodec, Dims::kValue, kTileTokens, kWarps, kStages, 1>;
   using Loader = RowTableLoader<Scheduler, KeyRing, ValueRing, kTileTokens, kThreads>;
   using Score = typename Variant::Score;
   static constexpr int kRowTiles = Shape::kWarpRows / 16;
+  using Rows = typename Variant::template Rows<Scheduler, Shape::kWarpRows, kTileTokens>;
   using Attention = RowAttention<T, KeyCodec, ValueCodec, Dims, kRowTiles, kTileTokens, Score>;
   using Combiner = Combine<T, Dims, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler, Score>;
 
@@ -114,19 +116,16 @@ struct PrefillCpAsyncKernel {
     while (shared.place.position < range.end) {
       const typename Scheduler::Work& work = shared.place.work;
       const TileRange visible = scheduler.VisibleTiles(work);
-      const int least = scheduler.Visible(work, 0).end;  // nobody sees less
-      Attention attention(shared.attention[WarpIndex()]);
-      Begin(params, scheduler, work, attention);
+      const auto common = scheduler.Common(work);
+      const Score score(params);
+      Attention attention(shared.attention[WarpIndex()], score);
+      Begin(params, scheduler, work, score, attention);
       for (int tile = visible.first; tile < visible.last; ++tile, slot = 1 - slot) {
         CopyAsyncWait<0>();
         const bool has_faulted = SyncThreadsOr(loader.Faulted(slot));
         loader.Prefetch(1 - slot);
-        const Step step = {scheduler, work, shared, slot, tile * kTileTokens};
-        if ((tile + 1) * kTileTokens <= least) {
-          attention.template Step<false>(step);
-        } else {
-          attention.template Step<true>(step);
-        }
+        Rows rows(scheduler, work, WarpIndex() * Shape::kWarpRows, tile * kTileTokens);
+        rows.Look(common, [&](auto is_masked) { attention.Step(Step{shared, slot, rows}, is_masked); });
         if (has_faulted) attention.Poison();
       }
       combine.Finish(attention, work);
@@ -143,35 +142,25 @@ struct PrefillCpAsyncKernel {
   }
 
  private:
-  /// A tile in ring slot `stage`, and what the rows of a row tile see of it.
+  /// A tile in ring slot `stage`, and what the calling warp's rows see of it.
   struct Step {
-    const Scheduler& scheduler;
-    const typename Scheduler::Work& work;
     const Shared& shared;
     int stage;
-    int first_key;  // the first of its tokens
+    const Rows& rows;
 
     KVIT_DEVICE const char* Key(int s, int c) const { return shared.keys.Address(stage, s, c); }
     KVIT_DEVICE const char* Value(int s, int c) const { return shared.values.Address(stage, s, c); }
     KVIT_DEVICE auto KeyParameters(int s) const { return shared.keys.Parameters(stage, s); }
     KVIT_DEVICE auto ValueParameters(int s) const { return shared.values.Parameters(stage, s); }
-    /// Of the calling warp's row `row`: what it sees of the tile.
-    KVIT_DEVICE KeyRange Seen(int row) const {
-      const KeyRange keys = scheduler.Visible(work, WarpIndex() * Shape::kWarpRows + row);
-      return {Max(keys.begin - first_key, 0), Min(keys.end - first_key, kTileTokens)};
-    }
-    /// Outside of it no row sees any.
-    KVIT_DEVICE KeyRange SeenBySome() const { return {0, Min(scheduler.MostEnd(work) - first_key, kTileTokens)}; }
   };
 
   KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler,
-                                const typename Scheduler::Work& work, Attention& attention) {
-    const int rows = scheduler.NumRows(work);
+                                const typename Scheduler::Work& work, const Score& score, Attention& attention) {
+    const int rows = scheduler.NumRows(work), first = WarpIndex() * Shape::kWarpRows;
     const auto address = [&](int row) -> const char* {
-      const int row_of_tile = WarpIndex() * Shape::kWarpRows + row;
-      return row_of_tile < rows ? scheduler.QueryAddress(work, row_of_tile) : nullptr;
+      return first + row < rows ? scheduler.QueryAddress(work, first + row) : nullptr;
     };
-    attention.Begin(address, params.scale * 1.44269504088896341f);
+    attention.Begin(address, params.scale * 1.44269504088896341f, Rows::Factors(score, scheduler, work, first));
     if (work.of.is_bad) attention.Poison();
   }
 };

@@ -52,6 +52,7 @@ struct PrefillTmaKernel {
   using KeyRing = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;
   using ValueRing = TmaRing<T, Plain, Dims::kValue, kTileTokens, 1, kStages, false>;
   using Score = typename Variant::Score;
+  using Rows = typename Variant::template Rows<Scheduler, 16, kTileTokens>;
   using Attention = GroupAttention<T, Dims, kTileTokens, Score>;
   using Combiner = Combine<T, Dims, kRows, kConsumers, RowsOfWarps<16, true>, Scheduler, Score>;
   static_assert(Dims::kKey % 64 == 0 && Dims::kValue % 64 == 0, "rows are whole lines of 128 bytes");
@@ -134,10 +135,10 @@ struct PrefillTmaKernel {
     };
     if (loader == 0) {
       BoxLoader<KeyRing, kTileTokens, kStages>(params, params.k_map, shared.keys, shared.of_keys)
-          .Run(shared.plan, true, sync);
+          .Run(shared.plan, scheduler, true, sync);
     } else if (loader == 1) {
       BoxLoader<ValueRing, kTileTokens, kStages>(params, params.v_map, shared.values, shared.of_values)
-          .Run(shared.plan, false, sync);
+          .Run(shared.plan, scheduler, false, sync);
     } else {
       const int group = loader - 2;
       const bool plans = loader == 3;

@@ -6,6 +6,7 @@
 
 #include "abi/params.h"
 #include "attention/group_tile.cuh"
+#include "core/constants.cuh"
 #include "pipeline/work_plan.cuh"
 #include "platform/platform.cuh"
 #include "schedule/cta_range.cuh"
@@ -24,7 +25,9 @@ class PrefillTmaConsumer {
   using Shared = typename Kernel::Shared;
   using Attention = typename Kernel::Attention;
   using Combiner = typename Kernel::Combiner;
+  using Score = typename Kernel::Score;
   using Work = typename Scheduler::Work;
+  using Rows = typename Kernel::Rows;
   static constexpr int kTileTokens = Kernel::kTileTokens, kStages = Kernel::kStages, kQuerySlots = Kernel::kQuerySlots;
 
  public:
@@ -34,15 +37,23 @@ class PrefillTmaConsumer {
 
   KVIT_DEVICE void Run() {
     Combiner combine(params_, scheduler_, range_, shared_.combine);
-    Attention attention(params_.scale * 1.44269504088896341f);
+    Attention attention(params_.scale * 1.44269504088896341f, Score(params_));
     while (GoOnSlowly(attention, combine)) {
-      while (tile_ + 1 < masked_) GoOn(attention);
+      while (NextIsWhole()) GoOn(attention);
     }
     combine.Join();
   }
 
  private:
   KVIT_DEVICE const Assignment<Work>& Now() const { return shared_.plan.At(row_tile_); }
+
+  // Whether there is a next tile of the row tile, and all rows see all of it.
+  KVIT_DEVICE bool NextIsWhole() const {
+    if constexpr (Scheduler::kHasBegin) {
+      if (tile_ + 1 < are_whole_.first) return false;
+    }
+    return tile_ + 1 < are_whole_.last;
+  }
 
   // The next tile of the row tile, of which all rows see all.
   KVIT_DEVICE void GoOn(Attention& attention) {
@@ -53,7 +64,7 @@ class PrefillTmaConsumer {
     Pass();
     attention.template ScoresLanded<1>();
     ReleaseKeys(attention);
-    attention.Weigh();
+    attention.Weigh(RowsOf(Now().work), Known<false>{});
     attention.AllLanded();
     attention.Settle();
     ReleaseValues();
@@ -98,22 +109,26 @@ class PrefillTmaConsumer {
       }
       const Assignment<Work>& now = Now();
       if (!now.exists) return false;
-      attention.Begin();
+      attention.Begin(Rows::Factors(Score(params_), scheduler_, now.work, WarpIndex() * 16));
       if (now.work.of.is_bad) attention.Poison();
       tile_ = now.visible.first - 1;
       last_ = now.visible.last - 1;
-      masked_ = Min(now.masked, now.visible.last);
+      are_whole_ = now.are_whole;
+      are_whole_.last = Min(are_whole_.last, now.visible.last);
     }
     if (has_tile) {
       ++tile_;
       ReleaseKeys(attention);
-      attention.WeighMasked(SeenOf(Now().work));
+      const Work& work = Now().work;
+      Rows rows = RowsOf(work);
+      rows.Find();
+      attention.Weigh(rows, Known<true>{});
       attention.Settle();
-      from_special_ = Max(0, scheduler_.Visible(Now().work, 0).end - tile_ * kTileTokens);
+      from_special_ = rows.FirstHidden(scheduler_.Common(work));
       ++count_;
     } else {
       ReleaseQueries();
-      tile_ = last_ = masked_ = 0;
+      tile_ = last_ = are_whole_.last = 0;
     }
     return true;
   }
@@ -152,7 +167,9 @@ class PrefillTmaConsumer {
     char* const tile = shared_.values.Tile(ValuesStage(), 0);
     const bool has_special = Tile::HasSpecial(tile, from_special_, ThreadIndex() % 128, 128);
     if (SyncGroupOr(has_special)) {
-      attention.AddSpecial(SeenOf(Now().work), tile);
+      Rows rows = RowsOf(Now().work);
+      rows.Find();
+      attention.AddSpecial(rows, tile);
       Meet();  // both groups have read them
       Tile::ClearSpecial(tile, from_special_, ThreadIndex(), Kernel::kConsumers * 32);
       FenceAsyncCopies();  // before the matrix unit reads them
@@ -163,18 +180,7 @@ class PrefillTmaConsumer {
   using Tile = GroupTile<typename Kernel::Element, typename Kernel::ValueRing::Layout, kTileTokens>;
 
   // What the calling warp's rows see of the tile that is weighed, or was last.
-  struct Seen {
-    const Scheduler& scheduler;
-    const Work& work;
-    int first_key;
-
-    KVIT_DEVICE KeyRange operator()(int row) const {
-      const KeyRange keys = scheduler.Visible(work, WarpIndex() * 16 + row);
-      const int begin = Scheduler::kHasBegin ? Max(keys.begin - first_key, 0) : 0;
-      return {begin, Min(keys.end - first_key, kTileTokens)};
-    }
-  };
-  KVIT_DEVICE Seen SeenOf(const Work& work) const { return {scheduler_, work, tile_ * kTileTokens}; }
+  KVIT_DEVICE Rows RowsOf(const Work& work) const { return {scheduler_, work, WarpIndex() * 16, tile_ * kTileTokens}; }
 
   KVIT_DEVICE void Meet() {
     SyncWarp();
@@ -194,14 +200,14 @@ class PrefillTmaConsumer {
   const CtaRange& range_;
   Shared& shared_;
   int group_;
-  uint32_t row_tile_ = ~0u;         // the last that was begun, from 0
-  int tile_ = 0, last_ = 0;         // of its tiles: the last that was begun, and the last
-  int masked_ = 0;                  // the first of which some row does not see all
-  bool has_values_ = false;         // whether values of that tile are still to be added
-  int from_special_ = kTileTokens;  // of that tile: the first token that some row does not see
-  uint32_t count_ = 0;              // tiles so far
-  uint32_t turn_ = 0;               // turns so far
-  uint32_t meetings_ = 0;           // of the two groups so far
+  uint32_t row_tile_ = ~0u;               // the last that was begun, from 0
+  int tile_ = 0, last_ = 0;               // of its tiles: the last that was begun, and the last
+  decltype(Work::tiles) are_whole_ = {};  // of which all rows see all
+  bool has_values_ = false;               // whether values of that tile are still to be added
+  int from_special_ = kTileTokens;        // of that tile: the first token that some row does not see
+  uint32_t count_ = 0;                    // tiles so far
+  uint32_t turn_ = 0;                     // turns so far
+  uint32_t meetings_ = 0;                 // of the two groups so far
 };
 
 }  // namespace kvit

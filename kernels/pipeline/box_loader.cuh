@@ -4,12 +4,15 @@
 
 #include <stdint.h>
 
+#include <type_traits>
+
 #include "abi/params.h"
 #include "cache/fast_divide.cuh"
 #include "cache/fault.cuh"
 #include "iterator/sm90.cuh"
 #include "pipeline/stage_barriers.cuh"
 #include "platform/platform.cuh"
+#include "schedule/work_tile.cuh"
 
 namespace kvit {
 
@@ -37,8 +40,8 @@ class BoxLoader {
   /// Loads the tiles of all work of a plan. sync() is called once, when the first tile comes that has any of the call's
   /// new tokens, or never. Whether reports_faults, pages that the cache does not have are said to whoever asks for
   /// them.
-  template <class Plan, class Sync>
-  KVIT_DEVICE void Run(Plan& plan, bool reports_faults, Sync&& sync) {
+  template <class Plan, class Scheduler, class Sync>
+  KVIT_DEVICE void Run(Plan& plan, const Scheduler& scheduler, bool reports_faults, Sync&& sync) {
     bool is_synced = false;
     uint32_t tiles = 0;  // so far
     for (uint32_t count = 0;; ++count) {
@@ -46,14 +49,15 @@ class BoxLoader {
       if (!now.exists) return;
       const auto& work = now.work;
       const int32_t* const pages = params_.table.pages + work.of.pages;
-      const int last = now.visible.last, head = work.head, length = work.of.length, old = work.of.OldTokens();
-      Place place = Find(pages, now.visible.first, length);
+      const int last = now.visible.last, head = work.head, old = work.of.OldTokens();
+      const auto keys = KeysOf(scheduler, work);
+      Place place = Find(pages, now.visible.first, keys);
       for (int tile = now.visible.first; tile < last; ++tile, ++tiles) {
         if (!is_synced && (tile + 1) * Tokens > old) {
           sync();
           is_synced = true;
         }
-        const Place next = tile + 1 < last ? Find(pages, tile + 1, length) : place;
+        const Place next = tile + 1 < last ? Find(pages, tile + 1, keys) : place;
         const bool is_lost = place.is_live && uint32_t(place.page) >= uint32_t(params_.cache.num_pages);
         const uint32_t lost = Ballot(is_lost);
         const auto stage = int(tiles % Stages);
@@ -90,9 +94,21 @@ class BoxLoader {
 
   static KVIT_DEVICE int Row() { return LaneIndex() * kLaneTokens; }
 
-  KVIT_DEVICE Place Find(const int32_t* pages, int tile, int length) const {
+  // Boxes outside of these need not be there. A box is read whole.
+  template <class Scheduler, class Work>
+  KVIT_DEVICE auto KeysOf(const Scheduler& scheduler, const Work& work) const {
+    if constexpr (Scheduler::kHasBegin) {
+      return KeyRange{scheduler.FirstKey(work) & -params_.box_tokens, work.of.length};
+    } else {
+      return KeysFromFirst{work.of.length};
+    }
+  }
+
+  template <class Keys>
+  KVIT_DEVICE Place Find(const int32_t* pages, int tile, const Keys& keys) const {
     const int token = tile * Tokens + Row();
-    const bool is_live = Row() < Tokens && token < length;
+    bool is_live = Row() < Tokens && token < keys.end;
+    if constexpr (!std::is_same_v<Keys, KeysFromFirst>) is_live = is_live && token >= keys.begin;
     const auto slot = int32_t(page_of_(uint32_t(token)));
     return {is_live, is_live ? LoadGlobal<int32_t>(pages + slot) : -1, token - slot * params_.cache.page_size};
   }

@@ -83,7 +83,10 @@ class RowTableLoader {
 
  private:
   KVIT_DEVICE uint32_t Token() const { return uint32_t(tile_) * Tokens + uint32_t(ThreadIndex() % Tokens); }
-  KVIT_DEVICE bool Holds() const { return ThreadIndex() < 2 * Tokens && tile_ < end_ && Token() < uint32_t(length_); }
+  KVIT_DEVICE bool Holds() const {
+    if (ThreadIndex() >= 2 * Tokens || tile_ >= end_ || Token() >= uint32_t(length_)) return false;
+    return !Scheduler::kHasBegin || Token() >= uint32_t(first_key_);
+  }
 
   // The row of this thread's token of the tile whose page id is here.
   KVIT_DEVICE void FindRows(int table) {
@@ -148,6 +151,7 @@ class RowTableLoader {
     end_ = visible.last;
     head_ = work.head;
     length_ = work.of.length;
+    if constexpr (Scheduler::kHasBegin) first_key_ = scheduler_.FirstKey(work);
     old_tokens_ = work.of.OldTokens();
     pages_ = params_.table.pages + work.of.pages;
     ReadPage();
@@ -171,6 +175,7 @@ class RowTableLoader {
   const int32_t* pages_ = nullptr;
   int tile_ = 0, end_ = 0;  // of the tile whose page id is looked up; tile_ == end_: none
   int head_ = 0, length_ = 0, old_tokens_ = 0;
+  int first_key_ = 0;  // no row sees tokens before it, which need not be there
   int32_t page_ = 0;
   uint32_t exists_ = 0, is_new_ = 0, has_faulted_ = 0;  // bit: of a row table, and of the ring slot that it fills
 };

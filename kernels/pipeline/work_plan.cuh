@@ -15,9 +15,9 @@ namespace kvit {
 template <class Work>
 struct Assignment {
   Work work;
-  TileRange visible;  // tiles that some row sees; none where last <= first
-  int masked;         // the first tile of which some row does not see all
-  bool exists;        // false: there is no more work
+  TileRange visible;                // tiles that some row sees; none where last <= first
+  decltype(Work::tiles) are_whole;  // tiles of which all rows see all
+  bool exists;                      // false: there is no more work
 
   KVIT_HD bool IsEmpty() const { return visible.last <= visible.first; }
 };
@@ -42,7 +42,7 @@ class WorkPlan {
       if (exists) {
         slot.work = works.work();
         slot.visible = scheduler.VisibleTiles(slot.work);
-        slot.masked = scheduler.Visible(slot.work, 0).end / Scheduler::kTileTokens;  // the first row sees the least
+        slot.are_whole = scheduler.WholeTiles(slot.work);
       }
       Arrive(&barriers_.full[count % Slots]);
     }

@@ -21,8 +21,10 @@
 #include "core/types.h"
 #include "platform/platform.cuh"
 #include "schedule/cta_range.cuh"
+#include "schedule/range_finder.cuh"
 #include "schedule/row_tiles.cuh"
 #include "schedule/ticket.cuh"
+#include "schedule/warp_counts.cuh"
 #include "schedule/work_tile.cuh"
 
 namespace kvit {
@@ -41,12 +43,9 @@ class TileScheduler {
   static constexpr int kSplitLevels = SplitLevels;
   static constexpr int kOpening = Opening;
   static constexpr bool kHasBegin = Mask::kHasBegin;  // row tiles may begin behind the first tile of a sequence
-  struct Shared {
-    int64_t warp_units[kWarps];
-    int64_t sequence_begin;
-    int sequence;
-    int ticket;
-  };
+  // Prompts have hundreds of row tiles, and these no closed form: lanes share them.
+  static constexpr bool kCountsInWarp = kHasBegin && Rows >= 64;
+  using Shared = RangeFinderShared<kWarps>;
 
   KVIT_DEVICE explicit TileScheduler(const KvitDecodeParams& params)
       : params_(params),
@@ -89,17 +88,27 @@ class TileScheduler {
   KVIT_DEVICE int Openings() const { return kOpening == 0 || IsSplit() ? 0 : kOpening; }
   /// The split in which the first tile of a row tile lies. Only where IsSplit().
   KVIT_DEVICE int FirstSplit(const Work& work) const { return work.tiles.first / SplitOf(work.of); }
-  /// Units of all row tiles of a head.
+  /// Units of all row tiles of a head. Where kCountsInWarp, all lanes of a warp call for the same sequence.
   KVIT_DEVICE int64_t HeadUnits(const SequenceWork& work) const {
     if (work.row_tiles == 1) return Units(work, TilesOf(work, 0));
     if (kSplitLevels == 0 && IsSplit()) return work.row_tiles;  // none is ever cut
-    return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Total();
+    const OfRowTiles row_tiles = RowTilesOf(work, IsSplit() ? SplitOf(work) : 1);
+    if constexpr (kCountsInWarp) {
+      return TotalInWarp(row_tiles);
+    } else {
+      return row_tiles.Total();
+    }
   }
-  /// The row tile of a head that has unit `unit`.
+  /// The row tile of a head that has unit `unit`. Called as HeadUnits.
   KVIT_DEVICE typename OfRowTiles::Place FindRowTile(const SequenceWork& work, int64_t unit) const {
     if (work.row_tiles == 1) return {0, 0};
     if (kSplitLevels == 0 && IsSplit()) return {int(unit), unit};
-    return RowTilesOf(work, IsSplit() ? SplitOf(work) : 1).Find(unit);
+    const OfRowTiles row_tiles = RowTilesOf(work, IsSplit() ? SplitOf(work) : 1);
+    if constexpr (kCountsInWarp) {
+      return FindInWarp(row_tiles, unit);
+    } else {
+      return row_tiles.Find(unit);
+    }
   }
 
   /// What a sequence asks for. Where `report` is set, says what is wrong.
@@ -116,7 +125,11 @@ class TileScheduler {
 
   /// Finds the range of the CTA with this ticket, which it shares. All threads call.
   KVIT_DEVICE CtaRange Find(Shared& shared, const Ticket& ticket) const {
-    return params_.table.num_sequences <= 32 ? FindInWarp(shared, ticket) : FindInCta(shared, ticket);
+    return RangeFinder<TileScheduler>(*this, params_.table.num_sequences).Find(shared, ticket);
+  }
+  /// Units of a sequence on a line of work. Called as HeadUnits.
+  KVIT_DEVICE int64_t UnitsOf(const SequenceWork& work) const {
+    return work.row_tiles == 0 ? 0 : heads_ * HeadUnits(work);
   }
 
   /// Query rows of a row tile, one after the other in memory.
@@ -173,6 +186,15 @@ class TileScheduler {
     return mask_.Of(work.of).Union(FirstToken(work), LastToken(work)).begin;
   }
 
+  /// A range of keys that all rows of a row tile see.
+  KVIT_DEVICE auto Common(const Work& work) const {
+    if constexpr (kHasBegin) {
+      return mask_.Of(work.of).Common(FirstToken(work), LastToken(work));
+    } else {
+      return KeysFromFirst{Visible(work, 0).end};  // nobody sees less than the first
+    }
+  }
+
   /// The tiles of a work tile that any of its rows sees.
   KVIT_DEVICE TileRange VisibleTiles(const Work& work) const {
     if constexpr (kHasBegin) {
@@ -180,6 +202,16 @@ class TileScheduler {
       return {Max(work.first, work.tiles.first), seen.end <= seen.begin ? 0 : work.last};
     } else {
       return {work.first, MostEnd(work) <= 0 ? 0 : work.last};
+    }
+  }
+
+  /// Tiles of which all rows of a row tile see all.
+  KVIT_DEVICE Tiles WholeTiles(const Work& work) const {
+    const auto keys = Common(work);
+    if constexpr (kHasBegin) {
+      return {CeilDiv(keys.begin, TileTokens), keys.end / TileTokens};
+    } else {
+      return {keys.end / TileTokens};
     }
   }
 
@@ -191,84 +223,8 @@ class TileScheduler {
   }
 
  private:
-  // Each warp for itself, a lane for each sequence. Of one sequence, all lanes know all there is to know.
-  KVIT_DEVICE CtaRange FindInWarp(Shared& shared, const Ticket& ticket) const {
-    const int sequences = params_.table.num_sequences, sequence = sequences == 1 ? 0 : LaneIndex();
-    SequenceWork work = {};
-    if (sequence < sequences) work = View(sequence, BlockIndex() == 0);
-    const int64_t units = UnitsOf(work);
-    const int64_t through = sequences == 1 ? units : SumUpToLane(units);
-    CtaRange range = Cut(Shuffle(through, 31), ticket.Share(shared.ticket));
-    const int64_t before = through - units;
-    const uint32_t holders = Ballot(before <= range.begin && range.begin < through);  // none without a share
-    const int holder = holders == 0 ? 0 : LowestBit(holders);
-    range.sequence = Shuffle(sequence, holder);
-    range.sequence_begin = Shuffle(before, holder);
-    range.work = {Shuffle(work.length, holder),      Shuffle(work.new_tokens, holder),
-                  Shuffle(work.first_token, holder), Shuffle(work.row_tiles, holder),
-                  Shuffle(work.pages, holder),       Shuffle(int(work.is_bad), holder) != 0};
-    return range;
-  }
-
-  // Each thread looks at a run of consecutive sequences, twice: at first for its units alone.
-  KVIT_DEVICE CtaRange FindInCta(Shared& shared, const Ticket& ticket) const {
-    const int num_sequences = params_.table.num_sequences;
-    const int run = (num_sequences + Threads - 1) / Threads;
-    const int from = Min(ThreadIndex() * run, num_sequences), to = Min(from + run, num_sequences);
-    CtaRange range = {};
-    int64_t before = 0;  // units before `sequence`
-    int sequence = from;
-    for (bool is_cut = false;; is_cut = true) {
-      for (sequence = from; sequence < to; ++sequence) {
-        const int64_t units = UnitsOf(View(sequence, BlockIndex() == 0 && !is_cut));
-        if (is_cut && range.begin < before + units) break;
-        before += units;
-      }
-      if (is_cut) break;
-      const int64_t units = before;
-      before = SumUpToLane(units);
-      if (LaneIndex() == 31) StoreShared(&shared.warp_units[WarpIndex()], before);
-      SyncThreads();
-      int64_t total = 0;
-      before -= units;
-      KVIT_UNROLL
-      for (int warp = 0; warp < kWarps; ++warp) {
-        const auto warp_units = LoadShared<int64_t>(&shared.warp_units[warp]);
-        if (warp < WarpIndex()) before += warp_units;
-        total += warp_units;
-      }
-      range = Cut(total, ticket.Share(shared.ticket));
-      if (range.IsEmpty()) return range;  // the whole CTA leaves together
-    }
-    if (sequence < to && before <= range.begin) {  // exactly one thread
-      StoreShared(&shared.sequence, sequence);
-      StoreShared(&shared.sequence_begin, before);
-    }
-    SyncThreads();
-    range.sequence = LoadShared<int>(&shared.sequence);
-    range.sequence_begin = LoadShared<int64_t>(&shared.sequence_begin);
-    range.work = View(range.sequence);
-    return range;
-  }
-
-  KVIT_DEVICE int64_t UnitsOf(const SequenceWork& work) const {
-    return work.row_tiles == 0 ? 0 : heads_ * HeadUnits(work);
-  }
   KVIT_DEVICE OfRowTiles RowTilesOf(const SequenceWork& work, int split) const {
     return {mask_.Of(work), work.new_tokens, group_, by_group_, split, Openings()};
-  }
-
-  static KVIT_DEVICE int64_t SumUpToLane(int64_t x) {
-    KVIT_UNROLL
-    for (int delta = 1; delta < 32; delta *= 2) {
-      const int64_t lower = ShuffleUp(x, delta);
-      if (LaneIndex() >= delta) x += lower;
-    }
-    return x;
-  }
-
-  KVIT_DEVICE CtaRange Cut(int64_t total, int ticket) const {
-    return CtaRange::Cut(total, ticket, GridSize(), params_.partitions);
   }
 
   const KvitDecodeParams& params_;

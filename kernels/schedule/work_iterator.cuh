@@ -83,6 +83,7 @@ class WorkIterator {
       const int split = scheduler_.SplitOf(work_.of);
       work_.first = (work_.tiles.first / split + unit) * split;
       work_.last = Min(work_.first + split, work_.tiles.last);
+      if constexpr (Scheduler::kHasBegin && Scheduler::kSplitLevels == 0) work_.first = work_.tiles.first;  // one split
     } else {
       if constexpr (Scheduler::kOpening > 0) {
         if (unit < Scheduler::kOpening) {

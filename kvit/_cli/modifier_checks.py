@@ -25,7 +25,8 @@ def check_modifiers(trial: Trial) -> None:
     kv_heads = trial.choose("kv_heads", (1, 2))
     heads = kv_heads * trial.choose("group", (1, 4, 7, 8))
     lengths = trial.choose_lengths(trial.choose("sequences", (1, 2, 3)))
-    counts = [int(trial.rng.integers(0, min(length, 7) + 1)) for length in lengths]
+    most = trial.choose("most new tokens", (7, 60))  # for decode's kernels, and for prefill's
+    counts = [int(trial.rng.integers(0, min(length, most) + 1)) for length in lengths]
     trial.chosen["new tokens"] = counts
     cache, q = raw_cache(trial, lengths, kv_heads), trial.random(sum(counts), heads, shape.head_dim)
     options, arrays = _options(trial, heads), _arrays(trial, lengths, counts)

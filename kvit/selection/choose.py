@@ -18,9 +18,11 @@ from kvit.selection.registry import AxisValue, KernelInfo, best_target, parse_ar
 Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
 
-
-_UNTRIED = {"latent"}
-"""Families that have run on the host backend alone: a GPU takes them only where the caller asks for them."""
+_UNTRIED: tuple[Mapping[str, AxisValue], ...] = (
+    {"family": "prefill", "copies": "tma", "variant": "general"},
+    {"family": "latent"},
+)
+"""Kernels that the host backend alone has tried: a GPU takes them only where the caller names them, or their copies."""
 
 
 class Call(NamedTuple):
@@ -116,7 +118,7 @@ def choose(
         raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
     on_gpu = {kernel: why_not_on(kernel, compute_capability) for kernel in asked}
     reasons = [(kernel, on_gpu[kernel] or why_not(kernel, call)) for kernel in asked]
-    if wanted is None and compute_capability is not None:
+    if compute_capability is not None and not _names_copies(wanted):
         reasons = [(kernel, reason or _untried(kernel)) for kernel, reason in reasons]
     fitting = [kernel for kernel, reason in reasons if reason is None]
     refused = tuple((kernel, reason) for kernel, reason in reasons if reason is not None)
@@ -177,7 +179,12 @@ def why_not(kernel: KernelInfo, call: Call) -> str | None:
 
 def _untried(kernel: KernelInfo) -> str | None:
     """Why a GPU does not take this kernel unasked, or None where it does."""
-    return "has not run on a GPU yet; kernel= takes it all the same" if kernel.family in _UNTRIED else None
+    is_untried = any(row.items() <= {"family": kernel.family, **kernel.axes}.items() for row in _UNTRIED)
+    return "has not run on a GPU yet; kernel= takes it by its symbol or its copies" if is_untried else None
+
+
+def _names_copies(wanted: Wanted) -> bool:
+    return isinstance(wanted, str) or (wanted is not None and "copies" in wanted)
 
 
 def _is_wanted(kernel: KernelInfo, wanted: Wanted) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 import kvit
 from kvit import reference
+from kvit._native.context import Device
 from support import tolerances
 from support.caches import Case, poisoned, to_device
 from support.tolerances import assert_within
@@ -72,6 +74,31 @@ def poison_unseen(case: Case, counts: list[int], **masks: Any) -> int:
     for buffer, array in zip(case.buffers, (case.cache.k, case.cache.v), strict=True):
         buffer.copy_from(array)
     return hidden
+
+
+def prompt_kernel(copies: str, head_dim: int, device: str) -> dict[str, Any]:
+    """The `kernel=` of prefill's general kernel for such rows; skips where no GPU runs it."""
+    if copies == "tma" and device != "host" and Device.of(device).compute_capability != (9, 0):
+        pytest.skip("no GPU of compute capability 9.0")
+    rows = 64 if (copies, head_dim) == ("cp_async", 256) else 128
+    return {"copies": copies, "rows": rows, "variant": "general"}
+
+
+def spans_of(lengths: list[int], counts: list[int], *places: tuple[int, int, int]) -> np.ndarray:
+    """[tokens, 2] spans of the call's queries by (sequence, begin, end): those whose positions lie there have it."""
+    rows = [[0, 0] for _ in range(sum(counts))]
+    for sequence, begin, end in places:
+        first = sum(counts[:sequence])
+        for i in range(counts[sequence]):
+            if begin <= lengths[sequence] - counts[sequence] + i < end:
+                rows[first + i] = [begin, end]
+    return np.array(rows, np.int32)
+
+
+def assert_same_bits(some: Any, others: Any) -> None:
+    """Arrays that are equal bit for bit, pair by pair."""
+    for a, b in zip(some, others, strict=True):
+        np.testing.assert_array_equal(a.view(f"u{a.dtype.itemsize}"), b.view(f"u{b.dtype.itemsize}"))
 
 
 def branches(rng: np.random.Generator, count: int, words: int) -> np.ndarray:

@@ -12,9 +12,11 @@ from support.modified import branches
 
 CASES = [(0, 1), (1, 1), (7, 3), (3, 5), (40, 12), (40, 40), (90, 70)]  # (keys, queries): none, few, more than bits
 MOST = 96  # keys of a case, whose bits are written
+LATER = 13  # where words begin besides
 
-# One line of every query: its position, its range, a bit for each key that it sees, and the positions of those; and of
-# all queries from the first to it the range that the scheduler takes, and that from it to the last which all see.
+# One line of every query: its position, its range, a bit for each key that it sees, and the positions of those, asked
+# key by key and word by word; and of all queries from the first to it the range that the scheduler takes, and that from
+# it to the last which all see.
 BODY = """
   int32_t* out = reinterpret_cast<int32_t*>(params.output);
   for (int i = 0; i < {rules} * {count}; ++i) {{
@@ -37,6 +39,16 @@ BODY = """
       for (int32_t x : row) StoreGlobal(out++, x);
       for (int key = 0; key < {most}; ++key) {{
         StoreGlobal(out++, key < work.length && set.Has(key) ? set.PositionOf(key) : -1);
+      }}
+      for (int tile : {{0, {later}}}) {{  // the same by whole words, as of tiles that begin anywhere
+        for (int i = 0; i < 3; ++i) {{
+          const uint32_t word = set.Word(tile + i * 32);
+          for (int bit = 0; bit < 32; ++bit) {{
+            const int position = set.PositionFrom(tile + i * 32) + CountBits(word & OnesBelow(bit));
+            const bool has = tile + i * 32 + bit < work.length && (word >> bit & 1u) != 0;
+            StoreGlobal(out++, has ? position : -1);
+          }}
+        }}
       }}
     }}
   }}
@@ -62,14 +74,14 @@ def test_a_query_sees_the_keys_that_the_reference_says(rng, host_programs, array
         const int32_t images[] = {{{", ".join(map(str, spans.reshape(-1)))}}};
         const uint64_t trees[] = {{{", ".join(f"{x}ull" for x in trees.view(np.uint64).reshape(-1))}}};"""
     memory = f"{ALL_MEMORY}, {{images, sizeof images, 0, 0}}, {{trees, sizeof trees, 0, 0}}"
-    size = len(RULES) * int(starts[-1]) * (6 + MOST) * 4
+    size = len(RULES) * int(starts[-1]) * (6 + 3 * MOST) * 4
     outcome = host_programs.run(
-        BODY.format(rules=len(RULES), count=len(CASES), words=words, most=MOST, has_spans=int("spans" in arrays),
-                    has_trees=int("trees" in arrays)),
+        BODY.format(rules=len(RULES), count=len(CASES), words=words, most=MOST, later=LATER,
+                    has_spans=int("spans" in arrays), has_trees=int("trees" in arrays)),
         threads=32, includes=held, spans=memory, output_bytes=size, memory_bytes=-(-size // 4096) * 4096,
     )  # fmt: skip
     assert not outcome.error
-    rows = iter(np.frombuffer(outcome.output, np.int32).reshape(-1, 6 + MOST).tolist())
+    rows = iter(np.frombuffer(outcome.output, np.int32).reshape(-1, 6 + 3 * MOST).tolist())
     for left, right, chunk, causal in RULES:
         for (keys, queries), start in zip(CASES, starts, strict=False):
             seen = [
@@ -85,7 +97,9 @@ def test_a_query_sees_the_keys_that_the_reference_says(rng, host_programs, array
                 expected = [-1] * MOST
                 for key in np.flatnonzero(seen[i].keys):
                     expected[key] = seen[i].positions[key]
-                assert found == expected, (keys, queries, i, left, right, chunk, causal)
+                by_key, by_word, later = found[:MOST], found[MOST : 2 * MOST], found[2 * MOST :]
+                assert by_key == by_word == expected, (keys, queries, i, left, right, chunk, causal)
+                assert later == [*expected[LATER:], *[-1] * LATER]
                 assert position == same == seen[i].position
                 any_sees, all_see = (f([one.keys for one in part], axis=0) for f, part in
                                      ((np.any, seen[: i + 1]), (np.all, seen[i:])))  # fmt: skip

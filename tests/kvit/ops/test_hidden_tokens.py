@@ -33,6 +33,8 @@ KERNELS = [
     *((pair, "tma_packed") for pair in ("i8", "i4", "e4m3", "i8_i4", "b16_i8")),
     *((pair, "prefill") for pair in ("b16", "i8", "i4", "e4m3")),
     ("b16", "prefill tma"),
+    *((pair, "prefill general") for pair in ("b16", "i8", "i4", "e4m3")),
+    ("b16", "prefill tma general"),
 ]
 EVERY_KERNEL = pytest.mark.parametrize(("pair", "copies"), KERNELS, ids=lambda x: x)
 SPECIAL = {"nan": np.nan, "inf": np.inf, "minus inf": -np.inf}
@@ -43,14 +45,14 @@ class Hidden:
 
     def __init__(self, rng, pair, copies, *, group=4, dtype=BFLOAT16, head_dim=64, split=False, tiles=1, device="host"):
         """With `split`, splits of so many tiles."""
-        if copies.startswith("tma") and device != "host" and Device.of(device).compute_capability < (9, 0):
+        if "tma" in copies and device != "host" and Device.of(device).compute_capability < (9, 0):
             pytest.skip("no GPU with a tensor copy engine")
         self.device, self.dtype, self.group = device, dtype, group
         self.names = tuple(dtype.name if name == "bfloat16" else name for name in PAIRS[pair])
-        if copies == "prefill tma" and device != "host":
-            pytest.skip("no GPU: the kernels of warp groups are built for the host alone")
-        prompts = {"prefill": "cp_async", "prefill tma": "tma"}
-        kernel = {"rows": 128, "copies": prompts[copies]} if copies in prompts else {"copies": copies}
+        kernel = {"copies": copies}
+        if copies.startswith("prefill"):
+            kernel = {"rows": 128, "copies": "tma" if "tma" in copies else "cp_async"}
+            kernel["variant"] = "general" if copies.endswith("general") else "plain"
         empty = self._cache(1, head_dim)
         view = Stored(empty, dtype, device).view
         tile = kvit.Attention(view, 2 * group, tokens_per_sequence=NEW, kernel=kernel).kernel.facts["tile_tokens"]

@@ -6,7 +6,8 @@ import pytest
 
 import kvit
 from support.caches import BFLOAT16, FLOAT16, make_case, to_device
-from support.modified import assert_modified, attend, branches, on_device, poison_unseen
+from support.modified import assert_modified, attend, branches, on_device, poison_unseen, spans_of
+from support.modified import assert_same_bits as assert_same
 
 # Of one token and of several tiles; as many new tokens as keys; a length at which windows end with a tile (of 128).
 LENGTHS, COUNTS = [300, 1, 7, 257, 40], [1, 1, 7, 12, 0]
@@ -45,21 +46,10 @@ def test_a_query_sees_its_own_chunk(case, q, chunk, causal):
     assert_modified(case, q, COUNTS, chunk=chunk, causal=causal)
 
 
-def spans_of(*places):
-    """[tokens, 2] spans of the call's queries by (sequence, begin, end): those whose positions lie there have it."""
-    rows = [[0, 0] for _ in range(sum(COUNTS))]
-    for sequence, begin, end in places:
-        first = sum(COUNTS[:sequence])
-        for i in range(COUNTS[sequence]):
-            if begin <= LENGTHS[sequence] - COUNTS[sequence] + i < end:
-                rows[first + i] = [begin, end]
-    return np.array(rows, np.int32)
-
-
 @pytest.mark.parametrize("window", [None, 3, 64])
 def test_a_span_shows_its_keys_to_its_queries(case, q, window):
     # An image within the new tokens; one that began before them, further back than a window; one of a whole sequence.
-    spans = spans_of((2, 0, 7), (3, 100, 249), (3, 250, 255))
+    spans = spans_of(LENGTHS, COUNTS, (2, 0, 7), (3, 100, 249), (3, 250, 255))
     poison_unseen(case, COUNTS, spans=spans, window=window)
     out, _ = assert_modified(case, q, COUNTS, spans=spans, window=window)
     without, _ = attend(case, q, COUNTS, window=window)
@@ -159,11 +149,6 @@ def test_a_query_s_temperature_is_that_of_its_position(case, q, positions):
 
 
 # --- what is equal, bit for bit -------------------------------------------------------------------------------------
-
-
-def assert_same(some, others):
-    for a, b in zip(some, others, strict=True):
-        np.testing.assert_array_equal(a.view(f"u{a.dtype.itemsize}"), b.view(f"u{b.dtype.itemsize}"))
 
 
 @pytest.mark.parametrize("copies", ["cp_async", "registers"])

@@ -21,14 +21,19 @@ PAIRS = {
     "i4": ("int4", "int4"),
     "e4m3": ("float8_e4m3", "float8_e4m3"),
 }
-BUILT = [
-    (entry.axes["kv"], entry.axes["copies"], entry.axes["rows"], entry.axes["head_dim"])
-    for entry in registry.candidates("decode", dtype="bf16", variant="general")
-]
+BUILT = {
+    family: [
+        (entry.axes["kv"], entry.axes["copies"], entry.axes["rows"], entry.axes["head_dim"])
+        for entry in registry.candidates(family, dtype="bf16", variant="general")
+    ]
+    for family in ("decode", "prefill")
+}
+PAGE_SIZES = {"cp_async": [1, 3, 7, 16, 64], "registers": [1, 7, 16, 64], "tma": [8, 16, 24, 64]}
 
 
 def test_every_codec_that_is_built_is_drawn_below():
-    assert {kv for kv, *_ in BUILT} == set(PAIRS)
+    for family, built in BUILT.items():
+        assert {kv for kv, *_ in built} == set(PAIRS), family
 
 
 def options(draw, heads):
@@ -78,15 +83,30 @@ def spoil(cache, sequence, tokens):
         stored[page, place] = np.nan
 
 
-@settings(max_examples=120, deadline=None)
-@given(data=st.data(), seed=st.integers(0, 2**32 - 1))
-def test_any_combination_is_the_reference(data, seed):
-    draw, rng = data.draw, np.random.default_rng(seed)
-    kv, copies, rows, head_dim = draw(st.sampled_from(BUILT))
-    page_size = draw(st.sampled_from([1, 7, 16, 64]))
+# Kernels of warp groups are few, and their emulation takes long.
+@pytest.mark.parametrize(
+    ("family", "copies", "examples", "most"),  # most: new tokens of a sequence
+    [("decode", ("cp_async", "registers"), 120, 9), ("prefill", ("cp_async",), 80, 140), ("prefill", ("tma",), 8, 90)],
+    ids=["decode", "prefill", "prefill by warp groups"],
+)
+def test_any_combination_is_the_reference(family, copies, examples, most):
+    built = [kernel for kernel in BUILT[family] if kernel[1] in copies]
+
+    @settings(max_examples=examples, deadline=None)
+    @given(data=st.data(), seed=st.integers(0, 2**32 - 1))
+    def check(data, seed):
+        assert_combination(data.draw, np.random.default_rng(seed), built, most)
+
+    assert built
+    check()
+
+
+def assert_combination(draw, rng, built, most):
+    kv, copies, rows, head_dim = draw(st.sampled_from(built))
+    page_size = draw(st.sampled_from(PAGE_SIZES[copies]))
     lengths = draw(st.lists(st.integers(0, 330), min_size=1, max_size=3))
-    counts = [draw(st.integers(0, min(length, 9) + 2)) for length in lengths]
-    heads = 2 * draw(st.sampled_from([1, 2, 3, 8]))
+    counts = [draw(st.integers(0, min(length, most) + 2)) for length in lengths]
+    heads = 2 * draw(st.sampled_from([1, 2, 3, 4, 8]))
     cache = Quantised(
         PAIRS[kv],
         lengths,
@@ -100,7 +120,8 @@ def test_any_combination_is_the_reference(data, seed):
     if draw(st.booleans()):
         wishes["spans"] = drawn_spans(draw, lengths, counts)
     if draw(st.booleans()):
-        wishes["tree"] = np.concatenate([branches(rng, count, 1) for count in counts])
+        words = draw(st.sampled_from([1, 2]))
+        wishes["tree"] = np.concatenate([branches(rng, count, words) for count in counts])
     hide(cache, counts, wishes)
     for sequence, (length, count) in enumerate(zip(lengths, counts, strict=True)):
         # One of the new tokens, which some queries see: they are NaN then, and no others.

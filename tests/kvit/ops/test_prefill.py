@@ -159,13 +159,13 @@ def test_prompts_are_given_to_prefill_and_steps_to_decode():
     assert families == {1: "decode", 4: "decode", 8: "decode", 9: "prefill", 100: "prefill", 4096: "prefill"}
 
 
-def built_for_gpus(dtype="bf16", kv="b16", head_dim=128):
+def built_for_gpus(dtype="bf16", kv="b16", head_dim=128, variant="plain"):
     """All kernels of attention as a build for every target has them."""
     archs = {spec.symbol: spec.archs for spec in manifest("decode", "prefill")}
     return tuple(
         kernel._replace(archs=archs[kernel.symbol])
         for family in ("decode", "prefill")
-        for kernel in registry.candidates(family, dtype=dtype, kv=kv, head_dim=head_dim, variant="plain")
+        for kernel in registry.candidates(family, dtype=dtype, kv=kv, head_dim=head_dim, variant=variant)
     )
 
 
@@ -187,6 +187,17 @@ def test_what_a_gpu_takes(capability, rows, page_size, family, copies):
     call = choose.Call("bf16", "b16", 128, rows, page_size)
     kernel = choose.choose(built_for_gpus(), call, capability).kernel
     assert (kernel.family, kernel.axes["copies"]) == (family, copies)
+
+
+def test_a_gpu_takes_general_kernels_of_warp_groups_where_they_are_named_alone():
+    built, call = built_for_gpus(variant="general"), choose.Call("bf16", "b16", 128, 4 * 4096, 16)
+    unasked = choose.choose(built, call, (9, 0))
+    assert (unasked.kernel.family, unasked.kernel.axes["copies"]) == ("prefill", "cp_async")
+    ((refused, why),) = [pair for pair in unasked.refused if pair[0].family == "prefill"]
+    assert refused.axes["copies"] == "tma" and "has not run on a GPU yet" in why
+    assert choose.choose(built, call, (9, 0), wanted={"rows": 128}).kernel.axes["copies"] == "cp_async"
+    for wanted in ({"copies": "tma"}, {"copies": "tma", "rows": 128}, refused.symbol):
+        assert choose.choose(built, call, (9, 0), wanted=wanted).kernel is refused
 
 
 def test_shared_memory_fits_the_smallest_gpus():
