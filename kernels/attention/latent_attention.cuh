@@ -62,27 +62,21 @@ class LatentAttention {
     WgmmaWait<NumBehind>();
   }
 
-  /// Scores become weights; those before are still being multiplied.
-  KVIT_DEVICE void Weigh() { Weigh(SeenKeys<false, 1>{}); }
-  /// The same of a tile that hides something: seen(row) is the range of its tokens that row `row` of the warp sees.
-  template <class Seen>
-  KVIT_DEVICE void WeighMasked(Seen&& seen) {
-    SeenKeys<true, 1> keys;
-    Softmax::ForEachRow([&](int m, int h) {
-      const KeyRange range = seen(h * 8 + LaneIndex() / 4);
-      keys.range[m][h] = {Max(range.begin - group_ * kOwnTokens, 0),
-                          Min(range.end - group_ * kOwnTokens, int(kOwnTokens))};
-    });
-    Softmax::Hide(scores_, scale_, keys);
-    Weigh(keys);
+  /// Scores become weights; those before are still being multiplied. rows is what the warp's rows see of the group's
+  /// own tokens, as CausalRows has it; is_masked, a Known, whether that hides something.
+  template <class Rows, class IsMasked>
+  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked) {
+    const auto seen = rows.OfLane(is_masked);
+    if (is_masked) Softmax::Hide(scores_, scale_, seen);
+    WeighSeen(seen);
   }
 
   /// Begins to add the values of the last tile that was weighed.
   KVIT_DEVICE void IssueValues(const char* tile) { values_.Issue(weights_, OwnChannels(tile)); }
-  /// Before that: adds what is infinite or NaN of them to the rows that see it; seen(row) as WeighMasked has it.
-  template <class Seen>
-  KVIT_DEVICE void AddSpecial(const Seen& seen, const char* tile) {
-    const SpecialStep<Seen> step = {seen, OwnChannels(tile)};
+  /// Before that: adds what is infinite or NaN of them to the rows that see it; rows is of all tokens of the tile.
+  template <class Rows>
+  KVIT_DEVICE void AddSpecial(const Rows& rows, const char* tile) {
+    const SpecialStep<Rows> step = {rows, OwnChannels(tile)};
     MaskedValues<Values, 1, kBlocks>::template AddRowByRow<KeepsSpecial<T>>(values_, step, weights_);
   }
   /// Its channels of a tile.
@@ -133,15 +127,14 @@ class LatentAttention {
     float scale;
     KVIT_DEVICE float Scale(int, int) const { return scale; }
   };
-  template <class SeenOf>
+  template <class Rows>
   struct SpecialStep {
-    const SeenOf& seen;
+    const Rows& rows;
     const char* tile;
-    KVIT_DEVICE KeyRange Seen(int row) const { return seen(row); }
     KVIT_DEVICE const char* Value(int s, int c) const { return tile + OwnLayout::Offset(s, c * int(sizeof(T))); }
   };
-  template <class Keys>
-  KVIT_DEVICE void Weigh(const Keys& seen) {
+  template <class Seen>
+  KVIT_DEVICE void WeighSeen(const Seen& seen) {
     constexpr auto of_value = [](int) { return ScaleZero{}; };
     float top[1][2];
     const bool rises = softmax_.Relate(scores_, scale_, of_value, top);
@@ -160,8 +153,8 @@ class LatentAttention {
   }
 
   // Both warps bring the rows' bases up to the largest weight of either.
-  template <class Keys>
-  KVIT_DEVICE void WeighAgain(float (&top)[1][2], const Keys& seen) {
+  template <class Seen>
+  KVIT_DEVICE void WeighAgain(float (&top)[1][2], const Seen& seen) {
     constexpr auto of_value = [](int) { return ScaleZero{}; };
     pair_.Leave();
     uint32_t mine[8] = {BitCast<uint32_t>(top[0][0]), BitCast<uint32_t>(top[0][1])}, others[8];

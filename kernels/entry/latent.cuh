@@ -42,6 +42,8 @@ struct LatentKernel {
   using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, kOpening>;
   using Ring = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;
   using Score = typename Variant::Score;
+  using Rows = typename Variant::template Rows<Scheduler, 16, kTileTokens>;
+  using OwnRows = typename Variant::template Rows<Scheduler, 16, kTileTokens / 2>;  // of a group's tokens
   using Attention = LatentAttention<T, Dims, kTileTokens, Score>;
   using Combiner = Combine<T, Dims, kRows, kConsumers, RowsOfWarps<16, true, true>, Scheduler, Score>;
 
@@ -118,7 +120,7 @@ struct LatentKernel {
     };
     if (loader == 0) {
       BoxLoader<Ring, kTileTokens, kStages>(params, params.k_map, shared.tiles, shared.of_tiles)
-          .Run(shared.plan, true, sync);
+          .Run(shared.plan, scheduler, true, sync);
     } else {
       LoadQueries(params, scheduler, range, shared, loader - 1, sync);
     }

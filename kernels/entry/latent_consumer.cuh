@@ -6,6 +6,7 @@
 
 #include "abi/params.h"
 #include "attention/group_tile.cuh"
+#include "core/constants.cuh"
 #include "pipeline/work_plan.cuh"
 #include "platform/platform.cuh"
 #include "schedule/cta_range.cuh"
@@ -33,7 +34,7 @@ class LatentConsumer {
     Combiner combine(params_, scheduler_, range_, shared_.combine);
     Attention attention(params_.scale * 1.44269504088896341f, WarpIndex() / 4, shared_.exchange);
     while (GoOnSlowly(attention, combine)) {
-      while (tile_ + 1 < masked_) GoOn(attention);
+      while (tile_ + 1 < are_whole_.last) GoOn(attention);
     }
     combine.Join();
   }
@@ -48,7 +49,7 @@ class LatentConsumer {
     attention.IssueValues(LastTile());
     attention.template ScoresLanded<1>();
     NoteScores(attention);
-    attention.Weigh();
+    attention.Weigh(OwnRowsOf(Now().work), Known<false>{});
     attention.AllLanded();
     attention.Settle();
     ReleaseLastTile();
@@ -94,18 +95,20 @@ class LatentConsumer {
       if (now.work.of.is_bad) attention.Poison();
       tile_ = now.visible.first - 1;
       last_ = now.visible.last - 1;
-      masked_ = Min(now.masked, now.visible.last);
+      are_whole_ = now.are_whole;
+      are_whole_.last = Min(are_whole_.last, now.visible.last);
     }
     if (has_tile) {
       ++tile_;
       NoteScores(attention);
-      attention.WeighMasked(SeenOf(Now().work));
+      const Work& work = Now().work;
+      attention.Weigh(OwnRowsOf(work), Known<true>{});
       attention.Settle();
-      from_special_ = Max(0, scheduler_.Visible(Now().work, 0).end - tile_ * kTileTokens);
+      from_special_ = RowsOf(work).FirstHidden(scheduler_.Common(work));
       ++count_;
     } else {
       Release(&shared_.queries_free);
-      tile_ = last_ = masked_ = 0;
+      tile_ = last_ = are_whole_.last = 0;
     }
     return true;
   }
@@ -134,7 +137,7 @@ class LatentConsumer {
     char* const own = tile + (attention.OwnChannels(tile) - tile);
     const bool has_special = Tile::HasSpecial(own, from_special_, ThreadIndex() % 128, 128);
     if (SyncGroupOr(has_special)) {
-      attention.AddSpecial(SeenOf(Now().work), tile);
+      attention.AddSpecial(RowsOf(Now().work), tile);
       SyncGroupOr(false);  // all of the group have read them
       Tile::ClearSpecial(own, from_special_, ThreadIndex() % 128, 128);
       FenceAsyncCopies();  // before the matrix unit reads them
@@ -144,18 +147,14 @@ class LatentConsumer {
   }
   using Tile = GroupTile<typename Kernel::Element, typename Attention::OwnLayout, kTileTokens>;
 
-  // What the calling warp's rows see of the tile that is weighed, or was last.
-  struct Seen {
-    const Scheduler& scheduler;
-    const Work& work;
-    int first_key;
-
-    KVIT_DEVICE KeyRange operator()(int row) const {
-      const KeyRange keys = scheduler.Visible(work, WarpIndex() % 4 * 16 + row);
-      return {0, Min(keys.end - first_key, kTileTokens)};
-    }
-  };
-  KVIT_DEVICE Seen SeenOf(const Work& work) const { return {scheduler_, work, tile_ * kTileTokens}; }
+  // What the calling warp's rows see of the tile that is weighed, or was last: of all its tokens, or the group's own.
+  KVIT_DEVICE typename Kernel::Rows RowsOf(const Work& work) const {
+    return {scheduler_, work, FirstRow(), tile_ * kTileTokens};
+  }
+  KVIT_DEVICE typename Kernel::OwnRows OwnRowsOf(const Work& work) const {
+    return {scheduler_, work, FirstRow(), tile_ * kTileTokens + WarpIndex() / 4 * (kTileTokens / 2)};
+  }
+  static KVIT_DEVICE int FirstRow() { return WarpIndex() % 4 * 16; }
 
   // The calling warp has left what a barrier guards: all lanes have, since they have waited for products together.
   static KVIT_DEVICE void Release(uint64_t* barrier) {
@@ -166,12 +165,12 @@ class LatentConsumer {
   const Scheduler& scheduler_;
   const CtaRange& range_;
   Shared& shared_;
-  uint32_t row_tile_ = ~0u;         // the last that was begun, from 0
-  int tile_ = 0, last_ = 0;         // of its tiles: the last that was begun, and the last
-  int masked_ = 0;                  // the first of which some row does not see all
-  bool has_values_ = false;         // whether values of that tile are still to be added
-  int from_special_ = kTileTokens;  // of that tile: the first token that some row does not see
-  uint32_t count_ = 0;              // tiles so far
+  uint32_t row_tile_ = ~0u;               // the last that was begun, from 0
+  int tile_ = 0, last_ = 0;               // of its tiles: the last that was begun, and the last
+  decltype(Work::tiles) are_whole_ = {};  // of which all rows see all
+  bool has_values_ = false;               // whether values of that tile are still to be added
+  int from_special_ = kTileTokens;        // of that tile: the first token that some row does not see
+  uint32_t count_ = 0;                    // tiles so far
 };
 
 }  // namespace kvit

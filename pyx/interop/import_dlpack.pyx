@@ -32,21 +32,21 @@ cdef Tensor from_dlpack(object source, ArrayType kind, void *stream):
 
 
 cdef Tensor from_exchange(object source, ArrayType kind, void *stream):
-    """By the C functions of the type. None where these do not lend it and __dlpack__ may do so, or say why not."""
+    """By the C functions of the type. None where these do not export it and __dlpack__ may do so, or say why not."""
     cdef Tensor tensor = Tensor.__new__(Tensor)
-    cdef DLManagedTensorVersioned *lent = NULL
+    cdef DLManagedTensorVersioned *managed = NULL
     cdef void *producer = NULL
     cdef int status
     try:
         if kind.has_dlpack and kind.has_gradients and source.requires_grad:  # which the functions do not look at
             return None
-        status = kind.api.managed_tensor_from_py_object_no_sync(<void *>source, &lent)
+        status = kind.api.managed_tensor_from_py_object_no_sync(<void *>source, &managed)
         if status == 0:
-            tensor.lent = lent  # given back with the tensor, whatever is raised from here on
+            tensor.managed = managed  # given back with the tensor, whatever is raised from here on
         check(status)
-        if lent == NULL:
+        if managed == NULL:
             raise BufferError("its C function gives nothing")
-        if kind.has_dlpack and lent.version.major == 1 and dtype_of_dlpack(lent.dl_tensor.dtype) < 0:
+        if kind.has_dlpack and managed.version.major == 1 and dtype_of_dlpack(managed.dl_tensor.dtype) < 0:
             return None
     except MemoryError:
         raise
@@ -56,10 +56,11 @@ cdef Tensor from_exchange(object source, ArrayType kind, void *stream):
         tensor = None
     if tensor is None:
         return None
-    read_managed(tensor, lent, source)
+    read_managed(tensor, managed, source)
     if tensor.memory.device_type == ON_CUDA:
         try:
-            check(kind.api.current_work_stream(lent.dl_tensor.device.device_type, tensor.memory.device_id, &producer))
+            check(kind.api.current_work_stream(managed.dl_tensor.device.device_type, tensor.memory.device_id,
+                                               &producer))
         except Exception as error:
             raise refusal(source, error) from error
         order_after(tensor, producer, stream)
@@ -131,15 +132,15 @@ cdef object no_device(int device_type):
     return DeviceError(f"DLPack device type {device_type} is neither a CPU nor a CUDA GPU; copy to either")
 
 
-cdef int read_managed(Tensor tensor, const DLManagedTensorVersioned *lent, object source) except -1:
-    if lent.version.major != 1:
-        raise LayoutError(f"DLPack {lent.version.major}.{lent.version.minor} is unknown; kvit reads 0, 1")
-    if lent.flags & DL_FLAG_IS_COPIED:
-        raise LayoutError(f"the {type(source).__name__} lends a copy of its memory; kvit works in place")
-    if lent.flags & DL_FLAG_PADDED and lent.dl_tensor.dtype.bits < 8:
+cdef int read_managed(Tensor tensor, const DLManagedTensorVersioned *managed, object source) except -1:
+    if managed.version.major != 1:
+        raise LayoutError(f"DLPack {managed.version.major}.{managed.version.minor} is unknown; kvit reads 0, 1")
+    if managed.flags & DL_FLAG_IS_COPIED:
+        raise LayoutError(f"the {type(source).__name__} exports a copy of its memory; kvit works in place")
+    if managed.flags & DL_FLAG_PADDED and managed.dl_tensor.dtype.bits < 8:
         raise LayoutError(f"the {type(source).__name__} holds 4-bit elements one per byte, kvit two; pack them first")
-    tensor.memory.readonly = (lent.flags & DL_FLAG_READ_ONLY) != 0
-    return read_view(tensor, &lent.dl_tensor)
+    tensor.memory.readonly = (managed.flags & DL_FLAG_READ_ONLY) != 0
+    return read_view(tensor, &managed.dl_tensor)
 
 
 cdef int read_view(Tensor tensor, const DLTensor *view) except -1:

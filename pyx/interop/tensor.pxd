@@ -26,7 +26,7 @@ cdef enum:
 
 cdef class Tensor:
     cdef object owner                  # keeps the memory alive
-    cdef DLManagedTensorVersioned *lent  # so does this, until it is given back with the tensor; NULL: there is none
+    cdef DLManagedTensorVersioned *managed  # so does this, until it is given back with the tensor; NULL: there is none
     # Address, shape, byte strides, dtype (enum KvitDtype) and device (ON_HOST, ON_CUDA): what a C caller hands in, too.
     # The stride of the packed last axis of a 4-bit type is 0.
     cdef kvit_tensor memory

@@ -31,8 +31,8 @@ cdef class Tensor:
         raise TypeError("Tensor.wrap(array) or Tensor.from_pointer(...) makes one")
 
     def __dealloc__(self):
-        if self.lent != NULL and self.lent.deleter != NULL:
-            self.lent.deleter(self.lent)
+        if self.managed != NULL and self.managed.deleter != NULL:
+            self.managed.deleter(self.managed)
 
     @staticmethod
     def wrap(source, dtype=None, stream=0) -> Tensor:

@@ -89,7 +89,7 @@ def test_a_library_that_fails_during_a_call_leaves_everything_as_it_was(step):
     [
         (dict(flags=exchange.READ_ONLY), kvit.LayoutError, "out is read-only and would be written"),
         (dict(device=(exchange.CUDA, 0)), kvit.DeviceError, "out is on cuda:0, the call on host"),
-        (dict(flags=exchange.IS_COPIED), kvit.LayoutError, "lends a copy of its memory"),
+        (dict(flags=exchange.IS_COPIED), kvit.LayoutError, "exports a copy of its memory"),
         (dict(shape=(2, 4)), kvit.ShapeError, "out has shape"),
     ],
     ids=["read-only", "device", "copy", "shape"],

@@ -106,7 +106,7 @@ def test_whole_bytes_are_not_padded(array):
 
 def test_flags_say_what_may_be_done_with_the_memory(array):
     assert Tensor.wrap(lender(array, flags=exchange.READ_ONLY)).readonly
-    with pytest.raises(LayoutError, match="lends a copy of its memory; kvit works in place"):
+    with pytest.raises(LayoutError, match="exports a copy of its memory; kvit works in place"):
         Tensor.wrap(lender(array, flags=exchange.IS_COPIED))
 
 
