@@ -69,7 +69,7 @@ def attention(
     stream = seqs.stream_of(stream) if is_step else Stream.wrap(stream, owner.device)
     q = _checks.tensor("q", q, None, stream)
     _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=view.k_dim)
-    given = out, lse
+    given_out, given_lse = out, lse
     if out is not None:
         out = _checks.tensor("out", out, None, stream)
     if lse is not None:
@@ -115,8 +115,8 @@ def attention(
     found = op(q, view, table, query_indptr=indptr, out=out, lse=lse, spans=spans, tree=tree, stream=stream)
     if sent is not None:
         owner.tables.give(sent)
-    out, lse = (made if own is None else own for made, own in zip((found, lse), given, strict=True))
-    return (out, lse) if return_lse else out
+    out = found if given_out is None else given_out
+    return (out, lse if given_lse is None else given_lse) if return_lse else out
 
 
 def _layer_of(cache: Any) -> tuple[PagedCache, int]:

@@ -108,18 +108,33 @@ cdef class Growth:
     @property
     def pages(self) -> list:
         """Pages of each sequence that hold its tokens, the new ones included. Raises KvitError unless it is current."""
+        cdef int i, j
         self.require_current()
-        return [tuple([self.page_at(i, j) for j in range(self.num_pages(i))]) for i in range(len(self.sequences))]
+        found = []
+        for i in range(len(self.sequences)):
+            ids = []
+            for j in range(self.num_pages(i)):
+                ids.append(self.page_at(i, j))
+            found.append(tuple(ids))
+        return found
 
     @property
     def lengths(self) -> list:
         """Tokens of each sequence, the new ones included."""
-        return [self.rows[i].length for i in range(len(self.sequences))]
+        cdef int i
+        found = []
+        for i in range(len(self.sequences)):
+            found.append(self.rows[i].length)
+        return found
 
     @property
     def new_tokens(self) -> list:
         """Of each sequence."""
-        return [self.rows[i].new_tokens for i in range(len(self.sequences))]
+        cdef int i
+        found = []
+        for i in range(len(self.sequences)):
+            found.append(self.rows[i].new_tokens)
+        return found
 
     def require_current(self):
         """Raise KvitError unless it is open, and no sequence of it was changed since."""
@@ -186,7 +201,7 @@ cdef class Growth:
 
 
 def pages_needed(PageLists pool not None, tuple sequences not None, new_tokens) -> int:
-    """Pages that `new_tokens` of each sequence would take, copies of shared ones included. As Growth, and takes none."""
+    """Pages that `new_tokens` of each sequence would take, copies of shared ones included; none is taken."""
     cdef int i, copies = 0, n = len(sequences)
     cdef GrowthRow *rows
     check_members(pool, sequences, True)
@@ -246,7 +261,8 @@ cdef int check_members(PageLists pool, tuple sequences, bint distinct) except -1
         held = sequence.live()
         if distinct and held.mark == pool.clock:
             raise ShapeError(
-                f"seqs[{i}] is seqs[{sequences.index(sequence)}] again; give each sequence once, with all its new tokens"
+                f"seqs[{i}] is seqs[{sequences.index(sequence)}] again; give each sequence once, with all its new "
+                "tokens"
             )
         held.mark = pool.clock
     return 0

@@ -44,18 +44,27 @@ cdef class PageLists:
 
     def used(self) -> list:
         """Pages that somebody has, in ascending order."""
-        return [page for page in range(self.num_pages) if self.counts[page]]
+        cdef int page
+        found = []
+        for page in range(self.num_pages):
+            if self.counts[page] != 0:
+                found.append(page)
+        return found
 
     def next_free(self, count) -> list:
         """The pages that are taken next, at most `count`; they stay free."""
-        return [self.free_pages[self.num_free_pages - 1 - i] for i in range(min(count, self.num_free_pages))]
+        cdef int i
+        found = []
+        for i in range(min(count, self.num_free_pages)):
+            found.append(self.free_pages[self.num_free_pages - 1 - i])
+        return found
 
     def all_pages(self) -> list:
         """The pages of every list, lists in the order in which they were made; those of open growths too."""
         cdef PageList *pages = self.ends.next
         found = []
         while pages != &self.ends:
-            found.append(tuple([pages.ids[i] for i in range(pages.count)]))
+            found.append(ids_of(pages))
             pages = pages.next
         return found
 
@@ -93,8 +102,7 @@ cdef class PooledSequence:
     @property
     def pages(self) -> tuple:
         """Ids of the pages that hold the tokens, in order. Raises SequenceFreed."""
-        cdef PageList *held = self.live()
-        return tuple([held.ids[i] for i in range(held.count)])
+        return ids_of(self.live())
 
     @property
     def is_freed(self) -> bool:
@@ -162,6 +170,14 @@ cdef int require_new(PooledSequence sequence) except -1:
     if sequence.lists is not None:
         raise KvitError("the sequence is in a pool already; take a new one from cache.sequence()")
     return 0
+
+
+cdef tuple ids_of(const PageList *pages):
+    cdef int i
+    found = []
+    for i in range(pages.count):
+        found.append(pages.ids[i])
+    return tuple(found)
 
 
 cdef PageList *new_list(int32_t room) except NULL:

@@ -10,8 +10,8 @@ from test_tinylm_model import random_weights
 
 import kvit
 
-CONFIG = Config(width=48, layers=3, query_heads=4, kv_heads=2, head_dim=64, ffn_width=40, context=64)
-CHATS, PREFIXES, NEW_TOKENS, CHUNK = 64, 5, 8, 7
+CONFIG = Config(width=48, layers=2, query_heads=4, kv_heads=2, head_dim=64, ffn_width=40, context=64)
+CHATS, PREFIXES, NEW_TOKENS, CHUNK = 64, 5, 6, 7
 
 
 class Chat:
@@ -83,7 +83,7 @@ class Server:
     def turn(self):
         """A step of some chats that are not done, whatever has to go for it."""
         waiting = [chat for chat in self.chats if not chat.is_done]
-        chosen = [waiting[i] for i in self.rng.permutation(len(waiting))[: int(self.rng.integers(1, 17))]]
+        chosen = [waiting[i] for i in self.rng.permutation(len(waiting))[: int(self.rng.integers(1, 25))]]
         ready = []
         for chat in chosen:
             if chat.swapped is not None:
@@ -144,7 +144,7 @@ def test_64_chats_in_one_cache_give_the_tokens_of_each_alone(rng, device):
             logits, token = alone[at - 1], chat.text[at]
             assert logits[token] >= logits.max() - 0.02  # two that are equal but for rounding may change places
             same, total = same + (int(np.argmax(logits)) == token), total + 1
-    assert total >= 500 and same >= 0.99 * total
+    assert total >= 350 and same >= 0.99 * total
 
     for chat in [*server.chats, *prefixes]:
         chat.seq.free()
