@@ -151,7 +151,8 @@ class Registry:
             addable = [axis for axis in unknown if axis != "head_dim" or _is_power_of_two(axes[axis])]
             if addable:
                 rows = " and ".join(f"{axes[axis]} to [{family}] axes.{axis}" for axis in addable)
-                instead += f"  Add {rows} in kernels/manifest.toml and reinstall.\n"
+                of_types = ", its C++ types to [types] where it has none there," if "kv" in addable else ""
+                instead += f"  Add {rows}{of_types} in kernels/manifest.toml and reinstall.\n"
             return f"{_words(family, axes)}; {lists}.\n{instead}".rstrip("\n")
         # Each value is built somewhere, but not together: say what one change would find.
         near = []
