@@ -43,7 +43,8 @@ def what_exists(candidates: Candidates, families: Iterable[str], family: str, ax
         addable = [axis for axis in unknown if axis != "head_dim"]
         if addable:
             rows = " and ".join(f"{axes[axis]} to [{family}] axes.{axis}" for axis in addable)
-            instead += f"  Add {rows} in kernels/manifest.toml and reinstall.\n"
+            of_types = ", its C++ types to [types] where it has none there," if "kv" in addable else ""
+            instead += f"  Add {rows}{of_types} in kernels/manifest.toml and reinstall.\n"
         return f"{words(family, axes)}; {lists}.\n{instead}".rstrip("\n")
     # Each value is built somewhere, but not together: say what one change would find.
     near = []

@@ -178,7 +178,8 @@ def test_a_missing_pair_s_error_names_the_nearest_pair_in_the_words_of_the_user(
     assert str(raised.value) == (
         "keep dtype=bf16 kv=i4_i8 head_dim=64; built kvs are b16, i8, i4, i8_i4.\n"
         "  The nearest pair that is built is k='int8', v='int8' (32 bytes more per token and head).\n"
-        "  Add i4_i8 to [keep] axes.kv in kernels/manifest.toml and reinstall."
+        "  Add i4_i8 to [keep] axes.kv, its C++ types to [types] where it has none there, in kernels/manifest.toml "
+        "and reinstall."
     )
     with pytest.raises(KernelMissing, match=r"(?s)The nearest .* k='int8', v='int8' \(64 bytes more .*`skip` rows"):
         caches.find("keep", dtype="bf16", kv="i8_i4", head_dim=128)
