@@ -12,6 +12,7 @@ import statistics
 import struct
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import host_arrays
