@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import ReferenceAttention
-from model import Config, TinyLM
+from model import Config, Decoder
 from test_tinylm_model import random_weights
 
 import kvit
@@ -113,7 +113,7 @@ class Server:
 
 
 def test_64_chats_in_one_cache_give_the_tokens_of_each_alone(rng, device):
-    model = TinyLM(CONFIG, random_weights(CONFIG, rng))
+    model = Decoder(CONFIG, random_weights(CONFIG, rng))
     server = Server(rng, model, 170, device)
     # Prompts begin in five ways, and a chat is a fork of the prompt's first part: that lies in the cache once.
     prefixes = [Chat(rng.integers(1, 256, int(n)), 99, server.cache.sequence()) for n in rng.integers(9, 18, PREFIXES)]

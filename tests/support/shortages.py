@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import numpy as np
 
 import kvit
-import kvit.cache.requantise  # CPython's import never ends where all allocations fail: what is imported late, is here
+import kvit.cache.maintenance  # CPython's import never ends where all allocations fail: what is imported late, is here
 import kvit.ops.convert
 from kvit._native import host
 from support.cache_models import CacheModel
