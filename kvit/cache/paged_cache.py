@@ -21,7 +21,7 @@ from kvit.cache.operations import CachedOperations
 from kvit.cache.page_pool import PagePool
 from kvit.cache.sequence import Sequence
 from kvit.cache.step import Step
-from kvit.errors import refuse_copy
+from kvit.errors import ShapeError, refuse_copy
 from kvit.layouts.parameters import compute_dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
 from kvit.ops.faults import FaultRecord
@@ -119,10 +119,10 @@ class PagedCache(MaintainedCache):
         return len(self.places)
 
     def layer(self, index: int) -> CacheLayer:
-        """Layer `index` of the cache, from 0: what kvit.attention and a step take. Raises IndexError."""
+        """Layer `index` of the cache, from 0: what kvit.attention and a step take. Raises ShapeError."""
         index = _checks.whole("layer", index)
         if not 0 <= index < len(self.places):
-            raise IndexError(f"layer {index} of a cache of {len(self.places)}; give 0 to {len(self.places) - 1}")
+            raise ShapeError(f"layer {index} of a cache of {len(self.places)}; give 0 to {len(self.places) - 1}")
         return CacheLayer(self, index)
 
     @property

@@ -248,7 +248,7 @@ def test_what_a_step_does_not_fit_is_refused_in_words(rng):
             ("the cache has 2 layers; say which", kvit.ShapeError, lambda: kvit.attention(q, cache, taken)),
             ("the cache has 2 layers; say which", kvit.ShapeError, lambda: cache.gather([seq])),
             ("the cache has 2 layers; say which", kvit.ShapeError, lambda: cache.view),
-            ("layer 2 of a cache of 2", IndexError, lambda: cache.layer(2)),
+            ("layer 2 of a cache of 2", kvit.ShapeError, lambda: cache.layer(2)),
             ("rows for 3 layers and v for 2", kvit.ShapeError, lambda: cache.append([seq], [rows[0][0]] * 3, rows[0])),
         ]:  # fmt: skip
             with pytest.raises(error, match=match):

@@ -45,9 +45,9 @@ print(len(ERRORS), *sorted({type(error).__name__ for error in ERRORS}))
     ("name", "step", "at_least"),
     [
         ("append", 3, 100),
-        ("truncate", 1, 2),
+        ("truncate", 1, 0),  # asks for no memory, and so cannot run short of it
         ("fork", 1, 4),
-        ("free", 1, 1),
+        ("free", 1, 0),  # the same
         ("sequence", 1, 4),
         ("defragment", 3, 50),
         ("requantise", 9, 50),

@@ -10,7 +10,7 @@ from kvit.iterators.tensor_layout import TensorLayout
 MODELS = [(RakedThreadMap, (64, 64, 8, 4, 8, 1)), (SmemLayout, (64, 64, 8, 64)), (Swizzle, (3, 3, 3)),
           (TensorLayout, (128, 64))]  # fmt: skip
 SPECS = [(ProbeSpec, ("sm80", "f16", 64, 64, 2, "paged")), (BoxProbeSpec, ("f16", 64, 64, 2))]
-STRANGE = [None, 8.0, "8", np.float32(8), np.array([8, 8]), [8], True, object()]
+STRANGE = [None, 8.0, "8", np.float32(8), np.array([8, 8]), [8], True, object]
 
 
 @pytest.mark.parametrize("given", STRANGE, ids=str)
