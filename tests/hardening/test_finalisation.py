@@ -58,7 +58,7 @@ for name in names:
         sys.modules["kept_" + name] = thing
 if draw.randrange(2):
     last = Last()
-def work():
+def work(rows=rows):  # which may be no global any more when the thread begins
     while True:
         fresh = kvit.PagedCache(4, 4, 1, 64, device=device)
         own = fresh.sequence()
