@@ -221,7 +221,7 @@ def test_a_cache_refuses_what_python_refuses(new, rng):
         ({"layout": 4}, "ARGUMENT", "layout is 4"),
         ({"dtype": 1}, "DTYPE", "float32"),
         ({"dtype": -4}, "DTYPE", "dtype of kvit_cache_options has dtype -4"),
-        ({"head_dim": 96}, "KERNEL_MISSING", "head_dim=96; built head_dims are"),
+        ({"head_dim": 100}, "KERNEL_MISSING", "head_dim=100; built head_dims are"),
     ],
 )
 def test_caches_that_cannot_be_are_refused(new, fields, status, words):

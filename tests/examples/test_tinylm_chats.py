@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from backends import ReferenceAttention
-from model import Config, Decoder
+from model import Config, Decoder, rotate
 from test_tinylm_model import random_weights
 
 import kvit
@@ -51,19 +51,17 @@ class Server:
         tokens = np.concatenate([chat.text[at : at + n] for chat, at, n in zip(chats, starts, counts, strict=True)])
         positions = np.concatenate([np.arange(at, at + n) for at, n in zip(starts, counts, strict=True)])
         cos, sin = model._cos[positions, None], model._sin[positions, None]
-        x = model.weights["embedding.weight"][tokens.astype(int)]
         with self.cache.step([chat.seq for chat in chats], counts) as step:
 
             def attend(layer, q, k, v):
+                q, k = rotate(q, cos, sin), rotate(k, cos, sin)
                 place = self.cache.layer(layer)
                 place.append(step, self.place(k), self.place(v))
                 return kvit.attention(self.place(q), place, step).numpy().astype(np.float32)
 
-            for layer in range(CONFIG.layers):
-                x = x + model._attention(layer, x, cos, sin, attend)
-                x = x + model._ffn(layer, x)
+            logits = model.forward(tokens.astype(int), None, attend)  # which turns q and k itself
         self.cache.check()
-        return (model._norm("norm", x) @ model.weights["embedding.weight"].T)[np.cumsum(counts) - 1]
+        return logits[np.cumsum(counts) - 1]
 
     def make_room(self, needed):
         """Swap out or forget chats until so many pages are free, or nobody is left."""

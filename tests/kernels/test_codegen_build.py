@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -237,6 +238,7 @@ def test_without_ptxas_of_cuda_12_cubins_are_assembled_again_and_the_index_says_
     tree, monkeypatch, capfd
 ):
     shutil.rmtree(tree / "site" / "nvidia" / "cuda_nvcc")
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not (Path(path) / "nvidia" / "cuda_nvcc").exists()])
     index = build(tree, monkeypatch, archs="sm_80;compute_80")
     assert (index["ptxas"], index["drivers"]) == ("13.0", {"sm_80": [13, 0], "compute_80": [12, 0]})
     done = capfd.readouterr()

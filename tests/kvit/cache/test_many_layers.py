@@ -268,7 +268,7 @@ def test_what_a_step_does_not_fit_is_refused_in_words(rng):
         (kvit.ShapeError, r"layers\[0\].count is 0", [kvit.LayerSpec(count=0)]),
         (kvit.ShapeError, r"layers\[0\].kv_heads is 1.5", [kvit.LayerSpec(kv_heads=1.5)]),
         (kvit.ShapeError, "head_dim 128 and the cache's rope turns rows of 64", [kvit.LayerSpec(head_dim=128)]),
-        (kvit.KernelMissing, "head_dim", [kvit.LayerSpec(head_dim=72, rope=False)]),
+        (kvit.KernelMissing, "head_dim", [kvit.LayerSpec(head_dim=100, rope=False)]),
         (kvit.ShapeError, "layers is 268435456; a cache has at most 4096 layers", 2**28),
     ],
 )

@@ -143,7 +143,7 @@ def test_queries_that_do_not_fit_the_cache_are_refused(rng, filled):
         (kvit.DtypeError, "dtype is float32; queries are", {"dtype": "float32"}),
         (kvit.DtypeError, "unknown dtype 'bf17'", {"dtype": "bf17"}),
         (kvit.LayoutError, "layout is 'hnd'", {"layout": "hnd"}),
-        (kvit.KernelMissing, "head_dim=96.*64, 128", {"head_dim": 96}),
+        (kvit.KernelMissing, "head_dim=100.*64, 128", {"head_dim": 100}),
         (kvit.DeviceError, "device is 'tpu'", {"device": "tpu"}),
     ],
 )

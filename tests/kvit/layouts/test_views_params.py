@@ -92,9 +92,9 @@ def test_a_float8_scale_for_all_rows_for_each_head_or_for_each_row(name, error, 
 @pytest.mark.parametrize("name", ["k_scale", "v_scale"])
 @pytest.mark.parametrize("value", [-1.0, 0.0, -0.0, np.nan, np.inf, 1e-39], ids=str)
 def test_a_float8_scale_that_no_row_can_be_divided_by_is_refused(name, value):
-    with pytest.raises(kvit.DtypeError, match=rf"{name} is [-0-9a-z.]*; a scale of float8 must be positive"):
+    with pytest.raises(kvit.DtypeError, match=rf"{name} is [-0-9a-z.]*; a scale of float8 must be finite and"):
         float8(**{name: np.array(value, np.float32)})
-    with pytest.raises(kvit.DtypeError, match=rf"{name}\[1\] is .*; a scale of float8 must be positive"):
+    with pytest.raises(kvit.DtypeError, match=rf"{name}\[1\] is .*; a scale of float8 must be finite and"):
         float8(**{name: np.array([1, value], np.float32)})
     every_row = scales(*ROWS)
     every_row[1] = value
