@@ -149,7 +149,7 @@ class Registry:
     def serves(self, family: str, head_dim: AxisValue, **axes: AxisValue) -> KernelInfo:
         """The one of them. Raises KernelMissing, which says what exists nearby, and TypeError as `find` does."""
         found = self.serving(family, head_dim, **axes)
-        return found[0] if len(found) == 1 else self.find(family, head_dim=head_dim, **axes)
+        return found[0] if len(found) == 1 else self.find(family, **axes, head_dim=head_dim)
 
     def find(self, family: str, **axes: AxisValue) -> KernelInfo:
         """The one kernel at this point of the family's axes.
