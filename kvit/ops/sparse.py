@@ -15,8 +15,8 @@ from kvit.layouts.views import CacheView, PageTable
 from kvit.ops import aliases
 from kvit.ops.attention import Attention
 from kvit.ops.chosen_view import ChosenView
-from kvit.ops.operation import Operation, rows_per_sequence
-from kvit.selection import registry
+from kvit.ops.operation import Launch, Operation, rows_per_sequence
+from kvit.selection import choose, registry
 
 
 class SparseAttention(Operation):
@@ -30,7 +30,8 @@ class SparseAttention(Operation):
     queries       most query tokens of a call; memory for their tables is taken now, 4 bytes for each page they choose
     per_head      whether every KV head chooses for itself, or all together
     causal        a query sees no token behind its own, of its own entry either
-    options       scale, softcap, sinks, launch and kernel, as kvit.Attention has them
+    scale, softcap, sinks, kernel, launch
+                  as kvit.Attention has them; launch is of its kernel
 
     A call is two launches, captures into a graph, and allocates nothing but the outputs that are not given.
     Raises ShapeError (entry_tokens, counts), LayoutError (no smaller pages lie at equal distances in such a view;
@@ -48,18 +49,19 @@ class SparseAttention(Operation):
         queries: int,
         per_head: bool = False,
         causal: bool = True,
-        **options: Any,
+        scale: float | None = None,
+        softcap: float | None = None,
+        sinks: Any = None,
+        kernel: choose.Wanted = None,
+        launch: Launch = "direct",
     ):
-        super().__init__(view, None)
+        super().__init__(view, None, launch)
         self.entry_tokens, self.entries, self.queries = _checks.require_counts(
             entry_tokens=entry_tokens, entries=entries, queries=queries
         )
         self.causal, self.per_head = _checks.flag("causal", causal), _checks.flag("per_head", per_head)
         self.query_heads = _checks.group_size(query_heads, view.kv_heads) * view.kv_heads
-        unknown = sorted(set(options) - {"scale", "softcap", "sinks", "launch", "kernel"})
-        if unknown:
-            raise TypeError(f"there is no option {unknown[0]}; give scale, softcap, sinks, launch or kernel")
-        if self.per_head and options.get("sinks") is not None and view.kv_heads > 1:
+        if self.per_head and sinks is not None and view.kv_heads > 1:
             raise LayoutError(
                 "sinks are those of all query heads; with per_head=True no call has more than a KV head's"
             )
@@ -76,8 +78,9 @@ class SparseAttention(Operation):
         self._lengths = Buffer.empty((rows,), "int32", self.device)
         self._select = registry.find("select", warps=4)
         self.attention = Attention(
-            chosen.view, self.query_heads // self.choosers, causal=False, faults=self.faults, **options
-        )
+            chosen.view, self.query_heads // self.choosers, causal=False, scale=scale, softcap=softcap, sinks=sinks,
+            kernel=kernel, launch=launch, faults=self.faults,
+        )  # fmt: skip
 
     def __call__(
         self,

@@ -64,6 +64,7 @@ RIGHT = {
              lse=np.zeros((2, 4), np.float32), spans=None, tree=None, stream=s.stream),
     ),
     "Attention.check": lambda s: (kvit.Attention(s.view, 4).check, dict(stream=s.stream)),
+    "Attention.require_view": lambda s: (kvit.Attention(s.view, 4).require_view, dict(view=s.view)),
     "Attention.explain": lambda s: (kvit.Attention(s.view, 4).explain, dict(lengths=[3], gbps=10.0)),
     "Attention.explain of a batch": lambda s: (
         kvit.Attention(s.view, 4).explain, dict(lengths=None, batch=2, context=3, gbps=None)
@@ -173,6 +174,19 @@ RIGHT = {
         dict(view=s.view, table=s.table, by=1, first=0, source=None, stream=s.stream),
     ),
     "Shift.check": lambda s: (kvit.Shift(s.view, None).check, dict(stream=s.stream)),
+    "SparseAttention": lambda s: (
+        kvit.SparseAttention,
+        dict(view=s.view, query_heads=4, entry_tokens=1, entries=2, queries=2, per_head=False, causal=True, scale=None,
+             softcap=None, sinks=None, kernel=None, launch="direct"),
+    ),
+    "SparseAttention.__call__": lambda s: (
+        kvit.SparseAttention(s.view, 4, entry_tokens=1, entries=2, queries=2).__call__,
+        dict(q=rows(2, 4), view=s.view, table=s.table, indices=np.zeros((2, 1, 2), np.int32), query_indptr=None,
+             out=rows(2, 4), lse=np.zeros((2, 4), np.float32), stream=s.stream),
+    ),
+    "SparseAttention.check": lambda s: (
+        kvit.SparseAttention(s.view, 4, entry_tokens=1, entries=2, queries=2).check, dict(stream=s.stream)
+    ),
     "Stream": lambda s: (kvit.Stream, dict(device="host")),
     "Stream.default": lambda s: (kvit.Stream.default, dict(device="host")),
     "Stream.wrap": lambda s: (kvit.Stream.wrap, dict(stream=s.stream, device="host")),
