@@ -37,7 +37,7 @@ def test_more_ctas_than_a_grid_has_are_no_copy():
 def test_more_tiles_than_kernels_count_are_not_moved():
     # More entries than any memory has, at an address that no process has: the lists are refused before they are read.
     pages = kvit.Tensor.from_pointer(1 << 60, (2**31 - 1,), "int32")
-    source, target = large_view(4, 2**25, MANY), large_view(4, 2**25, MANY)
+    source, target = large_view(2, 2**22, MANY), large_view(2, 2**22, MANY)
     with pytest.raises(kvit.ShapeError, match="tiles of 32 tokens, and one call moves at most 4611686018427387904"):
         kvit.ConvertPages(source, target)(source, target, source_pages=pages, target_pages=pages)
 
