@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from kvit import _checks, codecs
 from kvit.codecs import Codec
@@ -17,8 +16,7 @@ MOST_LAYERS = 4096
 """More than any model has."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LayerSpec:
+class LayerSpec(NamedTuple):
     """`count` layers of a model that are alike, in the order of the model. What is absent is the cache's own.
 
         layers=[kvit.LayerSpec(count=5, window=1024), kvit.LayerSpec(kv_heads=2, head_dim=128)] * 8
@@ -46,8 +44,7 @@ class LayerSpec:
     window: Window = None
 
 
-@dataclass(frozen=True, eq=False)
-class LayerKind:
+class LayerKind(NamedTuple):
     """What layers have in common that lie side by side in memory, and share their operations."""
 
     kv_heads: int

@@ -8,7 +8,6 @@ from typing import Any
 
 from kvit import _checks
 from kvit.errors import ShapeError
-from kvit.ops.rope_config import read
 from kvit.ops.rope_scaling import Scaling
 
 _TURN = 2.0**64  # steps per turn: phases wrap around where unsigned 64-bit numbers do
@@ -118,6 +117,8 @@ class Rope(_checks.Made):
             raise TypeError(
                 f"layer_type is a {type(layer_type).__name__}; give a text such as 'full_attention', or None"
             )
+        from kvit.ops.rope_config import read  # which few programs need
+
         found = read(config, layer_type, None if layer is None else _checks.whole("layer", layer))
         scaling = found.scaling if length is None else {**found.scaling, "length": length}
         pairs = found.interleaved if interleaved is None else interleaved
