@@ -319,8 +319,9 @@ def test_every_public_call_with_arguments_is_tried():
     inherited = [
         "Batch.rows_of", "Batch.stream_of", "Buffer.from_pointer", "Buffer.wrap", "CacheLayer", "CopyPages.prepare",
         "LayerSpec", "LayerSpec.index", "PagePool.becoming", "PagePool.enter", "PagePool.moves_to_front",
-        "PagePool.next_free", "PagePool.renaming", "PagePool.shifted", "PagePool.take_free", "PagedCache.only_place", "Sequence",
-        "Sequence.outside", "Sequence.share_with", "Shift.prepare", "Step", "Step.rows_of", "Step.stream_of",
+        "PagePool.next_free", "PagePool.renaming", "PagePool.shifted", "PagePool.take_free", "PagedCache.only_place",
+        "Sequence", "Sequence.outside", "Sequence.share_with", "Shift.prepare", "Step", "Step.rows_of",
+        "Step.stream_of",
     ]  # fmt: skip
     assert sorted(missing) == inherited
 
