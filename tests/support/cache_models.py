@@ -49,6 +49,11 @@ class CacheModel:
         """K and V of `count` tokens in every layer."""
         return np.stack([new_tokens(self.rng, count, kv_heads=1) for _ in self.stored])
 
+    def of_layers(self, rows: np.ndarray) -> tuple[Any, Any]:
+        """K and V as an append to all layers takes them: an array, or one for each layer."""
+        k, v = ([to_device(x, self.cache.device) for x in rows[:, side]] for side in range(2))
+        return (k, v) if len(k) > 1 else (k[0], v[0])
+
     def step(self, attempt: Attempt = undisturbed) -> str:
         """One call of a kind that is drawn; returns what came of it: the kind, with "full" or "broken off"."""
         kind = str(self.rng.choice(_ACTIONS))
@@ -81,18 +86,17 @@ class CacheModel:
         seqs = [self.live[i][0] for i in chosen]
         lengths, needed, free = [len(seq) for seq in seqs], self.pages_for(seqs, counts), self.cache.num_free_pages
         assert self.cache.pages_needed(seqs, counts) == needed
-        k, v = ([to_device(x, self.cache.device) for x in new[:, side]] for side in range(2))
+        k, v = self.of_layers(new)
         in_steps, is_full = bool(self.rng.integers(2)), False
 
         def append() -> None:
             if in_steps:
                 with self.cache.step(seqs, counts) as step:
-                    for layer, rows_k, rows_v in zip(self.cache.layers, k, v, strict=True):
-                        layer.append(step, rows_k, rows_v)
-            elif len(k) > 1:
-                self.cache.append(seqs, k, v, new_tokens=counts)
+                    of_each = (k, v) if len(new) > 1 else ([k], [v])
+                    for layer, *rows in zip(self.cache.layers, *of_each, strict=True):
+                        layer.append(step, *rows)
             else:
-                self.cache.append(seqs, k[0], v[0], new_tokens=counts)
+                self.cache.append(seqs, k, v, new_tokens=counts)
 
         try:
             is_done = attempt(append)

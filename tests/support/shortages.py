@@ -43,7 +43,7 @@ class CacheCall:
         self.number += 1
         self.model = CacheModel(np.random.default_rng(self.number))
         gone = self.model.cache.sequence()
-        gone.append(*new_tokens(self.model.rng, 1, kv_heads=1))
+        gone.append(*self.model.of_layers(self.model.new_rows(1)))
         for kind in ("start", "append", "start", "append", "fork", "append", "fork"):
             getattr(self.model, kind)(lambda call: call() or True)
         gone.free()

@@ -64,9 +64,10 @@ def test_a_driver_of_cuda_12_has_all_that_a_call_needs(cuda, tmp_path):
     assert found["missing"] == [] and found["ms"] >= 0 and found["launches"] >= 2
     assert (found["target"], found["copies"], found["overlap"]) == ("sm_90", "tma", 1)
     asked, handed = logged(log)
-    # Each function is found in some version; cuda-bindings ask for far more, of which a driver of 12.0 lacks much.
+    # Each function is found in some version; cuda-bindings ask for far more, of which a driver of 12.0 lacks much, and
+    # one of 13.0 what releases of them that are newer than it ask for.
     assert all(any(asked[name]) for name in driver.FUNCTIONS)
-    assert any(not all(met) for met in asked.values()) == (cuda < 13000)
+    assert cuda >= 13000 or not all(all(met) for met in asked.values())
     # Raw cubins of ELF ABI version 7, which all of them take: none has to unpack anything.
     assert handed and set(handed) == {("cubin", 7, 0)}
 
