@@ -1,25 +1,13 @@
 """Attention over paged KV caches on NVIDIA GPUs, and on the host: precompiled kernels, raw buffers, no framework.
 
-Importing it needs no driver and starts no CUDA; numpy and the kernels are loaded when a call first needs them.
+Importing it needs no driver and starts no CUDA. A name is loaded when it is first asked for; numpy and the kernels,
+when a call first needs them.
 """
 
 import os
 from typing import TYPE_CHECKING, Any
 
-from ._native.buffer import Buffer
-from ._native.context import Device
-from ._native.event import Event
-from ._native.graph import Graph
-from ._native.stream import Stream
-from ._native.tensor import Tensor
-from .cache.attention import attention
-from .cache.batch import Batch
-from .cache.layer import CacheLayer
-from .cache.layers import LayerSpec
-from .cache.page_pool import PagePool
-from .cache.paged_cache import PagedCache
-from .cache.sequence import Sequence
-from .cache.step import Step
+from . import _native  # noqa: F401  says in words where nothing is compiled for this Python
 from .errors import (
     CacheFull,
     DeviceError,
@@ -34,18 +22,32 @@ from .errors import (
     SequenceFreed,
     ShapeError,
 )
-from .layouts.views import CacheView, PageTable
-from .ops.append import Append
-from .ops.attention import Attention
-from .ops.copy_pages import CopyPages
-from .ops.gather import Gather
-from .ops.merge import merge_state, merge_states
-from .ops.rope import Rope
 
 if TYPE_CHECKING:
+    from ._native.buffer import Buffer
+    from ._native.context import Device
+    from ._native.event import Event
+    from ._native.graph import Graph
+    from ._native.stream import Stream
+    from ._native.tensor import Tensor
+    from .cache.attention import attention
+    from .cache.batch import Batch
+    from .cache.layer import CacheLayer
+    from .cache.layers import LayerSpec
+    from .cache.page_pool import PagePool
+    from .cache.paged_cache import PagedCache
+    from .cache.sequence import Sequence
+    from .cache.step import Step
     from .layouts.turbomind import TurboMindBlocks
+    from .layouts.views import CacheView, PageTable
     from .layouts.vllm import VllmPages
+    from .ops.append import Append
+    from .ops.attention import Attention
     from .ops.convert import ConvertPages
+    from .ops.copy_pages import CopyPages
+    from .ops.gather import Gather
+    from .ops.merge import merge_state, merge_states
+    from .ops.rope import Rope
     from .ops.shift import Shift
     from .ops.sparse import SparseAttention
 
@@ -94,23 +96,50 @@ __all__ = [
 ]
 
 
-# Modules that few programs need: imported when a name is first asked for, so that the others start sooner.
-_ASKED_FOR = {
+# Where the names lie that TYPE_CHECKING has above: a program loads what it uses, and `import kvit` is quick.
+_MODULES = {
+    "Append": "ops.append",
+    "Attention": "ops.attention",
+    "Batch": "cache.batch",
+    "Buffer": "_native.buffer",
+    "CacheLayer": "cache.layer",
+    "CacheView": "layouts.views",
     "ConvertPages": "ops.convert",
+    "CopyPages": "ops.copy_pages",
+    "Device": "_native.context",
+    "Event": "_native.event",
+    "Gather": "ops.gather",
+    "Graph": "_native.graph",
+    "LayerSpec": "cache.layers",
+    "PagePool": "cache.page_pool",
+    "PageTable": "layouts.views",
+    "PagedCache": "cache.paged_cache",
+    "Rope": "ops.rope",
+    "Sequence": "cache.sequence",
     "Shift": "ops.shift",
     "SparseAttention": "ops.sparse",
+    "Step": "cache.step",
+    "Stream": "_native.stream",
+    "Tensor": "_native.tensor",
     "TurboMindBlocks": "layouts.turbomind",
     "VllmPages": "layouts.vllm",
+    "attention": "cache.attention",
+    "merge_state": "ops.merge",
+    "merge_states": "ops.merge",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _ASKED_FOR:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    found = globals()[name] = getattr(import_module(f".{_ASKED_FOR[name]}", __name__), name)
+    found = globals()[name] = getattr(import_module(f".{_MODULES[name]}", __name__), name)
     return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def get_include() -> str:
