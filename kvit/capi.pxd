@@ -42,6 +42,7 @@ cdef extern from "kvit.h" nogil:
         KVIT_DTYPE_U32
         KVIT_DTYPE_F64
         KVIT_DTYPE_I8
+        KVIT_HADAMARD
 
     enum:
         KVIT_DEVICE_HOST

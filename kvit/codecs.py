@@ -17,12 +17,24 @@ class Codec:
     dtype   of the stored elements
     short   in kernel names
     params  "" for none, "pair" for (scale, zero) in the compute dtype, "scale" for a float32 factor
+    plain   the codec that stores rows as they are, where this one stores their Hadamard transform; itself otherwise
     """
 
-    __slots__ = ("dtype", "name", "params", "short")
+    __slots__ = ("dtype", "name", "params", "plain", "short")
 
     def __init__(self, name: str, dtype: Dtype, short: str, params: str) -> None:
         self.name, self.dtype, self.short, self.params = name, dtype, short, params
+        self.plain = self
+
+    def with_hadamard(self) -> Codec:
+        """Another that stores the Hadamard transform of rows, as this one stores rows: the same kernels serve it."""
+        found = Codec(f"{self.name}_hadamard", self.dtype, self.short, self.params)
+        found.plain = self
+        return found
+
+    def hadamard_block(self, head_dim: int) -> int:
+        """Channels of a block of the transform: the largest power of two up to 128 that divides head_dim; 0: none."""
+        return 0 if self.plain is self else min(head_dim & -head_dim, MOST_HADAMARD)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return codec_of, (self.name,)  # there is one of each, in a copy too
@@ -41,13 +53,20 @@ INT4 = Codec("int4", dtypes.uint4, "i4", "pair")
 FLOAT8_E4M3 = Codec("float8_e4m3", dtypes.float8_e4m3fn, "e4m3", "scale")
 FLOAT8_E5M2 = Codec("float8_e5m2", dtypes.float8_e5m2, "e5m2", "scale")
 
-CODECS = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)
+INT8_HADAMARD = INT8.with_hadamard()
+INT4_HADAMARD = INT4.with_hadamard()
+
+PLAIN = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)
+CODECS = (*PLAIN, INT8_HADAMARD, INT4_HADAMARD)
 _BY_NAME = {codec.name: codec for codec in CODECS}
 # By the codes of dtypes, which hash in C: every new view asks twice.
-_BY_CODE = {**{codec.dtype.code: codec for codec in CODECS}, dtypes.int8.code: INT8}
+_BY_CODE = {**{codec.dtype.code: codec for codec in PLAIN}, dtypes.int8.code: INT8}
 
 PARAM_BYTES = 4
 """Of a row's parameters, of either kind."""
+
+MOST_HADAMARD = 128
+"""Channels of the largest block of a Hadamard transform: what a warp holds of a row, four channels a lane."""
 
 
 def codec_of(x: Any) -> Codec:
@@ -71,7 +90,7 @@ def codec_of(x: Any) -> Codec:
 def _did_you_mean(x: Any) -> str:
     import difflib
 
-    words = {word: codec.name for codec in CODECS for word in (codec.short, codec.name)}
+    words = {codec.short: codec.name for codec in PLAIN} | {codec.name: codec.name for codec in CODECS}
     close = difflib.get_close_matches(x.lower(), words, n=2) if isinstance(x, str) else []
     names = dict.fromkeys(words[word] for word in close)
     return f"; did you mean {' or '.join(names)}?" if names else ""
@@ -96,7 +115,7 @@ def pair_of_key(key: str, dtype: Dtype) -> tuple[Codec, Codec]:
 
     Raises DtypeError for what key_of never gives.
     """
-    by_short = {codec.short: codec for codec in CODECS if codec.short != "b16" or codec.dtype is dtype}
+    by_short = {codec.short: codec for codec in PLAIN if codec.short != "b16" or codec.dtype is dtype}
     k, _, v = key.partition("_")
     if k not in by_short or (v or k) not in by_short:
         raise DtypeError(f"{key!r} is no pair of codecs; the words for one are {', '.join(by_short)}")

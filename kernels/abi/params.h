@@ -28,6 +28,9 @@ typedef struct KvitCache {
   KvitPool pool[4];  // indexed like the iterators: 0 K, 1 V, 2 K parameters, 3 V parameters
   int32_t num_pages, page_size, num_kv_heads;
   int16_t k_dim, v_dim;  // channels of a row of K and of V
+  // Channels of a block of the Hadamard transform of which rows are stored, a power of two from 8 to 128; 0: as they
+  // are.
+  int32_t k_hadamard, v_hadamard;
   // [num_pages] where each page lies: a pool's base then counts bytes from there, and its page_stride is 0. NULL: page
   // p lies at p * page_stride.
   const void* const* blocks;
@@ -140,7 +143,7 @@ typedef struct KvitDecodeParams {
   // be read before it has ended.
   int32_t reads_ahead;
   int32_t partitions;  // lines of work, each with heads and CTAs of its own: divides the grid and the KV heads
-  int32_t reserved[11];
+  int32_t reserved[9];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
   KvitGeneral general;         // for kernels of variant `general`; behind what all others read
 } KvitDecodeParams;
@@ -278,7 +281,7 @@ typedef struct KvitProbeParams {
   int32_t stage;             // ring slot that the tile lands in
   int32_t advances;          // the tile is reached by SetTile(tile - advances), then so many Advance()
   int32_t box_tokens;        // of a box of both maps, as in KvitDecodeParams
-  int32_t reserved;
+  int32_t reserved[15];
   KvitTensorMap k_map, v_map;  // for kernels that copy by them
 } KvitProbeParams;
 
@@ -291,16 +294,16 @@ typedef struct KvitReadParams {
 
 #ifdef __cplusplus
 }
-static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 152, "the ABI of a cache is fixed");
+static_assert(sizeof(KvitPool) == 32 && sizeof(KvitCache) == 160, "the ABI of a cache is fixed");
 static_assert(sizeof(KvitPageTable) == 40 && sizeof(KvitTokens) == 16, "the ABI of a page table is fixed");
 static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFault) == 16, "the ABI of rows is fixed");
 static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 768, "the ABI of attention is fixed");
 static_assert(sizeof(KvitGeneral) == 128, "the ABI of attention is fixed");
 static_assert(offsetof(KvitDecodeParams, k_map) % 64 == 0, "tensor maps lie at multiples of 64");
 static_assert((sizeof(KvitProbeParams) - 2 * sizeof(KvitTensorMap)) % 64 == 0, "tensor maps lie at multiples of 64");
-static_assert(sizeof(KvitTransferParams) == 264 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 424,
+static_assert(sizeof(KvitTransferParams) == 272 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 432,
               "the ABI of append and gather is fixed");
-static_assert(sizeof(KvitShiftParams) == 304 && sizeof(KvitSelectParams) == 128,
+static_assert(sizeof(KvitShiftParams) == 312 && sizeof(KvitSelectParams) == 128,
               "the ABI of shift and select is fixed");
 #endif
 

@@ -9,6 +9,7 @@
 #include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
 #include "quant/codec.cuh"
+#include "quant/hadamard.cuh"
 
 namespace kvit {
 
@@ -47,7 +48,7 @@ struct KeyOperands<T, Plain, HeadDim> {
 
     /// Null: a row that does not exist. Any lane of the four that share the row calls for itself.
     template <class Width = RowWidth<HeadDim, false>>
-    KVIT_DEVICE void Read(const char* row, const Width& width = {}) {
+    KVIT_DEVICE void Read(const char* row, int /*hadamard*/, const Width& width = {}) {
       KVIT_UNROLL
       for (int load = 0; load < kLoads; ++load) {
         KVIT_UNROLL
@@ -97,21 +98,29 @@ struct KeyOperands<T, Codec, HeadDim> {
     float up;   // the power of two that the row was scaled by
     float sum;  // of the row as the products see it, over all channels
 
-    /// Null: a row that does not exist. All four lanes that share the row call together.
+    /// Null: a row that does not exist. All four lanes that share the row call together. Where keys are stored as
+    /// their Hadamard transform, by blocks of `hadamard` channels, the row is transformed too: products stay the same.
     template <class Width = RowWidth<HeadDim, false>>
-    KVIT_DEVICE void Read(const char* row, const Width& width = {}) {
-      Word raw[kLoads][2];
-      float top = 0.0f;
+    KVIT_DEVICE void Read(const char* row, int hadamard, const Width& width = {}) {
+      Numbers raw[kLoads][2];
       KVIT_UNROLL
       for (int load = 0; load < kLoads; ++load) {
         KVIT_UNROLL
         for (int half = 0; half < 2; ++half) {
           const int channel = WordChannel(load, half);
           const bool has = row != nullptr && width.Has(channel);
-          raw[load][half] = has ? LoadGlobal<Word>(row + channel * int(sizeof(T))) : Word{};
+          const Word word = has ? LoadGlobal<Word>(row + channel * int(sizeof(T))) : Word{};
           KVIT_UNROLL
-          for (int c = 0; c < kWord; ++c) top = fmaxf(top, fabsf(ToFloat(raw[load][half][c])));
+          for (int c = 0; c < kWord; ++c) raw[load][half][c] = ToFloat(word[c]);
         }
+      }
+      if constexpr (Codec::kHasZero) {
+        if (hadamard != 0) Transform(raw, hadamard);
+      }
+      float top = 0.0f;
+      KVIT_UNROLL
+      for (int i = 0; i < kLoads * 2 * kWord; ++i) {
+        top = fmaxf(top, fabsf(raw[i / (2 * kWord)][i / kWord % 2][i % kWord]));
       }
       top = fmaxf(top, ShuffleXor(top, 1));
       top = fmaxf(top, ShuffleXor(top, 2));
@@ -124,8 +133,8 @@ struct KeyOperands<T, Codec, HeadDim> {
         for (int half = 0; half < 2; ++half) {
           KVIT_UNROLL
           for (int i = 0; i < kPairs; ++i) {
-            const float lo = ToFloat(raw[load][half][KeyChannel<Codec>(i, 0)]) * up;
-            const float hi = ToFloat(raw[load][half][KeyChannel<Codec>(i, 1)]) * up;
+            const float lo = raw[load][half][KeyChannel<Codec>(i, 0)] * up;
+            const float hi = raw[load][half][KeyChannel<Codec>(i, 1)] * up;
             const float ratio = Codec::Unit(i) / kUnit;
             const uint32_t pair = Pack2<Half>(lo * ratio, hi * ratio);
             word[load][i / 2 * 2 + half][i % 2] = pair;
@@ -141,6 +150,38 @@ struct KeyOperands<T, Codec, HeadDim> {
 
  private:
   using Word = Array<T, kWord>;
+  using Numbers = Array<float, kWord>;
+
+  // A row's numbers lie in words of kWord channels, word by word in the four lanes, then half by half of the loads.
+  static KVIT_DEVICE void Transform(Numbers (&x)[kLoads][2], int block) {
+    constexpr int kWords = kLoads * 2;  // of a lane
+    KVIT_UNROLL
+    for (int i = 0; i < kWords; ++i) ButterfliesWithin(x[i / 2][i % 2]);
+    KVIT_UNROLL
+    for (int mask = 1; mask < 4; mask *= 2) {
+      if (block <= mask * kWord) continue;
+      KVIT_UNROLL
+      for (int i = 0; i < kWords * kWord; ++i) {
+        float& channel = x[i / kWord / 2][i / kWord % 2][i % kWord];
+        channel = ButterflyOfLanes(channel, mask);
+      }
+    }
+    KVIT_UNROLL
+    for (int step = 1; step < kWords; step *= 2) {
+      if (block <= step * kHalf) continue;
+      KVIT_UNROLL
+      for (int i = 0; i < kWords; ++i) {
+        if ((i & step) != 0) continue;
+        KVIT_UNROLL
+        for (int c = 0; c < kWord; ++c) {
+          Butterfly(x[i / 2][i % 2][c], x[(i | step) / 2][(i | step) % 2][c]);
+        }
+      }
+    }
+    const float unit = HadamardUnit(block);
+    KVIT_UNROLL
+    for (int i = 0; i < kWords * kWord; ++i) x[i / kWord / 2][i / kWord % 2][i % kWord] *= unit;
+  }
 
   // Channels of the word that this lane gets of half `half` of a load.
   static KVIT_DEVICE int WordChannel(int load, int half) { return (load * 2 + half) * kHalf + LaneIndex() % 4 * kWord; }

@@ -19,13 +19,15 @@ class KeyProduct {
   static constexpr int kRowTiles = Rows / 8;
 
   /// Loads the queries; `address(row)` is null for rows that do not exist, and `width` says which channels they have. A
-  /// score is `scale` times the product, times `factor(row)` of a row that exists.
+  /// score is `scale` times the product, times `factor(row)` of a row that exists. hadamard: of the keys, as KvitCache
+  /// has it
   template <class Address, class Width, class Factor = NoFactor>
-  KVIT_DEVICE void LoadQueries(Address&& address, const Width& width, float scale, const Factor& factor = {}) {
+  KVIT_DEVICE void LoadQueries(Address&& address, int hadamard, const Width& width, float scale,
+                               const Factor& factor = {}) {
     if constexpr (!kHasScales) scale_[0][0] = NotZero(scale);
     KVIT_UNROLL
     for (int n = 0; n < kRowTiles; ++n) {
-      q_[n].Read(address(OperandRow(n)), width);
+      q_[n].Read(address(OperandRow(n)), hadamard, width);
       KVIT_UNROLL
       for (int j = 0; j < 2; ++j) {
         float of_row = scale;

@@ -2,6 +2,7 @@
 #ifndef KVIT_ATTENTION_ROW_ATTENTION_CUH
 #define KVIT_ATTENTION_ROW_ATTENTION_CUH
 
+#include "abi/params.h"
 #include "attention/masked_values.cuh"
 #include "attention/row_products.cuh"
 #include "attention/row_softmax.cuh"
@@ -28,11 +29,12 @@ class RowAttention {
 
   KVIT_DEVICE RowAttention(Shared& shared, const Score& score) : score_(score), keys_(shared) {}
 
-  /// Begins a row tile; `address(row)` is null for rows that do not exist. Scores are scaled into log2 units, and times
-  /// factor(row) where score modifiers have one.
+  /// Begins a row tile of a cache; `address(row)` is null for rows that do not exist. Scores are scaled into log2
+  /// units, and times factor(row) where score modifiers have one.
   template <class Address, class Factor>
-  KVIT_DEVICE void Begin(Address&& address, float scale_log2, const Factor& factor) {
-    keys_.LoadQueries(address, scale_log2, factor);
+  KVIT_DEVICE void Begin(Address&& address, const KvitCache& cache, float scale_log2, const Factor& factor) {
+    keys_.LoadQueries(address, cache.k_hadamard, scale_log2, factor);
+    v_hadamard_ = cache.v_hadamard;
     values_.Clear();
     softmax_.Begin();
   }
@@ -94,13 +96,11 @@ class RowAttention {
   KVIT_DEVICE float Sum(int m, int h) const { return softmax_.Sum(m, h); }
   template <class Use>
   KVIT_DEVICE void ForEachVector(int m, int h, Use&& use) const {
-    values_.ForEachVector(m, h, [&](int vector, Array<float, 4> values) {
-      if constexpr (Softmax::kHasZero) {
-        KVIT_UNROLL
-        for (int i = 0; i < 4; ++i) values[i] += softmax_.Zero(m, h);
-      }
-      use(vector, values);
-    });
+    if constexpr (Softmax::kHasZero) {
+      values_.ForEachVector(m, h, softmax_.Zero(m, h), v_hadamard_, use);
+    } else {
+      values_.ForEachVector(m, h, use);
+    }
   }
 
  private:
@@ -108,6 +108,7 @@ class RowAttention {
   Keys keys_;
   Values values_;
   Softmax softmax_;
+  int v_hadamard_ = 0;  // of the values, as KvitCache has it
 };
 
 }  // namespace kvit

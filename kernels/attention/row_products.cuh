@@ -11,6 +11,7 @@
 #include "core/types.h"
 #include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
+#include "quant/hadamard.cuh"
 
 namespace kvit {
 
@@ -33,9 +34,9 @@ class RowKeys {
   KVIT_DEVICE explicit RowKeys(Shared& shared) : shared_(shared) {}
 
   /// `address(row)` of the warp's rows, null for rows that do not exist. A score is `scale` times the product, times
-  /// `factor(row)`.
+  /// `factor(row)`. hadamard: of the keys, as KvitCache has it
   template <class Address, class Factor>
-  KVIT_DEVICE void LoadQueries(Address&& address, float scale, const Factor& factor) {
+  KVIT_DEVICE void LoadQueries(Address&& address, int hadamard, float scale, const Factor& factor) {
     if constexpr (!kHasScales) scale_[0][0] = NotZero(scale);
     SyncWarp();  // all lanes have read the queries before
     KVIT_UNROLL
@@ -44,7 +45,7 @@ class RowKeys {
       KVIT_UNROLL
       for (int h = 0; h < 2; ++h) {
         const int row = m * 16 + h * 8 + LaneIndex() / 4;
-        query[h].Read(address(row));
+        query[h].Read(address(row), hadamard);
         float of_row = scale;
         if constexpr (HasFactors) of_row *= factor(row);
         if constexpr (Codec::kScaled) {
@@ -185,16 +186,20 @@ class RowValues {
   template <class Use>
   KVIT_DEVICE void ForEachVector(int m, int h, Use&& use) const {
     OutputVector vectors[kTiles];
+    FindVectors(m, h, vectors);
     KVIT_UNROLL
-    for (int tile = 0; tile < kTiles; ++tile) {
-      float mine[2][2];
-      KVIT_UNROLL
-      for (int i = 0; i < 4; ++i) {
-        const float o = o_[m][tile][i / 2][h * 2 + i % 2];
-        mine[i / 2][i % 2] = Operands::kHasUnit ? o * Operands::Unit(tile, i / 2) : o;
-      }
-      vectors[tile] = Operands::Vector(tile, mine);
-    }
+    for (int tile = 0; tile < kTiles; ++tile) use(vectors[tile].index, vectors[tile].values);
+  }
+
+  /// The same of values with zeros, whose weighted sum is added to every output, and that are stored as their Hadamard
+  /// transform, by blocks of `hadamard` channels; 0: they are not.
+  template <class Use>
+  KVIT_DEVICE void ForEachVector(int m, int h, float zero, int hadamard, Use&& use) const {
+    OutputVector vectors[kTiles];
+    FindVectors(m, h, vectors);
+    KVIT_UNROLL
+    for (int i = 0; i < kTiles * 4; ++i) vectors[i / 4].values[i % 4] += zero;
+    if (hadamard != 0) Transform(vectors, hadamard);
     KVIT_UNROLL
     for (int tile = 0; tile < kTiles; ++tile) use(vectors[tile].index, vectors[tile].values);
   }
@@ -217,6 +222,56 @@ class RowValues {
   };
 
  private:
+  KVIT_DEVICE void FindVectors(int m, int h, OutputVector (&vectors)[kTiles]) const {
+    KVIT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) {
+      float mine[2][2];
+      KVIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const float o = o_[m][tile][i / 2][h * 2 + i % 2];
+        mine[i / 2][i % 2] = Operands::kHasUnit ? o * Operands::Unit(tile, i / 2) : o;
+      }
+      vectors[tile] = Operands::Vector(tile, mine);
+    }
+  }
+
+  // Vectors of a row lie kOfWord tiles side by side in a lane, then in the lanes of the row, then in later tiles.
+  static KVIT_DEVICE void Transform(OutputVector (&vectors)[kTiles], int block) {
+    constexpr int kOfWord = Operands::kTilesOfWord;
+    const int in_block = block / 4;  // vectors
+    KVIT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) ButterfliesWithin(vectors[tile].values);
+    TransformTiles(vectors, 1, kOfWord, [&](int step) { return step < in_block; });
+    KVIT_UNROLL
+    for (int mask = 1; mask < 4; mask *= 2) {
+      if (in_block <= mask * kOfWord) continue;
+      KVIT_UNROLL
+      for (int i = 0; i < kTiles * 4; ++i) {
+        float& output = vectors[i / 4].values[i % 4];
+        output = ButterflyOfLanes(output, mask);
+      }
+    }
+    TransformTiles(vectors, kOfWord, kTiles, [&](int step) { return step * 4 < in_block; });
+    const float unit = HadamardUnit(block);
+    KVIT_UNROLL
+    for (int i = 0; i < kTiles * 4; ++i) vectors[i / 4].values[i % 4] *= unit;
+  }
+
+  // Stages of tiles that are `first` apart, twice that, and so on below `end`.
+  template <class IsWithin>
+  static KVIT_DEVICE void TransformTiles(OutputVector (&vectors)[kTiles], int first, int end, IsWithin&& is_within) {
+    KVIT_UNROLL
+    for (int step = first; step < end; step *= 2) {
+      if (!is_within(step)) continue;
+      KVIT_UNROLL
+      for (int tile = 0; tile < kTiles; ++tile) {
+        if ((tile & step) != 0) continue;
+        KVIT_UNROLL
+        for (int i = 0; i < 4; ++i) Butterfly(vectors[tile].values[i], vectors[tile | step].values[i]);
+      }
+    }
+  }
+
   template <class Body>
   KVIT_DEVICE void ForEachOutput(Body&& body) {
     KVIT_UNROLL

@@ -76,6 +76,7 @@ struct ValueOperands<T, Codec, HeadDim> {
   static constexpr int kPairs = Codec::kPairs;
   static constexpr int kUnits = HeadDim / kPairs;  // 16-bit units of a token
   static constexpr int kLoads = kUnits / 16, kOperands = kPairs, kTiles = kLoads * kPairs;
+  static constexpr int kTilesOfWord = kPairs / 2;                      // whose vectors lie side by side in a lane
   static constexpr bool kHasUnit = true, kIsFinite = Codec::kHasZero;  // integers have zeros, and no infinities
   static_assert(HeadDim % (16 * kPairs) == 0, "a token must be a whole number of 32-byte matrix loads");
 

@@ -37,10 +37,12 @@ class WarpAttention {
   KVIT_DEVICE explicit WarpAttention(const Score& score) : score_(score) {}
 
   /// Begins a row tile; `address(row)` is null for rows that do not exist, and a RowWidth says which channels they
-  /// have. Scores are scaled into log2 units, and times factor(row) where score modifiers have one.
+  /// have. Scores are scaled into log2 units, and times factor(row) where score modifiers have one. hadamard: of the
+  /// keys, as KvitCache has it
   template <class Address, class Width, class Factor = NoFactor>
-  KVIT_DEVICE void Begin(Address&& address, const Width& width, float scale_log2, const Factor& factor = {}) {
-    keys_.LoadQueries(address, width, scale_log2, factor);
+  KVIT_DEVICE void Begin(Address&& address, int hadamard, const Width& width, float scale_log2,
+                         const Factor& factor = {}) {
+    keys_.LoadQueries(address, hadamard, width, scale_log2, factor);
     values_.Clear();
     ForEachRow([&](int n, int j) {
       base_[n][j] = SoftmaxBase::kNone;

@@ -7,6 +7,7 @@
 #include "abi/params.h"
 #include "core/types.h"
 #include "quant/row_codec.cuh"
+#include "quant/row_hadamard.cuh"
 #include "transfer/rotation.cuh"
 #include "transfer/row_norm.cuh"
 #include "transfer/warp_rows.cuh"
@@ -102,13 +103,13 @@ struct AppendKernel {
     for (;;) {
       const Rows next = rows.After(1);
       Change(params, rotation, rows, {params.k_bias, params.extras.k_norm, true, k_dim}, k);
-      Store<0, KeyCodec>(transfer.cache, rows, found.row, k, k_dim, k_scale);
+      Store<0, KeyCodec>(params, rows, found.row, k, k_dim, k_scale);
       if (next.Any()) {
         k = Load(next, transfer.k, k_dim);
         k_scale = LoadScale<2, KeyCodec>(transfer.cache, next, found.row);
       }
       Change(params, rotation, rows, {params.v_bias, nullptr, false, v_dim}, v);
-      Store<1, ValueCodec>(transfer.cache, rows, found.row, v, v_dim, v_scale);
+      Store<1, ValueCodec>(params, rows, found.row, v, v_dim, v_scale);
       if (!next.Any()) return;
       v = Load(next, transfer.v, v_dim);
       v_scale = LoadScale<3, ValueCodec>(transfer.cache, next, found.row);
@@ -243,18 +244,28 @@ struct AppendKernel {
   }
 
   template <int Pool, class Codec>
-  KVIT_DEVICE static void Store(const KvitCache& cache, const Rows& rows, const FoundRow& found, const Part& part,
+  KVIT_DEVICE static void Store(const Params& params, const Rows& rows, const FoundRow& found, const Part& part,
                                 int channels, uint32_t parameters) {
+    const KvitCache& cache = params.transfer.cache;
     using Row = RowCodec<T, Codec>;
     using Data = typename Row::Data;
+    Rows stored = rows;
     Part whole = part;
-    if constexpr (Row::kWritesParameters) rows.Complete(whole, channels);
+    if constexpr (Row::kWritesParameters) {
+      const int hadamard = Pool == 0 ? cache.k_hadamard : cache.v_hadamard;
+      if (hadamard != 0) {
+        stored = rows.InOrder();
+        whole =
+            HadamardOfRows<T>(Rows::Dealt(part, params.rope.rotary_dim / 16, 0), Rows::Lanes::kLanesPerRow, hadamard);
+      }
+      stored.Complete(whole, channels);
+    }
     const auto data = Row::Encode(whole, Rows::Lanes::kLanesPerRow, parameters);
-    if (!rows.Has()) return;
+    if (!stored.Has()) return;
     KVIT_UNROLL
     for (int vec8 = 0; vec8 < 2; ++vec8) {
-      if (!rows.Holds(vec8, channels)) continue;
-      StoreGlobal(rows.template InPool<Data>(cache.pool[Pool], found, vec8, channels), data[vec8]);
+      if (!stored.Holds(vec8, channels)) continue;
+      StoreGlobal(stored.template InPool<Data>(cache.pool[Pool], found, vec8, channels), data[vec8]);
     }
     if (Row::kWritesParameters && Rows::Lanes::LaneOfRow(LaneIndex()) == 0) {
       StoreGlobal(rows.Parameters(cache.pool[Pool + 2], found), parameters);

@@ -101,7 +101,7 @@ struct DecodeKernel {
   using Attention = WarpAttention<T, KeyCodec, ValueCodec, Dims, RowsPerTile, kTokens, Score>;
   using Step = std::conditional_t<Scheduler::kHasBegin, GeneralStep<Scheduler, Pipe, kTokens>,
                                   CausalStep<Scheduler, Pipe, kTokens>>;
-  using Outputs = WarpSums<Dims::kValue, RowsPerTile, kWarps>;
+  using Outputs = WarpSums<Dims::kValue, RowsPerTile, kWarps, ValueCodec::kHasZero>;
   using Combiner = Combine<T, Widths, RowsPerTile, kWarps, Outputs, Scheduler, Score>;
 
   struct Shared {
@@ -207,10 +207,10 @@ struct DecodeKernel {
     const float scale_log2 = params.scale * 1.44269504088896341f;
     const RowWidth<Dims::kKey, kTakesFewer> width = {params.cache.k_dim};
     if constexpr (Score::kIsIdentity) {
-      attention.Begin(address, width, scale_log2);
+      attention.Begin(address, params.cache.k_hadamard, width, scale_log2);
     } else {
       const Score score(params);
-      attention.Begin(address, width, scale_log2, [&](int row) {
+      attention.Begin(address, params.cache.k_hadamard, width, scale_log2, [&](int row) {
         const int token = Min(scheduler.TokenOf(work.row_tile * RowsPerTile + row), work.of.new_tokens - 1);
         return score.Factor(scheduler.mask().PositionOf(work.of, token));
       });

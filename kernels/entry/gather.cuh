@@ -6,6 +6,7 @@
 #include "abi/params.h"
 #include "core/types.h"
 #include "quant/row_codec.cuh"
+#include "quant/row_hadamard.cuh"
 #include "transfer/warp_rows.cuh"
 
 namespace kvit {
@@ -68,8 +69,8 @@ struct GatherKernel {
       k = Load<0, KeyCodec>(params, rows, found.row);
       v = Load<1, ValueCodec>(params, rows, found.row);
     }
-    Store<KeyCodec>(rows, params.k, k, params.cache.k_dim);
-    Store<ValueCodec>(rows, params.v, v, params.cache.v_dim);
+    Store<KeyCodec>(rows, params.k, k, params.cache.k_dim, params.cache.k_hadamard);
+    Store<ValueCodec>(rows, params.v, v, params.cache.v_dim, params.cache.v_hadamard);
   }
 
  private:
@@ -115,15 +116,23 @@ struct GatherKernel {
   }
 
   template <class Codec>
-  KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored, int channels) {
+  KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored, int channels,
+                                int hadamard) {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
+      RowPart<2> part;
+      KVIT_UNROLL
+      for (int vec8 = 0; vec8 < 2; ++vec8) {
+        part[vec8] = RowCodec<T, Codec>::Decode(stored.data[pass][vec8], stored.parameters[pass]);
+      }
+      if constexpr (RowCodec<T, Codec>::kWritesParameters) {
+        if (hadamard != 0) part = HadamardOfRows<T>(part, Rows::Lanes::kLanesPerRow, hadamard);
+      }
       if (!rows.After(pass).Has()) continue;
       KVIT_UNROLL
       for (int vec8 = 0; vec8 < 2; ++vec8) {
         if (!rows.Holds(vec8, channels)) continue;
-        const PackedVec8 elements = RowCodec<T, Codec>::Decode(stored.data[pass][vec8], stored.parameters[pass]);
-        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8, channels), elements);
+        StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8, channels), part[vec8]);
       }
     }
   }

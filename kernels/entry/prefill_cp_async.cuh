@@ -160,7 +160,8 @@ struct PrefillCpAsyncKernel {
     const auto address = [&](int row) -> const char* {
       return first + row < rows ? scheduler.QueryAddress(work, first + row) : nullptr;
     };
-    attention.Begin(address, params.scale * 1.44269504088896341f, Rows::Factors(score, scheduler, work, first));
+    attention.Begin(address, params.cache, params.scale * 1.44269504088896341f,
+                    Rows::Factors(score, scheduler, work, first));
     if (work.of.is_bad) attention.Poison();
   }
 };

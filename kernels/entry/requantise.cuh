@@ -8,6 +8,7 @@
 #include "core/array.cuh"
 #include "platform/platform.cuh"
 #include "quant/row_codec.cuh"
+#include "quant/row_hadamard.cuh"
 
 namespace kvit {
 
@@ -58,6 +59,8 @@ struct RequantiseKernel {
     bool is_token_major;  // of two tokens' rows, all of the first come before the second's
 
     KVIT_DEVICE int NumRows() const { return params.source.page_size * params.source.num_kv_heads; }
+    KVIT_DEVICE int OldHadamard() const { return Hadamard(params.source); }
+    KVIT_DEVICE int NewHadamard() const { return Hadamard(params.target); }
     /// Row `row` of the page in the order of addresses: data (parameters = 0) or parameters (2).
     KVIT_DEVICE const char* Old(int parameters, int row) const {
       return Address(params.source.pool[params.side + parameters], source, row);
@@ -67,6 +70,9 @@ struct RequantiseKernel {
     }
 
    private:
+    KVIT_DEVICE int Hadamard(const KvitCache& cache) const {
+      return params.side == 0 ? cache.k_hadamard : cache.v_hadamard;
+    }
     KVIT_DEVICE char* Address(const KvitPool& pool, const PagePlace& place, int row) const {
       const int inner = is_token_major ? params.source.num_kv_heads : params.source.page_size;
       const int outer = row / inner, rest = row - outer * inner;
@@ -97,7 +103,13 @@ struct RequantiseKernel {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       // Lanes without a row go along: rows are encoded by whole warps.
-      const RowPart<1> vec8 = {Source::Decode(data[pass], old_parameters[pass])};
+      RowPart<1> vec8 = {Source::Decode(data[pass], old_parameters[pass])};
+      if constexpr (Source::kWritesParameters) {
+        if (page.OldHadamard() != 0) vec8 = HadamardOfRows<T>(vec8, lanes, page.OldHadamard());
+      }
+      if constexpr (Target::kWritesParameters) {
+        if (page.NewHadamard() != 0) vec8 = HadamardOfRows<T>(vec8, lanes, page.NewHadamard());
+      }
       const auto encoded = Target::Encode(vec8, lanes, parameters[pass])[0];
       const int row = row_of(pass);
       if (row >= page.NumRows()) continue;

@@ -7,6 +7,7 @@
 #include "cache/sequence_view.cuh"
 #include "core/types.h"
 #include "quant/row_codec.cuh"
+#include "quant/row_hadamard.cuh"
 #include "transfer/rotation.cuh"
 #include "transfer/warp_rows.cuh"
 
@@ -153,6 +154,9 @@ struct ShiftKernel {
     const uint32_t old_parameters = LoadParameters<0, KeyCodec>(cache, rows, places.from);
     uint32_t parameters = Row::kWritesParameters ? 0 : LoadParameters<0, KeyCodec>(cache, rows, places.to);
     RowPart<2> part = Decoded<KeyCodec>(old, old_parameters);
+    if constexpr (Row::kWritesParameters) {
+      if (cache.k_hadamard != 0) part = Transformed(params, part);
+    }
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
     if (lane < params.rope.rotary_dim / 16) {
       Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
@@ -160,9 +164,19 @@ struct ShiftKernel {
       KVIT_UNROLL
       for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
     }
-    if constexpr (Row::kWritesParameters) rows.Complete(part, cache.k_dim);
+    if constexpr (Row::kWritesParameters) {
+      if (cache.k_hadamard != 0) part = Transformed(params, part);
+      rows.Complete(part, cache.k_dim);
+    }
     const auto data = Row::Encode(part, Rows::Lanes::kLanesPerRow, parameters);
     Store<0, KeyCodec>(cache, rows, places.to, data, parameters);
+  }
+
+  // To what is stored, or back: the transform is its own inverse.
+  static KVIT_DEVICE RowPart<2> Transformed(const Params& params, const RowPart<2>& part) {
+    const int vec8s = params.rope.rotary_dim / 16;
+    const RowPart<2> in_order = Rows::Dealt(part, vec8s, 0);
+    return Rows::Dealt(HadamardOfRows<T>(in_order, Rows::Lanes::kLanesPerRow, params.cache.k_hadamard), 0, vec8s);
   }
 
   template <class Codec>

@@ -74,7 +74,7 @@ class Combine {
         scheduler_(scheduler),
         range_(range),
         shared_(shared),
-        outputs_(shared.outputs),
+        outputs_(shared.outputs, params.cache),
         parts_(PartialsOf(params.workspace)),
         tree_(range, PartialsOf(params.workspace)) {}
 

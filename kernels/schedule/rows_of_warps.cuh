@@ -2,6 +2,7 @@
 #ifndef KVIT_SCHEDULE_ROWS_OF_WARPS_CUH
 #define KVIT_SCHEDULE_ROWS_OF_WARPS_CUH
 
+#include "abi/params.h"
 #include "core/array.cuh"
 #include "platform/platform.cuh"
 #include "schedule/partial.cuh"
@@ -15,7 +16,7 @@ class RowsOfWarps {
  public:
   struct Shared {};
 
-  KVIT_DEVICE explicit RowsOfWarps(Shared&) {}
+  KVIT_DEVICE RowsOfWarps(Shared&, const KvitCache&) {}
 
   /// All threads call, once per work tile.
   template <class Attention, class Beside>

@@ -11,6 +11,11 @@ struct Vec8Pair {
   int first, second;
 };
 
+/// Where a vec8 is: which lane of its row holds it, as its first (0) or its second (1).
+struct Vec8Place {
+  int lane, which;
+};
+
 /// A row is moved by HeadDim / 16 neighbouring lanes, two vec8s a lane. With R = rotary_dim / 16, lane l holds
 ///
 ///   l < R     vec8s l and R + l: channels half the rotary part apart
@@ -34,6 +39,13 @@ struct RowLanes {
   static KVIT_HD Vec8Pair Vec8s(int lane, int rotary_vec8s) {
     if (lane < rotary_vec8s) return {lane, rotary_vec8s + lane};
     return {rotary_vec8s + lane, kLanesPerRow + lane};
+  }
+  /// The inverse.
+  static KVIT_HD Vec8Place PlaceOf(int vec8, int rotary_vec8s) {
+    const bool turns = vec8 < 2 * rotary_vec8s;
+    const int first_lane = turns ? 0 : rotary_vec8s, lanes = turns ? rotary_vec8s : kLanesPerRow - rotary_vec8s;
+    const int index = turns ? vec8 : vec8 - 2 * rotary_vec8s;
+    return index < lanes ? Vec8Place{first_lane + index, 0} : Vec8Place{first_lane + index - lanes, 1};
   }
 };
 

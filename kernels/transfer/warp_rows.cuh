@@ -75,6 +75,33 @@ class WarpRows {
     }
   }
 
+  /// The same rows as if no channel rotated: lane l of a row holds vec8s l and kLanesPerRow + l.
+  KVIT_DEVICE WarpRows InOrder() const {
+    WarpRows rows = *this;
+    rows.vec8s_ = Lanes::Vec8s(Lanes::LaneOfRow(LaneIndex()), 0);
+    return rows;
+  }
+
+  /// A part of rows of which `from` vec8s rotate, as lanes have it where `to` do. All lanes of the warp call together.
+  template <class Part>
+  static KVIT_DEVICE Part Dealt(const Part& part, int from, int to) {
+    if (from % Lanes::kLanesPerRow == to % Lanes::kLanesPerRow) return part;
+    const int first_lane = LaneIndex() - Lanes::LaneOfRow(LaneIndex());
+    const Vec8Pair wanted = Lanes::Vec8s(Lanes::LaneOfRow(LaneIndex()), to);
+    Part dealt;
+    KVIT_UNROLL
+    for (int vec8 = 0; vec8 < 2; ++vec8) {
+      const Vec8Place place = Lanes::PlaceOf(vec8 == 0 ? wanted.first : wanted.second, from);
+      KVIT_UNROLL
+      for (int i = 0; i < 4; ++i) {
+        const uint32_t first = Shuffle(part[0].word[i], first_lane + place.lane);
+        const uint32_t second = Shuffle(part[1].word[i], first_lane + place.lane);
+        dealt[vec8].word[i] = place.which == 0 ? first : second;
+      }
+    }
+    return dealt;
+  }
+
   /// Whether a lane's vec8s begin sectors of 32 bytes, which are fetched at once.
   template <class Vec8>
   static KVIT_DEVICE bool BeginsSectors() {

@@ -48,7 +48,7 @@ def check_quantised(trial: Trial) -> None:
 
 def _pairs(trial: Trial) -> list[tuple[str, str]]:
     """Codecs of (K, V), by name, that attention is built for with this dtype and head_dim."""
-    names = {codec.short: codec.name for codec in codecs.CODECS} | {"b16": trial.dtype.name}
+    names = {codec.short: codec.name for codec in codecs.PLAIN} | {"b16": trial.dtype.name}
     entries = registry.candidates("decode", dtype=trial.shape.dtype, head_dim=trial.shape.head_dim)
     kinds = (str(entry.axes["kv"]).partition("_") for entry in entries)
     return list(dict.fromkeys((names[k], names[v or k]) for k, _, v in kinds))

@@ -125,6 +125,7 @@ def _cut(merged: CacheView, kind: LayerKind, axis: int, layer: int, count: int) 
         cut(merged.k),
         cut(merged.v),
         layout=merged.layout,
+        kv=kind.sides,
         k_params=cut(merged.k_params) if has_pairs[0] else None,
         v_params=cut(merged.v_params) if has_pairs[1] else None,
         k_scale=kind.scales[0],

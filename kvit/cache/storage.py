@@ -36,6 +36,7 @@ def new_pools(
     return CacheView(
         *pools,
         layout=layout,
+        kv=sides,
         k_params=params[0],
         v_params=params[1],
         k_scale=scales[0],

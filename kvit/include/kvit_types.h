@@ -50,6 +50,9 @@ enum kvit_dtype {
   KVIT_DTYPE_I8 = 13,
 };
 
+// Added to U8 or U4 where k_dtype and v_dtype say how K and V are stored: rows go through a Hadamard transform first.
+enum { KVIT_HADAMARD = 0x100 };
+
 // DLPack's numbers.
 enum kvit_device_type { KVIT_DEVICE_HOST = 1, KVIT_DEVICE_CUDA = 2 };
 
@@ -118,9 +121,10 @@ typedef struct kvit_view_options {
   int64_t page_size;         // tokens of a page; by default as the shape says
   const kvit_tensor *k_params, *v_params;  // of int8 (U8) and int4 (U4): (scale, zero) of every row
   const kvit_tensor *k_scale, *v_scale;    // of float8: F32, [] or [kv_heads] or of every row; 1 by default
-  int32_t k_dtype, v_dtype;                // of what is stored, where the tensors can only say "16 bits" or "bytes"
-  int32_t dtype;                           // of queries; by default the 16-bit one among those above, or bfloat16
-  int32_t reserved;                        // 0
+  int32_t k_dtype, v_dtype;  // of what is stored, where the tensors can only say "16 bits" or "bytes"; may
+                             // have KVIT_HADAMARD
+  int32_t dtype;             // of queries; by default the 16-bit one among those above, or bfloat16
+  int32_t reserved;          // 0
 } kvit_view_options;
 
 typedef struct kvit_view_info {
@@ -176,7 +180,8 @@ typedef struct kvit_cache_options {
   int64_t pages, page_size;
   int32_t kv_heads, head_dim;
   int32_t dtype;             // of queries, outputs, and of rows that are appended; bfloat16 by default
-  int32_t k_dtype, v_dtype;  // how K and V are stored: U8 is int8, U4 is int4; as dtype by default
+  int32_t k_dtype, v_dtype;  // how K and V are stored: U8 is int8, U4 is int4, with or without KVIT_HADAMARD; as dtype
+                             // by default
   int32_t device_type, device_id;
   int32_t reserved;  // 0
   // of float8: F32, [] or [kv_heads], there as long as the cache is; 1 by default

@@ -17,6 +17,7 @@ class KvitCache(ctypes.Structure):
         ("pool", KvitPool * NUM_POOLS),
         *((name, c_int32) for name in ("num_pages", "page_size", "num_kv_heads")),
         *((name, c_int16) for name in ("k_dim", "v_dim")),
+        *((name, c_int32) for name in ("k_hadamard", "v_hadamard")),
         ("blocks", c_void_p),
     ]
 
@@ -44,7 +45,8 @@ class KvitProbeParams(ctypes.Structure):
         ("fragments", c_void_p),
         ("fault", c_void_p),
         *((name, c_int32) for name in ("sequence", "head", "tile", "max_s", "s_begin", "s_count", "stage", "advances")),
-        *((name, c_int32) for name in ("box_tokens", "reserved")),
+        ("box_tokens", c_int32),
+        ("reserved", c_int32 * 15),
         ("k_map", KvitTensorMap),
         ("v_map", KvitTensorMap),
     ]

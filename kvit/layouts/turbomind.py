@@ -138,6 +138,7 @@ class TurboMindBlocks(CacheView):
             pool(begins[0], codec.dtype, data, head_dim),
             pool(begins[1], codec.dtype, data, head_dim),
             layout="HND",
+            kv=codec,
             k_params=pool(begins[2], compute, params, 2) if keeps_params else None,
             v_params=pool(begins[3], compute, params, 2) if keeps_params else None,
             k_scale=k_scale,
@@ -178,7 +179,7 @@ class TurboMindBlocks(CacheView):
         self.packed = PackedCache(
             self.k, self.v, steps[0], steps[0], self.num_pages, *shape, self.v_dim, compute.code,
             self.k_params, self.v_params, steps[1], steps[1],
-            blocks=blocks, offsets=begins, memory=pieces,
+            blocks=blocks, offsets=begins, memory=pieces, hadamard=(codec.hadamard_block(self.k_dim),) * 2,
         )  # fmt: skip
 
     @property

@@ -36,8 +36,8 @@ class CacheView(_checks.Made, HoldsCache):
     layout              the order of the axes
     page_size           tokens of a page. Needed for k and v without an axis of pages, NHD [tokens, kv_heads, head_dim]
                         or HND [kv_heads, tokens, head_dim], which it cuts into pages; else it may be left out
-    kv                  how they are stored: "float16", "bfloat16", "int8", "int4", "float8_e4m3", "float8_e5m2", or a
-                        pair (of K, of V); what the memory's dtype says if absent
+    kv                  how they are stored: "float16", "bfloat16", "int8", "int4", "float8_e4m3", "float8_e5m2",
+                        "int8_hadamard", "int4_hadamard", or a pair (of K, of V); what the memory's dtype says if absent
     k_params, v_params  of int8 and int4: (scale, zero) of every row, like k and v with 2 in place of head_dim, in the
                         dtype of the queries; a row is scale * code + zero
     k_scale, v_scale    of float8: float32, [] for all rows, [kv_heads], or like k and v without channels; 1 if absent.
@@ -72,7 +72,7 @@ class CacheView(_checks.Made, HoldsCache):
                 raise ShapeError(f"page_size is {page_size}; a page holds at least 1 token")
             if page_size > _checks.MOST:
                 raise ShapeError(f"page_size is {page_size}; a page holds at most {_checks.MOST} tokens")
-        wanted = (None, None) if kv is None else tuple(codec.dtype for codec in codecs.pair_of(kv))
+        wanted = (None, None) if kv is None else codecs.pair_of(kv)
         k, k_codec = _stored("k", k, wanted[0])
         v, v_codec = _stored("v", v, wanted[1])
         places = PackedCache.places(k, v, layout, page_size)
@@ -111,6 +111,7 @@ class CacheView(_checks.Made, HoldsCache):
             self.v_params,
             self._parameter_strides(self.k_params),
             self._parameter_strides(self.v_params),
+            hadamard=(k_codec.hadamard_block(k_dim), v_codec.hadamard_block(v_dim)),
         )
 
     def _rows(self) -> dict[str, int]:
@@ -168,11 +169,11 @@ class CacheView(_checks.Made, HoldsCache):
         )
 
 
-def _stored(name: str, source: Any, wanted: dtypes.Dtype | None) -> tuple[Tensor, codecs.Codec]:
+def _stored(name: str, source: Any, wanted: codecs.Codec | None) -> tuple[Tensor, codecs.Codec]:
     """The pool as its codec has it, and the codec."""
-    pool = _checks.tensor(name, source, wanted)
+    pool = _checks.tensor(name, source, None if wanted is None else wanted.dtype)
     dtype = pool.dtype
-    codec = codecs.codec_of(dtype)
+    codec = wanted or codecs.codec_of(dtype)
     return (pool if codec.dtype is dtype else _checks.tensor(name, pool, codec.dtype)), codec
 
 

@@ -116,7 +116,9 @@ def _row_strides(pool: Tensor, token_axis: int) -> tuple[int, int, int]:
 
 def _stored(name: str, source: Any, codec: Codec | None) -> tuple[Tensor, Codec]:
     """The tensor as it lies, in whole bytes, and its codec."""
-    if codec is codecs.INT4:  # pairs of channels lie in a byte, but bytes of a row do not lie side by side
+    if (
+        codec is not None and codec.plain is codecs.INT4
+    ):  # pairs of channels lie in a byte, but bytes of a row do not lie side by side
         return _checks.tensor(name, source, dtypes.uint8), codec
     found = _checks.tensor(name, source, None if codec is None else codec.dtype)
-    return found, codecs.codec_of(found.dtype)
+    return found, codec or codecs.codec_of(found.dtype)

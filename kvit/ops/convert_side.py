@@ -6,7 +6,7 @@ from typing import TypeAlias
 
 from kvit import codecs
 from kvit.codecs import Codec
-from kvit.errors import LayoutError, ShapeError
+from kvit.errors import KernelMissing, LayoutError, ShapeError
 from kvit.layouts import overlap
 from kvit.layouts.vllm import Pages, VllmPages
 from kvit.ops.page_lists import belongs_to_rows
@@ -34,6 +34,11 @@ class Side:
             raise LayoutError(
                 f"{name} is {old} in source and {new} in target, and one of them is in vLLM's layout; change the "
                 "layout to NHD or HND in one ConvertPages and the codec in another"
+            )
+        if old.short == new.short:
+            raise KernelMissing(
+                f"{name} is {old} in source and {new} in target; rows are transformed on the way from 16 bits, to them "
+                f"or to fewer bits: convert to {source.dtype} in one ConvertPages and to {new} in another"
             )
         lanes = source.head_dim // 8
         if source.head_dim % 8 or lanes & (lanes - 1) or not 1 <= lanes <= 32:

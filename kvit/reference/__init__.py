@@ -3,6 +3,7 @@
 from .attention import State, attention, merge_state, merge_states
 from .cache import Cache, Fault, Pool, Table
 from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
+from .hadamard import hadamard
 from .layouts import from_vllm, to_vllm, turbomind_rows
 from .mask import KeyRange, Seen, seen_keys, visible_keys
 from .norm import RowNorm, normalise
@@ -38,6 +39,7 @@ __all__ = [
     "cosine_and_sine",
     "from_vllm",
     "gather",
+    "hadamard",
     "merge_state",
     "merge_states",
     "normalise",

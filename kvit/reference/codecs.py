@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .hadamard import block_of, hadamard
+
 COMPUTE_DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 """What T may be."""
 
@@ -239,6 +241,46 @@ class Float8(Codec):
         return np.maximum(np.maximum(magnitude * relative, least * (1 + 2.0**-20)), cut)
 
 
+class Hadamard(Codec):
+    """Stores the Hadamard transform of rows, rounded to T, as another codec stores rows.
+
+    Products of rows are what they were where both are transformed, and no channel of the transform stands out as a
+    few channels of keys do. `decode` gives rows as they came: to T, decoded to T, transformed, and rounded to it again.
+    """
+
+    def __init__(self, plain: Codec):
+        self.plain, self.name, self.bits = plain, f"{plain.name}_hadamard", plain.bits
+
+    @property
+    def param_bytes(self) -> int:
+        return self.plain.param_bytes
+
+    def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
+        return self.plain.encode(hadamard(x, _compute_dtype(x)), scale)
+
+    def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
+        rows = self.plain.decode(data, params, dtype)
+        return hadamard(rows) if np.dtype(dtype) == np.float64 else hadamard(rows, dtype)
+
+    def data_dtype(self, dtype: DTypeLike) -> np.dtype:
+        return self.plain.data_dtype(dtype)
+
+    def row_elements(self, head_dim: int) -> int:
+        return self.plain.row_elements(head_dim)
+
+    def channels(self, elements: int) -> int:
+        return self.plain.channels(elements)
+
+    def error_bound(self, x: NDArray, params: NDArray | None) -> NDArray[np.float64]:
+        """Of each row, for all its channels: the sum over a block of the plain codec's bound, of rounding to T, and of
+        float32's roundings, over the root of its channels."""
+        block = block_of(x.shape[-1])
+        transform = hadamard(x, _compute_dtype(x))
+        largest = np.abs(x.astype(np.float64)).max(-1, keepdims=True) * np.sqrt(block)
+        rounding = largest * (float(ml_dtypes.finfo(x.dtype).eps) / 2 + block.bit_length() * 2.0**-23)
+        return np.sqrt(block) * (self.plain.error_bound(transform, params) + rounding)
+
+
 UNCODED = Identity("uncoded")  # of whatever dtype the array has
 FLOAT16 = Identity("float16", np.float16)
 BFLOAT16 = Identity("bfloat16", ml_dtypes.bfloat16)
@@ -247,7 +289,11 @@ INT4 = Integer("int4", 4)
 FLOAT8_E4M3 = Float8("float8_e4m3", ml_dtypes.float8_e4m3fn)
 FLOAT8_E5M2 = Float8("float8_e5m2", ml_dtypes.float8_e5m2)
 
-CODECS: dict[str, Codec] = {codec.name: codec for codec in (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)}
+INT8_HADAMARD = Hadamard(INT8)
+INT4_HADAMARD = Hadamard(INT4)
+
+_ALL = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2, INT8_HADAMARD, INT4_HADAMARD)
+CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 _ALIASES = {"float8_e4m3fn": FLOAT8_E4M3}
 
 

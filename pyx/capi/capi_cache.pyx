@@ -12,7 +12,9 @@ from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_CACHE, destroy
 from kvit._native.capi_object cimport CacheLock, ObjectRef, decref, find, find_all, hand_out, hold
-from kvit._native.capi_option cimport answer, check_size, check_target, is_causal, to_dtype, to_layout
+from kvit._native.capi_option cimport (
+    answer, check_size, check_target, is_causal, stored_as, to_codec, to_dtype, to_layout,
+)
 from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
 from kvit._native.capi_view cimport publish_view
 from kvit._native.checks cimport DeviceId, device_id_of
@@ -31,8 +33,8 @@ cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexc
         check_target(cache, "cache", "kvit_cache")
         given = {
             "dtype": to_dtype(options.dtype, "dtype of kvit_cache_options"),
-            "k": to_dtype(options.k_dtype, "k_dtype of kvit_cache_options"),
-            "v": to_dtype(options.v_dtype, "v_dtype of kvit_cache_options"),
+            "k": to_codec(options.k_dtype, "k_dtype of kvit_cache_options"),
+            "v": to_codec(options.v_dtype, "v_dtype of kvit_cache_options"),
             "k_scale": to_tensor(options.k_scale, "k_scale", True),
             "v_scale": to_tensor(options.v_scale, "v_scale", True),
         }
@@ -64,8 +66,9 @@ cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
         try:
             device = device_id_of(ref.value.view.k)
             found.dtype = ref.value.dtype.code
-            found.k_dtype = ref.value.view.k.dtype.code
-            found.v_dtype = ref.value.view.v.dtype.code
+            k, v = ref.value.view.codecs
+            found.k_dtype = stored_as(k.dtype.code, k is not k.plain)
+            found.v_dtype = stored_as(v.dtype.code, v is not v.plain)
             found.num_pages = ref.value.num_pages
             found.num_free_pages = ref.value.num_free_pages
             found.page_size = ref.value.page_size

@@ -12,7 +12,9 @@ from kvit._native.buffer cimport Buffer
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin, publish, unpin
-from kvit._native.capi_option cimport answer, check_target, is_causal, is_set, read_options, to_dtype, to_launch
+from kvit._native.capi_option cimport (
+    answer, check_target, is_causal, is_set, read_options, stored_as, to_dtype, to_launch,
+)
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
@@ -161,8 +163,8 @@ cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
     found.kind = state.kind
     found.workspace_bytes = state.workspace_bytes
     found.dtype = state.dtype
-    found.k_dtype = state.type.k_dtype
-    found.v_dtype = state.type.v_dtype
+    found.k_dtype = stored_as(state.type.k_dtype, state.type.k_hadamard)
+    found.v_dtype = stored_as(state.type.v_dtype, state.type.v_hadamard)
     found.query_heads = state.query_heads
     found.kv_heads = state.type.kv_heads
     found.head_dim = state.type.k_dim

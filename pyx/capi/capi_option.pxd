@@ -1,8 +1,16 @@
 # Options and answers of the C API: structs that begin with their size, and the constants in them.
 from libc.stdint cimport int32_t, uint32_t
 
+from kvit.capi cimport KVIT_HADAMARD
+
+
 # kvit.dtypes.Dtype, or None for code 0. Raises DtypeError.
 cdef object to_dtype(int32_t code, str name)
+
+# kvit.codecs.Codec of a dtype that may have KVIT_HADAMARD, or None for code 0; and the other way. Raises DtypeError.
+cdef object to_codec(int32_t code, str name)
+cdef inline int32_t stored_as(int32_t dtype, bint is_transformed) noexcept nogil:
+    return dtype | (KVIT_HADAMARD if is_transformed else 0)
 
 # "NHD" or "HND". Raises ArgumentError.
 cdef str to_layout(int32_t layout, str default)

@@ -4,11 +4,12 @@ from libc.string cimport memcpy, memset
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit.capi cimport (
-    KVIT_ERROR_NO_INTERPRETER, KVIT_LAUNCH_DIRECT, KVIT_LAUNCH_GRAPH, KVIT_LAYOUT_DEFAULT, KVIT_LAYOUT_HND,
-    KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK,
+    KVIT_ERROR_NO_INTERPRETER, KVIT_HADAMARD, KVIT_LAUNCH_DIRECT, KVIT_LAUNCH_GRAPH, KVIT_LAYOUT_DEFAULT,
+    KVIT_LAYOUT_HND, KVIT_LAYOUT_NHD, KVIT_MASK_CAUSAL, KVIT_MASK_NONE, KVIT_OK,
 )
 
 from kvit._native.capi_error import ArgumentError
+from kvit.codecs import codec_of
 from kvit.dtypes import BY_CODE
 from kvit.errors import DtypeError
 
@@ -23,6 +24,17 @@ cdef object to_dtype(int32_t code, str name):
             known.append(f"{dtype.code} ({dtype})")
         raise DtypeError(f"{name} has dtype {code}; the codes are {', '.join(known)}")
     return found
+
+
+cdef object to_codec(int32_t code, str name):
+    found = to_dtype(code & ~KVIT_HADAMARD, name)
+    if not code & KVIT_HADAMARD:
+        return None if found is None else codec_of(found)
+    if found is None or codec_of(found).params != "pair":
+        raise DtypeError(
+            f"{name} is {code}: KVIT_HADAMARD with {found or 'no dtype'}; add it to KVIT_DTYPE_U8 or KVIT_DTYPE_U4"
+        )
+    return codec_of(f"{codec_of(found)}_hadamard")
 
 
 cdef str to_layout(int32_t layout, str default):

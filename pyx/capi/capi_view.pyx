@@ -9,7 +9,7 @@ from libc.string cimport memset
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_VIEW, Slot, destroy, pin, publish, unpin
-from kvit._native.capi_option cimport answer, check_size, check_target, to_dtype, to_layout
+from kvit._native.capi_option cimport answer, check_size, check_target, stored_as, to_codec, to_dtype, to_layout
 from kvit._native.capi_tensor cimport to_tensor
 from kvit._native.checks cimport are_entries, are_entry_rows
 from kvit._native.context cimport Device, device_of
@@ -50,10 +50,10 @@ cdef object make_view(const kvit_view_options *options):
         "v_scale": to_tensor(options.v_scale, "v_scale", True),
         "dtype": to_dtype(options.dtype, "dtype of kvit_view_options"),
     }
-    k_dtype = to_dtype(options.k_dtype, "k_dtype of kvit_view_options")
-    v_dtype = to_dtype(options.v_dtype, "v_dtype of kvit_view_options")
-    if k_dtype is not None or v_dtype is not None:
-        given["kv"] = k_dtype or given["k"].dtype, v_dtype or given["v"].dtype
+    k_codec = to_codec(options.k_dtype, "k_dtype of kvit_view_options")
+    v_codec = to_codec(options.v_dtype, "v_dtype of kvit_view_options")
+    if k_codec is not None or v_codec is not None:
+        given["kv"] = k_codec or given["k"].dtype, v_codec or given["v"].dtype
     return kvit.CacheView(**{name: value for name, value in given.items() if value is not None})
 
 
@@ -114,8 +114,8 @@ cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
     state = <ViewState *>slot.state
     memset(&found, 0, sizeof(found))
     found.dtype = state.type.dtype
-    found.k_dtype = state.type.k_dtype
-    found.v_dtype = state.type.v_dtype
+    found.k_dtype = stored_as(state.type.k_dtype, state.type.k_hadamard)
+    found.v_dtype = stored_as(state.type.v_dtype, state.type.v_hadamard)
     found.num_pages = state.cache.num_pages
     found.page_size = state.cache.page_size
     found.kv_heads = state.cache.num_kv_heads

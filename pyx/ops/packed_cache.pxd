@@ -21,6 +21,7 @@ cdef struct CacheType:
     int32_t v_dtype
     int32_t kv_heads
     int32_t k_dim, v_dim
+    int32_t k_hadamard, v_hadamard     # channels of a block, as KvitCache has them
 
 cdef inline bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil:
     return memcmp(a, b, sizeof(CacheType)) == 0

@@ -36,8 +36,9 @@ class PackedCache:
         blocks: Tensor | None = None,
         offsets: tuple[int, int, int, int] | None = None,
         memory: tuple[Tensor, ...] = (),
-    ) -> None:
-        ... @ staticmethod
+        hadamard: tuple[int, int] = (0, 0),
+    ) -> None: ...
+    @staticmethod
     def places(
         k: Tensor, v: Tensor, layout: str, page_size: int | None
     ) -> tuple[int, int, int, int, int, tuple[int, int, int], tuple[int, int, int]] | None: ...

@@ -25,6 +25,7 @@ cdef class PackedCache:
     k_dim, v_dim          channels of a row of K and of V
     dtype                 enum KvitDtype of queries and of (scale, zero); K's where that is 16 bits wide
     k_params, v_params    memory of the parameters, None where the codec has none, with their strides
+    hadamard             channels of a block of the Hadamard transform of K and of V, 0: none
     blocks                int64 [num_pages], addresses of pages; None: pages lie at their strides
     offsets               with blocks: where K, V and their parameters begin in a page; the tensors above are empty
                           then, and say types alone
@@ -34,7 +35,7 @@ cdef class PackedCache:
     def __cinit__(self, Tensor k not None, Tensor v not None, tuple k_strides, tuple v_strides, int num_pages,
                   int page_size, int num_kv_heads, int k_dim, int v_dim, int dtype=0, Tensor k_params=None,
                   Tensor v_params=None, tuple k_params_strides=None, tuple v_params_strides=None,
-                  Tensor blocks=None, tuple offsets=None, tuple memory=()):
+                  Tensor blocks=None, tuple offsets=None, tuple memory=(), tuple hadamard=(0, 0)):
         memset(&self.value, 0, sizeof(KvitCache))
         self.k = k
         self.v = v
@@ -51,6 +52,7 @@ cdef class PackedCache:
         self.value.num_kv_heads = num_kv_heads
         self.value.k_dim = <int16_t>k_dim
         self.value.v_dim = <int16_t>v_dim
+        self.value.k_hadamard, self.value.v_hadamard = hadamard
         self.type.device = device_id_of(k)
         self.type.dtype = dtype if dtype else k.memory.dtype
         self.type.k_dtype = k.memory.dtype
@@ -58,6 +60,7 @@ cdef class PackedCache:
         self.type.kv_heads = num_kv_heads
         self.type.k_dim = k_dim
         self.type.v_dim = v_dim
+        self.type.k_hadamard, self.type.v_hadamard = hadamard
         self.blocks = blocks
         self.memory = memory
         set_extents(self)

@@ -16,6 +16,8 @@ cdef extern from "abi/params.h":
         int32_t num_kv_heads
         int16_t k_dim
         int16_t v_dim
+        int32_t k_hadamard
+        int32_t v_hadamard
         const void *const *blocks
 
     ctypedef struct KvitPageTable:

@@ -120,17 +120,25 @@ def test_sequences_grow_fork_shrink_and_are_attended(new, rng, device, layout):
 
 
 @pytest.mark.parametrize(
-    ("k", "v"), [("int8", "int4"), ("int4", "int4"), ("float8_e4m3", "float8_e4m3"), (None, "int8")]
+    ("k", "v"),
+    [
+        ("int8", "int4"),
+        ("int4", "int4"),
+        ("float8_e4m3", "float8_e4m3"),
+        (None, "int8"),
+        ("int4_hadamard", "int4_hadamard"),
+        ("int8", "int4_hadamard"),
+    ],
 )
 def test_a_quantised_cache_gives_the_bits_of_pythons(new, rng, device, k, v):
-    codes = {"int8": 4, "int4": 5, "float8_e4m3": 6, None: 0}
+    codes = {"int8": 4, "int4": 5, "float8_e4m3": 6, None: 0, "int4_hadamard": 5 | capi.HADAMARD}
     scales = [
         to_device(np.array([0.02, 0.03], np.float32), device) if name == "float8_e4m3" else None for name in (k, v)
     ]
     theirs = [None if scale is None else pointer(capi.tensor(scale)) for scale in scales]
     cache = new(device, k_dtype=codes[k], v_dtype=codes[v], k_scale=theirs[0], v_scale=theirs[1])
     same = new_cache(device, PAGES, PAGE_SIZE, KV_HEADS, HEAD_DIM, k=k, v=v, k_scale=scales[0], v_scale=scales[1])
-    assert (cache.info().k_dtype, cache.info().v_dtype) == (same.view.k.dtype.code, same.view.v.dtype.code)
+    assert (cache.info().k_dtype, cache.info().v_dtype) == (codes[k] or same.dtype.code, codes[v] or same.dtype.code)
     assert cache.info().bytes == same.nbytes
 
     rows, q, sequence, like = new_tokens(rng, 10), queries(rng, 2), cache.sequence(), same.sequence()

@@ -339,6 +339,8 @@ def test_a_workspace_of_another_size_is_refused(api, scene):
         ({"page_size": -1}, "SHAPE", "page_size is -1; a page holds at least 1 token"),
         ({"page_size": 5}, "SHAPE", "page_size is 5, but in layout NHD the pages of k hold 4"),
         ({"k_dtype": 77}, "DTYPE", "k_dtype of kvit_view_options has dtype 77"),
+        ({"k_dtype": 3 | capi.HADAMARD}, "DTYPE", "k_dtype of .* KVIT_HADAMARD with bfloat16; add it to KVIT_DTYPE_U8"),
+        ({"v_dtype": capi.HADAMARD}, "DTYPE", "v_dtype of .* KVIT_HADAMARD with no dtype"),
         ({"v": np.zeros((3, 4, 1, 64), BFLOAT16)}, "SHAPE", r"v \(like k\) has shape \[3, 4, 1, 64\]"),
         ({"v": on_gpu((3, 4, 2, 64))}, "DEVICE", "v is on cuda:0, the call on host"),
         ({"v": misaligned(np.zeros((3, 4, 2, 64), BFLOAT16))}, "LAYOUT", "v begins at"),

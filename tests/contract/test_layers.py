@@ -22,7 +22,7 @@ CPP = {
     "mma": CPP_VALUES,
     "cache": CPP_VALUES | {"layout"},
     "iterator": CPP_VALUES | {"layout", "quant", "cache"},
-    "schedule": CPP_VALUES | {"mma", "cache"},
+    "schedule": CPP_VALUES | {"mma", "cache", "quant"},
     "pipeline": CPP_VALUES | {"layout", "quant", "cache", "iterator", "schedule"},
     "attention": CPP_VALUES | {"layout", "quant", "mma", "schedule"},
     "transfer": CPP_VALUES | {"layout", "quant", "cache"},
@@ -82,7 +82,7 @@ PYTHON = {
     "dtypes": {"errors"},
     "codecs": LEAVES,
     "reference": set(),  # numpy only: the definition depends on nothing that it defines
-    "_native": LEAVES,
+    "_native": LEAVES | {"codecs"},
     "selection": LEAVES | {"codecs"},
     "_checks": LEAVES | {"_native"},
     "layouts": LEAVES | {"codecs", "_native", "_checks"},

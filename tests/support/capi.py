@@ -17,6 +17,7 @@ STATUSES = [
 ATTENTION, APPEND, GATHER = range(3)
 DIRECT, GRAPH = range(2)
 NHD, HND = 1, 2
+HADAMARD = 0x100  # added to a dtype
 
 
 class Tensor(ctypes.Structure):

@@ -1,9 +1,13 @@
 """Caches in 8 and 4 bits, in the reference's words and on a device, filled by both."""
 
+from dataclasses import replace
+
 import numpy as np
 
 import kvit
 from kvit import reference
+from kvit.reference.codecs import Hadamard
+from kvit.reference.hadamard import block_of
 from support import tolerances
 from support.caches import BFLOAT16, make_table, to_device
 
@@ -36,11 +40,11 @@ class Quantised:
         )
 
     def extras(self, names):
-        words = {"int8": "params", "int4": "params", "float8_e4m3": "scale", "float8_e5m2": "scale"}
+        words = {"int": "params", "flo": "scale"}
         return {
-            f"{side}_{words[name]}": self.buffers[f"{side}_params"]
+            f"{side}_{words[name[:3]]}": self.buffers[f"{side}_params"]
             for side, name in zip("kv", names, strict=True)
-            if name in words
+            if f"{side}_params" in self.buffers
         }
 
     def append(self, rng, scale=1.0):
@@ -65,10 +69,40 @@ def attention_bound_of(cache, table, q, counts, dtype, **options):
     """How far each output of attention over a cache of any codecs may be from the reference."""
     k, v = cache.stores()
     everything = (np.arange(v.data.shape[0])[:, None], np.arange(v.data.shape[1]))
-    plain_k, values = k.read(*everything, np.float64), v.read(*everything, np.float64)
+    # Values as they are stored: transforms are weighted so.
+    is_transformed = isinstance(v.codec, Hadamard)
+    stored = replace(v, codec=v.codec.plain) if is_transformed else v
+    plain_k, values = k.read(*everything, np.float64), stored.read(*everything, np.float64)
     has_zeros = v.params is not None and v.codec.bits in (4, 8) and v.params.ndim == 4
     zero = v.params[..., 1:].astype(np.float64) if has_zeros else 0.0
     parts = np.nan_to_num(np.abs(values - zero) + np.abs(zero))
     magnitudes = reference.Cache(np.nan_to_num(plain_k), parts, "NHD")
     magnitude = reference.paged_attention(q.astype(np.float64), magnitudes, table, counts, **options).out
-    return tolerances.attention_bound(magnitude, dtype) + tolerances.SCORE_QUANTISED * 2 * magnitude
+    if is_transformed:  # each output gets the errors of a block, with either sign, over the root of their number
+        blocks = magnitude.reshape(*magnitude.shape[:-1], -1, block_of(magnitude.shape[-1]))
+        rms = np.sqrt((blocks**2).mean(axis=-1, keepdims=True))
+        magnitude = np.broadcast_to(rms, blocks.shape).reshape(magnitude.shape)
+    scores = tolerances.SCORE_QUANTISED + transformed_score_bound(cache, table, q, counts)[..., None]
+    return tolerances.attention_bound(magnitude, dtype) + scores * 2 * magnitude
+
+
+def transformed_score_bound(cache, table, q, counts):
+    """How far scores are off because transformed queries are rounded to float16: [tokens, heads]; 0 for plain keys.
+
+    Rounding is by at most 2**-11 of a channel, evenly: the standard deviation of a score is that of a sum of so many
+    independent errors. Six of them, of the key that has the most.
+    """
+    k = cache.stores()[0]
+    found = np.zeros(q.shape[:2])
+    if not isinstance(k.codec, Hadamard):
+        return found
+    stored = reference.Cache(k.data, k.data, "NHD", k.codec.plain, k.codec.plain, k.params, k.params)
+    rows, _, indptr = reference.gather(stored, table, np.float64)
+    group = q.shape[1] // rows.shape[1]
+    for sequence, part in enumerate(reference.token_ranges(counts)):
+        keys = np.repeat(np.nan_to_num(rows[indptr[sequence] : indptr[sequence + 1]]), group, axis=1)
+        if len(keys):
+            queries = reference.hadamard(q[part].astype(np.float64))
+            squares = np.einsum("qhd,khd->qhk", queries**2, keys**2).max(axis=-1)
+            found[part] = 6 * 2.0**-11 / np.sqrt(3) * np.sqrt(squares) * q.shape[-1] ** -0.5
+    return found
