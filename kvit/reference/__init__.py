@@ -2,8 +2,10 @@
 
 from .attention import State, attention, merge_state, merge_states
 from .cache import Cache, Fault, Pool, Table
-from .codecs import CODECS, Codec, Encoded, codec_of, pack_int4, unpack_int4
+from .codec import Codec, Encoded
+from .codecs import CODECS, codec_of
 from .hadamard import hadamard
+from .int4 import pack_int4, unpack_int4
 from .layouts import from_vllm, to_vllm, turbomind_rows
 from .mask import KeyRange, Seen, seen_keys, visible_keys
 from .norm import RowNorm, normalise

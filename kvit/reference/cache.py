@@ -9,7 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from .codecs import UNCODED, Codec, codec_of
+from .codec import Codec
+from .codecs import UNCODED, codec_of
 
 Layout = Literal["NHD", "HND"]
 

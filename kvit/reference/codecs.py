@@ -6,109 +6,16 @@ step that decides a stored bit is one float32 operation, rounded to nearest even
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from typing import Any, NamedTuple
-
 import ml_dtypes
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from .codec import Codec, Encoded, Identity, compute_dtype, precision_of, refuse_scale
 from .hadamard import block_of, hadamard
-
-COMPUTE_DTYPES = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
-"""What T may be."""
+from .int4 import pack_int4, unpack_int4
 
 _LEAST_FLOAT32 = np.finfo(np.float32).smallest_normal  # 2**-126
 _FLOAT8_NAN = 0x7F  # the canonical NaN of both 8-bit formats, whatever the sign and payload of the one that came in
-_NIBBLES = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Channel, of eight, in each nibble of a 32-bit word, least significant first: TurboMind's order. `word & 0x000f000f`
-is the pair (0, 1), and each shift by four bits brings the next pair, ready for two 16-bit lanes."""
-
-
-class Encoded(NamedTuple):
-    """Rows as a cache stores them."""
-
-    data: NDArray  # [..., elements] in the codec's data_dtype
-    params: NDArray | None  # integers: [..., 2] (scale, zero) in T; float8: [...] scale in float32
-
-
-class Codec(ABC):
-    """A way to store rows."""
-
-    name: str
-    bits: int  # of a channel
-    keeps_values = False  # stored data are the values, in whatever dtype
-    is_scaled = False  # by a scale that the user gives, and that encode reads instead of writing it
-
-    @abstractmethod
-    def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
-        """Store rows x [..., head_dim] in T. `scale`, float32, broadcasts to [...]; float8 alone has one."""
-
-    @abstractmethod
-    def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
-        """The rows [..., head_dim] that are stored.
-
-        dtype  float64: what attention is defined over. T: what gather and requantise write, which is the float32 result
-               rounded to T, two roundings, as kernels do it.
-        """
-
-    @abstractmethod
-    def data_dtype(self, dtype: DTypeLike) -> np.dtype:
-        """Of stored data, for rows in T = `dtype`."""
-
-    @abstractmethod
-    def error_bound(self, x: NDArray, params: NDArray | None) -> NDArray[np.float64]:
-        """What |x - decode(encode(x))| does not exceed where x is finite; broadcasts to x's shape.
-
-        params  as encode(x) gave them
-        """
-
-    def row_elements(self, head_dim: int) -> int:
-        """Elements of data_dtype in a row."""
-        return head_dim
-
-    def channels(self, elements: int) -> int:
-        """head_dim of a row of so many elements: the inverse of row_elements."""
-        return elements
-
-    def row_bytes(self, head_dim: int) -> int:
-        """Bytes of a row's data, parameters apart."""
-        return head_dim * self.bits // 8
-
-    @property
-    def param_bytes(self) -> int:
-        """Bytes of a row's parameters. float8 counts none: one scale per tensor or head weighs nothing."""
-        return 0
-
-    def __repr__(self) -> str:
-        return f"codec {self.name}"
-
-
-class Identity(Codec):
-    """Stores rows as they are: of `dtype` or, where that is None, of any."""
-
-    bits = 16
-    keeps_values = True
-
-    def __init__(self, name: str, dtype: DTypeLike | None = None):
-        self.name, self.dtype = name, None if dtype is None else np.dtype(dtype)
-
-    def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
-        _refuse_scale(self, scale)
-        self.data_dtype(x.dtype)
-        return Encoded(x, None)
-
-    def decode(self, data: NDArray, params: NDArray | None = None, dtype: DTypeLike = np.float64) -> NDArray:
-        with np.errstate(invalid="ignore"):  # a signalling NaN, as stale bytes may be, is no concern of who copies it
-            return data.astype(dtype)
-
-    def data_dtype(self, dtype: DTypeLike) -> np.dtype:
-        if self.dtype not in (None, np.dtype(dtype)):
-            raise ValueError(f"rows are {np.dtype(dtype)}; {self.name} stores them as they are, and only its own")
-        return np.dtype(dtype)
-
-    def error_bound(self, x: NDArray, params: NDArray | None = None) -> NDArray[np.float64]:
-        return np.zeros(1)
 
 
 class Integer(Codec):
@@ -138,8 +45,8 @@ class Integer(Codec):
         return 4
 
     def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
-        _refuse_scale(self, scale)
-        dtype = _compute_dtype(x)
+        refuse_scale(self, scale)
+        dtype = compute_dtype(x)
         self.row_elements(x.shape[-1])
         rows = x.astype(np.float32)
         lo, hi = rows.min(-1, keepdims=True), rows.max(-1, keepdims=True)
@@ -157,7 +64,7 @@ class Integer(Codec):
     def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
         assert params is not None, f"{self} keeps (scale, zero) of every row"
         codes = unpack_int4(data) if self.bits == 4 else data
-        precision = _precision(dtype)
+        precision = precision_of(dtype)
         scale, zero = (params[..., i : i + 1].astype(precision) for i in (0, 1))
         with np.errstate(all="ignore"):
             # The product is exact in float32 (11 + 8 bits), so a fused multiply-add rounds to the same.
@@ -213,7 +120,7 @@ class Float8(Codec):
         return float(ml_dtypes.finfo(self.dtype).max)
 
     def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
-        _compute_dtype(x)
+        compute_dtype(x)
         scales = np.broadcast_to(np.asarray(1 if scale is None else scale, np.float32), x.shape[:-1])
         with np.errstate(all="ignore"):
             scaled = x.astype(np.float32) * (np.float32(1) / scales)[..., None]
@@ -222,7 +129,7 @@ class Float8(Codec):
         return Encoded(data, scales)
 
     def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
-        precision = _precision(dtype)
+        precision = precision_of(dtype)
         scale = np.asarray(1 if params is None else params).astype(precision)
         with np.errstate(all="ignore"):
             return (scale[..., None] * data.astype(precision)).astype(dtype)
@@ -256,7 +163,7 @@ class Hadamard(Codec):
         return self.plain.param_bytes
 
     def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
-        return self.plain.encode(hadamard(x, _compute_dtype(x)), scale)
+        return self.plain.encode(hadamard(x, compute_dtype(x)), scale)
 
     def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
         rows = self.plain.decode(data, params, dtype)
@@ -275,7 +182,7 @@ class Hadamard(Codec):
         """Of each row, for all its channels: the sum over a block of the plain codec's bound, of rounding to T, and of
         float32's roundings, over the root of its channels."""
         block = block_of(x.shape[-1])
-        transform = hadamard(x, _compute_dtype(x))
+        transform = hadamard(x, compute_dtype(x))
         largest = np.abs(x.astype(np.float64)).max(-1, keepdims=True) * np.sqrt(block)
         rounding = largest * (float(ml_dtypes.finfo(x.dtype).eps) / 2 + block.bit_length() * 2.0**-23)
         return np.sqrt(block) * (self.plain.error_bound(transform, params) + rounding)
@@ -305,35 +212,3 @@ def codec_of(x: str | Codec) -> Codec:
     if found is None:
         raise ValueError(f"unknown codec {x!r}; known are {', '.join(CODECS)}")
     return found
-
-
-def pack_int4(codes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Codes [..., channels], each below 16, to bytes [..., channels / 2]: eight channels to a little-endian word."""
-    *rows, channels = codes.shape
-    nibbles = codes.reshape(*rows, channels // 8, 8)[..., _NIBBLES]
-    return (nibbles[..., 0::2] | nibbles[..., 1::2] << 4).reshape(*rows, channels // 2)
-
-
-def unpack_int4(data: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Bytes [..., channels / 2] to codes [..., channels]: the inverse of pack_int4."""
-    *rows, num_bytes = data.shape
-    words = data.reshape(*rows, num_bytes // 4, 4)
-    codes = np.empty((*rows, num_bytes // 4, 8), np.uint8)
-    codes[..., _NIBBLES[0::2]], codes[..., _NIBBLES[1::2]] = words & 15, words >> 4
-    return codes.reshape(*rows, 2 * num_bytes)
-
-
-def _compute_dtype(x: Any) -> np.dtype:
-    if x.dtype not in COMPUTE_DTYPES:
-        raise ValueError(f"rows are {x.dtype}; codecs encode float16 or bfloat16")
-    return x.dtype
-
-
-def _precision(dtype: DTypeLike) -> type:
-    """What a value of `dtype` is computed in before it is rounded to it."""
-    return np.float64 if np.dtype(dtype) == np.float64 else np.float32
-
-
-def _refuse_scale(codec: Codec, scale: ArrayLike | None) -> None:
-    if scale is not None:
-        raise ValueError(f"{codec.name} takes no scale; only float8 is scaled by its user")

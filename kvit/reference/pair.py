@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .codecs import Codec, codec_of
+from .codec import Codec
+from .codecs import codec_of
 
 
 @dataclass(frozen=True)
