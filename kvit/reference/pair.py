@@ -53,6 +53,7 @@ _NAMES = (
     "16:16", "16:int8", "16:int4",
     "int8:16", "int8:int8", "int8:int4",
     "int4:int8", "int4:int4",
+    "int8_hadamard:int4_hadamard", "int4_hadamard:int4_hadamard",
     "float8_e4m3:float8_e4m3", "float8_e4m3:int8", "float8_e4m3:int4",
     "float8_e5m2:float8_e5m2",
 )  # fmt: skip
