@@ -43,16 +43,6 @@ def same_bytes(case):
         np.testing.assert_array_equal(found, case.host[name].view(np.uint8), err_msg=name)
 
 
-def test_the_transform_of_the_reference_is_the_matrix_of_hadamard(rng):
-    signs = np.array([[1.0]])
-    for _ in range(5):
-        signs = np.block([[signs, signs], [signs, -signs]])  # Sylvester's construction: 32 rows
-    x = rng.standard_normal((3, 96))
-    want = (x.reshape(3, 3, 32) @ signs / np.sqrt(32)).reshape(3, 96)
-    np.testing.assert_allclose(reference.hadamard(x), want, rtol=1e-12)
-    np.testing.assert_allclose(reference.hadamard(reference.hadamard(x)), x, rtol=1e-12)
-
-
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
 @pytest.mark.parametrize(("pair", "head_dim"), CASES, ids=str)
 def test_rows_are_stored_and_gathered_bit_for_bit(rng, device, pair, head_dim, dtype):
