@@ -80,7 +80,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         "--device", default="auto", help="auto (a GPU if there is one), host, or cuda:0 (default: auto)"
     )
     parser.add_argument("--kv", metavar="K[:V]", help="how K and V are stored, as --k and --v")
-    codecs = "int8, int4, float8_e4m3 or float8_e5m2 (default: float16)"
+    codecs = "int8, int4, either with _hadamard, float8_e4m3 or float8_e5m2 (default: float16)"
     parser.add_argument("--k", metavar="CODEC", help=f"how K is stored: {codecs}")
     parser.add_argument("--v", metavar="CODEC", help="how V is stored, as --k")
     parser.add_argument("--tokens", type=int, default=256, help="the longest answer (default: %(default)s)")

@@ -69,7 +69,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the draws (default: %(default)s)")
     parser.add_argument(
-        "--kv", metavar="K[:V]", help="store K and V as int8, int4, float8_e4m3 or float8_e5m2 (default: float16)"
+        "--kv",
+        metavar="K[:V]",
+        help="store K and V as int8, int4, either with _hadamard, float8_e4m3 or float8_e5m2 (default: float16)",
     )
     parser.add_argument(
         "--reference", action="store_true", help="attention by kvit.reference, in numpy, instead of kvit's kernels"

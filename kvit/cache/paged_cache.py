@@ -39,8 +39,8 @@ class PagedCache(MaintainedCache):
     layers      how many; or a list of kvit.LayerSpec, whose layers differ in heads, head_dim, k, v, rope or window. All
                 have one set of sequences, one page table, and one fork, truncate and free
     dtype       of queries, and of rows of K and V before they are stored: "bfloat16" or "float16"
-    k, v        how they are stored: "int8", "int4", "float8_e4m3", "float8_e5m2", or the dtype itself, if absent;
-                docs/quantisation.md says which pair to use when
+    k, v        how they are stored: "int8", "int4", "int8_hadamard", "int4_hadamard", "float8_e4m3", "float8_e5m2", or
+                the dtype itself, if absent; docs/quantisation.md says which pair to use when
     k_scale     of float8, as in CacheView: float32, [] or [kv_heads]; rows are stored as row / scale. 1 if absent
     v_scale     the same
     layout      how a page lies in memory: "HND" (a head's tokens side by side) or "NHD"
