@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
 
 from kvit.reference import CODECS, codec_of, pack_int4, unpack_int4
-from support.numbers import is_finite, numbers, typical_rows
+from support.sixteen_bits import is_finite, numbers, typical_rows
 
 FLOAT16, BFLOAT16 = np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)
 T = pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)

@@ -6,7 +6,7 @@ from numpy.testing import assert_array_equal
 
 from kvit.reference import codec_of
 from support.caches import BFLOAT16, FLOAT16
-from support.numbers import numbers, typical_rows
+from support.sixteen_bits import numbers, typical_rows
 
 T = pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16], ids=str)
 FLOAT8S = pytest.mark.parametrize("name", ["float8_e4m3", "float8_e5m2"])
