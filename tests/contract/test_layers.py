@@ -89,7 +89,8 @@ PYTHON = {
     "ops": LEAVES | {"codecs", "_native", "_checks", "selection", "layouts"},
     "cache": LEAVES | {"codecs", "_native", "_checks", "selection", "layouts", "ops"},
     "iterators": LEAVES | {"_native", "selection"},
-    "transformers": LEAVES | {"codecs", "_checks", "layouts", "cache"},  # nothing in kvit imports it
+    "transformers": LEAVES | {"codecs", "_checks", "layouts", "cache"},  # nothing in kvit imports these two
+    "torch": LEAVES | {"_native", "layouts", "ops"},
     "__init__": LEAVES | {"_native", "layouts", "ops", "cache"},
     "_cli": LEAVES | {"codecs", "reference", "_native", "selection", "layouts", "__init__"},
     "__main__": {"errors", "_cli"},
@@ -103,7 +104,7 @@ NAMES_OF_OTHERS = {"_fields", "_replace", "_attn_implementation"}
 
 # What kvit may import of others. The command line's niceties and the integration are extras, which only they import.
 THIRD_PARTY = {"numpy", "ml_dtypes", "cuda"}
-EXTRAS = {"_cli": {"rich", "matplotlib"}, "transformers": {"torch", "transformers"}}
+EXTRAS = {"_cli": {"rich", "matplotlib"}, "torch": {"torch"}, "transformers": {"torch", "transformers"}}
 
 
 @pytest.mark.parametrize("table", [CPP, PYTHON], ids=["C++", "Python"])
