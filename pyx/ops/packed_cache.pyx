@@ -208,12 +208,17 @@ cdef int use_cache(Spans *spans, Stream stream, PackedCache cache, bint is_writa
     cdef Tensor piece
     use(spans, stream, cache.k, is_writable)
     use(spans, stream, cache.v, is_writable)
-    use(spans, stream, cache.k_params, is_writable)
-    use(spans, stream, cache.v_params, is_writable)
+    use(spans, stream, cache.k_params, is_writable and not is_locked_scale(cache.k_params))
+    use(spans, stream, cache.v_params, is_writable and not is_locked_scale(cache.v_params))
     use(spans, stream, cache.blocks, False)
     for piece in cache.memory:
         use(spans, stream, piece, is_writable)
     return 0
+
+
+cdef bint is_locked_scale(Tensor params) noexcept:
+    """Whether these are scales of float8 that nobody may write: append reads them alone."""
+    return params is not None and params.memory.readonly != 0 and not has_pairs(params)
 
 
 cdef MappedPool mapped(const KvitPool *pool, Tensor tensor, int channels) noexcept:

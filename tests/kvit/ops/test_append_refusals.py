@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import kvit
+from kvit import reference
+from support.appends import COUNTS, Setup
 from support.caches import BFLOAT16, new_cache, on_gpu
 
 TOKENS, HEADS, HEAD_DIM = 4, 2, 64
@@ -82,3 +84,22 @@ def test_a_cache_whose_append_is_refused_keeps_its_pages():
     with pytest.raises(kvit.ShapeError, match="q has shape"):
         cache.append([seq], rows(), rows(), q=rows(8, tokens=5))
     assert (len(seq), cache.num_free_pages) == (0, free)
+
+
+def test_scales_of_float8_that_nobody_may_write_are_read(rng):
+    # As JAX's arrays are, and a checkpoint's that was mapped from a file. Pools that may not be written are refused.
+    case = Setup(rng, ("float8_e4m3", "float8_e4m3"))
+    k, v = case.rows()
+    scales = [case.host[f"{side}_params"].copy() for side in "kv"]
+    for scale in scales:
+        scale.setflags(write=False)
+    words = {"layout": case.cache.layout, "kv": "float8_e4m3", "k_scale": scales[0], "v_scale": scales[1]}
+    case.view = kvit.CacheView(case.buffers["k"], case.buffers["v"], dtype="bfloat16", **words)
+    case.append(k, v)
+    reference.append(case.cache, case.table, k, v, COUNTS)
+    case.assert_same()
+    locked = case.host["k"].copy()
+    locked.setflags(write=False)
+    case.view = kvit.CacheView(locked, case.buffers["v"], dtype="bfloat16", **words)
+    with pytest.raises(kvit.LayoutError, match="view.k is read-only"):
+        case.append(k, v)
