@@ -11,6 +11,13 @@ from kvit._native cimport host_stream
 
 from kvit.errors import HostBackendError
 
+cdef extern from "<fenv.h>" nogil:
+    ctypedef struct fenv_t:
+        pass
+    const fenv_t *FE_DFL_ENV
+    int fegetenv(fenv_t *environment)
+    int fesetenv(const fenv_t *environment)
+
 ctypedef int32_t (*ListKernels)(const KvitHostKernel *const **kernels) noexcept nogil
 ctypedef int32_t (*Launch)(const KvitHostLaunch *launch) noexcept nogil
 ctypedef const char *(*LastError)() noexcept nogil
@@ -29,8 +36,13 @@ cdef uint32_t guess_seed = 0
 
 cdef int do_launch(const void *arguments) noexcept nogil:
     cdef const KvitHostLaunch *call = <const KvitHostLaunch *>arguments
-    cdef int status = launch_function(call)
-    cdef int i
+    cdef fenv_t of_caller
+    cdef int status, i
+    # Whoever rounds otherwise, or takes denormals for zero as XLA's threads do: kernels decode codes by way of them.
+    fegetenv(&of_caller)
+    fesetenv(FE_DFL_ENV)
+    status = launch_function(call)
+    fesetenv(&of_caller)
     if status != 0:
         for i in range(call.num_spans):
             if call.spans[i].writable == SPAN_IS_WORKSPACE:

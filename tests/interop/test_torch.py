@@ -9,6 +9,7 @@ import pytest
 import kvit
 from support.caches import make_case
 from support.libraries import need
+from support.quantised import Quantised
 from support.threads import run_side_by_side
 from support.tolerances import assert_within
 
@@ -134,3 +135,20 @@ def test_a_table_and_a_view_of_tensors_are_those_of_arrays(torch):
     pages, lengths = torch.zeros(3, 9, dtype=torch.int32)[:, :8], torch.ones(3, dtype=torch.int32)
     table = kvit.PageTable(pages, lengths=lengths)
     assert (table.num_sequences, table.pages.strides, table.pages.pointer) == (3, (36, 4), pages.data_ptr())
+
+
+@pytest.mark.parametrize("pair", ["int8", "int4", "float8_e4m3"])
+def test_threads_that_take_denormals_for_zero_give_the_same_bits(torch, rng, pair):
+    # PyTorch does so where it is told to, and XLA's threads always do. Kernels decode by way of denormals.
+    case = Quantised((pair, pair), [20, 7], rng=rng)
+    case.append(rng)
+    q = rng.standard_normal((2, 4, 64)).astype(case.dtype)
+    attention = kvit.Attention(case.view, 4)
+    want = attention(q, case.view, case.page_table).numpy()
+    assert torch.set_flush_denormal(True)
+    try:
+        found = attention(q, case.view, case.page_table).numpy()
+        assert (torch.tensor(1e-40) * torch.tensor(1.0)).item() == 0  # the caller's own state is as it was
+    finally:
+        torch.set_flush_denormal(False)
+    np.testing.assert_array_equal(found, want)
