@@ -31,6 +31,8 @@ CPP = {
 
 # Folder of pyx/ -> its modules from the top down: each may cimport what stands on a later line, of any folder.
 CYTHON = [
+    ("xla", {"xla_handlers"}),
+    ("xla", {"xla_abi"}),
     ("capi", {"capi"}),
     ("capi", {"capi_call", "capi_cache", "capi_sequence"}),
     ("capi", {"capi_python"}),
@@ -89,8 +91,9 @@ PYTHON = {
     "ops": LEAVES | {"codecs", "_native", "_checks", "selection", "layouts"},
     "cache": LEAVES | {"codecs", "_native", "_checks", "selection", "layouts", "ops"},
     "iterators": LEAVES | {"_native", "selection"},
-    "transformers": LEAVES | {"codecs", "_checks", "layouts", "cache"},  # nothing in kvit imports these two
+    "transformers": LEAVES | {"codecs", "_checks", "layouts", "cache"},  # nothing in kvit imports these three
     "torch": LEAVES | {"_native", "layouts", "ops"},
+    "jax": LEAVES | {"_native", "_checks", "layouts", "ops"},
     "__init__": LEAVES | {"_native", "layouts", "ops", "cache"},
     "_cli": LEAVES | {"codecs", "reference", "_native", "selection", "layouts", "__init__"},
     "__main__": {"errors", "_cli"},
@@ -104,7 +107,12 @@ NAMES_OF_OTHERS = {"_fields", "_replace", "_attn_implementation"}
 
 # What kvit may import of others. The command line's niceties and the integration are extras, which only they import.
 THIRD_PARTY = {"numpy", "ml_dtypes", "cuda"}
-EXTRAS = {"_cli": {"rich", "matplotlib"}, "torch": {"torch"}, "transformers": {"torch", "transformers"}}
+EXTRAS = {
+    "_cli": {"rich", "matplotlib"},
+    "jax": {"jax"},
+    "torch": {"torch"},
+    "transformers": {"torch", "transformers"},
+}
 
 
 @pytest.mark.parametrize("table", [CPP, PYTHON], ids=["C++", "Python"])
