@@ -6,6 +6,7 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
+from kvit.errors import ShapeError
 from kvit.ops.modifiers import Window
 from kvit.torch import ops
 from kvit.torch.call import kept
@@ -89,7 +90,7 @@ def attention(
     capture), and what kvit.Attention raises.
     """
     ops.refuse_gradients("attention", q, cache.k, cache.v, cache.k_params, cache.v_params, sinks, alibi, temperature)
-    left, right = window if isinstance(window, tuple | list) else (window, None)
+    left, right = _sides(window)
     options = dict(
         query_indptr=query_indptr,
         spans=spans,
@@ -195,6 +196,15 @@ def check() -> None:
 def clear() -> None:
     """Wait for all calls and give back what was made for them. CUDA graphs that hold such calls must not run again."""
     kept.clear()
+
+
+def _sides(window: Window) -> tuple[int | None, int | None]:
+    sides = window if isinstance(window, tuple | list) else (window, None)
+    if len(sides) != 2:
+        raise ShapeError(
+            f"window is {window!r}; give a number of keys up to the query's own, or (left, right), of which None is all"
+        )
+    return sides[0], sides[1]
 
 
 def _places(cache: CacheTensors, table: TableTensors) -> tuple[Any, ...]:

@@ -19,6 +19,8 @@ _CACHE = ("k_cache", "v_cache", "lengths", "pages")
 _OPTIONAL = ("indptr", "query_indptr", "k_params", "v_params", "k_scale", "v_scale")
 # Not torch.library.custom_op: for an operator that writes, with so many arguments, it takes 0.2 ms a call.
 _LIBRARY = torch.library.Library("kvit", "DEF")
+# Inductor hands tensors over with the strides that they have without it, as far as the version can.
+_STRIDES = getattr(torch.Tag, "needs_exact_strides", torch.Tag.needs_fixed_stride_order)
 _WORDS = 'str layout="NHD", int? page_size=None, str? k_codec=None, str? v_codec=None'
 
 
@@ -48,7 +50,7 @@ def _operator(
         return lambda *tensors, **others: function({**dict(zip(names, tensors, strict=False)), **others})
 
     schema = f"({', '.join(map(declared, (*needed, *optional)))}, *, {_WORDS}, {rest}"
-    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag,))
+    _LIBRARY.define(f"{name}{schema}", tags=(torch.Tag.pt2_compliant_tag, _STRIDES))
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, by_name(run), key)
     torch.library.register_fake(f"kvit::{name}", by_name(fake), lib=_LIBRARY)

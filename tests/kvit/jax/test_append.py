@@ -6,6 +6,7 @@ import pytest
 pytest.importorskip("jax", reason="needs pip install '.[test-interop]'")
 
 import functools
+import re
 
 import jax
 
@@ -76,7 +77,7 @@ def test_a_cache_that_is_read_after_the_append_is_copied_though_it_was_donated(m
     case.assert_holds_the_references(new)
 
 
-def test_a_loop_carries_a_cache_through_its_steps(make):
+def test_a_loop_carries_a_cache_through_its_steps_without_copies(make):
     # lax.scan: each step appends a token to every sequence and attends; the reference does the same beside it.
     case = make(("int8", "int8"), lengths=[length + 3 for length in ONE_NEW])
     case.fill()
@@ -95,7 +96,11 @@ def test_a_loop_carries_a_cache_through_its_steps(make):
 
         return jax.lax.scan(step, (cache, lengths), (q, k, v))
 
-    (cache, _), out = run(case.arrays, case.dense.pages, case.put(first), case.put(q), case.put(k), case.put(v))
+    given = case.arrays, case.dense.pages, case.put(first), case.put(q), case.put(k), case.put(v)
+    compiled = run.lower(*given).compile()
+    assert re.search(r"= u8\[[^=]* parameter\(", compiled.as_text())  # how XLA writes a pool
+    assert not re.search(r"= u8\[[^=]* copy\(", compiled.as_text())
+    (cache, _), out = compiled(*given)
     kvit.jax.check(out)
     for i in range(steps):
         table = reference.Table(case.table.pages, [length + i for length in ONE_NEW])
