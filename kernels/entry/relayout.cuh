@@ -17,15 +17,17 @@ namespace kvit {
 ///
 ///   row in chunks    lanes go along tokens      (a chunk of the next token lies next to it: vLLM's K and V)
 ///   row in one       lanes go along the row
+///
+/// Of rows of more than kPieceBytes, a piece after the other goes that way.
 template <int Tokens>
 struct RelayoutKernel {
   using Params = KvitRelayoutParams;
   static constexpr int kThreads = 256;
-  static constexpr int kMostRowBytes = 512;
-  static constexpr int kPitch = kMostRowBytes + 16;  // rows begin in different banks
+  static constexpr int kPieceBytes = 512;
+  static constexpr int kPitch = kPieceBytes + 16;  // rows begin in different banks
   static constexpr int kSharedBytes = Tokens * kPitch;
   static constexpr int kMinCtas = 4;
-  static constexpr KvitFact kFacts[] = {{"tile_tokens", Tokens}, {"most_row_bytes", kMostRowBytes}};
+  static constexpr KvitFact kFacts[] = {{"tile_tokens", Tokens}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared) {
     const int page_size = params.source.page_size;
@@ -39,14 +41,15 @@ struct RelayoutKernel {
       if (!pages.exists) continue;  // all threads of the CTA do
       const Tile tile = {token, Min(Tokens, page_size - token), int(pair_head - pair * heads), shared};
       for (int pool = 0; pool < kNumPools; ++pool) {
-        if (params.row_bytes[pool] == 0) continue;
         const auto row_bytes = int(params.row_bytes[pool]);
         const Side from = {params.source.pool[pool], params.source_chunks[pool], pages.source, row_bytes};
         const Side to = {params.target.pool[pool], params.target_chunks[pool], pages.target, row_bytes};
-        MoveWide<true>(from, tile);
-        SyncThreads();
-        MoveWide<false>(to, tile);
-        SyncThreads();  // before the next rows come to the same place
+        for (int begin = 0; begin < row_bytes; begin += kPieceBytes) {
+          MoveWide<true>(from, tile, begin);
+          SyncThreads();
+          MoveWide<false>(to, tile, begin);
+          SyncThreads();  // before the next rows come to the same place
+        }
       }
     }
   }
@@ -65,34 +68,34 @@ struct RelayoutKernel {
 
   // Picks the widest access that every address of the side allows.
   template <bool IsLoad>
-  KVIT_DEVICE static void MoveWide(const Side& side, const Tile& tile) {
+  KVIT_DEVICE static void MoveWide(const Side& side, const Tile& tile, int begin) {
     const int64_t bits = reinterpret_cast<int64_t>(side.pool.base) | side.pool.page_stride | side.pool.token_stride |
                          side.pool.head_stride | side.chunks.bytes | side.chunks.stride | side.row_bytes | 16;
     switch (LowBit(int(bits & 31))) {
       case 16:
-        return Move<IsLoad, Words<16>>(side, tile);
+        return Move<IsLoad, Words<16>>(side, tile, begin);
       case 8:
-        return Move<IsLoad, Words<8>>(side, tile);
+        return Move<IsLoad, Words<8>>(side, tile, begin);
       case 4:
-        return Move<IsLoad, uint32_t>(side, tile);
+        return Move<IsLoad, uint32_t>(side, tile, begin);
       case 2:
-        return Move<IsLoad, uint16_t>(side, tile);
+        return Move<IsLoad, uint16_t>(side, tile, begin);
       default:
-        return Move<IsLoad, uint8_t>(side, tile);
+        return Move<IsLoad, uint8_t>(side, tile, begin);
     }
   }
 
   template <bool IsLoad, class Vector>
-  KVIT_DEVICE static void Move(const Side& side, const Tile& tile) {
+  KVIT_DEVICE static void Move(const Side& side, const Tile& tile, int begin) {
     constexpr int kBytes = sizeof(Vector);
-    const int vectors = side.row_bytes / kBytes, chunk = int(side.chunks.bytes);
+    const int vectors = Min(kPieceBytes, side.row_bytes - begin) / kBytes, chunk = int(side.chunks.bytes);
     const bool along_tokens = chunk < side.row_bytes;
     for (int item = ThreadIndex(); item < vectors * tile.num_tokens; item += kThreads) {
       const int token = along_tokens ? item % tile.num_tokens : item / vectors;
-      const int byte = (along_tokens ? item / tile.num_tokens : item % vectors) * kBytes;
+      const int byte = begin + (along_tokens ? item / tile.num_tokens : item % vectors) * kBytes;
       const int64_t row = RowAddress(side.pool, side.page, tile.token + token, tile.head);
       char* place = reinterpret_cast<char*>(row + byte / chunk * side.chunks.stride + byte % chunk);
-      char* staged = tile.shared + token * kPitch + byte;
+      char* staged = tile.shared + token * kPitch + byte - begin;
       if constexpr (IsLoad) {
         StoreShared(staged, LoadGlobal<Vector>(place));
       } else {

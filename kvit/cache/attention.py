@@ -63,7 +63,7 @@ def attention(
     Defined by kvit.reference.paged_attention.
     """
     owner, layer = _layer_of(cache)
-    _, view, own_window = owner.places[layer]
+    _, view, own_window, _ = owner.places[layer]
     causal, return_lse = _checks.flag("causal", causal), _checks.flag("return_lse", return_lse)
     is_step = isinstance(seqs, Step | Batch)
     stream = seqs.stream_of(stream) if is_step else Stream.wrap(stream, owner.device)
@@ -95,7 +95,7 @@ def attention(
     if not is_step:
         seqs = members(seqs)
     # From here on no code of the caller runs, which might change a sequence, or the memory of the cache.
-    group, view, _ = owner.places[layer]
+    group, view, _, _ = owner.places[layer]
     if is_step:
         if seqs.cache is not owner:
             raise ShapeError("the step is of another cache than the layer; begin one of its own: cache.step(...)")

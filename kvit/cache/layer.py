@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from kvit import _checks
 from kvit._native.buffer import Buffer
 from kvit.cache.gathered import gather_layer
-from kvit.cache.layer_group import LayerGroup
+from kvit.cache.layer_group import Place
 from kvit.cache.operations import CachedOperations
 from kvit.cache.sequence import Sequence
 from kvit.cache.step import Step
@@ -17,14 +17,6 @@ from kvit.errors import ShapeError
 from kvit.layouts.views import CacheView, Layout
 from kvit.ops.modifiers import Window
 from kvit.ops.rope import Rope
-
-
-class Place(NamedTuple):
-    """Where a layer lies."""
-
-    group: LayerGroup
-    view: CacheView
-    window: Window
 
 
 class CacheLayer(_checks.Made):
@@ -70,8 +62,18 @@ class CacheLayer(_checks.Made):
 
     @property
     def head_dim(self) -> int:
-        """Of this layer."""
+        """Of this layer: channels of a row of K, and of a query."""
         return self.view.head_dim
+
+    @property
+    def v_dim(self) -> int:
+        """Of this layer: channels of a row of V, and of an output."""
+        return self.view.v_dim
+
+    @property
+    def shares_kv(self) -> bool:
+        """Whether rows of V are the first channels of the rows of K, in the same memory."""
+        return self.place.group.kind.shares_kv
 
     @property
     def dtype(self) -> Dtype:
@@ -83,11 +85,14 @@ class CacheLayer(_checks.Made):
         """ "cuda:N" or "host"."""
         return self.view.device
 
-    def append(self, step: Any, k: Any, v: Any, *, q: Any = None, q_out: Any = None, rotate: bool = True) -> None:
+    def append(
+        self, step: Any, k: Any, v: Any = None, *, q: Any = None, q_out: Any = None, rotate: bool = True
+    ) -> None:
         """Write K and V of a step's tokens in this layer: one launch. With a rope, rows of k turn to their places.
 
         step          of the cache, open: cache.step(seqs, new_tokens), or a kvit.Batch whose step is open
-        k, v          [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence
+        k, v          [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence;
+                      where K and V share rows, as in PagedCache.append
         q, q_out, rotate
                       as in PagedCache.append
 
@@ -100,7 +105,7 @@ class CacheLayer(_checks.Made):
         if step.cache is not self.cache:
             raise ShapeError("the step is of another cache; begin one of this cache: cache.step(seqs, new_tokens)")
         stream, is_turned = step.stream, _checks.flag("rotate", rotate)
-        k, v = _checks.tensor("k", k, None, stream), _checks.tensor("v", v, None, stream)
+        k, v = self.place.group.written(_checks.tensor("k", k, None, stream), v, stream)
         q, q_out = (
             None if x is None else _checks.tensor(name, x, None, stream) for name, x in (("q", q), ("q_out", q_out))
         )
@@ -108,10 +113,10 @@ class CacheLayer(_checks.Made):
             raise ShapeError(f"k has shape {list(k.shape)} and the step {step.num_tokens} tokens; give a row for each")
         # From here on no code of the caller runs, which might change a sequence.
         step.growth.require_current()
-        group, view, _ = self.place
+        group, rows = self.place.group, self.place.rows
         append = group.append if is_turned else group.append_as_it_is
         sent = step.sent
-        append(k, v, view, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, stream=stream)
+        append(k, v, rows, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, stream=stream)
         step.written.add(self.index)
 
     def gather(
@@ -123,7 +128,7 @@ class CacheLayer(_checks.Made):
         stream: Any = None,
     ) -> tuple[Any, Any, Buffer]:
         """The tokens of sequences in this layer, end to end and decoded: PagedCache.gather of one layer."""
-        return gather_layer(self.cache, self.place.group, self.view, seqs, out, layout, stream)
+        return gather_layer(self.cache, self.place, seqs, out, layout, stream)
 
     @_checks.words_of_made
     def __repr__(self) -> str:

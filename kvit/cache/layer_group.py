@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import chain
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from kvit import _checks
 from kvit._native.context import Device
@@ -13,7 +13,7 @@ from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.cache.layers import LayerKind
 from kvit.cache.operations import CachedOperations
-from kvit.cache.storage import new_pools, upload
+from kvit.cache.storage import channels_of, new_pools, upload, whole_rows
 from kvit.dtypes import Dtype
 from kvit.errors import ShapeError
 from kvit.layouts.views import CacheView, Layout
@@ -21,6 +21,7 @@ from kvit.ops.append import Append
 from kvit.ops.copy_pages import CopyPages
 from kvit.ops.faults import FaultRecord
 from kvit.ops.gather import Gather
+from kvit.ops.modifiers import Window
 
 if TYPE_CHECKING:
     from kvit.ops.shift import Shift
@@ -48,7 +49,8 @@ class LayerGroup:
 
     storage  "layers": the layers' pools lie one behind the other. "pages": a page is one piece of all layers
 
-    views    CacheView of each layer
+    views    CacheView of each layer, as attention reads it
+    rows     CacheView of each layer, as rows are written and moved: the same, except where K and V share rows
     parts    all layers, in as few views as operations on rows can do with
     bytes    the same for copies of whole pages, which ask for no scales
     """
@@ -65,7 +67,7 @@ class LayerGroup:
         faults: FaultRecord,
     ):
         """With memory of any content. Raises what new_pools raises, ShapeError (too many pages, heads or tokens)."""
-        shape, in_pages = [pages, page_size, kind.kv_heads, kind.head_dim], storage == "pages" and count > 1
+        shape, in_pages = [pages, page_size, kind.kv_heads], storage == "pages" and count > 1
         axis = 0 if not in_pages else 1 if layout == "NHD" else 2
         shape[axis] *= count
         if shape[axis] > _checks.MOST:
@@ -73,26 +75,53 @@ class LayerGroup:
             raise ShapeError(f"{count} layers alike have {shape[axis]} {what}; kernels count at most {_checks.MOST}")
         device = Device.of(faults.buffer.device)
         scales = (None, None) if in_pages else kind.scales
-        merged = new_pools(tuple(shape), layout, compute, kind.sides, scales, device)
+        merged = new_pools(
+            tuple(shape), kind.written_dims, layout, compute, kind.sides, scales, device, in_one=kind.shares_kv
+        )
         self.kind, self.count, self.storage, self.faults, self.rope = kind, count, storage, faults, kind.rope
         if count == 1:
-            self.views = [merged]
+            self.rows = [merged]
         else:
-            self.views = [_cut(merged, kind, int(in_pages), i, count) for i in range(count)]
+            self.rows = [_cut(merged, kind, int(in_pages), i, count) for i in range(count)]
+        self.views = [whole_rows(view, kind.v_dim) for view in self.rows] if kind.shares_kv else self.rows
         self.bytes = Part(merged, 1 if in_pages else count, pages)
-        self.parts = [Part(view, 1, pages) for view in self.views] if in_pages else [self.bytes]
-        first = self.views[0]
+        self.parts = [Part(view, 1, pages) for view in self.rows] if in_pages else [self.bytes]
+        first = self.rows[0]
         self.append = Append(first, rope=kind.rope, faults=faults)
         self.append_as_it_is = self.append if kind.rope is None else Append(first, faults=faults)
         self.gather = Gather(first, faults=faults)
         self.copy = CopyPages(merged, faults=faults)
-        self.operations = CachedOperations(first, faults)
+        self.operations = CachedOperations(self.views[0], faults)
         self._shifts: dict[bool, Shift] = {}
 
     @property
     def nbytes(self) -> int:
         """Bytes of all layers, used or not."""
         return self.bytes.view.nbytes
+
+    def written(self, k: Tensor, v: Any, stream: Stream) -> tuple[Tensor, Any]:
+        """Rows of K and V as append writes them, of those that a call gives: parts of whole rows, where K and V share
+        them and v is None. Raises ShapeError.
+        """
+        kind = self.kind
+        if not kind.shares_kv:
+            if v is None:
+                raise ShapeError("v is None, and K and V do not share rows here (shares_kv); give v as well")
+            return k, _checks.tensor("v", v, None, stream)
+        (last, first), heads = kind.written_dims, kind.kv_heads
+        wanted = f"whole rows [tokens, {heads}, {kind.head_dim}] as k, without v"
+        if v is None:
+            if len(k.shape) != 3 or k.shape[-1] != kind.head_dim:
+                raise ShapeError(f"k has shape {list(k.shape)} and v is None; the layer takes {wanted}")
+            _checks.require_rows("k", k)
+            return channels_of(k, first, kind.head_dim), channels_of(k, 0, first)
+        v = _checks.tensor("v", v, None, stream)
+        if k.shape[-1:] != (last,) or v.shape[-1:] != (first,):
+            raise ShapeError(
+                f"k has shape {list(k.shape)} and v {list(v.shape)}, and K and V share rows of {kind.head_dim} "
+                f"channels; give {wanted}, or the first {first} channels as v and the last {last} as k"
+            )
+        return k, v
 
     def shift(self, rotate: bool) -> Shift:
         """The operation that moves cached tokens. Raises ValueError (no rope), KernelMissing."""
@@ -107,6 +136,15 @@ class LayerGroup:
 
             found = self._shifts[rotate] = Shift(self.parts[0].view, self.rope if rotate else None, faults=self.faults)
         return found
+
+
+class Place(NamedTuple):
+    """Where a layer lies."""
+
+    group: LayerGroup
+    view: CacheView
+    window: Window
+    rows: CacheView  # the view, unless K and V share rows: then as they are written
 
 
 def _cut(merged: CacheView, kind: LayerKind, axis: int, layer: int, count: int) -> CacheView:

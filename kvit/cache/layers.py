@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from kvit import _checks, codecs
 from kvit.codecs import Codec
 from kvit.dtypes import Dtype
-from kvit.errors import ShapeError
+from kvit.errors import DtypeError, ShapeError
 from kvit.ops.modifiers import Window
 from kvit.ops.rope import Rope
 
@@ -24,6 +24,7 @@ class LayerSpec(NamedTuple):
     count             layers that follow one another
     kv_heads          of these layers
     head_dim          the same
+    v_dim, shares_kv  the same
     k, v              how they store K and V, as in PagedCache
     k_scale, v_scale  of float8, as in PagedCache
     rope              how their keys turn; False: they do not
@@ -42,6 +43,8 @@ class LayerSpec(NamedTuple):
     v_scale: Any = None
     rope: Rope | bool | None = None
     window: Window = None
+    v_dim: int | None = None
+    shares_kv: bool | None = None
 
 
 class LayerKind(NamedTuple):
@@ -52,11 +55,51 @@ class LayerKind(NamedTuple):
     sides: tuple[Codec, Codec]
     scales: tuple[Any, Any]
     rope: Rope | None
+    v_dim: Any  # an int; of a cache's arguments None, which stands for head_dim
+    shares_kv: bool = False
 
     @property
     def key(self) -> tuple[Any, ...]:
         """The same for kinds that are alike."""
-        return (self.kv_heads, self.head_dim, *self.sides, *map(id, self.scales), id(self.rope))
+        dims = self.head_dim, self.v_dim, self.shares_kv
+        return (self.kv_heads, *dims, *self.sides, *map(id, self.scales), id(self.rope))
+
+    @property
+    def written_dims(self) -> tuple[int, int]:
+        """Channels of the rows that append writes as K and as V: where they share rows, the last and the first ones.
+
+        The last ones are those behind V; where all are V's, those that turn, or a half if none does.
+        """
+        if not self.shares_kv:
+            return self.head_dim, self.v_dim
+        last = self.head_dim - self.v_dim
+        if last == 0:
+            last = self.head_dim // 16 * 8 if self.rope is None else self.rope.head_dim
+        return last, self.head_dim - last
+
+    def checked(self, name: str, compute: Dtype) -> LayerKind:
+        """This kind. Raises ShapeError, DtypeError: K and V that cannot share rows. `name` stands before arguments."""
+        if not self.shares_kv:
+            return self
+        dims = f"{name}head_dim {self.head_dim} and {name}v_dim {self.v_dim}"
+        if self.v_dim > self.head_dim or self.head_dim % 8 or self.v_dim % 8 or self.head_dim < 16:
+            raise ShapeError(
+                f"{dims} of rows that K and V share; V is the first channels of K: v_dim is at most head_dim, and both "
+                "are multiples of 8"
+            )
+        if any(side is not codecs.codec_of(compute) for side in self.sides):
+            raise DtypeError(
+                f"{name}k is {self.sides[0]} and {name}v {self.sides[1]} in rows that K and V share; those are stored "
+                f"as {compute} alone: leave k and v out"
+            )
+        turns, behind = 0 if self.rope is None else self.rope.head_dim, self.head_dim - self.v_dim
+        if turns and turns != (behind or min(turns, self.head_dim - 8)):
+            what = f"the {behind} channels behind those of V" if behind else f"at most {self.head_dim - 8} channels"
+            raise ShapeError(
+                f"the rope turns {turns} channels and {dims}; of rows that K and V share, the last channels turn: give "
+                f"a kvit.Rope of {what}, or rope={'False' if name else 'None'} for rows that are turned already"
+            )
+        return self
 
 
 def kinds_of(layers: Any, own: LayerKind, compute: Dtype) -> list[tuple[LayerKind, Window]]:
@@ -69,11 +112,13 @@ def kinds_of(layers: Any, own: LayerKind, compute: Dtype) -> list[tuple[LayerKin
     Raises ShapeError, DtypeError, TypeError.
     """
     if not isinstance(layers, Iterable):
-        return [(own, None)] * _count("layers", layers)
+        [v_dim] = _checks.require_counts(v_dim=own.head_dim if own.v_dim is None else own.v_dim)
+        return [(own._replace(v_dim=v_dim).checked("", compute), None)] * _count("layers", layers)
     found: list[tuple[LayerKind, Window]] = []
     for i, spec in enumerate(layers):
         _checks.instance(f"layers[{i}]", spec, LayerSpec, "a kvit.LayerSpec, or one number for all layers")
-        found += [(_kind_of(i, spec, own), spec.window)] * _count(f"layers[{i}].count", spec.count)
+        kind = _kind_of(i, spec, own).checked(f"layers[{i}].", compute)
+        found += [(kind, spec.window)] * _count(f"layers[{i}].count", spec.count)
     if not found:
         raise ShapeError("layers is empty; a cache has at least one layer")
     return found
@@ -94,6 +139,9 @@ def _kind_of(i: int, spec: LayerSpec, own: LayerKind) -> LayerKind:
             f"layers[{i}].head_dim": own.head_dim if spec.head_dim is None else spec.head_dim,
         }
     )
+    given = own.v_dim if spec.v_dim is None else spec.v_dim
+    [v_dim] = _checks.require_counts(**{f"layers[{i}].v_dim": dim if given is None else given})
+    shares_kv = _checks.flag(f"layers[{i}].shares_kv", own.shares_kv if spec.shares_kv is None else spec.shares_kv)
     sides, scales = list(own.sides), list(own.scales)
     for side, (stored, scale) in enumerate(((spec.k, spec.k_scale), (spec.v, spec.v_scale))):
         if stored is not None:
@@ -104,9 +152,9 @@ def _kind_of(i: int, spec: LayerSpec, own: LayerKind) -> LayerKind:
     rope = own.rope if spec.rope is None else spec.rope or None
     if rope is not None:
         _checks.made(f"layers[{i}].rope", rope, Rope, "a kvit.Rope, or False for keys that do not turn")
-    if rope is own.rope and rope is not None and rope.head_dim != dim:
+    if rope is own.rope and rope is not None and rope.head_dim != dim and not shares_kv:
         raise ShapeError(
             f"layers[{i}] has head_dim {dim} and the cache's rope turns rows of {rope.head_dim} channels; give the "
             "layer a rope of its own, or rope=False"
         )
-    return LayerKind(heads, dim, (sides[0], sides[1]), (scales[0], scales[1]), rope)
+    return LayerKind(heads, dim, (sides[0], sides[1]), (scales[0], scales[1]), rope, v_dim, shares_kv)

@@ -9,8 +9,7 @@ from kvit import _checks
 from kvit._native.sent_tables import SentTables
 from kvit._native.stream import Stream
 from kvit.cache import calls
-from kvit.cache.layer import Place
-from kvit.cache.layer_group import LayerGroup
+from kvit.cache.layer_group import LayerGroup, Place
 from kvit.cache.page_pool import PagePool
 from kvit.cache.sequence import Sequence
 from kvit.errors import ShapeError
@@ -156,6 +155,8 @@ def append_to_all(
     if queries != (None, None):
         raise ShapeError("q is of one layer, and append fills all of them; use cache.step and layer.append")
     pairs = []
+    if v is None:  # layers whose rows of K hold those of V
+        v = [None] * cache.num_layers
     each = [_checks.listed(name, x, "an array for each layer") for name, x in (("k", k), ("v", v))]
     if {len(each[0]), len(each[1])} != {cache.num_layers}:
         raise ShapeError(
@@ -163,7 +164,8 @@ def append_to_all(
             "layers; give an array for each layer, or use cache.step"
         )
     for place, rows_k, rows_v in zip(cache.places, *each, strict=True):
-        pairs.append(rows_like_each_other(rows_k, rows_v, place.view, stream))
+        found = place.group.written(_checks.tensor("k", rows_k, None, stream), rows_v, stream)
+        pairs.append(rows_like_each_other(*found, place.rows, stream))
         if pairs[-1][0].shape[0] != pairs[0][0].shape[0]:
             raise ShapeError("layers get different numbers of tokens; all have the same sequences")
     counts = calls.counts_of("k", pairs[0][0].shape[0], len(seqs), new_tokens)

@@ -117,6 +117,11 @@ def requantised(
 def _kind_of(group: LayerGroup, wanted: tuple[Any, Any], given: tuple[Any, Any]) -> LayerKind:
     """What layers become. Raises DtypeError."""
     old = group.kind
+    if old.shares_kv and any(name is not None for name in wanted):
+        raise DtypeError(
+            f"layers have rows that K and V share, which are stored as {group.views[0].dtype} alone; they cannot be "
+            "stored in another way"
+        )
     sides = tuple(now if name is None else codecs.codec_of(name) for now, name in zip(old.sides, wanted, strict=True))
     scales = []
     for i, (side, scale) in enumerate(zip(sides, given, strict=True)):
@@ -124,10 +129,10 @@ def _kind_of(group: LayerGroup, wanted: tuple[Any, Any], given: tuple[Any, Any])
             raise DtypeError(f"a scale is of float8, and the cache would hold {side}; leave it out")
         stays = side is old.sides[i] and side.params == "scale"
         scales.append(old.scales[i] if scale is None and stays else scale)
-    return LayerKind(old.kv_heads, old.head_dim, (sides[0], sides[1]), (scales[0], scales[1]), old.rope)
+    return old._replace(sides=(sides[0], sides[1]), scales=(scales[0], scales[1]))
 
 
 def _no_pages(old: CacheView, kind: LayerKind) -> CacheView:
     """A view of such a kind, of no page."""
-    shape = (0, old.page_size, kind.kv_heads, kind.head_dim)
-    return new_pools(shape, old.layout, old.dtype, kind.sides, kind.scales, Device.of(old.device))
+    shape = (0, old.page_size, kind.kv_heads)
+    return new_pools(shape, kind.written_dims, old.layout, old.dtype, kind.sides, kind.scales, Device.of(old.device))

@@ -13,8 +13,8 @@ from kvit._native.sent_tables import SentTables
 from kvit._native.stream import Stream
 from kvit.cache import calls
 from kvit.cache.gathered import gather_layer
-from kvit.cache.layer import CacheLayer, Place
-from kvit.cache.layer_group import LayerGroup, Storage, copy_pages
+from kvit.cache.layer import CacheLayer
+from kvit.cache.layer_group import LayerGroup, Place, Storage, copy_pages
 from kvit.cache.layers import LayerKind, LayerSpec, kinds_of
 from kvit.cache.maintained import MaintainedCache, append_to_all
 from kvit.cache.operations import CachedOperations
@@ -35,9 +35,12 @@ class PagedCache(MaintainedCache):
     pages       in the pool; a page holds page_size tokens of all KV heads, in every layer
     page_size   any number of tokens from 1
     kv_heads    of every layer that says nothing else
-    head_dim    the same
+    head_dim    the same: channels of a row of K, and of V unless v_dim says otherwise
     layers      how many; or a list of kvit.LayerSpec, whose layers differ in heads, head_dim, k, v, rope or window. All
                 have one set of sequences, one page table, and one fork, truncate and free
+    v_dim       channels of a row of V, and of outputs of attention; head_dim if absent
+    shares_kv   True: a row of V is the first v_dim channels of the row of K, in the same memory, as the latent rows of
+                MLA (576 and 512). Stored in 16 bits; a rope turns the last channels, those behind V
     dtype       of queries, and of rows of K and V before they are stored: "bfloat16" or "float16"
     k, v        how they are stored: "int8", "int4", "int8_hadamard", "int4_hadamard", "float8_e4m3", "float8_e5m2", or
                 the dtype itself, if absent; docs/quantisation.md says which pair to use when
@@ -65,6 +68,8 @@ class PagedCache(MaintainedCache):
         head_dim: int,
         *,
         layers: int | Iterable[LayerSpec] = 1,
+        v_dim: int | None = None,
+        shares_kv: bool = False,
         dtype: Any = "bfloat16",
         k: Any = None,
         v: Any = None,
@@ -83,8 +88,10 @@ class PagedCache(MaintainedCache):
         _checks.require_layout(layout)
         _checks.choice("storage", storage, "layers", "pages")
         compute = compute_dtype(dtypes.dtype_of(dtype))
-        k_side, v_side = (codecs.codec_of(compute if stored is None else stored) for stored in (k, v))
-        kinds = kinds_of(layers, LayerKind(kv_heads, head_dim, (k_side, v_side), (k_scale, v_scale), rope), compute)
+        sides = codecs.codec_of(compute if k is None else k), codecs.codec_of(compute if v is None else v)
+        shares_kv = _checks.flag("shares_kv", shares_kv)
+        own = LayerKind(kv_heads, head_dim, sides, (k_scale, v_scale), rope, v_dim, shares_kv)
+        kinds = kinds_of(layers, own, compute)
         self.device: str = Device.of(device).spec
         self._faults = FaultRecord(self.device)
         by_key = {kind.key: kind for kind, _ in kinds}
@@ -96,10 +103,8 @@ class PagedCache(MaintainedCache):
         self._members = list(members.values())
         self._windows = [window for _, window in kinds]
         self.page_size = page_size
-        self.kv_heads = kv_heads
-        self.head_dim = head_dim
-        self.dtype = compute
-        self.rope = rope
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.dtype, self.rope = compute, rope
         self.pool = PagePool(pages, page_size)
         self.tables = SentTables(PageTable)
         self._use(groups)
@@ -108,8 +113,8 @@ class PagedCache(MaintainedCache):
         """Keep K and V in this memory from now on: all that goes with it at once, or nothing."""
         places: dict[int, Place] = {}
         for group, indices in zip(groups, self._members, strict=True):
-            for i, view in zip(indices, group.views, strict=True):
-                places[i] = Place(group, view, self._windows[i])
+            for i, view, rows in zip(indices, group.views, group.rows, strict=True):
+                places[i] = Place(group, view, self._windows[i], rows)
         made = {"groups": groups, "places": tuple(places[i] for i in range(len(places)))}
         self.__dict__.update(made)  # one step: an exception comes before it or after it
 
@@ -187,7 +192,7 @@ class PagedCache(MaintainedCache):
         self,
         seqs: Iterable[Sequence],
         k: Any,
-        v: Any,
+        v: Any = None,
         new_tokens: Iterable[int] | None = None,
         *,
         q: Any = None,
@@ -199,7 +204,9 @@ class PagedCache(MaintainedCache):
 
         seqs        sequences of this cache, each at most once
         k, v        [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence. Of a
-                    cache of several layers, an array for each layer: `step` is for K and V that come layer by layer
+                    cache of several layers, an array for each layer: `step` is for K and V that come layer by layer.
+                    Where K and V share rows, k is whole rows [tokens, kv_heads, head_dim] and v None; or v is their
+                    first channels, [..., v_dim], and k the others, which a rope turns: MLA's latent and rotary parts
         new_tokens  how many of the tokens each sequence gets; equally many if absent
         q           [tokens, query_heads, head_dim], with a rope: turned as k is; of a cache of one layer
         q_out       like q, written; q itself, in place, if absent
@@ -217,20 +224,20 @@ class PagedCache(MaintainedCache):
         # All that may run the caller's code comes first; from Growth on, nobody else changes a sequence.
         seqs, stream = calls.members(seqs), Stream.wrap(stream, self.device)
         is_turned = rotate is True or _checks.flag("rotate", rotate)
-        k, v = _checks.tensor("k", k, None, stream), _checks.tensor("v", v, None, stream)
+        k, v = self.places[0].group.written(_checks.tensor("k", k, None, stream), v, stream)
         if q is not None or q_out is not None:
             q, q_out = (None if rows is None else _checks.tensor("q", rows, None, stream) for rows in (q, q_out))
         if len(k.shape) != 3:
-            k, v = rows_like_each_other(k, v, self.view, stream)  # which says what is wrong
+            k, v = rows_like_each_other(k, v, self.places[0].rows, stream)  # which says what is wrong
         counts = calls.counts_of("k", k.shape[0], len(seqs), new_tokens)
-        group, view, _ = self.places[0]
+        group, _, _, rows = self.places[0]
         with Growth(self.pool, seqs, counts) as growth:
             if growth.num_copies:
-                rows_like_each_other(k, v, view, stream)
+                rows_like_each_other(k, v, rows, stream)
                 copy_pages(self.groups, growth.copies, stream)
             sent = self.tables.take(self.pool, seqs, growth, counts, stream)
             append = group.append if is_turned else group.append_as_it_is
-            append(k, v, view, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, stream=stream)
+            append(k, v, rows, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, stream=stream)
             growth.keep()
         self.tables.give(sent)
 
@@ -248,7 +255,7 @@ class PagedCache(MaintainedCache):
 
         seqs    sequences of this cache, any number of times each
         out     (k, v) in the cache's dtype and on its device, a row for each token, written in place; any strides,
-                dense channels; allocated if absent
+                dense channels; allocated if absent. (k, None) where K and V share rows: v is the first channels of k
         layout  of k and v. "NHD": [tokens, kv_heads, head_dim]; "HND": [kv_heads, tokens, head_dim]
         stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
@@ -257,8 +264,7 @@ class PagedCache(MaintainedCache):
         Raises SequenceFreed, ShapeError, DtypeError, DeviceError, LayoutError, TypeError (out is no pair); nothing is
         launched then. Defined by kvit.reference.gather.
         """
-        place = self.only_place("gather")
-        return gather_layer(self, place.group, place.view, seqs, out, layout, stream)
+        return gather_layer(self, self.only_place("gather"), seqs, out, layout, stream)
 
     def table(self, seqs: Iterable[Sequence], *, stream: Any = None) -> PageTable:
         """The page table of sequences as they are now, to attend to views of layers. It is the caller's own, to write
@@ -285,7 +291,7 @@ class PagedCache(MaintainedCache):
     def __repr__(self) -> str:
         layers = f"{self.num_layers} layers, " if self.num_layers > 1 else ""
         kinds = " and ".join(
-            f"{view.kv_heads} KV heads, head_dim {view.head_dim}, {view.holds}"
+            f"{view.kv_heads} KV heads, head_dim {view.dims}, {view.holds}"
             for view in (group.views[0] for group in self.groups)
         )
         return (

@@ -51,7 +51,7 @@ class Sequence(PooledSequence):
         """The PagedCache that holds the tokens; it lives as long as the sequence."""
         return self._cache
 
-    def append(self, k: Any, v: Any, *, stream: Any = None) -> None:
+    def append(self, k: Any, v: Any = None, *, stream: Any = None) -> None:
         """Add the tokens k, v [tokens, kv_heads, head_dim]: PagedCache.append of this sequence alone."""
         self._cache.append([self], k, v, stream=stream)
 

@@ -17,21 +17,29 @@ from kvit.selection import registry
 
 
 def new_pools(
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int],
+    dims: tuple[int, int],
     layout: Layout,
     compute: Dtype,
     sides: tuple[Codec, Codec],
     scales: tuple[Any, Any],
     device: Device,
+    *,
+    in_one: bool = False,
 ) -> CacheView:
-    """Pools of (pages, page_size, kv_heads, head_dim), of any content.
+    """Pools of (pages, page_size, kv_heads) rows of any content, with (of K, of V) channels.
+
+    in_one  a row of V and, right behind it, one of K lie in one piece, as `whole_rows` reads them
 
     Raises KernelMissing before gigabytes are taken for what no kernel covers.
     """
-    pages, page_size, kv_heads, head_dim = shape
-    registry.serves("append", head_dim, variant="simple", dtype=compute.short, kv=codecs.key_of(*sides))
+    pages, page_size, kv_heads = shape
+    registry.serves("append", max(dims), variant="simple", dtype=compute.short, kv=codecs.key_of(*sides))
     rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
-    pools = [_new_pool(rows, head_dim, codec.dtype, device) for codec in sides]
+    if in_one:
+        whole = _new_pool(rows, sum(dims), compute, device)
+        return CacheView(channels_of(whole, dims[1], sum(dims)), channels_of(whole, 0, dims[1]), layout=layout)
+    pools = [_new_pool(rows, dim, codec.dtype, device) for dim, codec in zip(dims, sides, strict=True)]
     params = [Buffer.empty((*rows, 2), compute, device) if codec.params == "pair" else None for codec in sides]
     return CacheView(
         *pools,
@@ -42,6 +50,25 @@ def new_pools(
         k_scale=scales[0],
         v_scale=scales[1],
         dtype=compute,
+    )
+
+
+def channels_of(rows: Tensor, begin: int, end: int) -> Tensor:
+    """Channels [begin, end) of rows of 16-bit numbers, in place; end may lie behind what a slice of rows has."""
+    return Tensor.from_pointer(
+        rows.pointer + begin * rows.dtype.bits // 8, (*rows.shape[:-1], end - begin), rows.dtype, rows.device,
+        strides=rows.strides, readonly=rows.readonly, owner=rows,
+    )  # fmt: skip
+
+
+def whole_rows(parts: CacheView, v_dim: int) -> CacheView:
+    """What attention reads of rows that K and V share: K is all of them, V the first v_dim channels.
+
+    parts  what append writes: "K" is the last channels, "V" the others
+    """
+    first = parts.v
+    return CacheView(
+        channels_of(first, 0, parts.k_dim + parts.v_dim), channels_of(first, 0, v_dim), layout=parts.layout
     )
 
 

@@ -112,8 +112,8 @@ def _pools_like(view: CacheView, pages: int) -> CacheView:
         params if codec.params == "scale" and not is_unit else None
         for params, codec, is_unit in zip((view.k_params, view.v_params), view.codecs, view.has_unit_scale, strict=True)
     )
-    shape = (pages, view.page_size, view.kv_heads, view.head_dim)
-    return new_pools(shape, view.layout, view.dtype, view.codecs, (scales[0], scales[1]), Device.of(view.device))
+    shape, dims = (pages, view.page_size, view.kv_heads), (view.k_dim, view.v_dim)
+    return new_pools(shape, dims, view.layout, view.dtype, view.codecs, (scales[0], scales[1]), Device.of(view.device))
 
 
 def _pools_of(view: CacheView) -> list[Any]:
@@ -132,7 +132,8 @@ def _on_host(pool: Buffer, stream: Stream) -> Buffer:
 
 def _kind_of(group: LayerGroup) -> tuple[Any, ...]:
     view = group.views[0]
-    return group.count, view.page_size, view.kv_heads, view.head_dim, view.layout, group.storage, view.codecs
+    dims = f"{view.dims} of shared rows" if group.kind.shares_kv else view.dims
+    return group.count, view.page_size, view.kv_heads, dims, view.layout, group.storage, view.codecs
 
 
 def _words(sides: tuple[Codec, Codec]) -> str:

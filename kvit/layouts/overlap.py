@@ -72,7 +72,7 @@ def rows_of(
         if tensor is None:
             found.append(None)
             continue
-        row_bytes = sides[pool].dtype.bytes_for(shape[3]) if pool < 2 else codecs.PARAM_BYTES
+        row_bytes = sides[pool].dtype.bytes_for(shape[3 + pool]) if pool < 2 else codecs.PARAM_BYTES
         piece = (row_bytes, 0) if chunks is None or pool >= 2 else chunks[pool]
         pieces: tuple[Tensor, ...] = packed.memory if blocks else (tensor,)
         label = f"{name}.{('k', 'v', 'k_params', 'v_params')[pool]}"

@@ -72,6 +72,7 @@ class VllmPages(_checks.Made):
             k=k_raw, v=v_raw, k_params=self.k_params, v_params=self.v_params,
         )  # fmt: skip
         self.num_pages, self.kv_heads, self.page_size, self.head_dim = pages, kv_heads, page_size, head_dim
+        self.k_dim = self.v_dim = head_dim
         self.layout = "vLLM"
         # (bytes, stride) of the pieces that rows of K and of V are cut into
         self.chunks = ((_SPLIT_BYTES, k_raw.strides[2]), (_unit(v_codec), v_raw.strides[2]))

@@ -11,7 +11,7 @@ from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.errors import DtypeError, ShapeError, refuse_copy
 from kvit.layouts import overlap
-from kvit.layouts.views import CacheView
+from kvit.layouts.views import CacheView, dims_key
 from kvit.layouts.vllm import Pages, VllmPages
 from kvit.ops import aliases
 from kvit.ops.convert_side import Side, places_of
@@ -37,7 +37,8 @@ class ConvertPages(_checks.Made):
 
     def __init__(self, source: Pages, target: Pages, *, faults: FaultRecord | None = None):
         _require_pages(source, target)
-        self.kv_heads, self.head_dim, self.device = source.kv_heads, source.head_dim, source.device
+        self.kv_heads, self.k_dim, self.v_dim = source.kv_heads, source.k_dim, source.v_dim
+        self.device = source.device
         self.dtype = source.dtype
         _require_same_shape("target", target, source)
         if target.dtype is not self.dtype:
@@ -52,6 +53,11 @@ class ConvertPages(_checks.Made):
         self._relayout = registry.find("relayout", tokens=32)
         self._checked: tuple[Any, Any, bool] | None = None
         self._in_place: tuple[bool, bool] = (False, False)
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a row of K; of V too, unless v_dim says otherwise."""
+        return self.k_dim
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self, "make another for the same pages")
@@ -140,10 +146,11 @@ class ConvertPages(_checks.Made):
                     f"{name} is {view!r}; the operation was made for {codecs.describe(*sides, self.dtype)}"
                     f"{' in the layout of vLLM' if is_vllm else ''}; make another ConvertPages for it"
                 )
-            if (view.kv_heads, view.head_dim) != (self.kv_heads, self.head_dim):
+            if (view.kv_heads, view.k_dim, view.v_dim) != (self.kv_heads, self.k_dim, self.v_dim):
                 raise ShapeError(
-                    f"{name} has {view.kv_heads} KV heads and head_dim {view.head_dim}; the operation was made for "
-                    f"{self.kv_heads} and {self.head_dim}; make another ConvertPages for it"
+                    f"{name} has {view.kv_heads} KV heads and head_dim {dims_key(view.k_dim, view.v_dim)}; the "
+                    f"operation was made for {self.kv_heads} and {dims_key(self.k_dim, self.v_dim)}; make another "
+                    "ConvertPages for it"
                 )
         if source.page_size != target.page_size:
             raise ShapeError(
@@ -166,7 +173,8 @@ class ConvertPages(_checks.Made):
     @_checks.words_of_made
     def __repr__(self) -> str:
         old, new = (codecs.describe(*sides, self.dtype) for sides in self._codecs)
-        return f"ConvertPages({old} to {new}, {self.kv_heads} KV heads, head_dim {self.head_dim}, {self.device})"
+        dims = dims_key(self.k_dim, self.v_dim)
+        return f"ConvertPages({old} to {new}, {self.kv_heads} KV heads, head_dim {dims}, {self.device})"
 
 
 def _same_list(source_pages: Tensor | None, target_pages: Tensor | None) -> bool:
@@ -182,9 +190,9 @@ def _require_pages(source: Any, target: Any) -> None:
 
 
 def _require_same_shape(name: str, view: Pages, like: Pages) -> None:
-    if (view.kv_heads, view.head_dim) != (like.kv_heads, like.head_dim):
+    if (view.kv_heads, view.k_dim, view.v_dim) != (like.kv_heads, like.k_dim, like.v_dim):
         raise ShapeError(
-            f"{name} has {view.kv_heads} KV heads and head_dim {view.head_dim}, source {like.kv_heads} and "
-            f"{like.head_dim}; they must be the same"
+            f"{name} has {view.kv_heads} KV heads and head_dim {dims_key(view.k_dim, view.v_dim)}, source "
+            f"{like.kv_heads} and {dims_key(like.k_dim, like.v_dim)}; they must be the same"
         )
     _checks.require_device(like.device, **{name: view.k})

@@ -20,14 +20,12 @@ class Side:
 
     def __init__(self, index: int, source: Pages, target: Pages, old: Codec, new: Codec):
         self.index, self.old, self.new = index, old, new
-        self.row_bytes = old.dtype.bytes_for(source.head_dim)
+        channels = (source.k_dim, source.v_dim)[index]
+        self.row_bytes = old.dtype.bytes_for(channels)
         self.param_bytes = 0
         self.kernel: registry.KernelInfo | None = None
         name = "kv"[index]
         if old is new:
-            most = registry.find("relayout", tokens=32).facts["most_row_bytes"]
-            if self.row_bytes > most:
-                raise ShapeError(f"a row of {name} has {self.row_bytes} bytes; rows of at most {most} are moved")
             self.check_scales(source, target)
             return
         if isinstance(source, VllmPages) or isinstance(target, VllmPages):
@@ -40,10 +38,10 @@ class Side:
                 f"{name} is {old} in source and {new} in target; rows are transformed on the way from 16 bits, to them "
                 f"or to fewer bits: convert to {source.dtype} in one ConvertPages and to {new} in another"
             )
-        lanes = source.head_dim // 8
-        if source.head_dim % 8 or lanes & (lanes - 1) or not 1 <= lanes <= 32:
+        lanes = channels // 8
+        if channels % 8 or lanes & (lanes - 1) or not 1 <= lanes <= 32:
             raise ShapeError(
-                f"head_dim is {source.head_dim}; codecs of rows are changed at head_dim 8, 16, 32, 64, 128 and 256"
+                f"head_dim is {channels}; codecs of rows are changed at head_dim 8, 16, 32, 64, 128 and 256"
             )
         self.kernel = registry.find("requantise", dtype=source.dtype.short, change=f"{old.short}_{new.short}")
 

@@ -118,7 +118,8 @@ RIGHT = {
     "PagedCache": lambda s: (
         kvit.PagedCache,
         dict(pages=2, page_size=4, kv_heads=2, head_dim=64, dtype="float16", k="float16", v="int8", k_scale=None,
-             v_scale=None, layout="HND", rope=None, device="host", layers=1, storage="layers"),
+             v_scale=None, layout="HND", rope=None, device="host", layers=1, storage="layers", v_dim=64,
+             shares_kv=False),
     ),
     "PagedCache.append": lambda s: (
         s.cache.append,
