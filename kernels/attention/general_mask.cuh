@@ -147,8 +147,10 @@ class GeneralMask {
   }
 
   KVIT_DEVICE uint64_t WordOf(const SequenceWork& work, int token, int word) const {
-    if (word >= general_.tree_words) return 0;
-    return LoadGlobal<uint64_t>(general_.trees + int64_t(work.first_token + token) * general_.tree_words + word);
+    const int count = work.new_tokens - 64 * word;  // that have a bit in the word: others say nothing
+    if (word >= general_.tree_words || count <= 0) return 0;
+    const uint64_t* at = general_.trees + int64_t(work.first_token + token) * general_.tree_words + word;
+    return LoadGlobal<uint64_t>(at) & (~uint64_t(0) >> Max(64 - count, 0));
   }
   // Of a query in a tree, below the old tokens.
   static KVIT_DEVICE int Depth(uint64_t low, uint64_t high) { return Max(CountBits(low) + CountBits(high) - 1, 0); }

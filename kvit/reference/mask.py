@@ -52,19 +52,19 @@ def seen_keys(
     span    (begin, end): a query whose position lies in it sees its keys too, whatever else holds
     tree    words of 64 bits of this query: of the sequence's new tokens it sees those whose bit is set, whether causal
             or not; no span is looked at. Both then stand on a branch: the query behind all old tokens and all others
-            whose bit is set, and new token j behind those of them that are before j. Without effect for a sequence with
-            more new tokens than bits, or with fewer keys than new tokens
+            whose bit is set, and new token j behind those of them that are before j. Bits of no new token say nothing.
+            Without effect for a sequence with more new tokens than bits, or with fewer keys than new tokens
     """
     old, keys = num_keys - num_queries, np.arange(num_keys)
     position, positions = old + query, keys
     words = [] if tree is None else [int(word) & (2**64 - 1) for word in np.asarray(tree).reshape(-1)]
     is_tree = bool(words) and num_queries <= 64 * len(words) and old >= 0
     if is_tree:
-        bits = np.array([words[i // 64] >> (i % 64) & 1 for i in range(64 * len(words))], np.int64)
+        bits = np.array([words[i // 64] >> (i % 64) & 1 for i in range(num_queries)], np.int64)
         position = old + max(0, int(bits.sum()) - 1)
         below = np.cumsum(bits) - bits
-        positions = np.concatenate([keys[:old], old + below[:num_queries]])
-        seen = np.concatenate([np.ones(old, bool), bits[:num_queries] == 1])
+        positions = np.concatenate([keys[:old], old + below])
+        seen = np.concatenate([np.ones(old, bool), bits == 1])
     else:
         seen = positions <= position if causal else np.ones(num_keys, bool)
     left, right = window if isinstance(window, tuple) else (window, None)

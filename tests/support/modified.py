@@ -101,6 +101,17 @@ def assert_same_bits(some: Any, others: Any) -> None:
         np.testing.assert_array_equal(a.view(f"u{a.dtype.itemsize}"), b.view(f"u{b.dtype.itemsize}"))
 
 
+def beyond(tree: np.ndarray, counts: list[int]) -> np.ndarray:
+    """The words of trees with all bits set that stand for no new token of their sequence."""
+    found, row = tree.copy().view(np.uint64), 0
+    for count in counts:
+        for word in range(tree.shape[1]):
+            kept = min(max(count - 64 * word, 0), 64)
+            found[row : row + count, word] |= np.uint64(2**64 - 2**kept)
+        row += count
+    return found.view(np.int64)
+
+
 def branches(rng: np.random.Generator, count: int, words: int) -> np.ndarray:
     """[count, words] the words of a random tree of `count` tokens, each behind its parent: int64."""
     ancestors: list[int] = []

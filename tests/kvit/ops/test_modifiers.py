@@ -6,7 +6,7 @@ import pytest
 
 import kvit
 from support.caches import BFLOAT16, FLOAT16, make_case, to_device
-from support.modified import assert_modified, attend, branches, on_device, poison_unseen, spans_of
+from support.modified import assert_modified, attend, beyond, branches, on_device, poison_unseen, spans_of
 from support.modified import assert_same_bits as assert_same
 
 # Of one token and of several tiles; as many new tokens as keys; a length at which windows end with a tile (of 128).
@@ -69,6 +69,17 @@ def test_a_tree_shows_a_query_its_branch(rng, case, q, words, window):
     tree = np.concatenate([branches(rng, count, words) for count in COUNTS])
     poison_unseen(case, COUNTS, tree=tree, window=window)
     assert_modified(case, q, COUNTS, tree=tree, window=window)
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_bits_of_no_new_token_say_nothing(rng, case, q, words):
+    # Positions count the bits of a query: a window, slopes and temperatures would see those of no token.
+    tree = np.concatenate([branches(rng, count, words) for count in COUNTS])
+    options = {"window": 5, "alibi": [0.5, 0.25, 1.0, 2.0], "temperature": [*np.linspace(0.5, 1.5, 200)]}
+    full = beyond(tree, COUNTS)
+    assert (full != tree).any(1).all()
+    assert_same(attend(case, q, COUNTS, tree=full, **options), attend(case, q, COUNTS, tree=tree, **options))
+    assert_modified(case, q, COUNTS, tree=full, **options)
 
 
 def test_siblings_do_not_see_each_other_whatever_they_hold(rng, device):

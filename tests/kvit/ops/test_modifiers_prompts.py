@@ -6,7 +6,16 @@ import pytest
 
 import kvit
 from support.caches import BFLOAT16, FLOAT16, make_case, make_table, to_device
-from support.modified import assert_modified, attend, branches, on_device, poison_unseen, prompt_kernel, spans_of
+from support.modified import (
+    assert_modified,
+    attend,
+    beyond,
+    branches,
+    on_device,
+    poison_unseen,
+    prompt_kernel,
+    spans_of,
+)
 from support.modified import assert_same_bits as assert_same
 from support.quantised import Quantised
 
@@ -89,6 +98,13 @@ def test_bits_of_a_tree_may_be_any(rng, case, q, kernel):
     bits = [0 if i % 7 == 0 else x for i, x in enumerate(x for row in drawn for x in row)]
     tree = np.array([[x & 2**64 - 1, x >> 64] for x in bits], np.uint64).view(np.int64)
     assert_modified(case, q, COUNTS, kernel, tree=tree, window=40, alibi=[0.5, 0.25, 0.0, 1.0])
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_bits_of_no_new_token_say_nothing(rng, case, q, kernel, words):
+    tree = np.concatenate([branches(rng, count, words) for count in COUNTS])
+    options = {"window": 5, "alibi": [0.5, 0.25, 0.0, 1.0]}
+    assert_same(*(attend(case, q, COUNTS, kernel, tree=x, **options) for x in (beyond(tree, COUNTS), tree)))
 
 
 def test_siblings_do_not_see_each_other_whatever_they_hold(rng, device, kernel):
