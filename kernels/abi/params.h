@@ -163,7 +163,7 @@ typedef struct KvitRope {
   const uint64_t* steps;     // [rotary_dim / 2], at a multiple of 16 bytes; no launch writes them
   const int32_t* positions;  // [tokens], NULL: a token's place in its sequence
   float attention_factor;    // of cosines and sines
-  int32_t rotary_dim;        // leading channels that turn, a multiple of 16; 0: none do
+  int32_t rotary_dim;        // leading channels that turn, a multiple of 16, or of 4 up to 32; 0: none do
   int32_t is_interleaved;    // pairs are channels (2 i, 2 i + 1); else (i, i + rotary_dim / 2)
   int32_t reserved;
 } KvitRope;

@@ -25,15 +25,15 @@ struct AppendShape {
 struct SimpleAppend {
   using Shape = AppendShape<16, 2>;
   using Axes = OneAxis;
-  static constexpr bool kNormalises = false;
+  static constexpr bool kNormalises = false, kTurnsAcross = false;
   static KVIT_DEVICE Axes AxesOf(const KvitAppendParams&) { return {}; }
 };
 
-/// RMSNorm before they rotate, and rotation by positions on three axes, besides.
+/// RMSNorm before they rotate, and rotation by positions on three axes, and of halves that end within vec8s, besides.
 struct ExtendedAppend {
   using Shape = AppendShape<8, 3>;  // two CTAs of 16 warps have too few registers for it
   using Axes = ThreeAxes;
-  static constexpr bool kNormalises = true;
+  static constexpr bool kNormalises = true, kTurnsAcross = true;
   static KVIT_DEVICE Axes AxesOf(const KvitAppendParams& params) { return {params.extras.axes}; }
 };
 
@@ -81,7 +81,7 @@ struct AppendKernel {
   KVIT_DEVICE static void Append(const Params& params, Angles& rotation, const HeadRange& share) {
     const KvitTransferParams& transfer = params.transfer;
     const int k_dim = transfer.cache.k_dim, v_dim = transfer.cache.v_dim;
-    Rows rows(share, params.rope.rotary_dim / 16);
+    Rows rows(share, HalfVec8s(params.rope));
     Fetch(rows, transfer.k, k_dim);
     Fetch(rows, transfer.v, v_dim);
     const auto steps = rotation.LoadSteps();
@@ -120,7 +120,7 @@ struct AppendKernel {
   KVIT_DEVICE static void RotateQueries(const Params& params, Angles& rotation, const HeadRange& share) {
     const KvitTransferParams& transfer = params.transfer;
     const int channels = transfer.cache.k_dim;
-    Rows rows(share, params.rope.rotary_dim / 16);
+    Rows rows(share, HalfVec8s(params.rope));
     Fetch(rows, params.q, channels);
     const auto steps = rotation.LoadSteps();
     int position = 0;
@@ -213,9 +213,10 @@ struct AppendKernel {
   KVIT_DEVICE static void Change(const Params& params, const Angles& rotation, const Rows& rows, const Changes& changes,
                                  Part& part) {
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
-    const bool rotates = changes.rotates && lane < params.rope.rotary_dim / 16;
+    const bool across = Variant::kTurnsAcross && changes.rotates && EndsWithinVec8(params.rope);
+    const bool rotates = changes.rotates && lane < HalfVec8s(params.rope);
     const bool normalises = Variant::kNormalises && changes.norm != nullptr;
-    if (changes.bias == nullptr && !rotates && !normalises) return;
+    if (changes.bias == nullptr && !rotates && !across && !normalises) return;
     Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
     if (changes.bias != nullptr) {
       KVIT_UNROLL
@@ -228,6 +229,9 @@ struct AppendKernel {
     }
     if (normalises) Normalise(params, rows, changes, vec8s);
     if (rotates) rotation.Apply(lane, vec8s[0], vec8s[1]);
+    if constexpr (Variant::kTurnsAcross) {
+      if (across) rotation.ApplyAcross(lane, vec8s[0]);
+    }
     KVIT_UNROLL
     for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
   }

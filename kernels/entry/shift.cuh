@@ -97,8 +97,7 @@ struct ShiftKernel {
     const bool stays =
         places.from.page.page == places.to.page.page && places.from.token_in_page == places.to.token_in_page;
     if (stays && !places.turns) return;
-    for (Rows rows({token, 0, params.cache.num_kv_heads}, params.rope.rotary_dim / 16); rows.Any();
-         rows = rows.After(1)) {
+    for (Rows rows({token, 0, params.cache.num_kv_heads}, HalfVec8s(params.rope)); rows.Any(); rows = rows.After(1)) {
       if (places.turns) {
         Turn(params, rotation, rows, places);
       } else {
@@ -158,7 +157,11 @@ struct ShiftKernel {
       if (cache.k_hadamard != 0) part = Transformed(params, part);
     }
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
-    if (lane < params.rope.rotary_dim / 16) {
+    if (EndsWithinVec8(params.rope)) {
+      Vec8 vec8 = Unpack<T>(part[0]);
+      rotation.ApplyAcross(lane, vec8);
+      part[0] = RoundTo<T>(vec8);
+    } else if (lane < HalfVec8s(params.rope)) {
       Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
       rotation.Apply(lane, vec8s[0], vec8s[1]);
       KVIT_UNROLL

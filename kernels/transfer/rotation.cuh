@@ -41,6 +41,11 @@ KVIT_DEVICE void RotatePair(float& a, float& b, const RotaryAngle& angle) {
   b = RoundedSum(RoundedProduct(y, angle.cosine), RoundedProduct(x, angle.sine));
 }
 
+/// Whether the halves of the channels that turn end within vec8s, as those of 20 and 24 do. Then at most 32 turn.
+KVIT_HD bool EndsWithinVec8(const KvitRope& rope) { return rope.rotary_dim % 16 != 0; }
+/// Of how many vec8s each half is, for RowLanes: a lane has one of either, unless halves end within vec8s.
+KVIT_HD int HalfVec8s(const KvitRope& rope) { return EndsWithinVec8(rope) ? 0 : rope.rotary_dim / 16; }
+
 /// Where a token is on one axis, as in text.
 struct OneAxis {
   using Position = int32_t;
@@ -130,7 +135,7 @@ class RotaryAngles {
     MoveTo(position, LoadSteps());
   }
 
-  /// Rotates the vec8s `lane` and rotary_dim / 16 + lane of a row, as RowLanes deals them out.
+  /// Rotates the vec8s `lane` and HalfVec8s + lane of a row, as RowLanes deals them out.
   KVIT_DEVICE void Apply(int lane, Vec8& first, Vec8& second) const {
     if (rope_.is_interleaved) {
       RotateNeighbours(2 * lane, first);
@@ -145,18 +150,58 @@ class RotaryAngles {
     }
   }
 
+  /// Rotates a row whose halves end within vec8s. What turns lies in the first vec8 of the row's first lanes, and the
+  /// other channel of a pair comes from the lane that has it: all lanes of the warp call together.
+  ///
+  ///   20 channels      vec8 0: pairs 0..7        vec8 1: pairs 8, 9, 0..5      vec8 2: pairs 6..9, and 4 that stay
+  KVIT_DEVICE void ApplyAcross(int lane, Vec8& vec8) const {
+    const int rotary_dim = rope_.rotary_dim, half = rotary_dim / 2;
+    if (rope_.is_interleaved) {
+      KVIT_UNROLL
+      for (int c = 0; c < 2; ++c) {
+        if (2 * lane + c < rotary_dim / 4) RotateChunk(2 * lane + c, vec8, c);
+      }
+      return;
+    }
+    const Vec8 own = vec8;
+    KVIT_UNROLL
+    for (int i = 0; i < 8; ++i) {
+      const int channel = 8 * lane + i, row = LaneIndex() - lane;
+      // Every lane gives the element that the readers of either direction want: it is the same for all of them.
+      const float behind = Shuffle(ElementOf(own, (i + half) & 7), (row + ((channel + half) >> 3)) & 31);
+      const float before = Shuffle(ElementOf(own, (i - half) & 7), (row + ((channel - half) >> 3)) & 31);
+      if (channel < rotary_dim) {
+        const bool is_first = channel < half;
+        const int pair = is_first ? channel : channel - half;
+        const auto words = LoadShared<Words<8>>(Address(pair / 2) + pair % 2 * int(sizeof(Words<8>)));
+        float a = is_first ? own[i] : before, b = is_first ? behind : own[i];
+        RotatePair(a, b, {BitCast<float>(words.word[0]), BitCast<float>(words.word[1])});
+        vec8[i] = is_first ? a : b;
+      }
+    }
+  }
+
  private:
+  static KVIT_DEVICE float ElementOf(const Vec8& vec8, int index) {
+    float found = vec8[0];
+    KVIT_UNROLL
+    for (int i = 1; i < 8; ++i) found = index == i ? vec8[i] : found;
+    return found;
+  }
+
   static KVIT_DEVICE int Chunk(int i) { return i * 32 + LaneIndex(); }
   KVIT_DEVICE bool Has(int i) const { return Chunk(i) < rope_.rotary_dim / 4; }
 
   // A vec8 of interleaved pairs, whose first chunk is `chunk`.
   KVIT_DEVICE void RotateNeighbours(int chunk, Vec8& vec8) const {
     KVIT_UNROLL
-    for (int c = 0; c < 2; ++c) {
-      const auto angles = LoadShared<Words<16>>(Address(chunk + c));
-      RotatePair(vec8[4 * c], vec8[4 * c + 1], AngleIn(angles, 0));
-      RotatePair(vec8[4 * c + 2], vec8[4 * c + 3], AngleIn(angles, 1));
-    }
+    for (int c = 0; c < 2; ++c) RotateChunk(chunk + c, vec8, c);
+  }
+  // Half `c` of such a vec8: the pairs of one chunk.
+  KVIT_DEVICE void RotateChunk(int chunk, Vec8& vec8, int c) const {
+    const auto angles = LoadShared<Words<16>>(Address(chunk));
+    RotatePair(vec8[4 * c], vec8[4 * c + 1], AngleIn(angles, 0));
+    RotatePair(vec8[4 * c + 2], vec8[4 * c + 3], AngleIn(angles, 1));
   }
 
   static KVIT_DEVICE RotaryAngle AngleIn(const Words<16>& angles, int i) {

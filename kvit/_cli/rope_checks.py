@@ -14,7 +14,7 @@ from kvit._cli.trial import Trial, raw_cache
 
 def _rope(trial: Trial) -> tuple[kvit.Rope, reference.Rotation]:
     head_dim = trial.shape.head_dim
-    rotary_dim = trial.choose("rotary_dim", (head_dim, 48, 16))
+    rotary_dim = trial.choose("rotary_dim", (head_dim, 48, 16, 20))
     pairs = rotary_dim // 2
     axes = {"mrope_section": [pairs - 2, 1, 1], "mrope_interleaved": trial.choose("axes take turns", (True, False))}
     scaling: dict[str, Any] = axes if trial.choose("axes", (1, 3)) == 3 else {}

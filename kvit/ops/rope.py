@@ -19,7 +19,8 @@ class Rope(_checks.Made):
 
     head_dim     channels of a row
     base         pair i turns by base^(-2 i / rotary_dim) radians per token, before scaling; rope_theta of models
-    rotary_dim   leading channels that turn, a multiple of 16; all of them if absent. The others stay as they are
+    rotary_dim   leading channels that turn, a multiple of 16, or of 4 up to 32; all of them if absent. The others stay
+                 as they are
     interleaved  pairs are channels (2 i, 2 i + 1); else (i, i + rotary_dim / 2), the halves of NeoX and Llama
     scaling      how frequencies change for longer contexts, a dictionary as `rope_scaling` of configurations is: its
                  rope_type is one of
@@ -66,8 +67,10 @@ class Rope(_checks.Made):
         rotary_dim = head_dim if rotary_dim is None else _checks.whole("rotary_dim", rotary_dim)
         if head_dim > _MOST_CHANNELS:
             raise ShapeError(f"head_dim is {head_dim}; rows of a head have {_MOST_CHANNELS} channels at most")
-        if not 16 <= rotary_dim <= head_dim or rotary_dim % 16:
-            raise ShapeError(f"rotary_dim is {rotary_dim}; it must be a multiple of 16 from 16 to head_dim, {head_dim}")
+        if not 1 <= rotary_dim <= head_dim or rotary_dim % (16 if rotary_dim > 32 else 4):
+            raise ShapeError(
+                f"rotary_dim is {rotary_dim}; it must be a multiple of 16 up to head_dim, {head_dim}, or of 4 up to 32"
+            )
         if not 1 < _checks.number("base", base) < math.inf:
             raise ValueError(f"base is {base}; it must be greater than 1 and finite, as 10000 or 500000 are")
         self.head_dim = head_dim

@@ -28,7 +28,8 @@ def normalise(rows: NDArray[np.float32], norm: RowNorm, rotary_dim: int = 0) -> 
     """Rows [..., head_dim], normalised in float32.
 
     rotary_dim  channels that turn afterwards. They decide nothing but the order in which squares are added: kernels
-                hold rows so that the channels of a pair meet, and have room for 64, 128, 256 or 512 channels
+                hold rows so that the channels of a pair meet, where halves are whole vectors of 8, and have room for
+                64, 128, 256 or 512 channels
     """
     channels = rows.shape[-1]
     with np.errstate(over="ignore", invalid="ignore"):  # infinity times 0 is NaN, as on a GPU
@@ -39,7 +40,7 @@ def normalise(rows: NDArray[np.float32], norm: RowNorm, rotary_dim: int = 0) -> 
         sums = np.concatenate(
             [sums[..., 0], np.zeros((*rows.shape[:-1], 2 * room - channels // _VEC8), np.float32)], -1
         )
-        first, second = _vec8s_of_lanes(room, rotary_dim // 16)
+        first, second = _vec8s_of_lanes(room, 0 if rotary_dim % 16 else rotary_dim // 16)
         lanes = sums[..., first] + sums[..., second]
         while lanes.shape[-1] > 1:
             lanes = lanes[..., 0::2] + lanes[..., 1::2]

@@ -53,6 +53,39 @@ def test_keys_are_normalised_before_they_turn(rng, device, pair, head_dim, rope)
     case.assert_same()
 
 
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize("rotary_dim", [4, 8, 12, 20, 24, 28])
+@pytest.mark.parametrize("head_dim, pair, with_norm", [
+    (64, (None, None), False), (80, (None, None), True), (96, ("int8", "int4"), False), (256, (None, None), False),
+    (64, ("float8_e4m3", "float8_e4m3"), True), (512, (None, None), False),
+], ids=str)  # fmt: skip
+def test_halves_that_end_within_vectors_turn(rng, device, head_dim, pair, with_norm, rotary_dim, interleaved):
+    # 20 of 80 and 24 of 96 are StableLM's and GPT-NeoX's. Keys and queries, of more heads than a warp holds at a time.
+    case = Setup(rng, pair, head_dim=head_dim, heads=9, device=device)
+    rope = kvit.Rope(head_dim, rotary_dim=rotary_dim, interleaved=interleaved)
+    (k, v), q, bias = case.rows(), case.random(sum(COUNTS), 18, head_dim), case.random(9, head_dim)
+    weight = weights(case) if with_norm else None
+    norm = None if weight is None else reference.RowNorm(weight)
+    rotation = rotation_of(rope)
+    reference.append(case.cache, case.table, k, v, COUNTS, k_norm=norm, k_bias=bias, rotation=rotation)
+    made_with = {} if weight is None else {"k_norm": weight}
+    q_out = case.append(k, v, rope=rope, made_with=made_with, k_bias=bias, q=q, q_out=np.zeros_like(q))["q_out"]
+    case.assert_same()
+    positions = reference.token_positions(case.table, COUNTS)
+    want = reference.rotate(q, positions, rotation)
+    np.testing.assert_array_equal(q_out.numpy().view(np.uint16), want.view(np.uint16))
+
+
+def test_such_halves_turn_by_the_positions_of_their_axis(rng, device):
+    case = Setup(rng, (None, None), head_dim=80, device=device)
+    rope = kvit.Rope(80, rotary_dim=20, scaling={"mrope_section": [4, 3, 3]})
+    k, v = case.rows()
+    positions = rng.integers(0, 5000, (3, sum(COUNTS))).astype(np.int32)
+    reference.append(case.cache, case.table, k, v, COUNTS, rotation=rotation_of(rope), positions=positions)
+    case.append(k, v, rope=rope, positions=positions)
+    case.assert_same()
+
+
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("with_rope", [False, True])

@@ -191,7 +191,19 @@ def test_a_dynamic_configuration_needs_to_know_how_long_sequences_get():
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"head_dim": 128, "rotary_dim": 40}, "rotary_dim is 40; it must be a multiple of 16 from 16 to head_dim, 128"),
+        (
+            {"head_dim": 128, "rotary_dim": 40},
+            "rotary_dim is 40; .* multiple of 16 up to head_dim, 128, or of 4 up to 32",
+        ),
+        (
+            {"head_dim": 128, "rotary_dim": 22},
+            "rotary_dim is 22; .* multiple of 16 up to head_dim, 128, or of 4 up to 32",
+        ),
+        (
+            {"head_dim": 16, "rotary_dim": 20},
+            "rotary_dim is 20; .* multiple of 16 up to head_dim, 16, or of 4 up to 32",
+        ),
+        ({"head_dim": 64, "rotary_dim": 0}, "rotary_dim is 0; it must be a multiple of 16"),
         ({"head_dim": 64, "rotary_dim": 128}, "rotary_dim is 128"),
         ({"head_dim": 2**31}, "head_dim is 2147483648; rows of a head have 65536 channels at most"),
         ({"head_dim": 128, "base": 1.0}, "base is 1.0"),

@@ -111,6 +111,19 @@ def test_any_rope_turns_what_it_turned_before(rng, device, scaling, interleaved)
         np.testing.assert_allclose(in_steps.astype(float), at_once.astype(float), rtol=2.0**-7, atol=2.0**-6)
 
 
+@pytest.mark.parametrize("interleaved", [False, True], ids=["halves", "interleaved"])
+@pytest.mark.parametrize("rotary_dim, head_dim", [(20, 64), (24, 96), (8, 64), (28, 256)])
+@pytest.mark.parametrize("pair", [(None, None), ("int8", "int4"), ("float8_e4m3", "float8_e4m3")], ids=str)
+def test_halves_that_end_within_vectors_turn(rng, device, pair, rotary_dim, head_dim, interleaved):
+    if head_dim == 256 and pair not in EVEN_PAIRS:
+        pytest.skip("not built")
+    rope = kvit.Rope(head_dim, rotary_dim=rotary_dim, interleaved=interleaved)
+    case = Filled(rng, pair, rope, head_dim=head_dim, heads=5, device=device)
+    case.expect(BY, FIRST)
+    case.shift(case.integers(BY), first=case.integers(FIRST))
+    case.assert_same()
+
+
 def test_pages_are_shifted_as_sequences_of_their_own(rng, device):
     case = Filled(rng, lengths=[48], device=device)
     pages = np.asarray(case.table.pages[0])
