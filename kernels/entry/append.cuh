@@ -259,8 +259,7 @@ struct AppendKernel {
       const int hadamard = Pool == 0 ? cache.k_hadamard : cache.v_hadamard;
       if (hadamard != 0) {
         stored = rows.InOrder();
-        whole =
-            HadamardOfRows<T>(Rows::Dealt(part, params.rope.rotary_dim / 16, 0), Rows::Lanes::kLanesPerRow, hadamard);
+        whole = HadamardOfRows<T>(Rows::Dealt(part, HalfVec8s(params.rope), 0), Rows::Lanes::kLanesPerRow, hadamard);
       }
       stored.Complete(whole, channels);
     }

@@ -177,7 +177,7 @@ struct ShiftKernel {
 
   // To what is stored, or back: the transform is its own inverse.
   static KVIT_DEVICE RowPart<2> Transformed(const Params& params, const RowPart<2>& part) {
-    const int vec8s = params.rope.rotary_dim / 16;
+    const int vec8s = HalfVec8s(params.rope);
     const RowPart<2> in_order = Rows::Dealt(part, vec8s, 0);
     return Rows::Dealt(HadamardOfRows<T>(in_order, Rows::Lanes::kLanesPerRow, params.cache.k_hadamard), 0, vec8s);
   }
