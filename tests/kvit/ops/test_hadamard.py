@@ -57,7 +57,10 @@ def test_rows_are_stored_and_gathered_bit_for_bit(rng, device, pair, head_dim, d
 
 
 # Lanes hold other channels where only a part of them turns, but not where its halves end within vec8s, as those of 20.
-@pytest.mark.parametrize(("head_dim", "rotary_dim"), [(64, 64), (64, 16), (64, 20), (128, 32), (128, 96), (96, 32), (256, 64)])
+TURNING = [(64, 64), (64, 16), (64, 20), (128, 32), (128, 96), (96, 32), (256, 64)]
+
+
+@pytest.mark.parametrize(("head_dim", "rotary_dim"), TURNING)
 @pytest.mark.parametrize("pair", EVEN_PAIRS, ids=str)
 def test_keys_are_transformed_after_they_have_turned(rng, device, pair, head_dim, rotary_dim):
     case = Quantised(pair, [30, 7], head_dim=head_dim, device=device, rng=rng)
