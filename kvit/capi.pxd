@@ -98,6 +98,8 @@ cdef extern from "kvit.h" nogil:
         pass
     ctypedef struct kvit_sequence:
         pass
+    ctypedef struct kvit_rope:
+        pass
 
     ctypedef struct kvit_view_options:
         uint32_t size
@@ -147,6 +149,11 @@ cdef extern from "kvit.h" nogil:
         const kvit_tensor *sinks
         const kvit_tensor *alibi
         const kvit_tensor *temperature
+        kvit_rope *rope
+        const kvit_tensor *k_norm
+        const kvit_tensor *q_norm
+        float norm_eps
+        float norm_offset
 
     ctypedef struct kvit_op_info:
         uint32_t size
@@ -175,6 +182,7 @@ cdef extern from "kvit.h" nogil:
         int32_t device_id
         const kvit_tensor *k_scale
         const kvit_tensor *v_scale
+        kvit_rope *rope
 
     ctypedef struct kvit_cache_info:
         uint32_t size
@@ -189,6 +197,24 @@ cdef extern from "kvit.h" nogil:
         int32_t head_dim
         int32_t device_type
         int32_t device_id
+
+    ctypedef struct kvit_rope_options:
+        uint32_t size
+        int32_t head_dim
+        int32_t rotary_dim
+        int32_t interleaved
+        double base
+        const char *scaling
+
+    ctypedef struct kvit_append_extras:
+        uint32_t size
+        const kvit_tensor *q
+        const kvit_tensor *q_out
+        const kvit_tensor *positions
+        const kvit_tensor *prefix_lengths
+        const kvit_tensor *k_bias
+        const kvit_tensor *v_bias
+        const kvit_tensor *q_bias
 
     ctypedef struct kvit_sequence_info:
         uint32_t size
@@ -248,6 +274,26 @@ cdef extern from "kvit.h" nogil:
                                     const kvit_tensor *out, const kvit_tensor *lse, const kvit_tensor *query_indptr,
                                     const kvit_tensor *spans, const kvit_tensor *tree,
                                     kvit_stream stream) noexcept nogil
+
+        int32_t (*rope_create)(const kvit_rope_options *options, kvit_rope **rope) noexcept nogil
+        int32_t (*rope_destroy)(kvit_rope *rope) noexcept nogil
+        int32_t (*append_rotated)(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
+                                  const kvit_tensor *v, const kvit_tensor *query_indptr,
+                                  const kvit_append_extras *extras, kvit_stream stream) noexcept nogil
+        int32_t (*copy_pages)(kvit_view *view, const kvit_tensor *source, const kvit_tensor *target,
+                              kvit_stream stream) noexcept nogil
+        int32_t (*convert_pages)(kvit_view *source, kvit_view *target, const kvit_tensor *source_pages,
+                                 const kvit_tensor *target_pages, kvit_stream stream) noexcept nogil
+        int32_t (*cache_append_rotated)(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
+                                        const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *q,
+                                        const kvit_tensor *q_out, const int64_t *new_tokens,
+                                        kvit_stream stream) noexcept nogil
+        int32_t (*cache_gather_layout)(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
+                                       const kvit_tensor *k, const kvit_tensor *v, int32_t layout,
+                                       kvit_stream stream) noexcept nogil
+        int32_t (*cache_defragment)(kvit_cache *cache, int64_t *moved, kvit_stream stream) noexcept nogil
+        int32_t (*cache_requantise)(kvit_cache *cache, int32_t k_dtype, int32_t v_dtype, const kvit_tensor *k_scale,
+                                    const kvit_tensor *v_scale, kvit_stream stream) noexcept nogil
 
     kvit_tensor kvit_dense(void *data, int32_t dtype, int32_t device_type, int32_t device_id, int32_t ndim,
                            const int64_t *shape)

@@ -21,7 +21,7 @@ extern "C" {
 #endif
 
 // Grows by one whenever something is added. Nothing is ever removed or moved.
-#define KVIT_API_VERSION 4
+#define KVIT_API_VERSION 5
 
 // The functions. All but last_error return an enum kvit_status. What is refused has launched and changed nothing, and
 // last_error() has the words. `q`, `out`, `k` and `v` are [tokens, heads, head_dim], sequence after
@@ -105,6 +105,37 @@ typedef struct kvit_api {
   int32_t (*attention_masked)(kvit_op* op, kvit_view* view, const kvit_page_table* table, const kvit_tensor* q,
                               const kvit_tensor* out, const kvit_tensor* lse, const kvit_tensor* query_indptr,
                               const kvit_tensor* spans, const kvit_tensor* tree, kvit_stream stream);
+
+  // Since version 5:
+
+  int32_t (*rope_create)(const kvit_rope_options* options, kvit_rope** rope);
+  // Operations and caches that were made with it keep what they need of it.
+  int32_t (*rope_destroy)(kvit_rope* rope);
+  // As `append`, of an operation that may have a rope and norms; extras NULL: nothing besides.
+  int32_t (*append_rotated)(kvit_op* op, kvit_view* view, const kvit_page_table* table, const kvit_tensor* k,
+                            const kvit_tensor* v, const kvit_tensor* query_indptr, const kvit_append_extras* extras,
+                            kvit_stream stream);
+  // Copy page source[i] to page target[i], int32 [count] on the device. Waits for the stream; KVIT_ERROR_PAGE_TABLE
+  // where the view has no such page, whose pair is left alone.
+  int32_t (*copy_pages)(kvit_view* view, const kvit_tensor* source, const kvit_tensor* target, kvit_stream stream);
+  // Convert page source_pages[i] of one view into page target_pages[i] of another, which stores rows in another layout
+  // or codec; NULL and NULL: all pages. Waits, and reports, as copy_pages does.
+  int32_t (*convert_pages)(kvit_view* source, kvit_view* target, const kvit_tensor* source_pages,
+                           const kvit_tensor* target_pages, kvit_stream stream);
+  // As cache_append, of a cache with a rope: q [tokens, query_heads, head_dim] turns with k, to q_out, or in place
+  // where that is NULL.
+  int32_t (*cache_append_rotated)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count,
+                                  const kvit_tensor* k, const kvit_tensor* v, const kvit_tensor* q,
+                                  const kvit_tensor* q_out, const int64_t* new_tokens, kvit_stream stream);
+  // As cache_gather, in an order of axes, enum kvit_layout: [tokens, kv_heads, head_dim] or [kv_heads, tokens,
+  // head_dim].
+  int32_t (*cache_gather_layout)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count,
+                                 const kvit_tensor* k, const kvit_tensor* v, int32_t layout, kvit_stream stream);
+  // Pages in use come first, free ones last. `moved`, where not NULL, gets how many pages moved.
+  int32_t (*cache_defragment)(kvit_cache* cache, int64_t* moved, kvit_stream stream);
+  // Store K and V of all pages otherwise; 0 leaves a side as it is. Scales are of float8, as in kvit_cache_options.
+  int32_t (*cache_requantise)(kvit_cache* cache, int32_t k_dtype, int32_t v_dtype, const kvit_tensor* k_scale,
+                              const kvit_tensor* v_scale, kvit_stream stream);
 } kvit_api;
 
 // A C-contiguous tensor of `ndim` axes; not for uint4, whose strides are the caller's to say.

@@ -110,6 +110,7 @@ typedef struct kvit_view kvit_view;          // a paged cache in the caller's me
 typedef struct kvit_op kvit_op;              // attention, append or gather for one shape of cache, its kernel chosen
 typedef struct kvit_cache kvit_cache;        // a paged cache that owns its memory
 typedef struct kvit_sequence kvit_sequence;  // a growing list of tokens in a kvit_cache
+typedef struct kvit_rope kvit_rope;          // how keys and queries turn with their positions, since version 5
 
 // Options and answers begin with their size as the caller knows it (sizeof), so that they can grow at the end. In
 // options 0 is every field's default; of an answer the first `size` bytes are filled.
@@ -163,6 +164,10 @@ typedef struct kvit_op_options {
   // attention: F32, one block on the device, there as long as the operation is; none by default
   const kvit_tensor *sinks, *alibi;  // [query_heads] a score of no key; slopes, one of which each position takes away
   const kvit_tensor* temperature;    // [positions] factor of the scores of a query there; of later ones the last
+  // Since version 5:
+  kvit_rope* rope;                     // append: K turns by it, and Q; K is stored as it comes by default
+  const kvit_tensor *k_norm, *q_norm;  // append: [head_dim] weights of an RMSNorm of rows before they turn; none
+  float norm_eps, norm_offset;         // append: 1e-6 by default; added to every weight
 } kvit_op_options;
 
 typedef struct kvit_op_info {
@@ -186,6 +191,8 @@ typedef struct kvit_cache_options {
   int32_t reserved;  // 0
   // of float8: F32, [] or [kv_heads], there as long as the cache is; 1 by default
   const kvit_tensor *k_scale, *v_scale;
+  // Since version 5:
+  kvit_rope* rope;  // how append turns K, and Q with it; K is stored as it comes by default
 } kvit_cache_options;
 
 typedef struct kvit_cache_info {
@@ -195,6 +202,27 @@ typedef struct kvit_cache_info {
   int32_t kv_heads, head_dim;
   int32_t device_type, device_id;
 } kvit_cache_info;
+
+// Since version 5.
+typedef struct kvit_rope_options {
+  uint32_t size;
+  int32_t head_dim;
+  int32_t rotary_dim;   // leading channels that turn; head_dim by default
+  int32_t interleaved;  // 1: pairs are channels 2i and 2i + 1; 0: i and i + rotary_dim / 2
+  double base;          // rope_theta of configurations; 10000 by default
+  // rope_scaling of a configuration, as its JSON: "{\"rope_type\": \"llama3\", ...}"; none by default
+  const char* scaling;
+} kvit_rope_options;
+
+// What append_rotated has besides append, each by default not. Since version 5.
+typedef struct kvit_append_extras {
+  uint32_t size;
+  int32_t reserved;              // 0
+  const kvit_tensor *q, *q_out;  // [tokens, query_heads, head_dim] turned as k is; written to q where q_out is NULL
+  const kvit_tensor* positions;  // I32 [tokens] that rows turn to; by default their places in their sequences
+  const kvit_tensor* prefix_lengths;            // I32 [sequences]: tokens of lower positions are not written
+  const kvit_tensor *k_bias, *v_bias, *q_bias;  // [heads, head_dim], added before anything else
+} kvit_append_extras;
 
 typedef struct kvit_sequence_info {
   uint32_t size;

@@ -4,12 +4,16 @@ from cpython.pycapsule cimport PyCapsule_New
 from kvit._native.capi_cache cimport (
     cache_append, cache_attention, cache_check, cache_create, cache_destroy, cache_gather, cache_query, cache_view,
 )
-from kvit._native.capi_call cimport append, attention, attention_masked, gather
+from kvit._native.capi_call cimport append, append_rotated, attention, attention_masked, gather
 from kvit._native.capi_error cimport error_text
 from kvit._native.capi_op cimport op_check, op_create, op_destroy, op_explain, op_query
 from kvit._native.capi_python cimport merge_states
+from kvit._native.capi_rope cimport rope_create, rope_destroy
 from kvit._native.capi_sequence cimport (
     sequence_create, sequence_destroy, sequence_fork, sequence_pages, sequence_query, sequence_truncate,
+)
+from kvit._native.capi_upkeep cimport (
+    cache_append_rotated, cache_defragment, cache_gather_layout, cache_requantise, convert_pages, copy_pages,
 )
 from kvit._native.capi_view cimport view_create, view_destroy, view_query
 from kvit.capi cimport KVIT_API_VERSION, kvit_api
@@ -51,5 +55,14 @@ table.cache_gather = cache_gather
 table.cache_view = cache_view
 table.sequence_pages = sequence_pages
 table.attention_masked = attention_masked
+table.rope_create = rope_create
+table.rope_destroy = rope_destroy
+table.append_rotated = append_rotated
+table.copy_pages = copy_pages
+table.convert_pages = convert_pages
+table.cache_append_rotated = cache_append_rotated
+table.cache_gather_layout = cache_gather_layout
+table.cache_defragment = cache_defragment
+table.cache_requantise = cache_requantise
 
 _C_API = PyCapsule_New(&table, b"kvit._native.capi._C_API", NULL)

@@ -13,13 +13,18 @@ from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_CACHE, destroy
 from kvit._native.capi_object cimport CacheLock, ObjectRef, decref, find, find_all, hand_out, hold
 from kvit._native.capi_option cimport (
-    answer, check_size, check_target, is_causal, stored_as, to_codec, to_dtype, to_layout,
+    answer, check_target, is_causal, read_options, stored_as, to_codec, to_dtype, to_layout,
 )
+from kvit._native.capi_rope cimport to_rope
 from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
 from kvit._native.capi_view cimport publish_view
 from kvit._native.checks cimport DeviceId, device_id_of
 from kvit._native.whole_numbers cimport tuple_of
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
+
+
+cdef extern from "<stddef.h>":
+    const size_t CACHE_OPTIONS_BEFORE_ROPE "offsetof(kvit_cache_options, rope)"
 
 
 cdef int32_t cache_create(const kvit_cache_options *options, kvit_cache **cache) noexcept nogil:
@@ -28,8 +33,10 @@ cdef int32_t cache_create(const kvit_cache_options *options, kvit_cache **cache)
 
 cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexcept with gil:
     cdef int32_t status = KVIT_OK
+    cdef kvit_cache_options wanted
     try:
-        check_size(options, sizeof(kvit_cache_options), "kvit_cache_options")
+        read_options(&wanted, options, [CACHE_OPTIONS_BEFORE_ROPE], sizeof(wanted), "kvit_cache_options")
+        options = &wanted
         check_target(cache, "cache", "kvit_cache")
         given = {
             "dtype": to_dtype(options.dtype, "dtype of kvit_cache_options"),
@@ -37,6 +44,7 @@ cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexc
             "v": to_codec(options.v_dtype, "v_dtype of kvit_cache_options"),
             "k_scale": to_tensor(options.k_scale, "k_scale", True),
             "v_scale": to_tensor(options.v_scale, "v_scale", True),
+            "rope": to_rope(options.rope),
         }
         made = kvit.PagedCache(
             options.pages, options.page_size, options.kv_heads, options.head_dim,

@@ -11,7 +11,7 @@ from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, acquire, pin, release, unpin
 from kvit._native.capi_op cimport OpState
-from kvit._native.capi_python cimport attend_in_python, move_in_python
+from kvit._native.capi_python cimport append_in_python, attend_in_python, move_in_python
 from kvit._native.capi_tensor cimport is_stream
 from kvit._native.capi_view cimport ViewState, pack_fitting_table
 from kvit._native.checks cimport are_lse, are_rows, are_words, is_tree, rows_of_each
@@ -61,6 +61,21 @@ cdef int32_t attention_masked(kvit_op *op, kvit_view *view, const kvit_page_tabl
 cdef int32_t append(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
                     const kvit_tensor *v, const kvit_tensor *query_indptr, kvit_stream stream) noexcept nogil:
     return transfer(KVIT_OP_APPEND, op, view, table, k, v, query_indptr, stream)
+
+
+cdef int32_t append_rotated(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
+                            const kvit_tensor *v, const kvit_tensor *query_indptr, const kvit_append_extras *extras,
+                            kvit_stream stream) noexcept nogil:
+    cdef PinnedArgs pinned
+    cdef int32_t status = enter(op, view, &pinned)
+    if status == KVIT_OK:
+        status = KVIT_ERROR_NO_INTERPRETER
+        if enter_python():
+            status = leave_python(
+                append_in_python(pinned.op, pinned.view, table, k, v, query_indptr, extras, stream)
+            )
+        exit(&pinned)
+    return status
 
 
 cdef int32_t gather(kvit_op *op, kvit_view *view, const kvit_page_table *table, const kvit_tensor *k,
@@ -166,7 +181,7 @@ cdef int32_t move(int kind, OpState *op, ViewState *view, const kvit_page_table 
     cdef LaunchConfig config
     cdef int each
     cdef bint is_append = kind == KVIT_OP_APPEND
-    if (op.kind != kind or not is_for(op, view, stream) or (is_append and view.is_readonly)
+    if (op.kind != kind or op.is_extended or not is_for(op, view, stream) or (is_append and view.is_readonly)
             or not are_rows(k, op.type.device, op.dtype, -1, op.type.kv_heads, op.type.k_dim, not is_append)
             or not are_rows(v, op.type.device, op.dtype, k.shape[0], op.type.kv_heads, op.type.v_dim, not is_append)
             or not pack_fitting_table(table, op.type.device, &packed)

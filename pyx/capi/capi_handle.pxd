@@ -6,6 +6,7 @@ cdef enum:
     HANDLE_OP = 2
     HANDLE_CACHE = 3
     HANDLE_SEQUENCE = 4
+    HANDLE_ROPE = 5
 
 
 # Gives up what a handle stood for; with the GIL. Returns a kvit_status.

@@ -1,4 +1,4 @@
-# Objects of Python behind handles: the caches that own their memory, and their sequences.
+# Objects of Python behind handles: the caches that own their memory, their sequences, and ropes.
 from libc.stdint cimport int32_t, int64_t
 
 from kvit._native.capi_handle cimport Drop
@@ -16,8 +16,8 @@ cdef class CacheLock:
 
 
 cdef class ObjectRef:
-    cdef object value                  # kvit.PagedCache or kvit.Sequence
-    cdef CacheLock lock                # of the cache
+    cdef object value                  # kvit.PagedCache, kvit.Sequence or kvit.Rope
+    cdef CacheLock lock                # of the cache, if it is of one
 
 cdef ObjectRef hold(object value, CacheLock lock)
 

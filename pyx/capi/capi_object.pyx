@@ -1,4 +1,4 @@
-"""Objects of Python behind handles: the caches that own their memory, and their sequences."""
+"""Objects of Python behind handles: the caches that own their memory, their sequences, and ropes."""
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t
 

@@ -19,6 +19,7 @@ cdef struct OpState:
     AttentionPlan plan                 # attention
     bint takes_spans                   # of its calls
     bint takes_trees
+    bint is_extended                   # append: by Python, since rows pass through a rope or a norm
     KvitFault *fault
     KvitSpan[6] spans                  # memory of its own: workspace, tickets, fault; and arrays that it was made with
     int num_spans

@@ -15,6 +15,7 @@ from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, destroy, pin
 from kvit._native.capi_option cimport (
     answer, check_target, is_causal, is_set, read_options, stored_as, to_dtype, to_launch,
 )
+from kvit._native.capi_rope cimport to_rope
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.context cimport device_of
@@ -31,6 +32,7 @@ from kvit._native.capi_error import ArgumentError
 cdef extern from "<stddef.h>":
     const size_t OP_OPTIONS_BEFORE_LAUNCH "offsetof(kvit_op_options, launch)"
     const size_t OP_OPTIONS_BEFORE_WINDOW "offsetof(kvit_op_options, window_left)"
+    const size_t OP_OPTIONS_BEFORE_ROPE "offsetof(kvit_op_options, rope)"
 
 
 cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
@@ -43,8 +45,8 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
     cdef OpState *state
     cdef int32_t status
     try:
-        read_options(&wanted, options, [OP_OPTIONS_BEFORE_LAUNCH, OP_OPTIONS_BEFORE_WINDOW], sizeof(wanted),
-                     "kvit_op_options")
+        read_options(&wanted, options, [OP_OPTIONS_BEFORE_LAUNCH, OP_OPTIONS_BEFORE_WINDOW, OP_OPTIONS_BEFORE_ROPE],
+                     sizeof(wanted), "kvit_op_options")
         check_target(op, "op", "kvit_op")
         status = pin(wanted.view, HANDLE_VIEW, &view)
         if status != KVIT_OK:
@@ -64,7 +66,7 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
     if options.kind == KVIT_OP_ATTENTION:
         operation = make_attention(options, <object>view.view)
     elif options.kind == KVIT_OP_APPEND:
-        operation = kvit.Append(<object>view.view, launch=to_launch(options.launch))
+        operation = make_append(options, <object>view.view)
     elif options.kind == KVIT_OP_GATHER:
         operation = kvit.Gather(<object>view.view, launch=to_launch(options.launch))
     else:
@@ -82,6 +84,7 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
             keep_attention(state, operation)
         else:
             keep_transfer(state, operation)
+            state.is_extended = options.rope != NULL or options.k_norm != NULL or options.q_norm != NULL
     except BaseException:
         free(state)
         raise
@@ -90,6 +93,18 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
     Py_INCREF(<object>state.kernel)
     Py_INCREF(<object>state.graph)
     return state
+
+
+cdef object make_append(const kvit_op_options *options, object view):
+    return kvit.Append(
+        view,
+        rope=to_rope(options.rope),
+        k_norm=to_tensor(options.k_norm, "k_norm", True),
+        q_norm=to_tensor(options.q_norm, "q_norm", True),
+        norm_eps=options.norm_eps or 1e-6,
+        norm_offset=options.norm_offset,
+        launch=to_launch(options.launch),
+    )
 
 
 cdef object make_attention(const kvit_op_options *options, object view):

@@ -3,7 +3,7 @@ from libc.stdint cimport int32_t
 
 from kvit._native.capi_op cimport OpState
 from kvit._native.capi_view cimport ViewState
-from kvit.capi cimport kvit_page_table, kvit_stream, kvit_tensor
+from kvit.capi cimport kvit_append_extras, kvit_page_table, kvit_stream, kvit_tensor
 
 # attention, and append or gather as `kind` says, of an operation and a view that the caller holds.
 cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,
@@ -12,6 +12,11 @@ cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_tabl
 cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_page_table *table,
                             const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *query_indptr,
                             kvit_stream stream) noexcept with gil
+
+# The same of append with what else rows pass through.
+cdef int32_t append_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *k,
+                              const kvit_tensor *v, const kvit_tensor *query_indptr, const kvit_append_extras *extras,
+                              kvit_stream stream) noexcept with gil
 
 # A function of kvit_api.
 cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,

@@ -6,6 +6,7 @@ import kvit
 
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
+from kvit._native.capi_option cimport check_size
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport to_table
 from kvit._native.checks cimport device_id_of
@@ -52,6 +53,37 @@ cdef int32_t move_in_python(int kind, OpState *op, ViewState *view, const kvit_p
     except BaseException as error:
         status = set_last_error(error)
     return status
+
+
+cdef int32_t append_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *k,
+                              const kvit_tensor *v, const kvit_tensor *query_indptr, const kvit_append_extras *extras,
+                              kvit_stream stream) noexcept with gil:
+    cdef int32_t status = KVIT_OK
+    try:
+        require_kind(op, KVIT_OP_APPEND)
+        (<object>op.operation)(
+            to_tensor(k, "k"), to_tensor(v, "v"), <object>view.view, to_table(table),
+            query_indptr=to_tensor(query_indptr, "query_indptr", True), stream=to_stream(stream, op.type.device),
+            **to_extras(extras),
+        )
+    except BaseException as error:
+        status = set_last_error(error)
+    return status
+
+
+cdef dict to_extras(const kvit_append_extras *extras):
+    if extras == NULL:
+        return {}
+    check_size(extras, sizeof(kvit_append_extras), "kvit_append_extras")
+    return {
+        "q": to_tensor(extras.q, "q", True),
+        "q_out": to_tensor(extras.q_out, "q_out", True),
+        "positions": to_tensor(extras.positions, "positions", True),
+        "prefix_lengths": to_tensor(extras.prefix_lengths, "prefix_lengths", True),
+        "k_bias": to_tensor(extras.k_bias, "k_bias", True),
+        "v_bias": to_tensor(extras.v_bias, "v_bias", True),
+        "q_bias": to_tensor(extras.q_bias, "q_bias", True),
+    }
 
 
 cdef int require_kind(const OpState *op, int kind) except -1:

@@ -50,7 +50,7 @@ def c_host(c_host_file):
     return load("c_host", c_host_file)
 
 
-@pytest.fixture(scope="session", params=[1, 2, 3])
+@pytest.fixture(scope="session", params=[1, 2, 3, 4])
 def older_c_host(request, tmp_path_factory):
     """The same host, compiled against kvit.h as it was when it had an older version."""
     version = request.param
@@ -62,16 +62,20 @@ def older_c_host(request, tmp_path_factory):
             text = re.sub(
                 r"(  // attention, since version 3:.*\n)(  //.*\n)*  int32_t split_tokens;", "  int32_t reserved;", text
             )
-        text = re.sub(r"\n.*since version 4: Ctrl-C.*", "", text)
-        for later in range(version + 1, 5):  # from there to the end of the struct, or to what a later version added
+        if version < 4:
+            text = re.sub(r"\n.*since version 4: Ctrl-C.*", "", text)
+        text = re.sub(r"\n.*since version 5$", "", text, flags=re.M)
+        text = re.sub(r"\n// (?:(?!\n//).)*?[Ss]ince version 5\.\n.*?\n\} \w+;\n", "", text, flags=re.S)
+        for later in range(version + 1, 6):  # from there to the end of the struct, or to what a later version added
             text = re.sub(rf"\n  // Since version {later}:.*?(?=\n\}}|\n  // Since version)", "", text, flags=re.S)
         (folder / header.name).write_text(text, encoding="utf-8")
     assert ("cache_gather" in (folder / "kvit.h").read_text(encoding="utf-8")) == (version >= 2)
     types = (folder / "kvit_types.h").read_text(encoding="utf-8")
     for field in ("split_tokens", "int32_t launch;", "reads_ahead"):
         assert (field in types) == (version >= 3)
-    for field in ("KVIT_ERROR_INTERRUPTED", "window_left", "attention_masked"):
-        assert field not in types
+    for field in ("KVIT_ERROR_INTERRUPTED", "window_left", "takes_spans"):
+        assert (field in types) == (version >= 4)
+    assert "kvit_rope" not in types and "norm_eps" not in types
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 
 

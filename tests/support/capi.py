@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from ctypes import POINTER, c_char_p, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
+from ctypes import POINTER, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_void_p
 from typing import Any
 
 import kvit
@@ -75,6 +75,9 @@ class OpOptions(ctypes.Structure):
         ("softcap", c_float),
         *[(name, c_int32) for name in ("takes_spans", "takes_tree")],
         *[(name, _TENSOR) for name in ("sinks", "alibi", "temperature")],
+        ("rope", c_void_p),
+        *[(name, _TENSOR) for name in ("k_norm", "q_norm")],
+        *[(name, c_float) for name in ("norm_eps", "norm_offset")],
     ]
 
 
@@ -96,6 +99,7 @@ class CacheOptions(ctypes.Structure):
         *[(name, c_int32) for name in ("kv_heads", "head_dim", "dtype", "k_dtype", "v_dtype")],
         *[(name, c_int32) for name in ("device_type", "device_id", "reserved")],
         *[(name, _TENSOR) for name in ("k_scale", "v_scale")],
+        ("rope", c_void_p),
     ]
 
 
@@ -105,6 +109,23 @@ class CacheInfo(ctypes.Structure):
         *[(name, c_int32) for name in ("dtype", "k_dtype", "v_dtype")],
         *[(name, c_int64) for name in ("num_pages", "num_free_pages", "page_size", "bytes")],
         *[(name, c_int32) for name in ("kv_heads", "head_dim", "device_type", "device_id")],
+    ]
+
+
+class RopeOptions(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        *[(name, c_int32) for name in ("head_dim", "rotary_dim", "interleaved")],
+        ("base", c_double),
+        ("scaling", c_char_p),
+    ]
+
+
+class AppendExtras(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("reserved", c_int32),
+        *[(name, _TENSOR) for name in ("q", "q_out", "positions", "prefix_lengths", "k_bias", "v_bias", "q_bias")],
     ]
 
 
@@ -164,6 +185,15 @@ class Table(ctypes.Structure):
         ("cache_view", _call(_HANDLE, _NEW)),
         ("sequence_pages", _call(_HANDLE, POINTER(c_int32), c_int64, POINTER(c_int64))),
         ("attention_masked", _call(*_LAUNCH, *[_TENSOR] * 6, _STREAM)),
+        ("rope_create", _call(POINTER(RopeOptions), _NEW)),
+        ("rope_destroy", _call(_HANDLE)),
+        ("append_rotated", _call(*_LAUNCH, _TENSOR, _TENSOR, _TENSOR, POINTER(AppendExtras), _STREAM)),
+        ("copy_pages", _call(_HANDLE, _TENSOR, _TENSOR, _STREAM)),
+        ("convert_pages", _call(_HANDLE, _HANDLE, _TENSOR, _TENSOR, _STREAM)),
+        ("cache_append_rotated", _call(*_SEQUENCES, *[_TENSOR] * 4, POINTER(c_int64), _STREAM)),
+        ("cache_gather_layout", _call(*_SEQUENCES, _TENSOR, _TENSOR, c_int32, _STREAM)),
+        ("cache_defragment", _call(_HANDLE, POINTER(c_int64), _STREAM)),
+        ("cache_requantise", _call(_HANDLE, c_int32, c_int32, _TENSOR, _TENSOR, _STREAM)),
     ]
 
 
@@ -177,6 +207,8 @@ STRUCTS = {
     "kvit_op_info": OpInfo,
     "kvit_cache_options": CacheOptions,
     "kvit_cache_info": CacheInfo,
+    "kvit_rope_options": RopeOptions,
+    "kvit_append_extras": AppendExtras,
     "kvit_sequence_info": SequenceInfo,
     "kvit_api": Table,
 }
