@@ -56,6 +56,7 @@ def _operator(
     torch.library.register_fake(f"kvit::{name}", by_name(fake), lib=_LIBRARY)
     if not written:  # PyTorch takes no formula for the others
         torch.library.register_autograd(f"kvit::{name}", lambda ctx, *gradients: _refuse(name), lib=_LIBRARY)
+    torch.library.register_vmap(f"kvit::{name}", lambda info, dims, *args, **others: _refuse_vmap(name), lib=_LIBRARY)
     return getattr(torch.ops.kvit, name).default
 
 
@@ -131,4 +132,11 @@ def _refuse(name: str) -> NoReturn:
     raise KvitError(
         f"kvit.torch.{name.removesuffix('_lse')} has no backward, and one of its tensors requires a gradient; call it "
         "under torch.no_grad() or torch.inference_mode(), or give tensor.detach()"
+    )
+
+
+def _refuse_vmap(name: str) -> NoReturn:
+    raise KvitError(
+        f"kvit.torch.{name.removesuffix('_lse')} has no vmap: a call takes any number of sequences, as rows of "
+        "the page table; put the batch there"
     )

@@ -92,6 +92,47 @@ def test_calls_of_layers_stay_in_order(make):
     assert all(torch.equal(one, other) for one, other in zip(found, want, strict=True))
 
 
+class Layer(torch.nn.Module):
+    """A projection whose slices are q, k and v, and pages of K and V side by side in one buffer."""
+
+    def __init__(self, case):
+        super().__init__()
+        self.projection = torch.nn.Linear(32, 12 * 64, bias=False, dtype=torch.bfloat16, device=case.tensors.k.device)
+        self.register_buffer("pages", torch.stack([case.tensors.k, case.tensors.v], dim=1))
+
+    def forward(self, x, table):
+        cache = kvit.torch.CacheTensors(self.pages[:, 0], self.pages[:, 1], layout="HND")
+        q, k, v = self.projection(x).view(-1, 12, 64).split([6, 3, 3], dim=1)
+        kvit.torch.append(k, v, cache, table, q=q, rope=ROPE)  # parts of two tensors are written, in place
+        return kvit.torch.attention(q, cache, table)
+
+
+@torch.no_grad()
+def test_a_module_may_keep_the_cache_and_give_slices_of_its_own_tensors(make):
+    case = make(lengths=ONE_NEW)
+    case.fill()
+    layer, x = Layer(case), case.put(case.random(4, 32))
+    before = layer.pages.clone()
+    want, pages = layer(x, case.dense), layer.pages.clone()
+    assert not torch.equal(pages.view(torch.uint8), before.view(torch.uint8))
+    for make_one in (lambda: torch.compile(layer, fullgraph=True), lambda: exported(layer, x, case.dense)):
+        layer.pages.copy_(before)
+        one = make_one()
+        layer.pages.copy_(before)
+        assert torch.equal(one(x, case.dense), want)
+        assert torch.equal(layer.pages.view(torch.uint8), pages.view(torch.uint8))  # bytes: what nobody wrote is NaN
+
+
+def exported(layer, x, table):
+    """The layer as torch.export has it, on the same buffer."""
+    program = torch.export.export(layer, (x, table))
+    called = [str(node.target) for node in program.graph.nodes if "kvit" in str(node.target)]
+    assert called == ["kvit.append.default", "kvit.attention.default"]
+    found = program.module()
+    found.pages = layer.pages
+    return found
+
+
 @pytest.mark.parametrize("pair", [(None, None), ("int4", "int4")], ids=str)
 @pytest.mark.parametrize("name", ["attention", "attention_lse", "append", "gather"])
 def test_operators_are_what_torch_expects_of_operators(make, name, pair):

@@ -49,6 +49,20 @@ def test_the_operators_themselves_refuse_a_backward(make):
         out.sum().backward()
 
 
+def test_vmap_is_refused_by_name(make):
+    case = make(lengths=ONE_NEW)
+    case.fill()
+    rows = case.put(case.random(2, 4, 3, 64))
+    calls = {
+        "attention": lambda q: kvit.torch.attention(q, case.tensors, case.dense),
+        "append": lambda k: kvit.torch.append(k, k, case.tensors, case.dense),
+        "gather": lambda k: kvit.torch.gather(case.tensors._replace(k_scale=k.float()), case.dense, 4),
+    }
+    for name, call in calls.items():
+        with pytest.raises(kvit.KvitError, match=f"kvit.torch.{name} has no vmap.*page table"):
+            torch.vmap(call)(rows)
+
+
 def test_a_wrong_page_id_is_told_by_check_and_told_once(make):
     case = make(lengths=ONE_NEW)
     case.fill()
