@@ -56,8 +56,8 @@ class KeptOperations:
         return len(self._entries)
 
     def attention(self, view: CacheView, query_heads: int, stream: Stream, **options: Any) -> Attention:
-        """The Attention of these arguments. Arrays among the options count by their address: their owner may go, as long
-        as every call brings one that lies there.
+        """The Attention of these arguments. Arrays among the options count by their address: their owner may go, for
+        whoever calls the operation has one that lies there.
         """
         return self._find(Attention, view, stream, options, lambda **given: Attention(view, query_heads, **given),
                           query_heads)  # fmt: skip
