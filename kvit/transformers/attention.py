@@ -7,13 +7,16 @@ from typing import Any
 import torch
 
 from kvit.errors import KernelMissing
+from kvit.transformers.latent import absorbed, expanded
 from kvit.transformers.padding import HIDES
 
 NAME = "kvit"
 """Of the attention implementation."""
 
 LAYER = "kvit_layer"
-"""Attribute of the K that KvitLayer.update returns: transformers hands K on to attention, but not the cache."""
+"""Attribute of the K that KvitLayer.update returns: transformers hands K on to attention, but not the cache. Of a model
+that expands latent rows to K behind the cache, a keyword argument of attention.
+"""
 
 # What models say to every attention and what changes nothing in it. Anything else that is set is refused: it may be a
 # new way to compute attention.
@@ -46,7 +49,8 @@ def attend(
     """Store the new K and V in the pages of a KvitCache, and attend the new queries to all its tokens.
 
     query           [batch, query_heads, tokens, head_dim]: the new tokens, after RoPE
-    key, value      [batch, kv_heads, tokens, head_dim]: the same tokens, as KvitCache.update returned them
+    key, value      [batch, kv_heads, tokens, head_dim]: the same tokens, as KvitCache.update returned them; of latent
+                    rows what the model made of those, which is not read
     attention_mask  what padding_mask made: None, or bool [batch, tokens so far and new], False for padding
     scaling         of the scores; head_dim ** -0.5 if absent
     others          sliding_window, softcap and s_aux (sinks, [query_heads]) mean what they mean in transformers; what
@@ -57,7 +61,8 @@ def attend(
     and what PagedCache.append raises. Nothing is stored then.
     """
     place = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
-    layer = getattr(key, LAYER, None)
+    latent = others.pop(LAYER, None)  # said by a layer that was given latent rows
+    layer = getattr(key, LAYER, latent)
     if layer is None:
         raise TypeError(
             f"{place} got K and V that no KvitCache holds; give the model or generate() "
@@ -86,7 +91,12 @@ def attend(
             )
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise KernelMissing(f"{place} wants gradients and kvit computes none; call the model under torch.no_grad()")
-    return layer.attend(query, key, value, attention_mask, scaling, modifiers), None
+    if latent is None:
+        return layer.attend(query, key, value, attention_mask, scaling, modifiers), None
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    rows, turned = layer.take_latent()
+    found = layer.attend(absorbed(module, place, query), turned, rows, attention_mask, scaling, modifiers)
+    return expanded(module, place, found), None
 
 
 def _words(wish: Any) -> str:

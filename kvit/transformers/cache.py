@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any, NoReturn
 
-from transformers import Cache, PretrainedConfig
+from transformers import Cache, DynamicCache, PretrainedConfig
+from transformers.cache_utils import CacheLayerMixin
 
 from kvit import _checks
 from kvit.codecs import codec_of
@@ -23,6 +25,9 @@ class KvitCache(Cache):
                       absent; docs/quantisation.md says which pair to use when
     k_scale, v_scale  of float8: float32 [layers] or [layers, kv_heads], on the device; 1 if absent
     layout            of pages: "HND" or "NHD"
+
+    Layers of a hybrid model that keep a state instead of K and V (linear attention, convolutions) keep it as they do in
+    transformers' own caches, and layers without attention keep nothing.
 
     Pages are taken from the device of a layer when its first K comes, and stay until the cache goes; reset() empties
     them for another batch. Beams, forks and copies (copy.deepcopy) share pages and copy one when they write to it.
@@ -60,25 +65,32 @@ class KvitCache(Cache):
                     f"{name} is for {len(scale)} layers and the model has {count}; give one for each layer"
                 )
         padding = Padding()
-        layers = []
-        for i in range(count):
+        layers = DynamicCache(config=decoder).layers
+        for i in (i for i, layer in enumerate(layers) if isinstance(layer, CacheLayerMixin)):
             scales = {
                 "k_scale": None if k_scale is None else k_scale[i],
                 "v_scale": None if v_scale is None else v_scale[i],
             }
             options = {"pages": pages, "page_size": page_size, "k": k, "v": v, "layout": layout, **scales}
-            layers.append(KvitLayer(decoder, options, padding))
+            layers[i] = KvitLayer(decoder, options, padding)
         super().__init__(layers=layers)
+        if not self.paged_layers:
+            raise KernelMissing("the model has no layer with K and V; give it transformers' own cache")
+
+    @property
+    def paged_layers(self) -> list[KvitLayer]:
+        """The layers with K and V, in order: all of most models."""
+        return [layer for layer in self.layers if isinstance(layer, KvitLayer)]
 
     @property
     def batch_size(self) -> int:
         """Sequences of the batch; -1 before the first call."""
-        return len(self.layers[0].sequences) or -1
+        return len(self.paged_layers[0].sequences) or -1
 
     @property
     def nbytes(self) -> int:
         """Bytes of all pages of all layers, used or not. PyTorch's allocator does not count them."""
-        return sum(layer.paged.nbytes for layer in self.layers if layer.paged is not None)
+        return sum(layer.paged.nbytes for layer in self.paged_layers if layer.paged is not None)
 
     def fork(self) -> KvitCache:
         """A second cache of the same tokens, in the same pages: both may go on, and each copies what it changes.
@@ -87,7 +99,10 @@ class KvitCache(Cache):
         """
         twin = object.__new__(KvitCache)
         padding = Padding()
-        Cache.__init__(twin, layers=[layer.fork(padding) for layer in self.layers])
+        layers = [
+            layer.fork(padding) if isinstance(layer, KvitLayer) else copy.deepcopy(layer) for layer in self.layers
+        ]
+        Cache.__init__(twin, layers=layers)
         return twin
 
     def __copy__(self) -> KvitCache:
@@ -100,15 +115,20 @@ class KvitCache(Cache):
         refuse_copy(self, "its pages are on a device; fork() and copy.deepcopy share them")
 
     def __repr__(self) -> str:
-        return f"KvitCache({len(self.layers)} layers of {self.layers[0]!r})"
+        return f"KvitCache({len(self.paged_layers)} layers of {self.paged_layers[0]!r})"
 
 
 def _refuse(decoder: PretrainedConfig) -> None:
     """Raise KernelMissing for a model with layers whose attention kvit does not know."""
-    known = {"full_attention", "sliding_attention", "chunked_attention"}
-    others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known)
+    known, without = {"full_attention", "sliding_attention", "chunked_attention"}, {"linear_attention", "conv"}
+    others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known - without - {"moe", "mlp"})
     if others:
         raise KernelMissing(
             f"the model has layers of {', '.join(others)}; kvit's attention does {', '.join(sorted(known))}. "
             "Use another attn_implementation for this model"
+        )
+    if "reuse" in (getattr(decoder, "kv_sharing_modes", None) or ()):
+        raise KernelMissing(
+            "the model has layers that attend to K and V of other layers; kvit's cache for transformers stores those "
+            "of each layer for itself. Use another attn_implementation for this model"
         )

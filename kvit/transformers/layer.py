@@ -13,6 +13,7 @@ from kvit.cache.paged_cache import PagedCache
 from kvit.cache.sequence import Sequence
 from kvit.errors import DeviceError, DtypeError, KernelMissing, ShapeError
 from kvit.transformers.attention import LAYER, NAME
+from kvit.transformers.latent import are_latent
 from kvit.transformers.padding import Padding
 
 
@@ -32,25 +33,31 @@ class KvitLayer(CacheLayerMixin):
         self.paged: PagedCache | None = None
         self.sequences: list[Sequence] = []
         self._length = 0  # tokens of each sequence, padding included: what transformers counts
+        self._has_new = False  # K and V that update was given and attention has not stored
+        self._latent: tuple[torch.Tensor, torch.Tensor] | None = None  # given by update, until attention takes it
         self._sinks: torch.Tensor | None = None  # of the model, in float32
         self._mask: torch.Tensor | None = None  # bool [batch, length] in host memory; None without padding
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make pages for rows like these, unless there are some, and a sequence for each of the batch.
 
+        Latent rows and their rotary parts, which models with MLA give, lie side by side and are stored once.
         Raises DtypeError, DeviceError, and what PagedCache raises.
         """
-        batch, kv_heads, _, head_dim = key_states.shape
+        (batch, kv_heads, _, head_dim), v_dim = key_states.shape, value_states.shape[-1]
         if self.paged is None:
             if key_states.dtype not in (torch.bfloat16, torch.float16):
                 raise DtypeError(
                     f"the model computes in {key_states.dtype} and kvit in bfloat16 or float16; "
                     "load the model with dtype=torch.bfloat16"
                 )
-            device = _device_of(key_states)
+            shares_kv = are_latent(self._config, key_states, value_states)
+            if shares_kv:
+                head_dim, v_dim = head_dim + v_dim, head_dim
             self.paged = PagedCache(
-                kv_heads=kv_heads, head_dim=head_dim, dtype=key_states.dtype, device=device, **self._options
-            )
+                kv_heads=kv_heads, head_dim=head_dim, v_dim=v_dim, shares_kv=shares_kv, dtype=key_states.dtype,
+                device=_device_of(key_states), **self._options,
+            )  # fmt: skip
         self.sequences = [self.paged.sequence() for _ in range(batch)]
         self.is_initialized = True
 
@@ -75,8 +82,20 @@ class KvitLayer(CacheLayerMixin):
                 f"a batch of {key_states.shape[0]} for a cache of {len(self.sequences)} sequences; "
                 "reset() the cache for another batch"
             )
-        setattr(key_states, LAYER, self)
+        self._has_new = True
+        if are_latent(self._config, key_states, value_states):
+            # The model makes another K of this one. What it goes on to say to attention is in `kwargs`.
+            self._latent = key_states, value_states
+            kwargs["kwargs"][LAYER] = self
+        else:
+            setattr(key_states, LAYER, self)
         return key_states, value_states
+
+    def take_latent(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """What update was given last: latent rows and their rotary parts, [batch, 1, tokens, channels] each."""
+        found, self._latent = self._latent, None
+        assert found is not None, "update comes before attention"
+        return found
 
     def attend(
         self,
@@ -92,9 +111,14 @@ class KvitLayer(CacheLayerMixin):
         modifiers  what kvit.attention shall do besides: window, chunk, softcap, sinks
 
         K, V and queries are read where they are and the result is written where torch wants it, except in a pass with
-        padding among its new tokens, and where _rows copies.
+        padding among its new tokens, and where _rows copies. Raises KernelMissing for K that were stored already.
         """
-        batch, heads, new, head_dim = query.shape
+        if not self._has_new:
+            raise KernelMissing(
+                "a layer of the model attends to K and V of another one; kvit's cache for transformers stores those of "
+                "each layer for itself. Use another attn_implementation for this model"
+            )
+        batch, heads, new, _ = query.shape
         tokens = self._padding.tokens(mask, batch, new)
         tokens.check_past(self._mask, self._length)
         rows = [_rows(states) for states in (query, key, value)]
@@ -102,14 +126,15 @@ class KvitLayer(CacheLayerMixin):
             # Padding lies between the rows of one sequence and the next, and kvit reads them end to end.
             rows = [states.index_select(0, tokens.index) for states in rows]
         q, k, v = rows
-        out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
+        v_dim = self.paged.places[0].view.v_dim
+        out = torch.empty((*q.shape[:2], v_dim), dtype=q.dtype, device=q.device)
         stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else None
         self.paged.append(self.sequences, k, v, new_tokens=tokens.counts, stream=stream)
         attention(q, self.paged, self.sequences, tokens.counts, out=out, scale=scaling, stream=stream, **modifiers)
-        self._length, self._mask = self._length + new, tokens.mask
+        self._length, self._mask, self._has_new = self._length + new, tokens.mask, False
         if tokens.index is not None:
-            out = out.new_zeros(batch * new, heads, head_dim).index_copy_(0, tokens.index, out)
-        return out.view(batch, new, heads, head_dim)
+            out = out.new_zeros(batch * new, heads, v_dim).index_copy_(0, tokens.index, out)
+        return out.view(batch, new, heads, v_dim)
 
     def sinks(self, parameter: torch.Tensor) -> torch.Tensor:
         """The sinks of the layer's query heads in float32, as kvit reads them: always in the same memory, since an

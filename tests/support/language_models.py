@@ -45,6 +45,11 @@ def make_model(family: str, device: str = "host", attention: str = "kvit", **cha
         model = model_class(config_class(**{**SHAPE, **shape, **changes}))
     else:
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SHAPE, **changes}))
+    return with_weights(model, family, device, attention)
+
+
+def with_weights(model: torch.nn.Module, family: str, device: str, attention: str) -> torch.nn.Module:
+    """The model, with the weights of a family and in bfloat16."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             drawn = np.random.default_rng(zlib.crc32(f"{family} {name}".encode())).standard_normal(parameter.shape)

@@ -42,8 +42,8 @@ def assert_unused(cache):
 
 def test_models_with_layers_of_another_kind_get_no_cache():
     config = LlamaConfig(num_hidden_layers=2)
-    config.layer_types = ["full_attention", "linear_attention"]
-    with pytest.raises(kvit.KernelMissing, match="the model has layers of linear_attention"):
+    config.layer_types = ["full_attention", "indexed_attention"]
+    with pytest.raises(kvit.KernelMissing, match="the model has layers of indexed_attention"):
         KvitCache(config, 65)
 
 
@@ -112,8 +112,8 @@ def test_a_model_in_float32_is_not_rounded_quietly(prompt):
 
 
 def test_a_head_dim_that_is_not_built_is_refused_by_name(prompt):
-    model = make_model("llama", head_dim=32)
-    with pytest.raises(kvit.KernelMissing, match="head_dim=32"):
+    model = make_model("llama", head_dim=520)
+    with pytest.raises(kvit.KernelMissing, match="head_dim=520"):
         model.generate(prompt, past_key_values=KvitCache(model.config, 8), max_new_tokens=2)
 
 
@@ -199,6 +199,17 @@ def test_pages_do_not_leave_their_device(cache):
     for move in (cache.layers[0].offload, cache.layers[0].prefetch):
         with pytest.raises(kvit.KernelMissing, match="stays on its device"):
             move()
+
+
+@torch.no_grad()
+def test_k_of_another_layer_is_not_stored_again(cache):
+    states = torch.zeros(1, 2, 5, 64, dtype=torch.bfloat16)
+    key, value = cache.update(states, states, 0)
+    module = SimpleNamespace(is_causal=True, layer_idx=0)
+    attend(module, states, key, value, None)
+    with pytest.raises(kvit.KernelMissing, match="a layer of the model attends to K and V of another one"):
+        attend(SimpleNamespace(is_causal=True, layer_idx=1), states, key, value, None)
+    assert cache.get_seq_length() == len(cache.layers[0].sequences[0]) == 5
 
 
 @torch.no_grad()
