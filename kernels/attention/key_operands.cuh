@@ -83,14 +83,20 @@ struct KeyOperands<T, Codec, HeadDim> {
   static KVIT_DEVICE void Load(uint32_t (&k)[4], Key&& key, int load) {
     LoadKeyOperand(k, key, load * 2 * kHalf, kHalf);  // [half][tokens 0..7, 8..15]
   }
-  // Operands in the order: pairs of codes of the first half and of the second, then the next pairs.
+  // Operands in the order: pairs of codes of the first half and of the second, then the next pairs. Where a unit is one
+  // code, an operand has both halves.
   template <int J>
   static KVIT_DEVICE void Expand(uint32_t (&a)[4], const uint32_t (&k)[4]) {
-    constexpr int kSide = J % 2, kCode = J / 2 * 2;
-    a[0] = ExpandKey<Codec, kCode>(k[2 * kSide]);
-    a[1] = ExpandKey<Codec, kCode>(k[2 * kSide + 1]);
-    a[2] = ExpandKey<Codec, kCode + 1>(k[2 * kSide]);
-    a[3] = ExpandKey<Codec, kCode + 1>(k[2 * kSide + 1]);
+    if constexpr (kPairs == 1) {
+      KVIT_UNROLL
+      for (int i = 0; i < 4; ++i) a[i] = ExpandKey<Codec, 0>(k[i]);
+    } else {
+      constexpr int kSide = J % 2, kCode = J / 2 * 2;
+      a[0] = ExpandKey<Codec, kCode>(k[2 * kSide]);
+      a[1] = ExpandKey<Codec, kCode>(k[2 * kSide + 1]);
+      a[2] = ExpandKey<Codec, kCode + 1>(k[2 * kSide]);
+      a[3] = ExpandKey<Codec, kCode + 1>(k[2 * kSide + 1]);
+    }
   }
 
   struct Query {
@@ -137,7 +143,11 @@ struct KeyOperands<T, Codec, HeadDim> {
             const float hi = raw[load][half][KeyChannel<Codec>(i, 1)] * up;
             const float ratio = Codec::Unit(i) / kUnit;
             const uint32_t pair = Pack2<Half>(lo * ratio, hi * ratio);
-            word[load][i / 2 * 2 + half][i % 2] = pair;
+            if constexpr (kPairs == 1) {
+              word[load][0][half] = pair;
+            } else {
+              word[load][i / 2 * 2 + half][i % 2] = pair;
+            }
             const Float2 rounded = Unpack2<Half>(pair);
             sum += (rounded.lo + rounded.hi) / ratio;
           }

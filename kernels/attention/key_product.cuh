@@ -12,8 +12,9 @@
 
 namespace kvit {
 
-/// The queries are in registers, as B operands of Q^T. HasFactors: rows' scores are scaled by factors of their own.
-template <class T, class Codec, int HeadDim, int Rows, bool HasFactors = false>
+/// The queries are in registers, as B operands of Q^T. HasFactors: rows' scores are scaled by factors of their own. Mma
+/// makes the products: M16N8K16, or M16N8K8.
+template <class T, class Codec, int HeadDim, int Rows, bool HasFactors = false, class Mma = M16N8K16>
 class KeyProduct {
  public:
   static constexpr int kRowTiles = Rows / 8;
@@ -61,7 +62,7 @@ class KeyProduct {
         Operands::template Expand<decltype(operand)::value>(a, k);
         KVIT_UNROLL
         for (int n = 0; n < kRowTiles; ++n) {
-          MmaM16N8K16<typename Operands::Weight>(s[n], a, q_[n].word[load][decltype(operand)::value]);
+          Mma::template Multiply<typename Operands::Weight>(s[n], a, q_[n].word[load][decltype(operand)::value]);
         }
       });
     }

@@ -99,7 +99,7 @@ class RowKeys {
           Operands::template Expand<decltype(operand)::value>(a, k);
           KVIT_UNROLL
           for (int m = 0; m < RowTiles; ++m) {
-            MmaStraight<typename Operands::Weight>(s[b][m], q[decltype(operand)::value][m], a);
+            MmaStraight<M16N8K16, typename Operands::Weight>(s[b][m], q[decltype(operand)::value][m], a);
           }
         });
       }
@@ -157,7 +157,7 @@ class RowValues {
   KVIT_DEVICE void Add(const uint32_t (&p)[RowTiles][4], Value&& value, const Keeps& keep) {
     ForEachOperand(value, keep, [&](int tile, const uint32_t (&v)[4]) {
       KVIT_UNROLL
-      for (int m = 0; m < RowTiles; ++m) MmaStraight<Weight>(o_[m][tile], p[m], v);
+      for (int m = 0; m < RowTiles; ++m) MmaStraight<M16N8K16, Weight>(o_[m][tile], p[m], v);
     });
   }
 

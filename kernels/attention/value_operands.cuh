@@ -6,6 +6,7 @@
 #include "mma/m16n8k16.cuh"
 #include "platform/platform.cuh"
 #include "quant/codec.cuh"
+#include "quant/scaled_half.cuh"
 
 namespace kvit {
 
@@ -110,6 +111,10 @@ struct ValueOperands<T, Codec, HeadDim> {
  private:
   static constexpr KVIT_HD int Code(int tile, int half) { return tile % (kPairs / 2) * 2 + half; }
 };
+
+/// bfloat16 as f16: operands as of f16, and P carries the tokens' powers of two.
+template <class T, int HeadDim>
+struct ValueOperands<T, ScaledHalf, HeadDim> : ValueOperands<Half, Plain, HeadDim> {};
 
 }  // namespace kvit
 

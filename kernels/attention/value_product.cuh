@@ -61,7 +61,8 @@ class OutputFragments {
   }
 };
 
-template <class T, class Codec, int HeadDim, int Rows>
+/// Mma as KeyProduct has it.
+template <class T, class Codec, int HeadDim, int Rows, class Mma = M16N8K16>
 class ValueProduct : public OutputFragments<Rows / 8, ValueOperands<T, Codec, HeadDim>::kTiles> {
   using Operands = ValueOperands<T, Codec, HeadDim>;
 
@@ -82,7 +83,7 @@ class ValueProduct : public OutputFragments<Rows / 8, ValueOperands<T, Codec, He
         Operands::template Expand<decltype(operand)::value>(a, v);
         KVIT_UNROLL
         for (int n = 0; n < kRowTiles; ++n) {
-          MmaM16N8K16<Weight>(o_[n][Operands::Tile(load, decltype(operand)::value)], a, p[n]);
+          Mma::template Multiply<Weight>(o_[n][Operands::Tile(load, decltype(operand)::value)], a, p[n]);
         }
       });
     }

@@ -25,7 +25,8 @@ namespace kvit {
 /// With values v = s c + z, a token's weight in the product is w = p s, its weight in the softmax p, and p z is added
 /// once per row. All three are relative to a base of the row, which follows the largest w: not at every step, since
 /// weights may grow for a while before f16 cannot hold them, but before they do, whatever the scales.
-template <class T, class KeyCodec, class ValueCodec, class Dims, int Rows, int Tokens, class ScoreType>
+template <class T, class KeyCodec, class ValueCodec, class Dims, int Rows, int Tokens, class ScoreType,
+          class Mma = M16N8K16>
 class WarpAttention {
  public:
   using Score = ScoreType;
@@ -131,8 +132,8 @@ class WarpAttention {
   }
 
  private:
-  using Keys = KeyProduct<T, KeyCodec, Dims::kKey, Rows, !Score::kIsIdentity>;
-  using Values = ValueProduct<T, ValueCodec, Dims::kValue, Rows>;
+  using Keys = KeyProduct<T, KeyCodec, Dims::kKey, Rows, !Score::kIsIdentity, Mma>;
+  using Values = ValueProduct<T, ValueCodec, Dims::kValue, Rows, Mma>;
   static constexpr bool kHasZero = ValueCodec::kScaled && ValueCodec::kHasZero;
   using Scores = float[kBlocks][kRowTiles][4];
 

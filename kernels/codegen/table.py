@@ -36,11 +36,14 @@ def _axes(family: Family) -> str:
 
 
 def _targets(family: Family, default: tuple[str, ...]) -> str:
-    texts = [", ".join(["host", *(arch for arch in family.archs if arch in default)])]
+    everywhere = [arch for arch in family.archs if arch in default]
+    texts = [", ".join(["host", *everywhere])]
     for only in family.onlys:
         when = ", ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in only.points.when.items())
-        archs = ", ".join(arch for arch in only.archs if arch in default)
-        texts.append(f"{when}: {archs or 'none of them'}")
+        archs = [arch for arch in only.archs if arch in default]
+        if archs != everywhere:
+            asked = f"with `KVIT_ARCHS={only.archs[0]}`" if only.archs else "the host alone"
+            texts.append(f"{when}: {', '.join(archs) or asked}")
     for points in family.asked:
         when = ", ".join(f"{axis} {', '.join(map(str, values))}" for axis, values in points.when.items())
         texts.append(f"{when}: with `KVIT_KERNELS=all`")

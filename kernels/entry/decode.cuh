@@ -11,6 +11,8 @@
 #include "attention/variant.cuh"
 #include "attention/warp_attention.cuh"
 #include "core/pipe_iter.cuh"
+#include "mma/m16n8k16.cuh"
+#include "mma/m16n8k8.cuh"
 #include "pipeline/kv_pipe.cuh"
 #include "quant/codec.cuh"
 #include "schedule/combine.cuh"
@@ -69,11 +71,20 @@ struct DefaultTileShape<TmaPackedCopies, Dims, TokenBytes, Rows> {
   using Type = TileShape<kWarps, kWarpTokens, Min(2, 131072 / (kWarps * kWarpTokens * TokenBytes)), kCtas>;
 };
 
-/// Through registers: two slots, and few tokens at a step, since a tile in flight takes registers.
+/// Through registers: few tokens at a step, since a tile in flight takes registers, and more where they are small. The
+/// 64 KB of shared memory of compute capability 7.5 hold two CTAs of four warps where tiles are small, or three of two;
+/// registers, too, are for eight warps an SM.
 template <class Dims, int TokenBytes, int Rows>
 struct DefaultTileShape<RegisterCopies, Dims, TokenBytes, Rows> {
-  using Type = TileShape<4, 16, 2, 1>;
+  static constexpr int kWarpTokens = Dims::kKey <= 64 && TokenBytes <= 128 ? 32 : 16;
+  static constexpr int kWarpBytes = kWarpTokens * TokenBytes + Rows * (Dims::kValue + 4) * int(sizeof(float));
+  static constexpr int kWarps = kWarpBytes <= 7680 || kWarpBytes > 10240 ? 4 : 2;
+  using Type = TileShape<kWarps, kWarpTokens, 2, kWarpBytes <= 7680 ? 2 : kWarps == 2 ? 3 : 1>;
 };
+
+/// What makes the products where K and V come so: kernels that load through registers are for compute capability 7.5.
+template <class Copies>
+using MmaFor = std::conditional_t<std::is_same_v<Copies, RegisterCopies>, M16N8K8, M16N8K16>;
 
 /// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
 ///
@@ -96,9 +107,11 @@ struct DecodeKernel {
   using Widths = std::conditional_t<kTakesFewer, AtMost<Dims>, Dims>;
 
   using Scheduler = TileScheduler<typename Variant::Mask, RowsPerTile, kTileTokens, kThreads, kSplitLevels>;
-  using Pipe = KvPipe<Copies, T, KeyCodec, ValueCodec, Widths, Scheduler, Shape>;
+  using KeyForm = typename Copies::template Form<T, KeyCodec>;
+  using ValueForm = typename Copies::template Form<T, ValueCodec>;
+  using Pipe = KvPipe<Copies, T, KeyForm, ValueForm, Widths, Scheduler, Shape>;
   using Score = typename Variant::Score;
-  using Attention = WarpAttention<T, KeyCodec, ValueCodec, Dims, RowsPerTile, kTokens, Score>;
+  using Attention = WarpAttention<T, KeyForm, ValueForm, Dims, RowsPerTile, kTokens, Score, MmaFor<Copies>>;
   using Step = std::conditional_t<Scheduler::kHasBegin, GeneralStep<Scheduler, Pipe, kTokens>,
                                   CausalStep<Scheduler, Pipe, kTokens>>;
   using Outputs = WarpSums<Dims::kValue, RowsPerTile, kWarps, ValueCodec::kHasZero>;
@@ -193,7 +206,7 @@ struct DecodeKernel {
       }
       combine.Finish(attention, work);
     }
-    CopyAsyncWait<0>();
+    pipe.End();
     combine.Join();
   }
 

@@ -39,12 +39,20 @@ KVIT_DEVICE void LoadValueOperand(uint32_t (&a)[4], Address&& address, int chann
   LoadMatrixX4Transposed(a, address(lane / 16 * 8 + lane % 8, channel + lane / 8 % 2 * half_channels));
 }
 
+/// How products are made of the operands of a lane: d += a b, T being what a and b hold. M16N8K8 is the other way.
+struct M16N8K16 {
+  template <class T>
+  static KVIT_DEVICE void Multiply(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+    MmaM16N8K16<T>(d, a, b);
+  }
+};
+
 /// d[half] += a b, where b is an operand of K or of V: half 0 has its registers {0, 2}, half 1 {1, 3}.
-template <class T>
+template <class Mma, class T>
 KVIT_DEVICE void MmaStraight(float (&d)[2][4], const uint32_t (&a)[4], const uint32_t (&b)[4]) {
   const uint32_t low[2] = {b[0], b[2]}, high[2] = {b[1], b[3]};
-  MmaM16N8K16<T>(d[0], a, low);
-  MmaM16N8K16<T>(d[1], a, high);
+  Mma::template Multiply<T>(d[0], a, low);
+  Mma::template Multiply<T>(d[1], a, high);
 }
 
 }  // namespace kvit

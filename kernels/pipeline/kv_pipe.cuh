@@ -17,18 +17,29 @@
 #include "pipeline/tma_loader.cuh"
 #include "pipeline/tma_ring.cuh"
 #include "platform/platform.cuh"
+#include "quant/codec.cuh"
+#include "quant/scaled_half.cuh"
 
 namespace kvit {
 
-/// Through registers: any page size, any place of a row, any GPU. kTakesFewer: of rows with fewer channels than the
-/// kernel has room for, too.
+/// Form: the codec that tiles are consumed in. Here what is stored, as the matrix instructions of compute
+/// capability 8.0 and newer take it.
+struct StoredTiles {
+  template <class T, class Codec>
+  using Form = Codec;
+};
+
+/// Through registers: any page size, any place of a row, and by what compute capability 7.5 has. kTakesFewer: of rows
+/// with fewer channels than the kernel has room for, too.
 struct RegisterCopies {
+  template <class T, class Codec>
+  using Form = std::conditional_t<std::is_same_v<T, Bfloat16> && std::is_same_v<Codec, Plain>, ScaledHalf, Codec>;
   static constexpr int kPageMultiple = 1;
   static constexpr bool kTakesFewer = false;
   static constexpr bool kIsPacked = false;
 };
 /// By cp.async: 16 bytes a lane, any page size, any place of a row.
-struct CpAsyncCopies {
+struct CpAsyncCopies : StoredTiles {
   static constexpr int kPageMultiple = 1;
   static constexpr bool kTakesFewer = true;
   static constexpr bool kIsPacked = false;
@@ -36,7 +47,7 @@ struct CpAsyncCopies {
 /// By TMA: a box of rows at a time, from pools that a tensor map describes, whose rows are those of tokens or, packed,
 /// lines of 128 bytes with the rows of several tokens; then the parameters of neighbours lie side by side too.
 template <bool IsPacked>
-struct TmaCopiesOf {
+struct TmaCopiesOf : StoredTiles {
   static constexpr bool kTakesFewer = false;
   static constexpr int kPageMultiple = KVIT_LEAST_BOX_TOKENS;
   static constexpr bool kIsPacked = IsPacked;
@@ -47,23 +58,23 @@ using TmaPackedCopies = TmaCopiesOf<true>;
 /// Every pipe has Shared, and for one band of the tiles, that of the calling warp: NextIsNew(), whether some of the
 /// next tile's tokens are the call's own; Prefetch(stage), which begins that tile's copies; WaitForKeys(stage), for all
 /// parameters too, and after it WaitForValues(stage); Key, Value (stage, token of the band, channel) and their
-/// parameters (stage, token) in shared memory; Faulted(stage); Release(stage), when all has been read.
+/// parameters (stage, token) in shared memory; Faulted(stage); Release(stage), when all has been read; End(), when the
+/// last tile has been: no copy is under way any more.
 /// HideValues(stage, token) and HideParameters(stage, token) zero values, or their parameters, from that token on: what
 /// nobody sees must not meet a weight of zero.
 template <class Copies, class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
 class KvPipe;
 
-/// By the threads of the CTA: rings of tiles, each warp's band a part of them.
+/// By the threads of the CTA: rings of Slots tiles, each warp's band a part of them.
 template <template <class, class, class, int> class GmemIterator,
-          template <class, class, class, class> class TileLoader, class T, class KeyCodec, class ValueCodec, class Dims,
-          class Scheduler, class Shape>
+          template <class, class, class, class> class TileLoader, int Slots, class T, class KeyCodec, class ValueCodec,
+          class Dims, class Scheduler, class Shape>
 class TileKvPipe {
  protected:
   static constexpr int kTokens = Shape::kWarpTokens;
-  using KeyRing =
-      TileRing<GmemIterator, T, KeyCodec, Dims::kKey, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 0>;
+  using KeyRing = TileRing<GmemIterator, T, KeyCodec, Dims::kKey, Scheduler::kTileTokens, Shape::kWarps, Slots, 0>;
   using OwnValueRing =
-      TileRing<GmemIterator, T, ValueCodec, Dims::kValue, Scheduler::kTileTokens, Shape::kWarps, Shape::kStages, 1>;
+      TileRing<GmemIterator, T, ValueCodec, Dims::kValue, Scheduler::kTileTokens, Shape::kWarps, Slots, 1>;
   using ValueRing = std::conditional_t<Dims::kSharesKv, RingOfKeys<KeyRing>, OwnValueRing>;
   using TileIter = PagedIterator<KeyRing::kPools | ValueRing::kPools, typename KeyRing::Map, Scheduler::kHasBegin>;
   using Loader = TileLoader<Scheduler, TileIter, KeyRing, ValueRing>;
@@ -96,24 +107,26 @@ class TileKvPipe {
   }
   KVIT_DEVICE void HideParameters(int stage, int s) {
     if constexpr (ValueCodec::kScaled) {
-      for (int i = s + LaneIndex(); i < kTokens; i += 32) StoreShared(&shared_.values.parameters[stage][Row(i)], 0u);
+      for (int i = s + LaneIndex(); i < kTokens; i += 32)
+        StoreShared(&shared_.values.parameters[Slot(stage)][Row(i)], 0u);
       SyncWarp();
     }
   }
 
-  KVIT_DEVICE const char* Key(int stage, int s, int c) const { return shared_.keys.Address(stage, Row(s), c); }
+  KVIT_DEVICE const char* Key(int stage, int s, int c) const { return shared_.keys.Address(Slot(stage), Row(s), c); }
   KVIT_DEVICE const char* Value(int stage, int s, int c) const {
     if constexpr (Dims::kSharesKv) {
       return Key(stage, s, c);
     } else {
-      return shared_.values.Address(stage, Row(s), c);
+      return shared_.values.Address(Slot(stage), Row(s), c);
     }
   }
-  KVIT_DEVICE auto KeyParameters(int stage, int s) const { return shared_.keys.Parameters(stage, Row(s)); }
-  KVIT_DEVICE auto ValueParameters(int stage, int s) const { return shared_.values.Parameters(stage, Row(s)); }
+  KVIT_DEVICE auto KeyParameters(int stage, int s) const { return shared_.keys.Parameters(Slot(stage), Row(s)); }
+  KVIT_DEVICE auto ValueParameters(int stage, int s) const { return shared_.values.Parameters(Slot(stage), Row(s)); }
 
  private:
   KVIT_DEVICE int Row(int s) const { return band_ * kTokens + s; }  // of the tile
+  static KVIT_DEVICE int Slot(int stage) { return Slots == 1 ? 0 : stage; }
 
   Shared& shared_;
   int band_;
@@ -124,15 +137,17 @@ class TileKvPipe {
 
 template <template <class, class, class, int> class GmemIterator, class T, class KeyCodec, class ValueCodec, class Dims,
           class Scheduler, class Shape>
-class CpAsyncKvPipe : public TileKvPipe<GmemIterator, CpAsyncLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape> {
+class CpAsyncKvPipe
+    : public TileKvPipe<GmemIterator, CpAsyncLoader, Shape::kStages, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape> {
  public:
-  using Base = TileKvPipe<GmemIterator, CpAsyncLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
+  using Base = TileKvPipe<GmemIterator, CpAsyncLoader, Shape::kStages, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
   using Base::Base;
 
   KVIT_DEVICE void WaitForKeys(int) {
     CopyAsyncWait<Shape::kStages - 1>();
     SyncWarp();
   }
+  static KVIT_DEVICE void End() { CopyAsyncWait<0>(); }
 };
 
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
@@ -153,13 +168,14 @@ class KvPipe<CpAsyncCopies, T, KeyCodec, ValueCodec, AtMost<D>, Scheduler, Shape
 
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
 class KvPipe<RegisterCopies, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>
-    : public TileKvPipe<Sm70GmemIterator, RegisterLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape> {
+    : public TileKvPipe<Sm70GmemIterator, RegisterLoader, 1, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape> {
  public:
-  using Base = TileKvPipe<Sm70GmemIterator, RegisterLoader, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
+  using Base = TileKvPipe<Sm70GmemIterator, RegisterLoader, 1, T, KeyCodec, ValueCodec, Dims, Scheduler, Shape>;
   using Base::Base;
-  static_assert(Shape::kStages == 2, "one slot is read while the registers' tile goes to the other");
+  static_assert(Shape::kStages == 2, "one tile is in shared memory while the next one is in registers");
 
-  KVIT_DEVICE void WaitForKeys(int stage) { Base::loader_.Land(stage); }
+  static KVIT_DEVICE void WaitForKeys(int) { SyncWarp(); }
+  static KVIT_DEVICE void End() {}
 };
 
 template <bool IsPacked, class T, class KeyCodec, class ValueCodec, class Dims, class Scheduler, class Shape>
@@ -190,6 +206,7 @@ class KvPipe<TmaCopiesOf<IsPacked>, T, KeyCodec, ValueCodec, Dims, Scheduler, Sh
   KVIT_DEVICE void WaitForKeys(int stage) { loader_.WaitForKeys(stage); }
   KVIT_DEVICE void WaitForValues(int stage) { loader_.WaitForValues(stage); }
   KVIT_DEVICE void Release(int stage) { loader_.Release(stage); }
+  static KVIT_DEVICE void End() { CopyAsyncWait<0>(); }
   KVIT_DEVICE bool Faulted(int stage) const { return loader_.Faulted(stage); }
 
   KVIT_DEVICE void HideValues(int stage, int s) { ValueRing::Iterator::Clear(shared_.values.Tile(stage, band_), s); }

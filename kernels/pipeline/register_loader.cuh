@@ -1,5 +1,5 @@
-// Streams the K and V tiles of a CTA's range into rings in shared memory through registers: for GPUs that copy no
-// memory asynchronously.
+// Streams the K and V tiles of a CTA's range into shared memory through registers: for GPUs that copy no memory
+// asynchronously.
 #ifndef KVIT_PIPELINE_REGISTER_LOADER_CUH
 #define KVIT_PIPELINE_REGISTER_LOADER_CUH
 
@@ -10,12 +10,12 @@
 
 namespace kvit {
 
-/// As CpAsyncLoader, but the newest tile is in registers: it goes to its ring slot when the next one is asked for, or
-/// when it is waited for.
+/// As CpAsyncLoader with two stages, but the newest tile is in registers, and goes to shared memory when the next one
+/// is asked for: then the one before has been consumed, so that one slot is enough.
 ///
-///   two slots     Prefetch(0)  Prefetch(1)             Land(0)  ...  Prefetch(0)
-///   registers     tile 0       tile 1                  tile 1        tile 2
-///   slots                      tile 0, -               tile 0, -     -, tile 1
+///   calls         Prefetch(0)  Prefetch(1)   tile 0 is   Prefetch(0)   tile 1 is
+///   registers     tile 0       tile 1        consumed    tile 2        consumed
+///   the slot                   tile 0                    tile 1
 template <class Scheduler, class TileIter, class KeyRing, class ValueRing>
 class RegisterLoader {
  public:
@@ -32,15 +32,19 @@ class RegisterLoader {
     Begin();
   }
 
-  /// Loads the next tile, if there is one, which is for ring slot `stage`.
+  /// Brings the tile before into the slot, and begins to load the next one, if there is one: that of stage `stage`.
   KVIT_DEVICE void Prefetch(int stage) {
-    Save();
+    if (is_loaded_) {
+      k_.Save(k_fragment_);
+      v_.Save(v_fragment_);
+      is_loaded_ = false;
+    }
     if (walk_.Done()) return;
     tiles_.Visit([&](const auto& rows) {
       k_.template Load<false>(rows, k_fragment_, 0);
       v_.template Load<false>(rows, v_fragment_, 0);
     });
-    loaded_stage_ = stage;
+    is_loaded_ = true;
     const bool faulted = Ballot(tiles_.faulted()) != 0;
     faulted_stages_ = (faulted_stages_ & ~(1u << stage)) | uint32_t(faulted) << stage;
     if (tiles_.faulted()) ReportFault(params_.fault, tiles_.fault());
@@ -51,25 +55,12 @@ class RegisterLoader {
     }
   }
 
-  /// Afterwards the tile of ring slot `stage` is there for all lanes.
-  KVIT_DEVICE void Land(int stage) {
-    if (loaded_stage_ == stage) Save();
-    SyncWarp();
-  }
-
   KVIT_DEVICE bool NextIsNew() const { return walk_.IsNew(); }
 
-  /// Whether the tile in ring slot `stage` has rows that could not be found. The same in all lanes.
+  /// Whether the tile of stage `stage` has rows that could not be found. The same in all lanes.
   KVIT_DEVICE bool Faulted(int stage) const { return faulted_stages_ >> stage & 1u; }
 
  private:
-  KVIT_DEVICE void Save() {
-    if (loaded_stage_ < 0) return;
-    k_.Save(k_fragment_, loaded_stage_);
-    v_.Save(v_fragment_, loaded_stage_);
-    loaded_stage_ = -1;
-  }
-
   KVIT_DEVICE void Begin() {
     if (walk_.Done()) return;
     tiles_.SetSequence(walk_.work().sequence, walk_.work().head);
@@ -84,7 +75,7 @@ class RegisterLoader {
   typename ValueRing::Iterator v_;
   typename KeyRing::Iterator::Fragment k_fragment_;
   typename ValueRing::Iterator::Fragment v_fragment_;
-  int loaded_stage_ = -1;  // whose tile the fragments hold; -1: nobody's
+  bool is_loaded_ = false;  // whether the fragments hold a tile
   uint32_t faulted_stages_ = 0;
 };
 

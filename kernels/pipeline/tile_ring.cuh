@@ -5,8 +5,10 @@
 #include <stdint.h>
 
 #include "iterator/combined.cuh"
+#include "iterator/sm70_scaled_half.cuh"
 #include "layout/kv_layout.cuh"
 #include "quant/codec.cuh"
+#include "quant/scaled_half.cuh"
 
 namespace kvit {
 
@@ -51,6 +53,26 @@ struct TileRing<GmemIterator, T, Codec, Dim, Tokens, Warps, Stages, Pool> {
     iterator.SetSmem(PointTo<Element>(data), reinterpret_cast<T*>(parameters));
     if constexpr (Iterator::kTakesDim) iterator.SetDim(dim);
   }
+  KVIT_DEVICE const char* Address(int stage, int s, int c) const {
+    return data[stage] + BytesOf<Element>(Layout::Index(s, c));
+  }
+  KVIT_DEVICE const uint32_t* Parameters(int stage, int s) const { return &parameters[stage][s]; }
+};
+
+/// bfloat16 that becomes f16 on its way. The parameters are the iterator's own: memory has none.
+template <template <class, class, class, int> class GmemIterator, class T, int Dim, int Tokens, int Warps, int Stages,
+          int Pool>
+struct TileRing<GmemIterator, T, ScaledHalf, Dim, Tokens, Warps, Stages, Pool> {
+  using Element = T;
+  using Map = KvThreadMap<Element, Dim, Tokens, Warps>;
+  using Layout = KvLayout<Element, Dim, Tokens>;
+  using Iterator = Sm70ScaledHalfIterator<Map, Layout, Pool>;
+  static constexpr unsigned kPools = 1u << Pool;
+
+  alignas(128) char data[Stages][BytesOf<Element>(Layout::kSize)];
+  alignas(16) uint32_t parameters[Stages][Tokens];
+
+  KVIT_DEVICE void Bind(Iterator& iterator, int) { iterator.SetSmem(PointTo<Element>(data), parameters[0]); }
   KVIT_DEVICE const char* Address(int stage, int s, int c) const {
     return data[stage] + BytesOf<Element>(Layout::Index(s, c));
   }

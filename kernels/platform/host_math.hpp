@@ -4,6 +4,7 @@
 
 #include <cmath>
 
+#include "core/bfloat16.h"
 #include "core/float8.h"
 #include "core/types.h"
 
@@ -29,9 +30,7 @@ inline float FromFloat<float>(float x) {
 
 template <>
 inline Bfloat16 FromFloat<Bfloat16>(float x) {
-  const uint32_t bits = BitCast<uint32_t>(x);
-  if (std::isnan(x)) return {0x7fff};
-  return {uint16_t((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16)};
+  return {uint16_t(RoundToBfloat16(x))};
 }
 
 template <>

@@ -34,6 +34,7 @@
 //   matrix         LoadMatrixX4(uint32_t (&r)[4], const void* shared_row), LoadMatrixX4Transposed(...)   ldmatrix: 8x8 16-bit tiles
 //                  uint32_t TransposeMatrix(uint32_t)                                                   movmatrix
 //                  MmaM16N8K16<T>(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2])        d += a b, f32 accumulation
+//                  MmaM16N8K8(float (&d)[4], const uint32_t (&a)[2], uint32_t b)                        the same of f16, with a of 8 columns
 //   warp groups    of four warps (sm_90a): IssueWgmma<T, IsTransposed>(float (&d)[N / 2], a, const SharedMatrix& b, bool accumulates)
 //                  d [64, N] = a b, or more, asynchronously; a warp has 16 of the rows, a and d lie in its lanes as MmaM16N8K16's do, block of 8 columns after block;
 //                  a may be a SharedMatrix too, of all 64 rows

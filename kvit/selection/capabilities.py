@@ -5,6 +5,9 @@ from __future__ import annotations
 # Most shared memory of a CTA, in KB. From the technical specifications by compute capability of the CUDA C++
 # Programming Guide.
 _SHARED_KB = {
+    (7, 0): 96,
+    (7, 2): 96,
+    (7, 5): 64,
     (8, 0): 163,
     (8, 6): 99,
     (8, 7): 163,
@@ -19,8 +22,11 @@ _SHARED_KB = {
 
 
 def shared_bytes(compute_capability: tuple[int, int]) -> int:
-    """Most shared memory that a CTA can have. Of a capability that is not known here: as little as any that is."""
-    return _SHARED_KB.get(compute_capability, min(_SHARED_KB.values())) * 1024
+    """Most shared memory that a CTA can have. Of a capability that is not known here: as little as any of 8.0 and newer
+    has, or before that as little as any.
+    """
+    least = min(kb for known, kb in _SHARED_KB.items() if compute_capability < (8, 0) or known >= (8, 0))
+    return _SHARED_KB.get(compute_capability, least) * 1024
 
 
 def name_of(compute_capability: tuple[int, int]) -> str:

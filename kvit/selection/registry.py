@@ -19,8 +19,8 @@ KERNELS = Path(__file__).resolve().parents[1] / "_kernels"
 
 _TARGETS_ARE_LISTED = "[targets] of kernels/manifest.toml lists what can be built."
 
-# What came before has no cp.async and no matrix instructions on bfloat16.
-_OLDEST = (8, 0)
+# What came before has no matrix instructions that read 16 rows at once.
+_OLDEST = (7, 5)
 # Embedded GPUs do not run the cubins of their desktop relatives; they do run PTX.
 _EMBEDDED = {(8, 7)}
 
@@ -79,8 +79,13 @@ class KernelInfo(NamedTuple):
             )
             if self.unit.endswith("_asked") and not self.archs:
                 remedy = "It is one of those that few models want: set KVIT_KERNELS=all, and reinstall."
+            if compute_capability < (8, 0):
+                remedy = (
+                    "GPUs before sm_80 have kernels of their own, those with copies=registers, where KVIT_ARCHS names "
+                    "sm_75; docs/platforms.md says what there is for them."
+                )
             if compute_capability < _OLDEST:
-                remedy = 'Kernels need compute capability 8.0 or newer; device="host" needs no GPU.'
+                remedy = 'Kernels need compute capability 7.5 or newer; device="host" needs no GPU.'
             raise KernelMissing(
                 f"{self.symbol} on {gpu}; built targets are {', '.join(self.archs) or 'the host alone'}.\n  {remedy}"
             )

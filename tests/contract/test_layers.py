@@ -127,7 +127,10 @@ def test_every_layer_of_the_tables_exists():
 
 
 # What a machine's header is made of.
-PARTS = {"cuda_memory.cuh": "cuda.cuh", "cuda_wgmma.cuh": "cuda.cuh", "host_wgmma.hpp": "host.hpp"}
+PARTS = {
+    **{f"cuda_{part}.cuh": "cuda.cuh" for part in ("math", "mma", "memory", "wgmma")},
+    **{f"host_{part}.hpp": "host.hpp" for part in ("mma", "wgmma")},
+}
 
 
 @pytest.mark.parametrize("path", sources(".h", ".cuh", ".hpp", ".cpp", under=("kernels",)), ids=str)

@@ -39,6 +39,23 @@ def test_the_table_promises_what_a_plain_build_makes_and_names_points_with_fewer
     )
 
 
+@pytest.mark.parametrize(
+    ("archs", "words"),
+    [
+        ('"sm_80", "sm_90"', ""),  # as the others: nothing to say
+        ('"sm_75"', "; n 2: with `KVIT_ARCHS=sm_75`"),
+        ("", "; n 2: the host alone"),
+    ],
+)
+def test_points_that_a_plain_build_leaves_out_say_how_to_get_them(archs, words):
+    targets = '[targets]\ndefault = ["sm_80", "sm_90"]\nall = ["sm_75", "sm_80", "sm_90"]\n'
+    only = f'only = [{{ when = {{ n = 2 }}, archs = [{archs}], reason = "others have better ones" }}]\n'
+    text = MANIFEST.replace('archs = ["sm_80", "compute_80"]\n', only).replace('unit = "all"', 'unit = "n{n}"')
+    assert support_table(parse_manifest(targets + text)).splitlines()[2] == (
+        f"| scale | 3 | dtype f16, bf16; n 1, 2 | host, sm_80, sm_90{words} |"
+    )
+
+
 def test_the_table_replaces_what_stands_between_its_marks_and_nothing_else():
     text = f"above\n{BEGIN}\n| an old row |\n{END}\nbelow\n"
     assert replace_table(text, "| new |") == f"above\n{BEGIN}\n| new |\n{END}\nbelow\n"

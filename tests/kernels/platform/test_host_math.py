@@ -66,6 +66,35 @@ def test_the_matrix_instruction_multiplies_as_the_isa_lays_it_out(programs):
     np.testing.assert_array_equal(got, value @ value[:, :8] + before)
 
 
+def test_the_matrix_instruction_of_8_columns_multiplies_as_the_isa_lays_it_out(programs):
+    # The same integers; and two of its products are one of the larger instruction, operands lane for lane.
+    code = """
+    const int lane = LaneIndex(), row = lane / 4, column = lane % 4 * 2;
+    const auto value = [](int i, int j) { return float((i * 37 + j * 11) % 256 - 128); };
+    const auto pair = [&](int i, int j) { return Pack2<Half>(value(i, j), value(i, j + 1)); };
+    const uint32_t a[4] = {pair(row, column), pair(row + 8, column), pair(row, column + 8), pair(row + 8, column + 8)};
+    const uint32_t b[2] = {Pack2<Half>(value(column, row), value(column + 1, row)),
+                           Pack2<Half>(value(column + 8, row), value(column + 9, row))};
+    const auto store = [&](int place, const float (&d)[4]) {
+      for (int i = 0; i < 4; ++i) {
+        StoreGlobal(params.output + 512 * place + 4 * ((row + i / 2 * 8) * 8 + column + i % 2), d[i]);
+      }
+    };
+    float d[4] = {1, 2, 3, 4}, of_both[4] = {1, 2, 3, 4};
+    const uint32_t low[2] = {a[0], a[1]};
+    MmaM16N8K8(d, low, b[0]);
+    store(0, d);
+    M16N8K8::Multiply<Half>(of_both, a, b);
+    store(1, of_both);
+"""
+    output = programs.run(code, output_bytes=1024, includes='#include "mma/m16n8k8.cuh"').output
+    got = np.frombuffer(output, np.float32).reshape(2, 16, 8)
+    value = np.fromfunction(lambda i, j: (i * 37 + j * 11) % 256 - 128, (16, 16))
+    before = np.tile([[1, 2]], (16, 4)) + np.repeat([[0], [2]], 8, axis=0)
+    np.testing.assert_array_equal(got[0], value[:, :8] @ value[:8, :8] + before)
+    np.testing.assert_array_equal(got[1], value @ value[:, :8] + before)
+
+
 def test_ldmatrix_and_movmatrix_deal_tiles_as_the_isa_says(programs):
     # Four 8x8 tiles of 16-bit numbers, numbered through: tile t, row r, column c holds 64 t + 8 r + c.
     code = """

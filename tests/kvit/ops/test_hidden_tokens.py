@@ -11,6 +11,7 @@ import pytest
 import kvit
 from kvit import reference
 from kvit._native.context import Device
+from support.built import need_copies
 from support.caches import BFLOAT16, FLOAT16, make_table, poisoned, to_device
 from support.stored import Stored
 
@@ -28,7 +29,7 @@ PAIRS = {
 # Every pair by every way to copy it that is built for 64 channels, and by the kernels for prompts.
 KERNELS = [
     *((pair, "cp_async") for pair in PAIRS),
-    *((pair, "registers") for pair in ("b16", "i8", "i4")),
+    *((pair, "registers") for pair in ("b16", "i8", "i4", "e4m3")),
     *((pair, "tma") for pair in ("b16", "i8", "i4", "e4m3", "i8_i4", "b16_i8")),
     *((pair, "tma_packed") for pair in ("i8", "i4", "e4m3", "i8_i4", "b16_i8")),
     *((pair, "prefill") for pair in ("b16", "i8", "i4", "e4m3")),
@@ -47,6 +48,8 @@ class Hidden:
         """With `split`, splits of so many tiles."""
         if "tma" in copies and device != "host" and Device.of(device).compute_capability < (9, 0):
             pytest.skip("no GPU with a tensor copy engine")
+        if copies == "registers":
+            need_copies(copies, device)
         self.device, self.dtype, self.group = device, dtype, group
         self.names = tuple(dtype.name if name == "bfloat16" else name for name in PAIRS[pair])
         kernel = {"copies": copies}

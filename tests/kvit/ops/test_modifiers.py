@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import kvit
+from support.built import need_copies
 from support.caches import BFLOAT16, FLOAT16, make_case, to_device
 from support.modified import assert_modified, attend, beyond, branches, on_device, poison_unseen, spans_of
 from support.modified import assert_same_bits as assert_same
@@ -164,7 +165,8 @@ def test_a_query_s_temperature_is_that_of_its_position(case, q, positions):
 
 @pytest.mark.parametrize("copies", ["cp_async", "registers"])
 @pytest.mark.parametrize("split", [None, 512])
-def test_what_hides_and_changes_nothing_is_the_plain_kernel_bit_for_bit(case, q, copies, split):
+def test_what_hides_and_changes_nothing_is_the_plain_kernel_bit_for_bit(case, q, copies, split, device):
+    need_copies(copies, device)
     kernel = {"copies": copies}
     plain = attend(case, q, COUNTS, kernel, split)
     for options in (

@@ -10,6 +10,7 @@ import kvit
 from kvit import reference
 from kvit.selection import registry
 from support import tolerances
+from support.built import need_copies
 from support.caches import to_device
 from support.modified import LEAST, attend, branches
 from support.quantised import Quantised
@@ -145,6 +146,7 @@ def assert_combination(draw, rng, built, most):
 @pytest.mark.parametrize("page_size", [16, 32])
 @pytest.mark.parametrize("copies", ["cp_async", "registers"])
 def test_pages_outside_a_window_are_not_looked_up(rng, device, copies, page_size):
+    need_copies(copies, device)
     # An engine may have given them away: their ids are of no page, and no fault is reported. A window of 20 of 380 keys
     # begins at 360, inside a page, and inside a tile that has pages before that.
     cache = Quantised(PAIRS["b16"], [380], page_size=page_size, device=device, rng=rng)

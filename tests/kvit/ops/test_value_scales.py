@@ -6,6 +6,7 @@ import pytest
 import kvit
 from kvit import reference
 from support import tolerances
+from support.built import need_copies
 from support.caches import BFLOAT16, FLOAT16, make_table, to_device
 from support.stored import Stored
 from support.tolerances import assert_within
@@ -21,6 +22,7 @@ class Values:
     """Sequences of several tiles in one codec, whose K and V the test chooses."""
 
     def __init__(self, codec, copies, *, dtype=BFLOAT16, scale=None, device="host"):
+        need_copies(copies, device)
         self.dtype, self.device = dtype, device
         names = {"dtype": dtype, "k": codec, "v": codec, "layout": "HND"}
         if scale is not None:

@@ -8,6 +8,8 @@ from kvit.selection.capabilities import name_of, shared_bytes
 @pytest.mark.parametrize(
     ("capability", "kilobytes"),
     [
+        ((7, 5), 64),
+        ((7, 3), 64),  # unknown, and old
         ((8, 0), 163),
         ((8, 9), 99),
         ((9, 0), 227),

@@ -148,8 +148,10 @@ def test_a_wanted_kernel_that_cannot_read_the_pages_is_refused_with_the_reason_a
 
 
 def test_a_gpu_that_runs_none_is_told_what_kernels_need():
-    with pytest.raises(KernelMissing, match=r"on sm_75; built targets are.*\n.*8.0 or newer"):
+    with pytest.raises(KernelMissing, match=r"on sm_75; built targets are.*\n.*where KVIT_ARCHS names sm_75"):
         chosen(gpu=(7, 5))
+    with pytest.raises(KernelMissing, match=r"on sm_70; built targets are.*\n.*7.5 or newer"):
+        chosen(gpu=(7, 0))
 
 
 def test_wanting_something_else_than_a_name_or_axes_is_a_type_error():

@@ -226,13 +226,19 @@ def test_nearer_targets_come_first():
     assert best_target((9, 0), ["sm_90", "sm_90a"]) == "sm_90a"
     assert best_target((12, 1), ["compute_80", "compute_90", "compute_90a"]) == "compute_90"
     assert best_target((12, 0), ["sm_120", "compute_90"]) == "sm_120"
+    assert best_target((7, 5), ["sm_75", "sm_80", "compute_75"]) == "sm_75"
+    assert best_target((9, 0), ["sm_75", "compute_75"]) == "compute_75"  # Turing's kernels on a newer GPU
 
 
 def test_a_gpu_that_can_run_nothing_is_told_what_was_built(built):
     entry = built.find("scale", dtype="f16", head_dim=64)
-    words = r"on sm_75; built targets are sm_80, sm_90a, compute_80\.\n  Kernels need compute capability 8.0"
+    words = (
+        r"on sm_75; built targets are sm_80, sm_90a, compute_80\.\n  .*copies=registers, where KVIT_ARCHS names sm_75"
+    )
     with pytest.raises(KernelMissing, match=words):
         entry.target((7, 5))
+    with pytest.raises(KernelMissing, match=r"on sm_70; .*\n  Kernels need compute capability 7.5"):
+        entry.target((7, 0))
     with pytest.raises(KernelMissing, match=r"for sm_75; built targets are .*\.\n  Name sm_75 in KVIT_ARCHS"):
         entry.file("sm_75")
     without_ptx = entry._replace(archs=("sm_80", "sm_90a"))
