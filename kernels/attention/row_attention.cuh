@@ -17,10 +17,11 @@ namespace kvit {
 ///
 /// A lane holds rows lane / 4 and lane / 4 + 8 of every row tile, in S, P and O alike, and P goes from one product to
 /// the other in the registers in which it came.
-template <class T, class KeyCodec, class ValueCodec, class Dims, int RowTiles, int Tokens, class Score>
+template <class T, class KeyCodec, class ValueCodec, class Dims, int RowTiles, int Tokens, class Score,
+          class Mma = M16N8K16>
 class RowAttention {
-  using Keys = RowKeys<T, KeyCodec, Dims::kKey, RowTiles, !Score::kIsIdentity>;
-  using Values = RowValues<T, ValueCodec, Dims::kValue, RowTiles>;
+  using Keys = RowKeys<T, KeyCodec, Dims::kKey, RowTiles, !Score::kIsIdentity, Mma>;
+  using Values = RowValues<T, ValueCodec, Dims::kValue, RowTiles, Mma>;
   using Softmax = RowSoftmax<T, ValueCodec, typename Values::Weight, RowTiles, Tokens>;
   static constexpr int kBlocks = Softmax::kBlocks;
 

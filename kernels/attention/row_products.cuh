@@ -19,8 +19,8 @@ namespace kvit {
 using BlockFragment = float[2][4];
 
 /// The queries are in shared memory, as A operands, since registers are for outputs: 16 bytes a lane and operand.
-/// HasFactors: rows' scores are scaled by factors of their own.
-template <class T, class Codec, int HeadDim, int RowTiles, bool HasFactors = false>
+/// HasFactors: rows' scores are scaled by factors of their own. Mma makes the products: M16N8K16, or M16N8K8.
+template <class T, class Codec, int HeadDim, int RowTiles, bool HasFactors = false, class Mma = M16N8K16>
 class RowKeys {
   using Operands = KeyOperands<T, Codec, HeadDim>;
   static constexpr int kOperands = Operands::kOperands;
@@ -99,7 +99,7 @@ class RowKeys {
           Operands::template Expand<decltype(operand)::value>(a, k);
           KVIT_UNROLL
           for (int m = 0; m < RowTiles; ++m) {
-            MmaStraight<M16N8K16, typename Operands::Weight>(s[b][m], q[decltype(operand)::value][m], a);
+            MmaStraight<Mma, typename Operands::Weight>(s[b][m], q[decltype(operand)::value][m], a);
           }
         });
       }
@@ -133,8 +133,8 @@ class RowKeys {
   float sum_[RowTiles][2];    // of the rows of Q, in the units of the products, where the codec has zeros
 };
 
-/// The outputs of a warp's rows.
-template <class T, class Codec, int HeadDim, int RowTiles>
+/// The outputs of a warp's rows. Mma as RowKeys has it.
+template <class T, class Codec, int HeadDim, int RowTiles, class Mma = M16N8K16>
 class RowValues {
   using Operands = ValueOperands<T, Codec, HeadDim>;
 
@@ -157,7 +157,7 @@ class RowValues {
   KVIT_DEVICE void Add(const uint32_t (&p)[RowTiles][4], Value&& value, const Keeps& keep) {
     ForEachOperand(value, keep, [&](int tile, const uint32_t (&v)[4]) {
       KVIT_UNROLL
-      for (int m = 0; m < RowTiles; ++m) MmaStraight<M16N8K16, Weight>(o_[m][tile], p[m], v);
+      for (int m = 0; m < RowTiles; ++m) MmaStraight<Mma, Weight>(o_[m][tile], p[m], v);
     });
   }
 

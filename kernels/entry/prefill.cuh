@@ -2,8 +2,8 @@
 #ifndef KVIT_ENTRY_PREFILL_CUH
 #define KVIT_ENTRY_PREFILL_CUH
 
-#include "entry/prefill_cp_async.cuh"
 #include "entry/prefill_tma.cuh"
+#include "entry/prefill_warps.cuh"
 #include "pipeline/kv_pipe.cuh"
 
 namespace kvit {
@@ -11,11 +11,8 @@ namespace kvit {
 namespace detail {
 
 template <class T, class KeyCodec, class ValueCodec, class Dims, int Rows, class Copies, class Variant>
-struct PrefillOf;
-
-template <class T, class KeyCodec, class ValueCodec, class Dims, int Rows, class Variant>
-struct PrefillOf<T, KeyCodec, ValueCodec, Dims, Rows, CpAsyncCopies, Variant> {
-  using Type = PrefillCpAsyncKernel<T, KeyCodec, ValueCodec, Dims, Rows, Variant>;
+struct PrefillOf {
+  using Type = PrefillWarpsKernel<T, KeyCodec, ValueCodec, Dims, Rows, Copies, Variant>;
 };
 
 template <class T, class Dims, class Variant>

@@ -46,7 +46,7 @@ struct PrefillTmaKernel {
   static constexpr int kQuerySlots = Shape::kQuerySlots, kMinCtas = 1;
   static constexpr int kConsumers = kGroups * 4, kThreads = (kConsumers + 4) * 32;  // warps that compute
   static constexpr int kPlanned = 8;      // work tiles that are known, those that are not yet done with among them
-  static constexpr int kSplitLevels = 0;  // as PrefillCpAsyncKernel
+  static constexpr int kSplitLevels = 0;  // as PrefillWarpsKernel
 
   using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, Shape::kOpening>;
   using KeyRing = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;

@@ -1,5 +1,5 @@
-// Streams the K and V tiles of a CTA's range into rings in shared memory by cp.async, for kernels whose registers are
-// full: what it knows about rows and work tiles is in shared memory.
+// Streams the K and V tiles of a CTA's range into rings in shared memory, for kernels whose registers are full: what it
+// knows about rows and work tiles is in shared memory.
 #ifndef KVIT_PIPELINE_ROW_TABLE_LOADER_CUH
 #define KVIT_PIPELINE_ROW_TABLE_LOADER_CUH
 
@@ -23,7 +23,9 @@ namespace kvit {
 ///                          page ids of tile n + 2    on their way to registers
 ///
 ///   threads                0 .. Tokens - 1: a row of K each; Tokens .. 2 Tokens - 1: a row of V each; others: none
-template <class Scheduler, class KeyRing, class ValueRing, int Tokens, int Threads>
+///
+/// Mover copies: CpAsyncMover, or RegisterMover.
+template <class Scheduler, class KeyRing, class ValueRing, int Tokens, int Threads, class Mover>
 class RowTableLoader {
   static_assert(Threads >= 2 * Tokens, "a thread looks up one row of K or of V");
   static constexpr unsigned kPools = KeyRing::kPools | ValueRing::kPools;
@@ -50,7 +52,7 @@ class RowTableLoader {
   /// All threads call, and `works` is where the CTA's range begins.
   KVIT_DEVICE RowTableLoader(const KvitDecodeParams& params, const Scheduler& scheduler, const CtaRange& range,
                              const WorkIterator<Scheduler>& works, KeyRing& keys, ValueRing& values, Shared& shared)
-      : params_(params), scheduler_(scheduler), range_(range), keys_(keys), values_(values), shared_(shared) {
+      : params_(params), scheduler_(scheduler), range_(range), mover_(params.cache, keys, values), shared_(shared) {
     if (ThreadIndex() == 0) Keep(works);
     Enter();
     FindRows(0);
@@ -61,22 +63,21 @@ class RowTableLoader {
   /// Whether some of the tokens that the next Prefetch, into ring slot `stage`, copies are the call's own.
   KVIT_DEVICE bool NextIsNew(int stage) const { return is_new_ >> stage & 1u; }
 
-  /// Begins to copy the next tile, if there is one, into ring slot `stage`, which all threads have left; slots take
-  /// turns. One group of copies either way.
+  /// Begins to copy the next tile, if there is one, which is that of stage `stage`; stages take turns, and all threads
+  /// have left the one that is copied to.
   KVIT_DEVICE void Prefetch(int stage) {
     if (exists_ >> stage & 1u) {
-      typename KeyRing::Iterator k(WarpIndex(), LaneIndex());
-      typename ValueRing::Iterator v(WarpIndex(), LaneIndex());
-      keys_.Bind(k, params_.cache.k_dim);
-      values_.Bind(v, params_.cache.v_dim);
-      const Rows rows = {shared_.rows[stage]};
-      k.Prefetch(rows, KeyRing::Map::kDimS, stage);
-      v.Prefetch(rows, ValueRing::Map::kDimS, stage);
+      mover_.Load(Rows{shared_.rows[stage]}, stage);
+    } else {
+      mover_.Skip();
     }
-    CopyAsyncCommit();
     FindRows(1 - stage);
     Advance();
   }
+
+  /// In front of a barrier of all threads, and behind it: then the tile that was copied is there for all.
+  KVIT_DEVICE void Await() { mover_.Await(); }
+  KVIT_DEVICE void Land() { mover_.Land(); }
 
   /// Whether this thread could not find a row of the tile in ring slot `stage`.
   KVIT_DEVICE bool Faulted(int stage) const { return has_faulted_ >> stage & 1u; }
@@ -169,8 +170,7 @@ class RowTableLoader {
   const KvitDecodeParams& params_;
   const Scheduler& scheduler_;
   const CtaRange& range_;
-  KeyRing& keys_;
-  ValueRing& values_;
+  Mover mover_;
   Shared& shared_;
   const int32_t* pages_ = nullptr;
   int tile_ = 0, end_ = 0;  // of the tile whose page id is looked up; tile_ == end_: none

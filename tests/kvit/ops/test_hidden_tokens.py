@@ -33,6 +33,7 @@ KERNELS = [
     *((pair, "tma") for pair in ("b16", "i8", "i4", "e4m3", "i8_i4", "b16_i8")),
     *((pair, "tma_packed") for pair in ("i8", "i4", "e4m3", "i8_i4", "b16_i8")),
     *((pair, "prefill") for pair in ("b16", "i8", "i4", "e4m3")),
+    ("b16", "prefill registers"),
     ("b16", "prefill tma"),
     *((pair, "prefill general") for pair in ("b16", "i8", "i4", "e4m3")),
     ("b16", "prefill tma general"),
@@ -48,14 +49,17 @@ class Hidden:
         """With `split`, splits of so many tiles."""
         if "tma" in copies and device != "host" and Device.of(device).compute_capability < (9, 0):
             pytest.skip("no GPU with a tensor copy engine")
-        if copies == "registers":
-            need_copies(copies, device)
+        if "registers" in copies:
+            need_copies("registers", device)
         self.device, self.dtype, self.group = device, dtype, group
         self.names = tuple(dtype.name if name == "bfloat16" else name for name in PAIRS[pair])
         kernel = {"copies": copies}
         if copies.startswith("prefill"):
-            kernel = {"rows": 128, "copies": "tma" if "tma" in copies else "cp_async"}
-            kernel["variant"] = "general" if copies.endswith("general") else "plain"
+            words = copies.split()
+            kernel = {"rows": 128, "copies": "tma" if "tma" in words else "cp_async"}
+            if "registers" in words:
+                kernel = {"rows": 64, "copies": "registers"}
+            kernel["variant"] = "general" if "general" in words else "plain"
         empty = self._cache(1, head_dim)
         view = Stored(empty, dtype, device).view
         tile = kvit.Attention(view, 2 * group, tokens_per_sequence=NEW, kernel=kernel).kernel.facts["tile_tokens"]

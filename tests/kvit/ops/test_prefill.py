@@ -8,12 +8,18 @@ from kvit import reference
 from kvit._native.context import Device
 from kvit.selection import choose, registry
 from support import tolerances
+from support.built import need_copies
 from support.caches import BFLOAT16, FLOAT16, make_case, make_table, poisoned, to_device
 from support.manifest import manifest
 from support.quantised import Quantised
 from support.tolerances import assert_within
 
-ROWS = {"cp_async": {64: 128, 128: 128, 256: 64}, "tma": {64: 128, 128: 128, 256: 128}}  # of a row tile, by head_dim
+# Rows of a row tile, by head_dim.
+ROWS = {
+    "cp_async": {64: 128, 128: 128, 256: 64},
+    "registers": {64: 64, 128: 64},
+    "tma": {64: 128, 128: 128, 256: 128},
+}
 # New tokens behind old ones. With 4 heads to a KV head: a row tile and a bit; one row tile over several tiles of keys;
 # a decode step among prompts; a prompt alone; nothing at all; a tile of keys that ends with a row tile.
 COUNTS, OLD = [40, 20, 1, 70, 0, 32], [30, 300, 200, 0, 17, 32]
@@ -24,12 +30,13 @@ def prefill(view, heads, copies="cp_async", **options):
     """An Attention by a prefill kernel."""
     if copies == "tma" and view.device != "host" and Device.of(view.device).compute_capability[0] != 9:
         pytest.skip("no GPU of compute capability 9.0")
+    need_copies(copies, view.device)
     op = kvit.Attention(view, heads, kernel={"rows": ROWS[copies][view.head_dim], "copies": copies}, **options)
     assert op.kernel.family == "prefill"
     return op
 
 
-EITHER = pytest.mark.parametrize("copies", ["cp_async", "tma"])
+EITHER = pytest.mark.parametrize("copies", list(ROWS))
 
 
 def attend(op, view, table, q, counts):
@@ -75,21 +82,22 @@ def test_any_group(rng, device, copies, group):
 @pytest.mark.parametrize("page_size", [1, 5, 16, 64, 100])  # a row of its own, odd, the usual, a tile, across tiles
 @pytest.mark.parametrize("table", ["dense", "ragged"])
 @pytest.mark.parametrize(("layout", "storage"), [("NHD", "pools"), ("HND", "halves"), ("NHD", "padded")])
-def test_any_page_size_layout_and_table(rng, device, layout, storage, table, page_size):
+@pytest.mark.parametrize("copies", ["cp_async", "registers"])
+def test_any_page_size_layout_and_table(rng, device, copies, layout, storage, table, page_size):
     case = make_case(rng, [90, 0, 33], page_size=page_size, layout=layout, storage=storage, table=table, device=device)
-    assert_reference(case, case.queries(rng, 73, 8), [50, 0, 23], prefill(case.view, 8))
+    assert_reference(case, case.queries(rng, 73, 8), [50, 0, 23], prefill(case.view, 8, copies))
 
 
 @pytest.mark.parametrize(
     "pair", [("int8", "int8"), ("int4", "int4"), ("float8_e4m3", "float8_e4m3")], ids=lambda p: p[0]
 )
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
-@pytest.mark.parametrize("head_dim", [64, 128])
-def test_every_codec(rng, device, head_dim, dtype, pair):
+@pytest.mark.parametrize(("head_dim", "copies"), [(64, "cp_async"), (128, "cp_async"), (128, "registers")])
+def test_every_codec(rng, device, head_dim, copies, dtype, pair):
     case = Quantised(pair, LENGTHS, head_dim=head_dim, dtype=dtype, device=device, rng=rng)
     case.append(rng)
     q = rng.standard_normal((sum(COUNTS), 8, head_dim)).astype(dtype)
-    out, lse = attend(prefill(case.view, 8), case.view, case.page_table, q, COUNTS)
+    out, lse = attend(prefill(case.view, 8, copies), case.view, case.page_table, q, COUNTS)
     state = reference.paged_attention(q, case.cache, case.table, COUNTS)
     assert_within(out, state.out, case.bound(q, COUNTS))
     assert_within(lse, state.lse, tolerances.SCORE_QUANTISED)
@@ -181,12 +189,30 @@ def built_for_gpus(dtype="bf16", kv="b16", head_dim=128, variant="plain"):
         ((8, 0), 48, 16, "decode", "cp_async"),
         ((8, 0), 49, 16, "prefill", "cp_async"),  # four passes
         ((8, 6), 4 * 4096, 16, "prefill", "cp_async"),
+        ((7, 5), 4, 16, "decode", "registers"),
+        ((7, 5), 24, 16, "decode", "registers"),
+        ((7, 5), 25, 5, "prefill", "registers"),  # four passes
     ],
 )
 def test_what_a_gpu_takes(capability, rows, page_size, family, copies):
     call = choose.Call("bf16", "b16", 128, rows, page_size)
     kernel = choose.choose(built_for_gpus(), call, capability).kernel
     assert (kernel.family, kernel.axes["copies"]) == (family, copies)
+
+
+def test_what_compute_capability_7_5_has_not_is_told_with_what_there_is():
+    for options in ({"head_dim": 256}, {"kv": "e5m2"}, {"kv": "i8", "variant": "general"}):
+        built, key = built_for_gpus(**options), {"kv": "b16", "head_dim": 128} | options
+        call = choose.Call("bf16", key["kv"], key["head_dim"], 4, 16)
+        with pytest.raises(kvit.KernelMissing, match=r"on sm_75; built targets .*\n.*copies=registers.*platforms.md"):
+            choose.choose(built, call, (7, 5))
+
+
+def test_kernels_for_compute_capability_7_5_fit_into_its_memory():
+    entries = [entry for family in ("decode", "prefill") for entry in registry.candidates(family, copies="registers")]
+    assert len(entries) > 20
+    for entry in entries:
+        assert entry.shared_bytes * entry.min_ctas <= 64 * 1024 and entry.threads * entry.min_ctas <= 1024, entry
 
 
 def test_a_gpu_takes_general_kernels_of_warp_groups_where_they_are_named_alone():

@@ -1,14 +1,21 @@
-// Family `prefill` on every GPU: matrix instructions of one warp, and asynchronous copies by the threads of the CTA.
-#ifndef KVIT_ENTRY_PREFILL_CP_ASYNC_CUH
-#define KVIT_ENTRY_PREFILL_CP_ASYNC_CUH
+// Family `prefill` on every GPU: matrix instructions of one warp, and copies by the threads of the CTA.
+#ifndef KVIT_ENTRY_PREFILL_WARPS_CUH
+#define KVIT_ENTRY_PREFILL_WARPS_CUH
+
+#include <type_traits>
 
 #include "abi/fact.h"
 #include "abi/params.h"
 #include "attention/called_mask.cuh"
 #include "attention/row_attention.cuh"
 #include "attention/variant.cuh"
+#include "iterator/sm70.cuh"
 #include "iterator/sm80.cuh"
+#include "mma/m16n8k16.cuh"
+#include "mma/m16n8k8.cuh"
+#include "pipeline/kv_pipe.cuh"
 #include "pipeline/row_table_loader.cuh"
+#include "pipeline/tile_movers.cuh"
 #include "pipeline/tile_ring.cuh"
 #include "quant/codec.cuh"
 #include "schedule/combine.cuh"
@@ -20,7 +27,8 @@ namespace kvit {
 
 /// How a prefill kernel of so many query rows uses an SM: four warps with a quarter of them each, and all tokens of a
 /// tile. An operand of K or V that a warp reads from shared memory serves all its rows: with 32 of them, reading takes
-/// no longer than multiplying. Outputs of 32 rows of 256 channels would not fit in registers.
+/// no longer than multiplying, and with 16 on compute capability 7.5, which multiplies at half that rate. Outputs of 32
+/// rows of 256 channels would not fit in registers.
 template <class Dims, int RowsPerTile>
 struct RowShape {
   static constexpr int kWarps = 4;
@@ -29,30 +37,49 @@ struct RowShape {
   static constexpr int kCtasPerSm = 2;
 };
 
+/// What brings tiles: their rings, which way, and by what they are multiplied.
+template <class Copies, class T, class KeyCodec, class ValueCodec, class Dims, int Tokens, int Warps>
+struct KvTiles {
+  using Keys = TileRing<Sm80GmemIterator, T, KeyCodec, Dims::kKey, Tokens, Warps, 2, 0>;
+  using Values = TileRing<Sm80GmemIterator, T, ValueCodec, Dims::kValue, Tokens, Warps, 2, 1>;
+  using Mover = CpAsyncMover<Keys, Values>;
+  using Mma = M16N8K16;
+};
+template <class T, class KeyCodec, class ValueCodec, class Dims, int Tokens, int Warps>
+struct KvTiles<RegisterCopies, T, KeyCodec, ValueCodec, Dims, Tokens, Warps> {
+  using Keys = TileRing<Sm70GmemIterator, T, KeyCodec, Dims::kKey, Tokens, Warps, 1, 0>;
+  using Values = TileRing<Sm70GmemIterator, T, ValueCodec, Dims::kValue, Tokens, Warps, 1, 1>;
+  using Mover = RegisterMover<Keys, Values>;
+  using Mma = M16N8K8;
+};
+
 /// The threads of the CTA copy tiles of K and V by cp.async, and meet once a tile: then all of it is there, and all
 /// have left the other ring slot. Registers are for scores and outputs; what changes with work tiles is in shared
-/// memory.
+/// memory. Through registers they meet twice: when all have left the one slot, and when the next tile is in it.
 ///
 ///   shared memory   ring of K tiles | ring of V tiles | loader | queries of each warp | work | scheduler
-template <class T, class KeyCodec, class ValueCodec, class Dims, int RowsPerTile, class Variant,
+template <class T, class KeyCodec, class ValueCodec, class Dims, int RowsPerTile, class Copies, class Variant,
           class Shape = RowShape<Dims, RowsPerTile>>
-struct PrefillCpAsyncKernel {
+struct PrefillWarpsKernel {
   using Params = KvitDecodeParams;
   static constexpr int kWarps = Shape::kWarps, kThreads = kWarps * 32;
   static constexpr int kRows = RowsPerTile;
   static constexpr int kTileTokens = Shape::kTokens;
-  static constexpr int kStages = 2, kMinCtas = Shape::kCtasPerSm;
+  static constexpr int kStages = 2;
   // A row tile is never cut where heads are split: parts of so many rows would take more memory than the cache.
   static constexpr int kSplitLevels = 0;
 
   using Scheduler = TileScheduler<CalledMask<typename Variant::Mask>, kRows, kTileTokens, kThreads, kSplitLevels>;
-  using KeyRing = TileRing<Sm80GmemIterator, T, KeyCodec, Dims::kKey, kTileTokens, kWarps, kStages, 0>;
-  using ValueRing = TileRing<Sm80GmemIterator, T, ValueCodec, Dims::kValue, kTileTokens, kWarps, kStages, 1>;
-  using Loader = RowTableLoader<Scheduler, KeyRing, ValueRing, kTileTokens, kThreads>;
+  using KeyForm = typename Copies::template Form<T, KeyCodec>;
+  using ValueForm = typename Copies::template Form<T, ValueCodec>;
+  using Tiles = KvTiles<Copies, T, KeyForm, ValueForm, Dims, kTileTokens, kWarps>;
+  using KeyRing = typename Tiles::Keys;
+  using ValueRing = typename Tiles::Values;
+  using Loader = RowTableLoader<Scheduler, KeyRing, ValueRing, kTileTokens, kThreads, typename Tiles::Mover>;
   using Score = typename Variant::Score;
   static constexpr int kRowTiles = Shape::kWarpRows / 16;
   using Rows = typename Variant::template Rows<Scheduler, Shape::kWarpRows, kTileTokens>;
-  using Attention = RowAttention<T, KeyCodec, ValueCodec, Dims, kRowTiles, kTileTokens, Score>;
+  using Attention = RowAttention<T, KeyForm, ValueForm, Dims, kRowTiles, kTileTokens, Score, typename Tiles::Mma>;
   using Combiner = Combine<T, Dims, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler, Score>;
 
   struct Shared {
@@ -66,6 +93,8 @@ struct PrefillCpAsyncKernel {
     typename Scheduler::Shared scheduler;
   };
   static constexpr int kSharedBytes = sizeof(Shared);
+  static constexpr bool kIsThroughRegisters = std::is_same_v<Copies, RegisterCopies>;
+  static constexpr int kMinCtas = kIsThroughRegisters && kSharedBytes > 32 * 1024 ? 1 : Shape::kCtasPerSm;
   static constexpr KvitFact kFacts[] = {{"rows", kRows},
                                         {"k_dim", Dims::kKey},
                                         {"v_dim", Dims::kValue},
@@ -81,7 +110,8 @@ struct PrefillCpAsyncKernel {
                                         {"needs_strides", 0},
                                         {"box_tokens", 0},
                                         {"is_packed", 0},
-                                        // As measured, in passes of decode's kernel of 16 rows.
+                                        // As measured, in passes of decode's kernel of 16 rows; through registers by
+                                        // arithmetic (docs/platforms.md), in passes of decode's of 8.
                                         {"pass_cost", 3}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
@@ -121,8 +151,9 @@ struct PrefillCpAsyncKernel {
       Attention attention(shared.attention[WarpIndex()], score);
       Begin(params, scheduler, work, score, attention);
       for (int tile = visible.first; tile < visible.last; ++tile, slot = 1 - slot) {
-        CopyAsyncWait<0>();
+        loader.Await();
         const bool has_faulted = SyncThreadsOr(loader.Faulted(slot));
+        loader.Land();
         loader.Prefetch(1 - slot);
         Rows rows(scheduler, work, WarpIndex() * Shape::kWarpRows, tile * kTileTokens);
         rows.Look(common, [&](auto is_masked) { attention.Step(Step{shared, slot, rows}, is_masked); });
@@ -137,21 +168,22 @@ struct PrefillCpAsyncKernel {
       }
       SyncThreads();
     }
-    CopyAsyncWait<0>();
+    loader.Await();
     combine.Join();
   }
 
  private:
-  /// A tile in ring slot `stage`, and what the calling warp's rows see of it.
+  /// The tile of stage `stage`, and what the calling warp's rows see of it.
   struct Step {
     const Shared& shared;
     int stage;
     const Rows& rows;
 
-    KVIT_DEVICE const char* Key(int s, int c) const { return shared.keys.Address(stage, s, c); }
-    KVIT_DEVICE const char* Value(int s, int c) const { return shared.values.Address(stage, s, c); }
-    KVIT_DEVICE auto KeyParameters(int s) const { return shared.keys.Parameters(stage, s); }
-    KVIT_DEVICE auto ValueParameters(int s) const { return shared.values.Parameters(stage, s); }
+    KVIT_DEVICE int Slot() const { return Tiles::Mover::kSlots == 1 ? 0 : stage; }
+    KVIT_DEVICE const char* Key(int s, int c) const { return shared.keys.Address(Slot(), s, c); }
+    KVIT_DEVICE const char* Value(int s, int c) const { return shared.values.Address(Slot(), s, c); }
+    KVIT_DEVICE auto KeyParameters(int s) const { return shared.keys.Parameters(Slot(), s); }
+    KVIT_DEVICE auto ValueParameters(int s) const { return shared.values.Parameters(Slot(), s); }
   };
 
   KVIT_DEVICE static void Begin(const KvitDecodeParams& params, const Scheduler& scheduler,
@@ -168,4 +200,4 @@ struct PrefillCpAsyncKernel {
 
 }  // namespace kvit
 
-#endif  // KVIT_ENTRY_PREFILL_CP_ASYNC_CUH
+#endif  // KVIT_ENTRY_PREFILL_WARPS_CUH
