@@ -3,7 +3,8 @@
 #ifndef KVIT_ATTENTION_GROUP_PRODUCTS_CUH
 #define KVIT_ATTENTION_GROUP_PRODUCTS_CUH
 
-#include "attention/row_products.cuh"
+#include "attention/block_fragment.cuh"
+#include "attention/row_values.cuh"
 #include "layout/group_queries.cuh"
 #include "platform/platform.cuh"
 

@@ -4,6 +4,7 @@
 #define KVIT_ATTENTION_LATENT_ATTENTION_CUH
 
 #include "attention/group_products.cuh"
+#include "attention/key_operands.cuh"  // NotZero
 #include "attention/masked_values.cuh"
 #include "attention/pair_exchange.cuh"
 #include "attention/row_softmax.cuh"

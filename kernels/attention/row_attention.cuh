@@ -4,8 +4,9 @@
 
 #include "abi/params.h"
 #include "attention/masked_values.cuh"
-#include "attention/row_products.cuh"
+#include "attention/row_keys.cuh"
 #include "attention/row_softmax.cuh"
+#include "attention/row_values.cuh"
 #include "core/array.cuh"
 #include "platform/platform.cuh"
 

@@ -4,7 +4,7 @@
 
 #include <math.h>
 
-#include "attention/row_products.cuh"
+#include "attention/block_fragment.cuh"
 #include "attention/score.cuh"
 #include "attention/seen_tokens.cuh"
 #include "attention/softmax_base.cuh"

@@ -7,7 +7,7 @@
 #include <type_traits>
 
 #include "abi/fact.h"
-#include "abi/params.h"
+#include "abi/probe_params.h"
 #include "cache/fault.cuh"
 #include "cache/linear_iterator.cuh"
 #include "cache/paged_iterator.cuh"

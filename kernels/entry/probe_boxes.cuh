@@ -5,7 +5,7 @@
 #include <stdint.h>
 
 #include "abi/fact.h"
-#include "abi/params.h"
+#include "abi/probe_params.h"
 #include "cache/fault.cuh"
 #include "cache/sequence_view.cuh"
 #include "core/types.h"

@@ -3,7 +3,7 @@
 #define KVIT_ENTRY_READ_CUH
 
 #include "abi/fact.h"
-#include "abi/params.h"
+#include "abi/probe_params.h"
 #include "core/types.h"
 #include "platform/platform.cuh"
 

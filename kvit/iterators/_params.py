@@ -1,4 +1,4 @@
-"""The structs of kernels/abi/params.h that a probe packs, field for field."""
+"""The structs of kernels/abi/probe_params.h that a probe packs, field for field."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def test_the_host_backend_s_interface_is_strict_c():
 def test_launch_structs_have_the_same_size_in_c_as_in_the_kernels(tmp_path):
     structs = sorted({family.params for family in the_manifest().families})
     prints = "".join(f'  printf("{name} %d\\n", (int)sizeof({name}));\n' for name in structs)
-    source = f'#include <stdio.h>\n#include "abi/params.h"\nint main(void) {{\n{prints}  return 0;\n}}\n'
+    source = f'#include <stdio.h>\n#include "abi/probe_params.h"\nint main(void) {{\n{prints}  return 0;\n}}\n'
     compile_c(source, "-o", tmp_path / "sizes")
     output = subprocess.run([tmp_path / "sizes"], capture_output=True, text=True, check=True).stdout
     in_c = {name: int(size) for name, size in (line.split() for line in output.splitlines())}

@@ -55,4 +55,4 @@ def test_the_structs_of_the_model_are_those_of_the_header(cxx, struct):
     names = [field for field, *_ in mirror._fields_]
     offsets = " ".join(f'printf("%zu ", offsetof({struct}, {field}));' for field in names)
     expected = [ctypes.sizeof(mirror), *(getattr(mirror, field).offset for field in names)]
-    assert cxx.numbers(["stddef.h", "abi/params.h"], f'printf("%zu ", sizeof({struct})); {offsets}') == expected
+    assert cxx.numbers(["stddef.h", "abi/probe_params.h"], f'printf("%zu ", sizeof({struct})); {offsets}') == expected

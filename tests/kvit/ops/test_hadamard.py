@@ -102,7 +102,7 @@ def test_attention_is_that_of_rows_as_they_came(rng, device, pair, head_dim, gro
     attend(case, rng, group, [1] * 5)
 
 
-@pytest.mark.parametrize("copies", ["cp_async", "tma", "tma_packed"])
+@pytest.mark.parametrize("copies", ["cp_async", "registers", "tma", "tma_packed"])
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_every_way_to_copy_gives_the_same(rng, device, copies, page_size):
     case = Quantised(("int4_hadamard",) * 2, [300, 70, 33], page_size=page_size, device=device, rng=rng)
