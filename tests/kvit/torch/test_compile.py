@@ -123,6 +123,26 @@ def test_a_module_may_keep_the_cache_and_give_slices_of_its_own_tensors(make):
         assert torch.equal(layer.pages.view(torch.uint8), pages.view(torch.uint8))  # bytes: what nobody wrote is NaN
 
 
+@torch.no_grad()
+def test_latent_rows_are_written_in_parts_and_read_whole():
+    # MLA: V is the first 512 channels of K, behind which 64 turn. Both views are of the tensor that the graph is given.
+    rows = torch.zeros(4, 16, 1, 576, dtype=torch.bfloat16)
+    table = kvit.torch.TableTensors(*(torch.tensor(x, dtype=torch.int32) for x in ([[3, 1], [2, 0]], [17, 1])))
+    turning, latent = torch.randn(2, 1, 64).bfloat16(), torch.randn(2, 1, 512).bfloat16()
+    q = torch.randn(2, 16, 576).bfloat16()
+
+    def layer(q, turning, latent, rows, table):
+        kvit.torch.append(turning, latent, kvit.torch.CacheTensors(rows[..., 512:], rows[..., :512]), table, rope=ROPE)
+        return kvit.torch.attention(q, kvit.torch.CacheTensors(rows, rows[..., :512]), table, scale=192**-0.5)
+
+    other = rows.clone()
+    want = layer(q, turning, latent, rows, table)
+    found = torch.compile(layer, fullgraph=True)(q, turning, latent, other, table)
+    assert torch.equal(found, want) and torch.equal(other, rows)
+    assert torch.equal(found[1], latent[1].expand(16, 512))  # of one token
+    assert torch.equal(rows[[1, 2], [0, 0], 0, :512], latent[:, 0])
+
+
 def exported(layer, x, table):
     """The layer as torch.export has it, on the same buffer."""
     program = torch.export.export(layer, (x, table))
