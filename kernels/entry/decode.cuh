@@ -8,11 +8,10 @@
 #include "abi/params.h"
 #include "attention/causal_step.cuh"
 #include "attention/general_step.cuh"
+#include "attention/mma_for.cuh"
 #include "attention/variant.cuh"
 #include "attention/warp_attention.cuh"
 #include "core/pipe_iter.cuh"
-#include "mma/m16n8k16.cuh"
-#include "mma/m16n8k8.cuh"
 #include "pipeline/kv_pipe.cuh"
 #include "quant/codec.cuh"
 #include "schedule/combine.cuh"
@@ -82,10 +81,6 @@ struct DefaultTileShape<RegisterCopies, Dims, TokenBytes, Rows> {
   using Type = TileShape<kWarps, kWarpTokens, 2, kWarpBytes <= 7680 ? 2 : kWarps == 2 ? 3 : 1>;
 };
 
-/// What makes the products where K and V come so: kernels that load through registers are for compute capability 7.5.
-template <class Copies>
-using MmaFor = std::conditional_t<std::is_same_v<Copies, RegisterCopies>, M16N8K8, M16N8K16>;
-
 /// Each warp loads and consumes its own tokens of every tile, so the main loop has no CTA-wide barrier.
 ///
 ///   shared memory   ring of K tiles | ring of V tiles | the warps' outputs of a finished work tile | scheduler
@@ -111,7 +106,8 @@ struct DecodeKernel {
   using ValueForm = typename Copies::template Form<T, ValueCodec>;
   using Pipe = KvPipe<Copies, T, KeyForm, ValueForm, Widths, Scheduler, Shape>;
   using Score = typename Variant::Score;
-  using Attention = WarpAttention<T, KeyForm, ValueForm, Dims, RowsPerTile, kTokens, Score, MmaFor<Copies>>;
+  using Attention =
+      WarpAttention<T, KeyForm, ValueForm, Dims, RowsPerTile, kTokens, Score, MmaFor<Copies::kMultipliesBfloat16>>;
   using Step = std::conditional_t<Scheduler::kHasBegin, GeneralStep<Scheduler, Pipe, kTokens>,
                                   CausalStep<Scheduler, Pipe, kTokens>>;
   using Outputs = WarpSums<Dims::kValue, RowsPerTile, kWarps, ValueCodec::kHasZero>;

@@ -7,12 +7,11 @@
 #include "abi/fact.h"
 #include "abi/params.h"
 #include "attention/called_mask.cuh"
+#include "attention/mma_for.cuh"
 #include "attention/row_attention.cuh"
 #include "attention/variant.cuh"
 #include "iterator/sm70.cuh"
 #include "iterator/sm80.cuh"
-#include "mma/m16n8k16.cuh"
-#include "mma/m16n8k8.cuh"
 #include "pipeline/kv_pipe.cuh"
 #include "pipeline/row_table_loader.cuh"
 #include "pipeline/tile_movers.cuh"
@@ -37,20 +36,18 @@ struct RowShape {
   static constexpr int kCtasPerSm = 2;
 };
 
-/// What brings tiles: their rings, which way, and by what they are multiplied.
+/// What brings tiles: their rings, and which way.
 template <class Copies, class T, class KeyCodec, class ValueCodec, class Dims, int Tokens, int Warps>
 struct KvTiles {
   using Keys = TileRing<Sm80GmemIterator, T, KeyCodec, Dims::kKey, Tokens, Warps, 2, 0>;
   using Values = TileRing<Sm80GmemIterator, T, ValueCodec, Dims::kValue, Tokens, Warps, 2, 1>;
   using Mover = CpAsyncMover<Keys, Values>;
-  using Mma = M16N8K16;
 };
 template <class T, class KeyCodec, class ValueCodec, class Dims, int Tokens, int Warps>
 struct KvTiles<RegisterCopies, T, KeyCodec, ValueCodec, Dims, Tokens, Warps> {
   using Keys = TileRing<Sm70GmemIterator, T, KeyCodec, Dims::kKey, Tokens, Warps, 1, 0>;
   using Values = TileRing<Sm70GmemIterator, T, ValueCodec, Dims::kValue, Tokens, Warps, 1, 1>;
   using Mover = RegisterMover<Keys, Values>;
-  using Mma = M16N8K8;
 };
 
 /// The threads of the CTA copy tiles of K and V by cp.async, and meet once a tile: then all of it is there, and all
@@ -79,7 +76,8 @@ struct PrefillWarpsKernel {
   using Score = typename Variant::Score;
   static constexpr int kRowTiles = Shape::kWarpRows / 16;
   using Rows = typename Variant::template Rows<Scheduler, Shape::kWarpRows, kTileTokens>;
-  using Attention = RowAttention<T, KeyForm, ValueForm, Dims, kRowTiles, kTileTokens, Score, typename Tiles::Mma>;
+  using Attention =
+      RowAttention<T, KeyForm, ValueForm, Dims, kRowTiles, kTileTokens, Score, MmaFor<Copies::kMultipliesBfloat16>>;
   using Combiner = Combine<T, Dims, kRows, kWarps, RowsOfWarps<Shape::kWarpRows>, Scheduler, Score>;
 
   struct Shared {

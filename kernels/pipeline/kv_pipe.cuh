@@ -22,9 +22,10 @@
 
 namespace kvit {
 
-/// Form: the codec that tiles are consumed in. Here what is stored, as the matrix instructions of compute
-/// capability 8.0 and newer take it.
+/// Whether the GPUs that K and V come so on have matrix instructions on bfloat16, and Form: the codec that tiles are
+/// consumed in. Here what is stored.
 struct StoredTiles {
+  static constexpr bool kMultipliesBfloat16 = true;
   template <class T, class Codec>
   using Form = Codec;
 };
@@ -32,6 +33,7 @@ struct StoredTiles {
 /// Through registers: any page size, any place of a row, and by what compute capability 7.5 has. kTakesFewer: of rows
 /// with fewer channels than the kernel has room for, too.
 struct RegisterCopies {
+  static constexpr bool kMultipliesBfloat16 = false;
   template <class T, class Codec>
   using Form = std::conditional_t<std::is_same_v<T, Bfloat16> && std::is_same_v<Codec, Plain>, ScaledHalf, Codec>;
   static constexpr int kPageMultiple = 1;
