@@ -54,6 +54,15 @@ def test_every_image_is_one_that_the_drivers_which_the_index_names_take():
         pytest.skip("needs kernels for a GPU: KVIT_ARCHS was none")
 
 
+def test_sm_75_gets_what_it_runs_where_it_is_asked_for_and_never_by_default():
+    # It has neither cp.async nor TMA nor warp groups.
+    assert "sm_75" in the_manifest().archs and "sm_75" not in the_manifest().default_archs
+    for spec in manifest():
+        needs_newer = spec.axes.get("copies", "registers") != "registers" or spec.axes.get("loader") == "sm80"
+        needs_newer = needs_newer or spec.family == "probe_boxes"
+        assert ("sm_75" in spec.archs) == ("compute_75" in spec.archs) == (not needs_newer), spec.symbol
+
+
 def test_nothing_lies_beside_the_files_that_the_index_promises():
     promised = {entry.file(arch) for entry in registry.all() for arch in entry.archs}
     promised |= {registry.KERNELS / "index.json", registry.KERNELS / "libkvit_host.so"}

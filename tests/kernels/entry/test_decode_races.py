@@ -1,4 +1,4 @@
-"""The decode kernel under ThreadSanitizer: what its barriers do not order, nobody may share."""
+"""Decode, and prefill by warps, under ThreadSanitizer: what their barriers do not order, nobody may share."""
 
 import pytest
 
@@ -7,6 +7,7 @@ from support.host_program import HostPrograms
 INCLUDES = """
 #include <string.h>
 #include "entry/decode.cuh"
+#include "entry/prefill.cuh"
 
 // Three sequences: an empty one, one that two CTAs share, and one that a CTA finishes alone, so that every path of the
 // combination runs; of splits too: three of a tile each, of which one CTA joins the first two. Pages out of order, the
@@ -25,9 +26,11 @@ static KvitTensorMap MapOf(const char* base) {
 }
 """
 
-# Tiles of 128 tokens either way.
-DECODE = """
-    using Kernel = DecodeKernel<Half, Plain, Plain, Dims<64>, 8, COPIES, PlainVariant, TileShape<4, 32, 2, 2>>;
+# Tiles of 128 tokens in decode, of 64 in prefill.
+DECODE = "DecodeKernel<{dtype}, Plain, Plain, Dims<64>, 8, {copies}, PlainVariant, TileShape<4, 32, 2, 2>>"
+PREFILL = "PrefillKernel<{dtype}, Plain, Plain, Dims<64>, {rows}, {copies}, PlainVariant>"
+BODY = """
+    using Kernel = KERNEL;
     static_assert(Kernel::kThreads == kThreads && Kernel::kSharedBytes <= kSharedBytes, "the case must fit the kernel");
     KvitDecodeParams p = {};
     p.cache.pool[0] = {params.input, 64 * 128, 128, 0};
@@ -81,10 +84,24 @@ def run(programs, body, **options):
     )
 
 
+# bfloat16 through registers has parameters of its own in shared memory.
 @pytest.mark.parametrize("split_tiles", [0, 1])
-@pytest.mark.parametrize("copies", ["CpAsyncCopies", "RegisterCopies", "TmaCopies"])
-def test_decode_has_no_data_race_and_the_same_bits_on_either_scheduler(programs, copies, split_tiles):
-    body = DECODE.replace("COPIES", copies).replace("SPLIT", str(split_tiles))
+@pytest.mark.parametrize(
+    ("copies", "dtype"),
+    [("CpAsyncCopies", "Half"), ("RegisterCopies", "Half"), ("RegisterCopies", "Bfloat16"), ("TmaCopies", "Half")],
+)
+def test_decode_has_no_data_race_and_the_same_bits_on_either_scheduler(programs, copies, dtype, split_tiles):
+    assert_no_race(programs, DECODE.format(copies=copies, dtype=dtype), split_tiles)
+
+
+# Through registers all threads meet twice a tile: when they have left the slot, and when the next tile is in it.
+@pytest.mark.parametrize(("copies", "rows"), [("CpAsyncCopies", 128), ("RegisterCopies", 64)])
+def test_prefill_has_no_data_race_and_the_same_bits_on_either_scheduler(programs, copies, rows):
+    assert_no_race(programs, PREFILL.format(copies=copies, rows=rows, dtype="Bfloat16"), 0)
+
+
+def assert_no_race(programs, kernel, split_tiles):
+    body = BODY.replace("KERNEL", kernel).replace("SPLIT", str(split_tiles))
     sanitized = run(programs, body, scheduler="threads", sanitize=True)
     assert not sanitized.race and not sanitized.error
     assert sanitized.output == run(programs, body).output != b""

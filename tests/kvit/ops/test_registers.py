@@ -71,10 +71,11 @@ def test_coded_caches(rng, device, codec, head_dim, dtype, page_size):
 # queries are, so that scores are those of any model.
 @pytest.mark.parametrize("of_values", [2.0**-110, 2.0**-30, 2.0**40, 2.0**120])
 @pytest.mark.parametrize("of_keys", [2.0**-90, 2.0**-20, 2.0**30, 2.0**105])
-def test_bfloat16_of_any_size(rng, device, of_keys, of_values):
+@pytest.mark.parametrize("rows", [8, 64], ids=["decode", "prefill"])
+def test_bfloat16_of_any_size(rng, device, rows, of_keys, of_values):
     case, (k, v) = of_rows(rng, device, of_keys, of_values)
     q = (rng.standard_normal((2, 8, 64)) / of_keys).astype(BFLOAT16)
-    out, lse = attend(kvit.Attention(case.view, 8, kernel=REGISTERS), q, case, device)
+    out, lse = attend(kvit.Attention(case.view, 8, kernel=REGISTERS | {"rows": rows}), q, case, device)
     state, bound = case.expect(q)
     assert np.isfinite(out.astype(np.float32)).all() and np.abs(state.out).max() > of_values / 8
     assert_within(out, state.out, bound)
