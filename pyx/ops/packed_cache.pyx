@@ -181,12 +181,16 @@ cdef bint rows_meet(PackedCache cache) noexcept:
     cdef (const kvit_tensor *)[4] pools
     pools[:] = [memory_of(cache.k), memory_of(cache.v), memory_of(cache.k_params), memory_of(cache.v_params)]
     cdef int i, j
+    # Scales of float8, which may be one for all rows, or the same for K and V, are read only; but nothing may be
+    # written over them.
+    cdef bint[4] is_written = [True, True, False, False]
+    for i in range(2, 4):
+        is_written[i] = pools[i] != NULL and bits_of(pools[i].dtype) == 16
     for i in range(4):
-        # Scales of float8, which may be one for all rows, are read only; but nothing may be written over them.
-        if (i < 2 or (pools[i] != NULL and bits_of(pools[i].dtype) == 16)) and meets_itself(pools[i]):
+        if is_written[i] and meets_itself(pools[i]):
             return True
         for j in range(i):
-            if meet(pools[i], pools[j]):
+            if (is_written[i] or is_written[j]) and meet(pools[i], pools[j]):
                 return True
     return False
 

@@ -139,3 +139,18 @@ def test_append_refuses_parameters_that_it_may_not_write_and_writes_nothing(side
         kvit.Append(view)(rows, rows, view, table)
     assert all((array == 1).all() for array in params.values())
     kvit.Attention(view, 4)(pairs(1, 4, 64), view, table)  # which only reads them
+
+
+@pytest.mark.parametrize("scale", [np.float32(0.5), np.array([0.5, 2.0], np.float32)], ids=["one", "of each head"])
+def test_k_and_v_may_have_the_same_scales(rng, scale):
+    # One array for both: append reads it and writes none.
+    codec = {"k": "float8_e4m3", "v": "float8_e4m3", "k_scale": scale, "v_scale": scale}
+    cache = kvit.PagedCache(4, 16, 2, 64, **codec, device="host")
+    apart = kvit.PagedCache(4, 16, 2, 64, **codec | {"v_scale": scale.copy()}, device="host")
+    rows = rng.standard_normal((2, 20, 2, 64)).astype(BFLOAT16)
+    found = []
+    for each in (cache, apart):
+        seq = each.sequence()
+        seq.append(*rows)
+        found.append([x.numpy().view(np.uint16) for x in each.gather([seq])[:2]])
+    np.testing.assert_array_equal(*found)

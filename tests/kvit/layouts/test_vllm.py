@@ -28,8 +28,9 @@ def vllm_view(k, v, kv, device, params=(None, None), **shape):
 @pytest.mark.parametrize("page_size", [1, 5, 33])
 @pytest.mark.parametrize("layout", ["NHD", "HND"])
 @pytest.mark.parametrize("pair", [("bfloat16", "bfloat16"), ("int8", "int4"), ("int4", "bfloat16")], ids=str)
-def test_pages_go_to_vllms_layout_and_come_back(rng, device, pair, layout, page_size):
-    shape = {"pages": 3, "page_size": page_size, "layout": layout}
+@pytest.mark.parametrize("head_dim", [64, 320])  # 640 bytes are more than a piece of 512
+def test_pages_go_to_vllms_layout_and_come_back(rng, device, head_dim, pair, layout, page_size):
+    shape = {"pages": 3, "page_size": page_size, "layout": layout, "head_dim": head_dim}
     source = full_stored(rng, pair, BFLOAT16, device, **shape)
     k, v = (np.ascontiguousarray(pool).view(np.uint8) for pool in source.cache.pools())
     params = [

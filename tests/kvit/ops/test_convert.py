@@ -67,6 +67,23 @@ def test_rows_move_between_layouts_byte_for_byte(rng, device, pair, page_size, o
     target.assert_same()
 
 
+@pytest.mark.parametrize("k_dim, v_dim", [(320, 576), (64, 512), (264, 8)])  # pieces of 512 bytes, whole and not
+def test_rows_of_any_width_move(rng, device, k_dim, v_dim):
+    old = [rng.standard_normal((5, 3, 2, dim)).astype(BFLOAT16) for dim in (k_dim, v_dim)]
+    new = [to_device(np.zeros((5, 2, 3, dim), BFLOAT16), device) for dim in (k_dim, v_dim)]
+    source = kvit.CacheView(*(to_device(x, device) for x in old))
+    target = kvit.CacheView(*new, layout="HND")
+    convert = kvit.ConvertPages(source, target)
+    convert(source, target, source_pages=ids([4, 0], device), target_pages=ids([1, 3], device))
+    convert.check()
+    for x, y in zip(old, new, strict=True):
+        want = np.zeros(y.shape, BFLOAT16)
+        want[[1, 3]] = x[[4, 0]].swapaxes(1, 2)
+        np.testing.assert_array_equal(y.numpy().view(np.uint16), want.view(np.uint16))
+    with pytest.raises(kvit.ShapeError, match=f"head_dim {k_dim}x{v_dim}, source 2 and {v_dim}x{k_dim}"):
+        kvit.ConvertPages(kvit.CacheView(new[1], new[0], layout="HND"), target)
+
+
 def with_scales_of(source, target):
     """A view of target's memory with the scales of source: float8 that is moved as it is needs the same ones."""
     names = [f"{side}_scale" for side, name in zip("kv", source.names, strict=True) if name.startswith("float8")]
