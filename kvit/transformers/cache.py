@@ -26,8 +26,8 @@ class KvitCache(Cache):
     k_scale, v_scale  of float8: float32 [layers] or [layers, kv_heads], on the device; 1 if absent
     layout            of pages: "HND" or "NHD"
 
-    Layers of a hybrid model that keep a state instead of K and V (linear attention, convolutions) keep it as they do in
-    transformers' own caches, and layers without attention keep nothing.
+    Layers of a hybrid model that keep a state (linear attention, convolutions), instead of K and V or beside them, keep
+    it as they do in transformers' own caches; layers without attention keep nothing.
 
     Pages are taken from the device of a layer when its first K comes, and stay until the cache goes; reset() empties
     them for another batch. Beams, forks and copies (copy.deepcopy) share pages and copy one when they write to it.
@@ -72,7 +72,7 @@ class KvitCache(Cache):
                 "v_scale": None if v_scale is None else v_scale[i],
             }
             options = {"pages": pages, "page_size": page_size, "k": k, "v": v, "layout": layout, **scales}
-            layers[i] = KvitLayer(decoder, options, padding)
+            layers[i] = _layer(layers[i], decoder, options, padding)
         super().__init__(layers=layers)
         if not self.paged_layers:
             raise KernelMissing("the model has no layer with K and V; give it transformers' own cache")
@@ -118,10 +118,20 @@ class KvitCache(Cache):
         return f"KvitCache({len(self.paged_layers)} layers of {self.paged_layers[0]!r})"
 
 
+def _layer(theirs: Any, decoder: PretrainedConfig, options: dict[str, Any], padding: Padding) -> KvitLayer:
+    """Ours for a layer of transformers' own cache with K and V."""
+    if not hasattr(theirs, "update_recurrent_state"):
+        return KvitLayer(decoder, options, padding)
+    from kvit.transformers.state_layer import KvitStateLayer  # which few models have
+
+    return KvitStateLayer(decoder, options, padding, theirs.number_of_states)
+
+
 def _refuse(decoder: PretrainedConfig) -> None:
     """Raise KernelMissing for a model with layers whose attention kvit does not know."""
-    known, without = {"full_attention", "sliding_attention", "chunked_attention"}, {"linear_attention", "conv"}
-    others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known - without - {"moe", "mlp"})
+    known = {"full_attention", "sliding_attention", "chunked_attention"}
+    with_states = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
+    others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known - with_states - {"moe", "mlp"})
     if others:
         raise KernelMissing(
             f"the model has layers of {', '.join(others)}; kvit's attention does {', '.join(sorted(known))}. "

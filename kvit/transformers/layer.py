@@ -192,10 +192,14 @@ class KvitLayer(CacheLayerMixin):
     def fork(self, padding: Padding) -> KvitLayer:
         """The same tokens in the same pages, for another cache."""
         twin = KvitLayer(self._config, self._options, padding)
-        twin.paged, twin.is_initialized = self.paged, self.is_initialized
-        twin.sequences = [sequence.fork() for sequence in self.sequences]
-        twin._length, twin._mask = self._length, self._mask
+        twin.take_over(self)
         return twin
+
+    def take_over(self, other: KvitLayer) -> None:
+        """Have the tokens of another layer, in the same pages."""
+        self.paged, self.is_initialized = other.paged, other.is_initialized
+        self.sequences = [sequence.fork() for sequence in other.sequences]
+        self._length, self._mask = other._length, other._mask
 
     def offload(self) -> None:
         """Refused: kvit's pages stay on their device."""

@@ -97,6 +97,8 @@ FAMILIES = {
                           "num_hidden_layers": 3, "mamba_num_heads": 8, "mamba_head_dim": 32,
                           "ssm_state_size": 16, "n_groups": 2, "chunk_size": 16}, seed=3),
     "granitemoehybrid": Family({**EXPERTS, **MAMBA, "layer_types": ["mamba", "attention"]}, seed=9, tokens=4),
+    "falcon_h1": Family({"mamba_n_heads": 8, "mamba_d_head": 32, "mamba_d_ssm": 256, "mamba_d_state": 16,
+                         "mamba_n_groups": 1, "mamba_chunk_size": 16}, seed=11, tokens=3),
     "jamba": Family({**EXPERTS, "attn_layer_period": 2, "attn_layer_offset": 1, "use_mamba_kernels": False}, seed=2,
                     tokens=2, pieces=(29, 1, 1, 1, 1)),  # its state takes one token at a time behind the prompt
     "cohere2": Family({**WINDOW, "num_attention_heads": 12, "num_key_value_heads": 1}, seed=13),
@@ -116,7 +118,6 @@ REFUSED = {
     "deepseek_v32": (Family({**EXPERTS, **LATENT}), "layers of indexed_attention"),
     "deepseek_v4": (Family({**EXPERTS}), "layers of heavily_compressed_attention"),
     "glm_moe_dsa": (Family({**EXPERTS, **LATENT}), "layers of indexed_attention"),
-    "falcon_h1": (Family({}), "layers of hybrid"),
     "gemma4_text": (
         Family({**WINDOW, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 16,
                 "layer_types": ["sliding_attention", "full_attention"] * 2}),

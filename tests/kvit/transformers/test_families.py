@@ -63,10 +63,10 @@ def test_a_family_gives_the_logits_and_the_text_of_eager(name, device):
     assert torch.equal(found, whole)
 
 
-@pytest.mark.parametrize("name", ["deepseek_v3", "mimo_v2_flash", "nemotron_h"])
+@pytest.mark.parametrize("name", ["deepseek_v3", "mimo_v2_flash", "nemotron_h", "falcon_h1"])
 @torch.no_grad()
 def test_padded_batches_forks_and_beams_of_rows_that_are_not_usual(name, device):
-    """Latent rows, V of fewer channels than K, and layers with a state beside them."""
+    """Latent rows, V of fewer channels than K, layers with a state beside them, and within them."""
     model = FAMILIES[name].make(name, device)
     rows = [make_prompt(length, length, device) for length in (25, 14)]
     tokens, mask = left_padded(rows)
