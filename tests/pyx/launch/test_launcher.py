@@ -51,7 +51,9 @@ class Case:
         self.target = Buffer.from_numpy(np.array([0, 2], np.int32), device, stream)
         self.fault = Buffer.from_numpy(np.zeros(4, np.int32), device, stream)
         self.kernel = Kernel.load(registry.find("copy_pages", access=4), device)
-        self.params = CopyPages(num_pages=4, page_size=3, num_kv_heads=2, k_dim=ROW_BYTES, v_dim=ROW_BYTES, count=2, num_chains=2)
+        self.params = CopyPages(
+            num_pages=4, page_size=3, num_kv_heads=2, k_dim=ROW_BYTES, v_dim=ROW_BYTES, count=2, num_chains=2
+        )
         self.params.pool[0] = Pool(self.pages.pointer, *self.pages.strides[:3])
         self.params.row_bytes[0] = ROW_BYTES
         self.params.source, self.params.target = self.source.pointer, self.target.pointer
