@@ -78,12 +78,29 @@ def attention_bound_of(cache, table, q, counts, dtype, **options):
     parts = np.nan_to_num(np.abs(values - zero) + np.abs(zero))
     magnitudes = reference.Cache(np.nan_to_num(plain_k), parts, "NHD")
     magnitude = reference.paged_attention(q.astype(np.float64), magnitudes, table, counts, **options).out
-    if is_transformed:  # each output gets the errors of a block, with either sign, over the root of their number
-        blocks = magnitude.reshape(*magnitude.shape[:-1], -1, block_of(magnitude.shape[-1]))
-        rms = np.sqrt((blocks**2).mean(axis=-1, keepdims=True))
-        magnitude = np.broadcast_to(rms, blocks.shape).reshape(magnitude.shape)
+    # Weights of coded values are float16, of which the least step is 2**-24: half of one for each token, beside a
+    # largest weight of 1 or more. It shows where one token has nearly all of the weight and 0 as its value.
+    step = 2.0**-25 * _sums_of_values(magnitudes, table, q, counts)
+    if is_transformed:
+        magnitude, step = _spread(magnitude), _spread(step)
     scores = tolerances.SCORE_QUANTISED + transformed_score_bound(cache, table, q, counts)[..., None]
-    return tolerances.attention_bound(magnitude, dtype) + scores * 2 * magnitude
+    return tolerances.attention_bound(magnitude, dtype) + scores * 2 * magnitude + step
+
+
+def _spread(errors):
+    """Of outputs that get the errors of a block of channels, with either sign, over the root of their number."""
+    blocks = errors.reshape(*errors.shape[:-1], -1, block_of(errors.shape[-1]))
+    return np.broadcast_to(np.sqrt((blocks**2).mean(axis=-1, keepdims=True)), blocks.shape).reshape(errors.shape)
+
+
+def _sums_of_values(magnitudes, table, q, counts):
+    """|values| of all tokens of its sequence, added up for each output: [tokens, heads, channels]."""
+    _, rows, indptr = reference.gather(magnitudes, table)
+    found = np.zeros((*q.shape[:2], rows.shape[-1]))
+    for sequence, part in enumerate(reference.token_ranges(counts)):
+        total = rows[indptr[sequence] : indptr[sequence + 1]].sum(axis=0)
+        found[part] = np.repeat(total, q.shape[1] // len(total), axis=0)
+    return found
 
 
 def transformed_score_bound(cache, table, q, counts):
