@@ -15,7 +15,7 @@ INCLUDES = """
 static int32_t page_table[3][5] = {{0, 0, 0, 0, 0}, {3, 0, 2, 5, 6}, {4, 1, 0, 0, 0}};
 static int32_t lengths[3] = {0, 301, 70};
 static KvitFault fault;
-alignas(16) static char workspace[kvit::kWorkspaceHeadBytes + 2 * 30 * 8 * 66 * 4];
+alignas(16) static char workspace[kvit::kWorkspaceHeadBytes + 2 * 32 * 8 * 66 * 4];
 
 static KvitTensorMap MapOf(const char* base) {
   const KvitHostTensorMap host = {
