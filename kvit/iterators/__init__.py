@@ -8,7 +8,9 @@ from kvit.iterators.prediction import Probe, ProbeInput, predict
 from kvit.iterators.probe import probe
 from kvit.iterators.probe_spec import BoxProbeSpec, ProbeSpec, spec_of
 from kvit.iterators.raked_thread_map import Coord, RakedThreadMap
+from kvit.iterators.report import Report, report
 from kvit.iterators.smem_layout import SmemLayout
+from kvit.iterators.svg import layout_svg, pages_svg, thread_map_svg
 from kvit.iterators.swizzle import IDENTITY, Swizzle
 from kvit.iterators.tensor_layout import TensorLayout
 from kvit.iterators.tiles import Fault, FaultKind, Table, boxed_rows, linear_rows, paged_rows
@@ -25,6 +27,7 @@ __all__ = [
     "ProbeInput",
     "ProbeSpec",
     "RakedThreadMap",
+    "Report",
     "SmemLayout",
     "Swizzle",
     "Table",
@@ -35,12 +38,16 @@ __all__ = [
     "copy_conflicts",
     "kv_layout",
     "kv_thread_map",
+    "layout_svg",
     "linear_rows",
     "matrix_conflicts",
+    "pages_svg",
     "paged_rows",
     "param_layout",
     "param_thread_map",
     "predict",
     "probe",
+    "report",
     "spec_of",
+    "thread_map_svg",
 ]

@@ -95,7 +95,7 @@ PYTHON = {
     "torch": LEAVES | {"_native", "layouts", "ops"},
     "jax": LEAVES | {"_native", "_checks", "layouts", "ops"},
     "__init__": LEAVES | {"_native", "layouts", "ops", "cache"},
-    "_cli": LEAVES | {"codecs", "reference", "_native", "selection", "layouts", "__init__"},
+    "_cli": LEAVES | {"codecs", "reference", "_native", "selection", "layouts", "iterators", "__init__"},
     "__main__": {"errors", "_cli"},
 }
 # The declarations of the compiled modules for type checkers, which name what kernels are described by.
