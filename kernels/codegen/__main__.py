@@ -1,4 +1,4 @@
-"""`python -m codegen`, run with kernels/ on the path: builds kvit/_kernels in place, or README's support table."""
+"""`python -m codegen`, run with kernels/ on the path: builds kvit/_kernels in place, or the tables of the pages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from codegen.build import build_kernels, project_version
 from codegen.errors import BuildError
 from codegen.manifest import load_manifest
-from codegen.table import replace_table, support_table
+from codegen.table import BEGIN, BEGIN_PAIRS, pairs_table, replace_table, support_table
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -27,8 +27,8 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("-j", "--jobs", type=int, help="default: KVIT_JOBS, else as many as cores")
     build.set_defaults(run=_build)
 
-    table = commands.add_parser("table", help="write the support table into README.md")
-    table.add_argument("file", nargs="?", type=Path, default=ROOT / "README.md", help="default: README.md")
+    table = commands.add_parser("table", help="write the tables of README.md and docs/quantisation.md")
+    table.add_argument("root", nargs="?", type=Path, default=ROOT, help="of these pages; default: this tree")
     table.set_defaults(run=_table)
 
     options = parser.parse_args(arguments)
@@ -48,8 +48,13 @@ def _build(options: argparse.Namespace) -> None:
 
 
 def _table(options: argparse.Namespace) -> None:
-    table = support_table(load_manifest(ROOT / "kernels" / "manifest.toml"))
-    options.file.write_text(replace_table(options.file.read_text(encoding="utf-8"), table), encoding="utf-8")
+    manifest = load_manifest(ROOT / "kernels" / "manifest.toml")
+    for page, table, begin in (
+        ("README.md", support_table(manifest), BEGIN),
+        ("docs/quantisation.md", pairs_table(manifest), BEGIN_PAIRS),
+    ):
+        path = options.root / page
+        path.write_text(replace_table(path.read_text(encoding="utf-8"), table, begin), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The support table of README.md, made from the manifest so that it cannot promise what is not built."""
+"""The tables of README.md and docs/quantisation.md, made from the manifest so that they promise nothing else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from codegen.family import Family
 from codegen.manifest import Manifest
 
 BEGIN = "<!-- support table: python -m codegen table -->"
+BEGIN_PAIRS = "<!-- table of pairs: python -m codegen table -->"
 END = "<!-- end -->"
+
+# Words of the axis `kv`, as users say them.
+_CODECS = {"b16": "16 bits", "i8": "int8", "i4": "int4", "e4m3": "float8_e4m3", "e5m2": "float8_e5m2"}
 
 
 def support_table(manifest: Manifest) -> str:
@@ -23,11 +27,41 @@ def support_table(manifest: Manifest) -> str:
     return "\n".join(rows)
 
 
-def replace_table(text: str, table: str) -> str:
-    """`text` with `table` between the BEGIN and END lines. Raises BuildError where they are missing."""
-    pattern = re.compile(f"({re.escape(BEGIN)}\n).*?({re.escape(END)})", re.S)
+def pairs_table(manifest: Manifest) -> str:
+    """A Markdown table with one row per pair of codecs and a column per width of rows: what attention has kernels for.
+
+    D plain decode, O decode with options and for rows of fewer channels, P plain prompts, Q prompts with options; in
+    brackets what GPUs get with KVIT_KERNELS=all alone.
+    """
+    marks: dict[tuple[str, str], set[str]] = {}
+    widths: dict[str, None] = {}
+    plain_build = {spec.symbol for spec in manifest.specs(False) if set(spec.archs) & set(manifest.default_archs)}
+    for spec in manifest.specs():
+        variants = {"decode": {"plain": "D", "general": "O"}, "prefill": {"plain": "P", "general": "Q"}}
+        if spec.family not in variants or not set(spec.archs) & set(manifest.default_archs):
+            continue  # of other GPUs than those of a plain build
+        mark = variants[spec.family][str(spec.axes["variant"])]
+        width = str(spec.axes["head_dim"]).replace("x", " / ")
+        widths[width] = None
+        found = marks.setdefault((str(spec.axes["kv"]), width), set())
+        found.add(mark if spec.symbol in plain_build else f"({mark})")
+    rows = ["| K / V | " + " | ".join(widths) + " |", "| --- |" + " --- |" * len(widths)]
+    for pair in dict.fromkeys(pair for pair, _ in marks):
+        k, _, v = pair.partition("_")
+        cells = [_in_words(marks.get((pair, width), set())) for width in widths]
+        rows.append(f"| {_CODECS[k]} / {_CODECS[v or k]} | " + " | ".join(cells) + " |")
+    return "\n".join(rows)
+
+
+def _in_words(marks: set[str]) -> str:
+    return " ".join(mark if mark in marks else f"({mark})" for mark in "DOPQ" if mark in marks or f"({mark})" in marks)
+
+
+def replace_table(text: str, table: str, begin: str = BEGIN) -> str:
+    """`text` with `table` between the `begin` and END lines. Raises BuildError where they are missing."""
+    pattern = re.compile(f"({re.escape(begin)}\n).*?({re.escape(END)})", re.S)
     if not pattern.search(text):
-        raise BuildError(f"no place for the support table: write the lines\n{BEGIN}\n{END}")
+        raise BuildError(f"no place for the table: write the lines\n{begin}\n{END}")
     return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
 
 

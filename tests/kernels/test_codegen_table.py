@@ -4,7 +4,7 @@ import pytest
 
 from codegen.errors import BuildError
 from codegen.manifest import parse_manifest
-from codegen.table import BEGIN, END, replace_table, support_table
+from codegen.table import BEGIN, BEGIN_PAIRS, END, pairs_table, replace_table, support_table
 from support import ROOT
 from support.manifest import the_manifest
 
@@ -62,10 +62,55 @@ def test_the_table_replaces_what_stands_between_its_marks_and_nothing_else():
 
 
 def test_a_page_without_the_marks_is_an_error_that_names_them():
-    with pytest.raises(BuildError, match="no place for the support table"):
+    with pytest.raises(BuildError, match="no place for the table"):
         replace_table("above\nbelow\n", "| new |")
 
 
 def test_the_readme_shows_the_table_of_the_manifest():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert replace_table(text, support_table(the_manifest())) == text, "run: cd kernels && python -m codegen table"
+
+
+PAIRS = """
+[targets]
+default = ["sm_80"]
+all = ["sm_75", "sm_80"]
+
+[decode]
+header = "entry/decode.cuh"
+type = "DecodeKernel<{kv}, {head_dim}, {variant}>"
+params = "KvitDecodeParams"
+symbol = "{kv}_d{head_dim}_{variant}"
+unit = "{kv}_{head_dim}_{variant}"
+axes.kv = ["b16", "i8_i4", "e5m2"]
+axes.head_dim = [64, "192x128"]
+axes.variant = ["plain", "general"]
+skip = [{ when = { kv = "i8_i4", head_dim = "192x128" }, reason = "few" }]
+asked = [{ when = { variant = "general", kv = "b16" }, reason = "long to compile" }]
+only = [{ when = { kv = "e5m2" }, archs = ["sm_75"], reason = "for older GPUs" }]
+
+[prefill]
+header = "entry/prefill.cuh"
+type = "PrefillKernel<{kv}, {head_dim}, {variant}>"
+params = "KvitDecodeParams"
+symbol = "{kv}_d{head_dim}_{variant}"
+unit = "{kv}_{variant}"
+axes.kv = ["b16"]
+axes.head_dim = [64]
+axes.variant = ["plain", "general"]
+"""
+
+
+def test_a_pair_is_a_row_that_says_what_attention_has_of_each_width():
+    assert pairs_table(parse_manifest(PAIRS)).splitlines() == [
+        "| K / V | 64 | 192 / 128 |",
+        "| --- | --- | --- |",
+        "| 16 bits / 16 bits | D (O) P Q | D (O) |",
+        "| int8 / int4 | D O |  |",
+    ]
+
+
+def test_the_page_of_codecs_shows_the_table_of_the_manifest():
+    text = (ROOT / "docs" / "quantisation.md").read_text(encoding="utf-8")
+    table = pairs_table(the_manifest())
+    assert replace_table(text, table, BEGIN_PAIRS) == text, "run: cd kernels && python -m codegen table"
