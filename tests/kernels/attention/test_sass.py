@@ -68,7 +68,14 @@ def test_no_element_of_a_quantised_cache_is_scaled_by_itself(narrow, wide, arch)
     # large, a multiply for each that a lane holds; and a head's queries are taken when it begins, up to ten operations
     # for each (a maximum, products, a rounding, conversions and a sum). Scaling the K or V of 32 tokens is four more.
     rare = [count(loop.sometimes, ARITHMETIC) for loop in loops]
-    assert 0 < rare[1] - rare[0] <= 11 * held(narrow)
+    assert 0 < rare[1] - rare[0] <= (11 + 15 * may_transform(narrow)) * held(narrow)
+
+
+def may_transform(entry):
+    """Whether queries may pass through a Hadamard transform when a head begins: seven stages of twice as many numbers,
+    and not six, an addition each, which two stages negate or not, and a product at the end. 15 operations more for each
+    output more that a lane holds, since it holds as many queries."""
+    return entry.axes["kv"].partition("_")[0] in ("i8", "i4")
 
 
 def held(entry):
@@ -82,6 +89,8 @@ def test_what_a_branch_may_skip_does_not_grow_with_the_tokens_of_a_step():
         pytest.skip("needs kernels for sm_90")
     growths = {}  # by tokens of a warp's step
     for narrow, wide in twins(arch):
+        if not may_transform(narrow):
+            continue  # queries take less there, and steps have one length
         rare = [count(loop_of(entry, arch).sometimes, ARITHMETIC) for entry in (narrow, wide)]
         tokens = narrow.facts["tile_tokens"] // (narrow.threads // 32)
         growths.setdefault(tokens, []).append((rare[1] - rare[0]) / held(narrow))
