@@ -147,7 +147,8 @@ class KeptOperations:
         *more: Any,
     ) -> Made:
         is_capturing = stream.is_capturing
-        key = (stream.handle, kind, view.device, view.kv_heads, call_on(view, 0), *more, *map(_key_of, options.items()))
+        of_view = view.device, view.kv_heads, view.codecs, call_on(view, 0)
+        key = (stream.handle, kind, *of_view, *more, *map(_key_of, options.items()))
         with self._lock:
             entry = self._entries.get(key)
             if entry is None and is_capturing:

@@ -6,6 +6,7 @@ import pytest
 import kvit
 from kvit.ops.kept import KeptOperations, words_of_rope
 from support.caches import make_case, to_device
+from support.quantised import Quantised
 
 
 @pytest.fixture
@@ -36,6 +37,15 @@ def test_views_of_other_kinds_have_operations_of_their_own(kept, view, rng, devi
     assert kept.append(make_case(rng, [3], kv_heads=1, device=device).view, stream) is not one
     assert kept.append(make_case(rng, [3], dtype=np.dtype("float16"), device=device).view, stream) is not one
     assert kept.append(view, stream) is one
+
+
+def test_codes_and_codes_of_the_transform_have_operations_of_their_own(kept, rng, device):
+    # One kernel serves both, so that a key of kernels does not tell them apart.
+    stream = kvit.Stream(device)
+    views = [Quantised((name, name), [3], rng=rng, device=device).view for name in ("int4", "int4_hadamard")]
+    for find in (kept.append, kept.gather, lambda view, stream: kept.attention(view, 4, stream)):
+        one, other = (find(view, stream) for view in views)
+        assert one is not other and one.codecs == views[0].codecs and other.codecs == views[1].codecs
 
 
 def test_arrays_count_by_their_address_and_their_numbers_are_read_afresh(kept, rng, device):
