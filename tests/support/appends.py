@@ -5,7 +5,7 @@ import numpy as np
 import kvit
 from kvit import reference
 
-from .caches import BFLOAT16, make_table, to_device
+from .caches import BFLOAT16, make_table, parameters_of, to_device
 
 LENGTHS, COUNTS = [37, 3, 0, 20], [5, 3, 0, 20]  # some tokens there before, all new, none, more than a page
 
@@ -34,12 +34,7 @@ class Setup:
             if getattr(self.cache, name) is not None
         }
         self.buffers = {name: to_device(array, device) for name, array in self.host.items()}
-        words = {"int8": "params", "int4": "params", "float8_e4m3": "scale", "float8_e5m2": "scale"}
-        extras = {
-            f"{side}_{words[name]}": self.buffers[f"{side}_params"]
-            for side, name in zip("kv", names, strict=True)
-            if name in words
-        }
+        extras = parameters_of(names, self.buffers)
         self.view = kvit.CacheView(
             self.buffers["k"], self.buffers["v"], layout=layout, kv=tuple(names), dtype=dtype.name, **extras
         )

@@ -24,6 +24,16 @@ def poisoned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     return array
 
 
+def parameters_of(names, pools):
+    """Arguments of a CacheView: parameters of codecs by these names, (scale, zero) or float8's scales, out of `pools`
+    with the entries k_params and v_params where there are any."""
+    return {
+        f"{side}_{'scale' if name.startswith('float8') else 'params'}": pools[f"{side}_params"]
+        for side, name in zip("kv", names, strict=True)
+        if f"{side}_params" in pools
+    }
+
+
 def to_device(array: np.ndarray, device: str) -> kvit.Buffer:
     """A copy of the array on the device."""
     return kvit.Buffer.from_numpy(np.ascontiguousarray(array), device)

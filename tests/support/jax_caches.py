@@ -11,7 +11,7 @@ import numpy as np
 import kvit.jax
 from kvit import reference
 from support.appends import Setup
-from support.caches import NO_PAGE
+from support.caches import NO_PAGE, parameters_of
 
 ONE_NEW = [37, 3, 1, 20]  # lengths of sequences that each have a new token
 
@@ -41,11 +41,7 @@ class JaxCase(Setup):
     def arrays(self) -> kvit.jax.CacheArrays:
         """New arrays of what the reference's cache holds now."""
         names = tuple(codec.name for codec in self.view.codecs)
-        words = {
-            f"{side}_{'scale' if 'float8' in name else 'params'}": self.put(self.host[f"{side}_params"])
-            for side, name in zip("kv", names, strict=True)
-            if f"{side}_params" in self.host
-        }
+        words = {word: self.put(array) for word, array in parameters_of(names, self.host).items()}
         return kvit.jax.CacheArrays(
             self.put(self.host["k"]), self.put(self.host["v"]), layout=self.cache.layout, kv=names, **words
         )

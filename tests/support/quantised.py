@@ -9,7 +9,7 @@ from kvit import reference
 from kvit.reference.codecs import Hadamard
 from kvit.reference.hadamard import block_of
 from support import tolerances
-from support.caches import BFLOAT16, make_table, to_device
+from support.caches import BFLOAT16, make_table, parameters_of, to_device
 
 
 class Quantised:
@@ -36,16 +36,13 @@ class Quantised:
         }
         self.buffers = {name: to_device(array, device) for name, array in self.host.items()}
         self.view = kvit.CacheView(
-            self.buffers["k"], self.buffers["v"], layout=layout, kv=tuple(names), dtype=dtype.name, **self.extras(names)
+            self.buffers["k"],
+            self.buffers["v"],
+            layout=layout,
+            kv=tuple(names),
+            dtype=dtype.name,
+            **parameters_of(names, self.buffers),
         )
-
-    def extras(self, names):
-        words = {"int": "params", "flo": "scale"}
-        return {
-            f"{side}_{words[name[:3]]}": self.buffers[f"{side}_params"]
-            for side, name in zip("kv", names, strict=True)
-            if f"{side}_params" in self.buffers
-        }
 
     def append(self, rng, scale=1.0):
         """Random rows, with outliers and constant rows among them, by both; returns what was appended."""
@@ -67,6 +64,7 @@ class Quantised:
 
 def attention_bound_of(cache, table, q, counts, dtype, **options):
     """How far each output of attention over a cache of any codecs may be from the reference."""
+    counts = [1] * len(table.lengths) if counts is None else counts
     k, v = cache.stores()
     everything = (np.arange(v.data.shape[0])[:, None], np.arange(v.data.shape[1]))
     # Values as they are stored: transforms are weighted so.

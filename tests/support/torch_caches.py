@@ -10,7 +10,7 @@ import torch
 import kvit.torch
 from kvit import reference
 from support.appends import Setup
-from support.caches import NO_PAGE
+from support.caches import NO_PAGE, parameters_of
 
 ONE_NEW = [37, 3, 1, 20]  # lengths of sequences that each have a new token
 
@@ -37,11 +37,7 @@ class TorchCase(Setup):
         super().__init__(rng, pair, **shape)
         self.pools = {name: to_torch(array, self.device) for name, array in self.host.items()}
         names = tuple(codec.name for codec in self.view.codecs)
-        words = {
-            f"{side}_{'scale' if 'float8' in name else 'params'}": self.pools[f"{side}_params"]
-            for side, name in zip("kv", names, strict=True)
-            if f"{side}_params" in self.pools
-        }
+        words = parameters_of(names, self.pools)
         self.tensors = kvit.torch.CacheTensors(
             self.pools["k"], self.pools["v"], layout=self.cache.layout, kv=names, **words
         )
