@@ -13,7 +13,7 @@ BEGIN_PAIRS = "<!-- table of pairs: python -m codegen table -->"
 END = "<!-- end -->"
 
 # Words of the axis `kv`, as users say them.
-_CODECS = {"b16": "16 bits", "i8": "int8", "i4": "int4", "e4m3": "float8_e4m3", "e5m2": "float8_e5m2"}
+CODEC_WORDS = {"b16": "16 bits", "i8": "int8", "i4": "int4", "e4m3": "float8_e4m3", "e5m2": "float8_e5m2"}
 
 
 def support_table(manifest: Manifest) -> str:
@@ -49,7 +49,7 @@ def pairs_table(manifest: Manifest) -> str:
     for pair in dict.fromkeys(pair for pair, _ in marks):
         k, _, v = pair.partition("_")
         cells = [_in_words(marks.get((pair, width), set())) for width in widths]
-        rows.append(f"| {_CODECS[k]} / {_CODECS[v or k]} | " + " | ".join(cells) + " |")
+        rows.append(f"| {CODEC_WORDS[k]} / {CODEC_WORDS[v or k]} | " + " | ".join(cells) + " |")
     return "\n".join(rows)
 
 

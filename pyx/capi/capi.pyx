@@ -2,7 +2,8 @@
 from cpython.pycapsule cimport PyCapsule_New
 
 from kvit._native.capi_cache cimport (
-    cache_append, cache_attention, cache_check, cache_create, cache_destroy, cache_gather, cache_query, cache_view,
+    cache_append, cache_append_rotated, cache_attention, cache_check, cache_create, cache_destroy, cache_gather,
+    cache_gather_layout, cache_query, cache_view,
 )
 from kvit._native.capi_call cimport append, append_rotated, attention, attention_masked, gather
 from kvit._native.capi_error cimport error_text
@@ -12,9 +13,7 @@ from kvit._native.capi_rope cimport rope_create, rope_destroy
 from kvit._native.capi_sequence cimport (
     sequence_create, sequence_destroy, sequence_fork, sequence_pages, sequence_query, sequence_truncate,
 )
-from kvit._native.capi_upkeep cimport (
-    cache_append_rotated, cache_defragment, cache_gather_layout, cache_requantise, convert_pages, copy_pages,
-)
+from kvit._native.capi_upkeep cimport cache_defragment, cache_requantise, convert_pages, copy_pages
 from kvit._native.capi_view cimport view_create, view_destroy, view_query
 from kvit.capi cimport KVIT_API_VERSION, kvit_api
 

@@ -20,7 +20,7 @@ from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
 from kvit._native.capi_view cimport publish_view
 from kvit._native.checks cimport DeviceId, device_id_of
 from kvit._native.whole_numbers cimport tuple_of
-from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
+from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_LAYOUT_NHD, KVIT_OK
 
 
 cdef extern from "<stddef.h>":
@@ -105,11 +105,21 @@ cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, in
                           const kvit_tensor *v, const int64_t *new_tokens, kvit_stream stream) noexcept nogil:
     if not enter_python():
         return KVIT_ERROR_NO_INTERPRETER
-    return leave_python(append(cache, sequences, count, k, v, new_tokens, stream))
+    return leave_python(append(cache, sequences, count, k, v, NULL, NULL, new_tokens, stream))
+
+
+cdef int32_t cache_append_rotated(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
+                                  const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *q,
+                                  const kvit_tensor *q_out, const int64_t *new_tokens,
+                                  kvit_stream stream) noexcept nogil:
+    if not enter_python():
+        return KVIT_ERROR_NO_INTERPRETER
+    return leave_python(append(cache, sequences, count, k, v, q, q_out, new_tokens, stream))
 
 
 cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                    const kvit_tensor *v, const int64_t *new_tokens, kvit_stream stream) noexcept with gil:
+                    const kvit_tensor *v, const kvit_tensor *q, const kvit_tensor *q_out, const int64_t *new_tokens,
+                    kvit_stream stream) noexcept with gil:
     cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
@@ -118,8 +128,8 @@ cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
         ref.lock.acquire()
         try:
             ref.value.append(
-                seqs, to_tensor(k, "k"), to_tensor(v, "v"), to_counts(new_tokens, count),
-                stream=to_stream(stream, device_id_of(ref.value.view.k)),
+                seqs, to_tensor(k, "k"), to_tensor(v, "v"), to_counts(new_tokens, count), q=to_tensor(q, "q", True),
+                q_out=to_tensor(q_out, "q_out", True), stream=to_stream(stream, device_id_of(ref.value.view.k)),
             )
         finally:
             ref.lock.release()
@@ -161,11 +171,19 @@ cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
 
 cdef int32_t cache_gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
                           const kvit_tensor *v, kvit_stream stream) noexcept nogil:
-    return leave_python(gather(cache, sequences, count, k, v, stream)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
+    return cache_gather_layout(cache, sequences, count, k, v, KVIT_LAYOUT_NHD, stream)
+
+
+cdef int32_t cache_gather_layout(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
+                                 const kvit_tensor *k, const kvit_tensor *v, int32_t layout,
+                                 kvit_stream stream) noexcept nogil:
+    if not enter_python():
+        return KVIT_ERROR_NO_INTERPRETER
+    return leave_python(gather(cache, sequences, count, k, v, layout, stream))
 
 
 cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                    const kvit_tensor *v, kvit_stream stream) noexcept with gil:
+                    const kvit_tensor *v, int32_t layout, kvit_stream stream) noexcept with gil:
     cdef int32_t status = KVIT_OK
     cdef ObjectRef ref
     try:
@@ -174,7 +192,7 @@ cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
         ref.lock.acquire()
         try:
             ref.value.gather(
-                seqs, out=(to_tensor(k, "k"), to_tensor(v, "v")),
+                seqs, out=(to_tensor(k, "k"), to_tensor(v, "v")), layout=to_layout(layout, "NHD"),
                 stream=to_stream(stream, device_id_of(ref.value.view.k)),
             )
         finally:

@@ -1,20 +1,13 @@
 # What C does with whole pages, and with a cache besides its steps.
 from libc.stdint cimport int32_t, int64_t
 
-from kvit.capi cimport kvit_cache, kvit_sequence, kvit_stream, kvit_tensor, kvit_view
+from kvit.capi cimport kvit_cache, kvit_stream, kvit_tensor, kvit_view
 
 # The functions of kvit_api. All take the GIL; those of a cache, then its lock.
 cdef int32_t copy_pages(kvit_view *view, const kvit_tensor *source, const kvit_tensor *target,
                         kvit_stream stream) noexcept nogil
 cdef int32_t convert_pages(kvit_view *source, kvit_view *target, const kvit_tensor *source_pages,
                            const kvit_tensor *target_pages, kvit_stream stream) noexcept nogil
-cdef int32_t cache_append_rotated(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
-                                  const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *q,
-                                  const kvit_tensor *q_out, const int64_t *new_tokens,
-                                  kvit_stream stream) noexcept nogil
-cdef int32_t cache_gather_layout(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
-                                 const kvit_tensor *k, const kvit_tensor *v, int32_t layout,
-                                 kvit_stream stream) noexcept nogil
 cdef int32_t cache_defragment(kvit_cache *cache, int64_t *moved, kvit_stream stream) noexcept nogil
 cdef int32_t cache_requantise(kvit_cache *cache, int32_t k_dtype, int32_t v_dtype, const kvit_tensor *k_scale,
                               const kvit_tensor *v_scale, kvit_stream stream) noexcept nogil

@@ -6,13 +6,12 @@ from libc.stdint cimport int32_t, int64_t
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_CACHE, HANDLE_VIEW, Slot, pin, unpin
-from kvit._native.capi_object cimport ObjectRef, find, find_all
-from kvit._native.capi_option cimport to_codec, to_layout
+from kvit._native.capi_object cimport ObjectRef, find
+from kvit._native.capi_option cimport to_codec
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport ViewState
 from kvit._native.checks cimport device_id_of
 from kvit._native.stream cimport Stream
-from kvit._native.whole_numbers cimport tuple_of
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
 from kvit._native.capi_error import CallFailed
@@ -74,65 +73,6 @@ cdef object view_of(kvit_view *handle):
 
 cdef Stream stream_for(object view, kvit_stream stream):
     return to_stream(stream, device_id_of(view.k))
-
-
-cdef int32_t cache_append_rotated(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
-                                  const kvit_tensor *k, const kvit_tensor *v, const kvit_tensor *q,
-                                  const kvit_tensor *q_out, const int64_t *new_tokens,
-                                  kvit_stream stream) noexcept nogil:
-    if not enter_python():
-        return KVIT_ERROR_NO_INTERPRETER
-    return leave_python(append_rotated(cache, sequences, count, k, v, q, q_out, new_tokens, stream))
-
-
-cdef int32_t append_rotated(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                            const kvit_tensor *v, const kvit_tensor *q, const kvit_tensor *q_out,
-                            const int64_t *new_tokens, kvit_stream stream) noexcept with gil:
-    cdef int32_t status = KVIT_OK
-    cdef ObjectRef ref
-    try:
-        ref = find(cache, HANDLE_CACHE)
-        seqs = find_all(sequences, count)
-        ref.lock.acquire()
-        try:
-            ref.value.append(
-                seqs, to_tensor(k, "k"), to_tensor(v, "v"),
-                None if new_tokens == NULL else tuple_of(new_tokens, count), q=to_tensor(q, "q", True),
-                q_out=to_tensor(q_out, "q_out", True), stream=stream_for(ref.value.view, stream),
-            )
-        finally:
-            ref.lock.release()
-    except BaseException as error:
-        status = set_last_error(error)
-    return status
-
-
-cdef int32_t cache_gather_layout(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
-                                 const kvit_tensor *k, const kvit_tensor *v, int32_t layout,
-                                 kvit_stream stream) noexcept nogil:
-    if not enter_python():
-        return KVIT_ERROR_NO_INTERPRETER
-    return leave_python(gather(cache, sequences, count, k, v, layout, stream))
-
-
-cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
-                    const kvit_tensor *v, int32_t layout, kvit_stream stream) noexcept with gil:
-    cdef int32_t status = KVIT_OK
-    cdef ObjectRef ref
-    try:
-        ref = find(cache, HANDLE_CACHE)
-        seqs = find_all(sequences, count)
-        ref.lock.acquire()
-        try:
-            ref.value.gather(
-                seqs, out=(to_tensor(k, "k"), to_tensor(v, "v")), layout=to_layout(layout, "NHD"),
-                stream=stream_for(ref.value.view, stream),
-            )
-        finally:
-            ref.lock.release()
-    except BaseException as error:
-        status = set_last_error(error)
-    return status
 
 
 cdef int32_t cache_defragment(kvit_cache *cache, int64_t *moved, kvit_stream stream) noexcept nogil:

@@ -4,7 +4,8 @@ import pytest
 
 from codegen.errors import BuildError
 from codegen.manifest import parse_manifest
-from codegen.table import BEGIN, BEGIN_PAIRS, END, pairs_table, replace_table, support_table
+from codegen.table import BEGIN, BEGIN_PAIRS, CODEC_WORDS, END, pairs_table, replace_table, support_table
+from kvit.codecs import PLAIN
 from support import ROOT
 from support.manifest import the_manifest
 
@@ -108,6 +109,11 @@ def test_a_pair_is_a_row_that_says_what_attention_has_of_each_width():
         "| 16 bits / 16 bits | D (O) P Q | D (O) |",
         "| int8 / int4 | D O |  |",
     ]
+
+
+def test_codecs_have_the_names_that_users_give():
+    names = {codec.short: codec.name for codec in PLAIN if codec.short != "b16"}
+    assert {**names, "b16": "16 bits"} == CODEC_WORDS
 
 
 def test_the_page_of_codecs_shows_the_table_of_the_manifest():
