@@ -23,25 +23,41 @@ namespace kvit {
 ///   tensor cores    S(t) = Q K(t)^T | O += P(t - 1) V(t - 1)            | S(t + 1) ...
 ///   other units                     | weights of S(t)                   | P(t), and O where a base has moved
 ///
-/// All four warps call together.
-template <class T, class Dims, int Tokens, class Score>
+/// All four warps call together. K and V have 16 bits, or both are codes that have been widened: then a token's
+/// parameters meet its scores and its weights, as in RowAttention.
+template <class T, class KeyCodec, class ValueCodec, class Dims, int Tokens, class Score>
 class GroupAttention {
-  using Values = GroupValues<T, Dims::kValue>;
-  using Softmax = RowSoftmax<T, Plain, T, 1, Tokens>;
+  static constexpr bool kIsCoded = KeyCodec::kScaled;
+  static_assert(kIsCoded == ValueCodec::kScaled, "both or none");
+  using Values = GroupValues<T, std::conditional_t<kIsCoded, Widened<ValueCodec>, Plain>, Dims::kValue>;
+  using Softmax = RowSoftmax<T, ValueCodec, typename Values::Weight, 1, Tokens>;
   using Masked = MaskedValues<Values, 1, Softmax::kBlocks>;
 
  public:
-  using Queries = GroupQueries<T, Dims::kKey>;
+  using Operand = typename Values::Weight;  // of all products
+  using Queries = GroupQueries<Operand, Dims::kKey>;
+  static constexpr bool kIsFinite = Values::kIsFinite;
 
-  /// Scores are scaled into log2 units.
-  KVIT_DEVICE GroupAttention(float scale_log2, const Score& score) : score_(score), scale_(scale_log2) {}
+  /// Scores are scaled into log2 units. v_hadamard: of the values, as KvitCache has it
+  KVIT_DEVICE GroupAttention(float scale_log2, const Score& score, int v_hadamard)
+      : score_(score), scale_(scale_log2), v_hadamard_(v_hadamard) {}
 
   /// Begins a row tile. All values of the one before have been added; scores of the new one may be there already.
-  /// Scores are times factor(row), of the warp's rows, where score modifiers have one.
-  template <class Factor>
-  KVIT_DEVICE void Begin(const Factor& factor) {
-    if constexpr (!Score::kIsIdentity) {
-      Softmax::ForEachRow([&](int, int h) { scale_.Set(h, factor(h * 8 + LaneIndex() / 4)); });
+  /// Scores are times factor(row), of the warp's rows, where score modifiers have one. queries(row) is what such a row
+  /// was multiplied by, and its sum, where K is coded.
+  template <class Factor, class OfQuery>
+  KVIT_DEVICE void Begin(const Factor& factor, const OfQuery& queries) {
+    if constexpr (kHasScales) {
+      Softmax::ForEachRow([&](int, int h) {
+        const int row = h * 8 + LaneIndex() / 4;
+        float of_row = factor(row);
+        if constexpr (kIsCoded) {
+          const auto query = queries(row);
+          of_row *= Widened<KeyCodec>::kUnit / query[0];
+          sum_[h] = query[1] / Widened<KeyCodec>::kUnit;
+        }
+        scale_.Set(h, of_row);
+      });
     }
     values_.Clear();
     softmax_.Begin();
@@ -59,18 +75,30 @@ class GroupAttention {
   }
 
   /// Scores become weights, all but their type: registers of the weights before are still read. rows is what the warp's
-  /// rows see of the tile, as CausalRows has it; is_masked, a Known, whether it hides something.
-  template <class Rows, class IsMasked>
-  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked) {
+  /// rows see of the tile, as CausalRows has it; is_masked, a Known, whether it hides something; tokens the
+  /// TokenParameters of the tile where it is coded.
+  template <class Rows, class IsMasked, class OfTokens>
+  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked, const OfTokens& tokens) {
+    if constexpr (kIsCoded) ScaleScores(tokens);
     if constexpr (!Score::kIsIdentity) {
       if (score_.Changes()) Softmax::Modify(scores_, score_, scale_, rows);
     }
     const ScalesOf<Score, Scales> scales = {score_, scale_};
     const auto seen = rows.OfLane(is_masked);
     if (is_masked) Softmax::Hide(scores_, scales, seen);
-    constexpr auto of_value = [](int) { return ScaleZero{}; };
+    const auto of_value = [&](int token) {
+      if constexpr (kIsCoded) {
+        return tokens.OfValue(token);
+      } else {
+        return ScaleZero{};
+      }
+    };
     float top[1][2];
-    has_moved_ = softmax_.Relate(scores_, scales, of_value, top);
+    if constexpr (kIsCoded) {
+      has_moved_ = softmax_.Within(scores_, scales, tokens.Most(), top) && softmax_.Rises(scores_, of_value, top);
+    } else {
+      has_moved_ = softmax_.Relate(scores_, scales, of_value, top);
+    }
     if (has_moved_) softmax_.Rebase(scores_, top, factor_);  // rows settle early in a sequence
     softmax_.Exponentiate(scores_, of_value, seen);
   }
@@ -80,7 +108,7 @@ class GroupAttention {
   /// Before that: adds what is infinite or NaN of them to the rows that see it.
   template <class Rows>
   KVIT_DEVICE void AddSpecial(const Rows& rows, const char* tile) {
-    Masked::template AddRowByRow<KeepsSpecial<T>>(values_, SpecialStep<Rows>{rows, tile}, weights_);
+    Masked::template AddRowByRow<KeepsSpecial<Operand>>(values_, SpecialStep<Rows>{rows, tile}, weights_);
   }
 
   /// All products that were begun have ended.
@@ -93,7 +121,7 @@ class GroupAttention {
 
   /// As RowAttention has them.
   KVIT_DEVICE void Finish() {
-    softmax_.Finish([](int, int, float) {});
+    softmax_.Finish([&](int m, int h, float factor) { values_.Rescale(m, h, factor); });
   }
   template <class Body>
   static KVIT_DEVICE void ForEachRow(Body&& body) {
@@ -103,10 +131,31 @@ class GroupAttention {
   KVIT_DEVICE float Sum(int m, int h) const { return softmax_.Sum(m, h); }
   template <class Use>
   KVIT_DEVICE void ForEachVector(int m, int h, Use&& use) const {
-    values_.ForEachVector(m, h, use);
+    if constexpr (Softmax::kHasZero) {
+      values_.ForEachVector(m, h, softmax_.Zero(m, h), v_hadamard_, use);
+    } else {
+      values_.ForEachVector(m, h, use);
+    }
   }
 
  private:
+  static constexpr bool kHasScales = kIsCoded || !Score::kIsIdentity;  // a row has its own
+
+  // Each token's parameters meet its scores.
+  template <class OfTokens>
+  KVIT_DEVICE void ScaleScores(const OfTokens& tokens) {
+    KVIT_UNROLL
+    for (int i = 0; i < Tokens / 8; ++i) {  // this lane's pairs of tokens
+      const auto pair = tokens.OfKeys(LaneToken(2 * i));
+      KVIT_UNROLL
+      for (int j = 0; j < 4; ++j) {  // [row][token]
+        float& score = scores_[i / 2][0][i % 2][j];
+        score *= pair[j % 2 * 2];
+        if constexpr (KeyCodec::kHasZero) score = fmaf(pair[j % 2 * 2 + 1], sum_[j / 2], score);
+      }
+    }
+  }
+
   struct UniformScale {
     float scale;
     KVIT_DEVICE explicit UniformScale(float scale_log2) : scale(NotZero(scale_log2)) {}
@@ -118,14 +167,14 @@ class GroupAttention {
     KVIT_DEVICE void Set(int h, float factor) { of_row[h] = NotZero(scale * factor); }
     KVIT_DEVICE float Scale(int, int h) const { return of_row[h]; }
   };
-  using Scales = std::conditional_t<Score::kIsIdentity, UniformScale, ScaleOfRows>;
+  using Scales = std::conditional_t<kHasScales, ScaleOfRows, UniformScale>;
 
   template <class Rows>
   struct SpecialStep {
     const Rows& rows;
     const char* tile;
     KVIT_DEVICE const char* Value(int s, int c) const {
-      return tile + TensorLayout<T, Dims::kValue, Tokens>::Offset(s, c * int(sizeof(T)));
+      return tile + TensorLayout<Operand, Dims::kValue, Tokens>::Offset(s, c * int(sizeof(Operand)));
     }
   };
 
@@ -137,6 +186,8 @@ class GroupAttention {
   typename Softmax::Weights weights_;
   bool has_moved_ = false;
   float factor_[1][2];
+  float sum_[2];    // of the rows of Q, in the units of the products, where K has zeros
+  int v_hadamard_;  // where V has zeros
 };
 
 }  // namespace kvit

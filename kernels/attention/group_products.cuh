@@ -26,11 +26,15 @@ KVIT_DEVICE void IssueScores(BlockFragment (&s)[Blocks][1], const GroupQueries<T
 
 /// Outputs of a warp group. Where a step hides what is infinite or NaN, that is multiplied as RowValues does it, in the
 /// same registers.
-template <class T, int HeadDim>
-class GroupValues : public RowValues<T, Plain, HeadDim, 1> {
+///
+/// Codec is Plain, or that of codes that have been widened.
+template <class T, class Codec, int HeadDim>
+class GroupValues : public RowValues<T, Codec, HeadDim, 1> {
   static constexpr int kWidth = Min(HeadDim, 128);  // channels of an instruction
 
  public:
+  using typename RowValues<T, Codec, HeadDim, 1>::Weight;
+
   /// Begins to add p times a tile of values, which lies as tiles of keys do.
   template <int Blocks>
   KVIT_DEVICE void Issue(const uint32_t (&p)[Blocks][1][4], const char* tile) {
@@ -43,7 +47,7 @@ class GroupValues : public RowValues<T, Plain, HeadDim, 1> {
       KVIT_UNROLL
       for (int b = 0; b < Blocks; ++b) {
         const int offset = part * (kWidth / 64) * kChunkBytes + b * 16 * 128;
-        IssueWgmma<T, true>(outputs, p[b][0], SharedMatrix{tile, offset, kChunkBytes, 1024}, true);
+        IssueWgmma<Weight, true>(outputs, p[b][0], SharedMatrix{tile, offset, kChunkBytes, 1024}, true);
       }
     }
     WgmmaCommit();

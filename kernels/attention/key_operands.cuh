@@ -10,6 +10,7 @@
 #include "platform/platform.cuh"
 #include "quant/codec.cuh"
 #include "quant/hadamard.cuh"
+#include "quant/query_code.cuh"
 
 namespace kvit {
 
@@ -195,12 +196,6 @@ struct KeyOperands<T, Codec, HeadDim> {
 
   // Channels of the word that this lane gets of half `half` of a load.
   static KVIT_DEVICE int WordChannel(int load, int half) { return (load * 2 + half) * kHalf + LaneIndex() % 4 * kWord; }
-
-  // 2^e with x 2^e in [2^10, 2^11); 1 where x is 0 or so small that nothing matters.
-  static KVIT_DEVICE float PowerToReach2To10(float x) {
-    const int exponent = int(BitCast<uint32_t>(x) >> 23);
-    return exponent < 11 ? 1.0f : BitCast<float>(uint32_t(264 - exponent) << 23);
-  }
 };
 
 }  // namespace kvit

@@ -120,7 +120,7 @@ class LatentAttention {
   }
 
  private:
-  using Values = GroupValues<T, kOwnChannels>;
+  using Values = GroupValues<T, Plain, kOwnChannels>;
   using Softmax = RowSoftmax<T, Plain, T, 1, kOwnTokens>;
   static_assert(kOwnBlocks * 4 == 8, "a lane has eight words of weights");
 

@@ -8,7 +8,7 @@
 #include "attention/score.cuh"
 #include "attention/seen_tokens.cuh"
 #include "attention/softmax_base.cuh"
-#include "attention/value_weight.cuh"
+#include "quant/value_weight.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
 
@@ -96,9 +96,33 @@ class RowSoftmax {
         top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? s + of_scale : s);
       });
     });
-    bool rises = false;
-    ForEachRow([&](int m, int h) { rises |= top[m][h] > (HasNone(m, h) ? -INFINITY : SoftmaxBase::kMostRise); });
-    return Ballot(rises) != 0;
+    return AnyRises(top);
+  }
+
+  /// The same in two parts, where V's scales are at most 2^most: Within relates scores, and says whether a row's base
+  /// might have to move; Rises, only then, whether one must.
+  template <class Keys>
+  KVIT_DEVICE bool Within(Scores& score, const Keys& keys, float most, PerRow& top) const {
+    ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
+    ForEachToken([&](int i, int) {
+      ForEachRow([&](int m, int h) {
+        float& s = At(score, m, h, i);
+        s = fmaf(s, keys.Scale(m, h), HasNone(m, h) ? 0.0f : -base_[m][h]);
+        top[m][h] = fmaxf(top[m][h], s);
+      });
+    });
+    bool may = false;
+    ForEachRow([&](int m, int h) { may |= !(top[m][h] + most <= Limit(m, h)); });
+    return Ballot(may) != 0;
+  }
+  template <class OfValue>
+  KVIT_DEVICE bool Rises(const Scores& score, OfValue&& of_value, PerRow& top) const {
+    ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
+    ForEachToken([&](int i, int token) {
+      const float of_scale = Log2(ValueWeight<ValueCodec>::InBase(of_value(token)));
+      ForEachRow([&](int m, int h) { top[m][h] = fmaxf(top[m][h], At(score, m, h, i) + of_scale); });
+    });
+    return AnyRises(top);
   }
 
   /// Brings the rows' bases up to the largest weight of a step, those that it is far above. Outputs are to be
@@ -200,7 +224,17 @@ class RowSoftmax {
   }
   // The score of the i-th of them.
   static KVIT_DEVICE float& At(Scores& score, int m, int h, int i) { return score[i / 4][m][i / 2 % 2][h * 2 + i % 2]; }
+  static KVIT_DEVICE float At(const Scores& score, int m, int h, int i) {
+    return score[i / 4][m][i / 2 % 2][h * 2 + i % 2];
+  }
 
+  // Above which a row's largest score makes a step look at its bases.
+  KVIT_DEVICE float Limit(int m, int h) const { return HasNone(m, h) ? -INFINITY : SoftmaxBase::kMostRise; }
+  KVIT_DEVICE bool AnyRises(const PerRow& top) const {
+    bool rises = false;
+    ForEachRow([&](int m, int h) { rises |= top[m][h] > Limit(m, h); });
+    return Ballot(rises) != 0;
+  }
   KVIT_DEVICE bool HasNone(int m, int h) const { return base_[m][h] == SoftmaxBase::kNone; }
 
   PerRow base_;  // log2 of the w that counts as 1; the same in the four lanes of a row

@@ -7,6 +7,7 @@
 #include "platform/platform.cuh"
 #include "quant/codec.cuh"
 #include "quant/scaled_half.cuh"
+#include "quant/widening.cuh"
 
 namespace kvit {
 
@@ -110,6 +111,14 @@ struct ValueOperands<T, Codec, HeadDim> {
 
  private:
   static constexpr KVIT_HD int Code(int tile, int half) { return tile % (kPairs / 2) * 2 + half; }
+};
+
+/// Codes as f16: operands as of f16, and an output meets their unit at the end.
+template <class T, class Codec, int HeadDim>
+struct ValueOperands<T, Widened<Codec>, HeadDim> : ValueOperands<Half, Plain, HeadDim> {
+  static constexpr bool kHasUnit = true, kIsFinite = Codec::kHasZero;
+  static constexpr int kTilesOfWord = 1;
+  static constexpr KVIT_HD float Unit(int, int) { return Widened<Codec>::kUnit; }
 };
 
 /// bfloat16 as f16: operands as of f16, and P carries the tokens' powers of two.

@@ -8,7 +8,7 @@
 #include "attention/softmax_base.cuh"
 #include "attention/step_scores.cuh"
 #include "attention/value_product.cuh"
-#include "attention/value_weight.cuh"
+#include "quant/value_weight.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
 

@@ -15,9 +15,9 @@ struct PrefillOf {
   using Type = PrefillWarpsKernel<T, KeyCodec, ValueCodec, Dims, Rows, Copies, Variant>;
 };
 
-template <class T, class Dims, class Variant>
-struct PrefillOf<T, Plain, Plain, Dims, 128, TmaCopies, Variant> {
-  using Type = PrefillTmaKernel<T, Dims, Variant>;
+template <class T, class KeyCodec, class ValueCodec, class Dims, class Variant>
+struct PrefillOf<T, KeyCodec, ValueCodec, Dims, 128, TmaCopies, Variant> {
+  using Type = PrefillTmaKernel<T, KeyCodec, ValueCodec, Dims, Variant>;
 };
 
 }  // namespace detail

@@ -6,11 +6,10 @@
 #include "abi/params.h"
 #include "attention/group_attention.cuh"
 #include "attention/variant.cuh"
+#include "entry/prefill_feed.cuh"
 #include "entry/prefill_tma_consumer.cuh"
-#include "pipeline/box_loader.cuh"
 #include "pipeline/ping_pong.cuh"
 #include "pipeline/query_loader.cuh"
-#include "pipeline/tma_ring.cuh"
 #include "pipeline/work_plan.cuh"
 #include "schedule/combine.cuh"
 #include "schedule/rows_of_warps.cuh"
@@ -22,6 +21,7 @@ namespace kvit {
 /// How the kernel uses an SM, by head dim.
 template <class Dims>
 struct GroupShape {
+  static constexpr int kGroups = 2;
   static constexpr int kTokens = Dims::kValue > 128 ? 64 : 128;  // of a tile: outputs and scores share 232 registers
   static constexpr int kStages = Dims::kValue > 64 ? 2 : 4;
   static constexpr int kQuerySlots = Dims::kKey > 128 ? 1 : 2;  // row tiles whose queries are there
@@ -37,11 +37,14 @@ struct GroupShape {
 ///   warps      0 .. 3    rows 0 .. 63        shared memory   ring of K tiles | ring of V tiles | queries | barriers
 ///              4 .. 7    rows 64 .. 127
 ///              8, 9      K, V;  10  queries;  11  plan, queries
-template <class T, class Dims, class Variant, class Shape = GroupShape<Dims>>
+///
+/// Codes of 8 and 4 bits come as they are stored, and the warps that ask for them widen them into the rings, once for
+/// all rows of the CTA.
+template <class T, class KeyCodec, class ValueCodec, class Dims, class Variant, class Shape = GroupShape<Dims>>
 struct PrefillTmaKernel {
   using Params = KvitDecodeParams;
   using Element = T;
-  static constexpr int kGroups = 2, kRows = kGroups * 64;
+  static constexpr int kGroups = Shape::kGroups, kRows = kGroups * 64;
   static constexpr int kTileTokens = Shape::kTokens, kStages = Shape::kStages;
   static constexpr int kQuerySlots = Shape::kQuerySlots, kMinCtas = 1;
   static constexpr int kConsumers = kGroups * 4, kThreads = (kConsumers + 4) * 32;  // warps that compute
@@ -49,11 +52,12 @@ struct PrefillTmaKernel {
   static constexpr int kSplitLevels = 0;  // as PrefillWarpsKernel
 
   using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, Shape::kOpening>;
-  using KeyRing = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;
-  using ValueRing = TmaRing<T, Plain, Dims::kValue, kTileTokens, 1, kStages, false>;
   using Score = typename Variant::Score;
   using Rows = typename Variant::template Rows<Scheduler, 16, kTileTokens>;
-  using Attention = GroupAttention<T, Dims, kTileTokens, Score>;
+  using Attention = GroupAttention<T, KeyCodec, ValueCodec, Dims, kTileTokens, Score>;
+  using Feed = PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape>;
+  using KeyRing = typename Feed::KeyRing;
+  using ValueRing = typename Feed::ValueRing;
   using Combiner = Combine<T, Dims, kRows, kConsumers, RowsOfWarps<16, true>, Scheduler, Score>;
   static_assert(Dims::kKey % 64 == 0 && Dims::kValue % 64 == 0, "rows are whole lines of 128 bytes");
 
@@ -62,6 +66,7 @@ struct PrefillTmaKernel {
     ValueRing values;
     typename Attention::Queries queries[kQuerySlots][kGroups];
     BoxSlots<kStages> of_keys, of_values;
+    [[no_unique_address]] typename Feed::Shared feed;
     QueryBarriers<kQuerySlots> of_queries[kGroups];
     PingPong<kGroups> ping_pong;
     WorkPlan<typename Scheduler::Work, kPlanned> plan;
@@ -70,6 +75,7 @@ struct PrefillTmaKernel {
     typename Scheduler::Shared scheduler;
   };
   static constexpr int kSharedBytes = sizeof(Shared);
+  static_assert(kSharedBytes <= 227 * 1024, "a CTA of Hopper has no more");
   static constexpr KvitFact kFacts[] = {{"rows", kRows},
                                         {"k_dim", Dims::kKey},
                                         {"v_dim", Dims::kValue},
@@ -83,7 +89,7 @@ struct PrefillTmaKernel {
                                         {"most_splits", 1 << kSplitLevels},
                                         {"page_multiple", KVIT_LEAST_BOX_TOKENS},
                                         {"needs_strides", 1},
-                                        {"box_tokens", kTileTokens},
+                                        {"box_tokens", Feed::kBoxTokens},
                                         {"is_packed", 0},
                                         // Full batches would be served from 17 rows on, but few and short
                                         // sequences pay for its long beginning.
@@ -103,10 +109,10 @@ struct PrefillTmaKernel {
       return;
     }
     if (WarpIndex() >= kConsumers) {
-      GiveRegisters<40>();
+      GiveRegisters<Feed::kRegisters>();
       Load(params, scheduler, range, shared, WarpIndex() - kConsumers);
     } else {
-      TakeRegisters<232>();
+      TakeRegisters<(504 - Feed::kRegisters) / 2>();
       if (params.reads_ahead != 0) GridDependencySync();  // queries are the call's own
       PrefillTmaConsumer<PrefillTmaKernel>(params, scheduler, range, shared).Run();
     }
@@ -121,6 +127,7 @@ struct PrefillTmaKernel {
     for (int group = 0; group < kGroups; ++group) shared.of_queries[group].Init(4);
     shared.ping_pong.Init(4);
     shared.plan.Init(kConsumers + 2 + kGroups);
+    shared.feed.Init();
     InitBarrier(&shared.met, kConsumers);
     FenceBarrierInit();
   }
@@ -134,24 +141,23 @@ struct PrefillTmaKernel {
       is_synced = true;
     };
     if (loader == 0) {
-      BoxLoader<KeyRing, kTileTokens, kStages>(params, params.k_map, shared.keys, shared.of_keys)
-          .Run(shared.plan, scheduler, true, sync);
+      Feed::LoadKeys(params, shared, scheduler, sync);
     } else if (loader == 1) {
-      BoxLoader<ValueRing, kTileTokens, kStages>(params, params.v_map, shared.values, shared.of_values)
-          .Run(shared.plan, scheduler, false, sync);
+      Feed::LoadValues(params, shared, scheduler, sync);
     } else {
       const int group = loader - 2;
       const bool plans = loader == 3;
       WorkIterator<Scheduler> works(scheduler, params.cache.num_kv_heads, range);
       uint32_t planned = 0;
       bool is_planned = !plans;
-      LoadAllQueries<kQuerySlots, T, Dims::kKey>([&](uint32_t slot) -> auto& { return shared.queries[slot][group]; },
-                                                 shared.of_queries[group], group * 64, shared.plan, scheduler,
-                                                 [&](uint32_t count) {
-                                                   while (!is_planned && planned <= count + 2)
-                                                     is_planned = !shared.plan.Write(scheduler, works, planned++);
-                                                   sync();  // queries are the call's own
-                                                 });
+      LoadAllQueries(
+          shared.of_queries[group], group * 64, shared.plan, scheduler,
+          [&](uint32_t count) {
+            while (!is_planned && planned <= count + 2)
+              is_planned = !shared.plan.Write(scheduler, works, planned++);
+            sync();  // queries are the call's own
+          },
+          [&](int slot, const auto& walk, int rows) { Feed::LoadQueries(params, shared, slot, group, walk, rows); });
     }
     sync();
   }

@@ -37,7 +37,7 @@ class PrefillTmaConsumer {
 
   KVIT_DEVICE void Run() {
     Combiner combine(params_, scheduler_, range_, shared_.combine);
-    Attention attention(params_.scale * 1.44269504088896341f, Score(params_));
+    Attention attention(params_.scale * 1.44269504088896341f, Score(params_), params_.cache.v_hadamard);
     while (GoOnSlowly(attention, combine)) {
       while (NextIsWhole()) GoOn(attention);
     }
@@ -64,7 +64,7 @@ class PrefillTmaConsumer {
     Pass();
     attention.template ScoresLanded<1>();
     ReleaseKeys(attention);
-    attention.Weigh(RowsOf(Now().work), Known<false>{});
+    attention.Weigh(RowsOf(Now().work), Known<false>{}, Kernel::Feed::TokensOf(shared_, count_));
     attention.AllLanded();
     attention.Settle();
     ReleaseValues();
@@ -74,7 +74,9 @@ class PrefillTmaConsumer {
   // The next tile, whatever it is: of which some row does not see all, or the first of a row tile, or none where there
   // is none to come; and what comes before it. Its products have ended before it is weighed. False at the end.
   KVIT_DEVICE bool GoOnSlowly(Attention& attention, Combiner& combine) {
-    if (from_special_ < kTileTokens) AddSpecial(attention);
+    if constexpr (!Attention::kIsFinite) {
+      if (from_special_ < kTileTokens) AddSpecial(attention);
+    }
     const bool is_first = tile_ == last_;
     bool has_tile = true;
     if (is_first) {
@@ -109,7 +111,8 @@ class PrefillTmaConsumer {
       }
       const Assignment<Work>& now = Now();
       if (!now.exists) return false;
-      attention.Begin(Rows::Factors(Score(params_), scheduler_, now.work, WarpIndex() * 16));
+      attention.Begin(Rows::Factors(Score(params_), scheduler_, now.work, WarpIndex() * 16),
+                      Kernel::Feed::QueriesOf(shared_, row_tile_ % kQuerySlots, group_));
       if (now.work.of.is_bad) attention.Poison();
       tile_ = now.visible.first - 1;
       last_ = now.visible.last - 1;
@@ -122,9 +125,9 @@ class PrefillTmaConsumer {
       const Work& work = Now().work;
       Rows rows = RowsOf(work);
       rows.Find();
-      attention.Weigh(rows, Known<true>{});
+      attention.Weigh(rows, Known<true>{}, Kernel::Feed::TokensOf(shared_, count_));
       attention.Settle();
-      from_special_ = rows.FirstHidden(scheduler_.Common(work));
+      if constexpr (!Attention::kIsFinite) from_special_ = rows.FirstHidden(scheduler_.Common(work));
       ++count_;
     } else {
       ReleaseQueries();
@@ -177,7 +180,7 @@ class PrefillTmaConsumer {
     }
     from_special_ = kTileTokens;
   }
-  using Tile = GroupTile<typename Kernel::Element, typename Kernel::ValueRing::Layout, kTileTokens>;
+  using Tile = GroupTile<typename Attention::Operand, typename Kernel::ValueRing::Layout, kTileTokens>;
 
   // What the calling warp's rows see of the tile that is weighed, or was last.
   KVIT_DEVICE Rows RowsOf(const Work& work) const { return {scheduler_, work, WarpIndex() * 16, tile_ * kTileTokens}; }

@@ -66,19 +66,18 @@ KVIT_DEVICE void LoadWideQueries(GroupQueries<T, HeadDim>& queries, QueryWalk wa
   CopyAsyncCommit();
 }
 
-/// One warp loads the queries of a warp group, whose first row in a row tile is `first`, for all row tiles of a plan.
-/// before(count) is called in front of each, of `count` before it.
-template <int Slots, class T, int HeadDim, class Address, class Plan, class Scheduler, class Before>
-KVIT_DEVICE void LoadAllQueries(Address&& queries, QueryBarriers<Slots>& barriers, int first, Plan& plan,
-                                const Scheduler& scheduler, Before&& before) {
+/// One warp brings the queries of a warp group, whose first row in a row tile is `first`, for all row tiles of a plan:
+/// load(slot, walk, rows) does, and returns when they are there. before(count) is called in front of each, of `count`
+/// before it.
+template <int Slots, class Plan, class Scheduler, class Before, class Load>
+KVIT_DEVICE void LoadAllQueries(QueryBarriers<Slots>& barriers, int first, Plan& plan, const Scheduler& scheduler,
+                                Before&& before, Load&& load) {
   for (uint32_t count = 0;; ++count) {
     before(count);
     const auto& now = plan.Read(count);
     if (!now.exists) return;
     barriers.WaitFree(count);
-    LoadQueries<T, HeadDim>(queries(count % Slots), scheduler.QueriesFrom(now.work, first),
-                            scheduler.NumRows(now.work) - first);
-    CopyAsyncWait<0>();
+    load(int(count % Slots), scheduler.QueriesFrom(now.work, first), scheduler.NumRows(now.work) - first);
     FenceAsyncCopies();  // the matrix unit reads them as such a copy would
     SyncWarp();
     if (LaneIndex() == 0) barriers.Fill(count);

@@ -92,7 +92,9 @@ def test_any_page_size_layout_and_table(rng, device, copies, layout, storage, ta
     "pair", [("int8", "int8"), ("int4", "int4"), ("float8_e4m3", "float8_e4m3")], ids=lambda p: p[0]
 )
 @pytest.mark.parametrize("dtype", [BFLOAT16, FLOAT16], ids=str)
-@pytest.mark.parametrize(("head_dim", "copies"), [(64, "cp_async"), (128, "cp_async"), (128, "registers")])
+@pytest.mark.parametrize(
+    ("head_dim", "copies"), [(64, "cp_async"), (128, "cp_async"), (128, "registers"), (64, "tma"), (128, "tma")]
+)
 def test_every_codec(rng, device, head_dim, copies, dtype, pair):
     case = Quantised(pair, LENGTHS, head_dim=head_dim, dtype=dtype, device=device, rng=rng)
     case.append(rng)
@@ -101,6 +103,59 @@ def test_every_codec(rng, device, head_dim, copies, dtype, pair):
     state = reference.paged_attention(q, case.cache, case.table, COUNTS)
     assert_within(out, state.out, case.bound(q, COUNTS))
     assert_within(lse, state.lse, tolerances.SCORE_QUANTISED)
+
+
+CODED = pytest.mark.parametrize("codec", ["int8", "int4", "float8_e4m3"])
+
+
+# Granules of 32 tokens in boxes of pages: several boxes, one, and a page of several granules; rows of sequences that end
+# in any granule of a tile, and a tile that only some granules of have pages.
+@CODED
+@pytest.mark.parametrize("page_size", [8, 16, 64, 96])
+@pytest.mark.parametrize("layout", ["NHD", "HND"])
+def test_codes_by_warp_groups_of_any_pages(rng, device, codec, page_size, layout):
+    case = Quantised((codec,) * 2, LENGTHS, head_dim=128, page_size=page_size, layout=layout, device=device, rng=rng)
+    case.append(rng)
+    q = rng.standard_normal((sum(COUNTS), 8, 128)).astype(BFLOAT16)
+    out, lse = attend(prefill(case.view, 8, "tma"), case.view, case.page_table, q, COUNTS)
+    state = reference.paged_attention(q, case.cache, case.table, COUNTS)
+    assert_within(out, state.out, case.bound(q, COUNTS))
+    assert_within(lse, state.lse, tolerances.SCORE_QUANTISED)
+
+
+@CODED
+def test_a_wrong_page_of_codes_spoils_its_sequence_alone(rng, device, codec):
+    case = Quantised((codec,) * 2, [90, 200], head_dim=64, page_size=16, device=device, rng=rng)
+    case.append(rng)
+    pages = [page.copy() for page in case.table.pages]
+    pages[0][2] = 1 << 20  # tokens 32 to 47: all of the codes before them have been widened then
+    q = rng.standard_normal((60, 8, 64)).astype(BFLOAT16)
+    op = prefill(case.view, 8, "tma")
+    out = to_device(poisoned(q.shape, q.dtype), device)
+    op(to_device(q, device), case.view, make_table(pages, [90, 200], "dense", device), out=out)
+    with pytest.raises(kvit.PageTableError, match="1048576"):
+        op.check()
+    state = reference.paged_attention(q, case.cache, case.table, [30, 30])
+    bound, out = case.bound(q, [30, 30]), out.numpy()
+    assert np.isnan(out[:30].astype(np.float32)).all()
+    assert_within(out[30:], state.out[30:], bound[30:])
+    good, _ = attend(op, case.view, case.page_table, q, [30, 30])
+    assert_within(good, state.out, bound)
+
+
+@CODED
+def test_long_prompts_of_codes_are_shared_by_many_ctas(rng, device, codec):
+    # Rings go round many times, also between row tiles and heads; the same bits every time.
+    counts, lengths = [300, 260], [300, 700]
+    case = Quantised((codec,) * 2, lengths, head_dim=64, device=device, rng=rng)
+    case.append(rng)
+    q = rng.standard_normal((560, 8, 64)).astype(BFLOAT16)
+    op = prefill(case.view, 8, "tma")
+    first = attend(op, case.view, case.page_table, q, counts)
+    state = reference.paged_attention(q, case.cache, case.table, counts)
+    assert_within(first[0], state.out, case.bound(q, counts))
+    for got, wanted in zip(attend(op, case.view, case.page_table, q, counts), first, strict=True):
+        np.testing.assert_array_equal(got.view(np.uint8), wanted.view(np.uint8))
 
 
 @EITHER

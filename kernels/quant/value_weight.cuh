@@ -1,6 +1,6 @@
 // What a token of V weighs in a row's base: its scale, within what floats can bear.
-#ifndef KVIT_ATTENTION_VALUE_WEIGHT_CUH
-#define KVIT_ATTENTION_VALUE_WEIGHT_CUH
+#ifndef KVIT_QUANT_VALUE_WEIGHT_CUH
+#define KVIT_QUANT_VALUE_WEIGHT_CUH
 
 #include <math.h>
 
@@ -27,4 +27,4 @@ struct ValueWeight {
 
 }  // namespace kvit
 
-#endif  // KVIT_ATTENTION_VALUE_WEIGHT_CUH
+#endif  // KVIT_QUANT_VALUE_WEIGHT_CUH
