@@ -18,10 +18,15 @@ namespace kvit {
 /// Attention of 64 query rows, 16 a warp, to tiles of Tokens tokens. Registers hold the scores of one tile, the weights
 /// of the one before and the outputs. Of tile t:
 ///
-///   IssueScores(t)  IssueValues(t - 1)  ScoresLanded  Weigh(t)  AllLanded  Settle
+///   IssueScores(t)  IssueValues(t - 1)  ScoresLanded  WeighBoldly(t)  AllLanded  Pack
 ///
 ///   tensor cores    S(t) = Q K(t)^T | O += P(t - 1) V(t - 1)            | S(t + 1) ...
-///   other units                     | weights of S(t)                   | P(t), and O where a base has moved
+///   other units                     | weights of S(t)                   | P(t)
+///
+/// Bases move seldom after the first tiles of a row tile, so weights are made at once, and looked at afterwards. Where
+/// one is too large, scores are made again, and Weigh and Settle bring bases and outputs along:
+///
+///   IssueScores(t)  AllLanded  Weigh(t)  Settle
 ///
 /// All four warps call together. K and V have 16 bits, or both are codes that have been widened: then a token's
 /// parameters meet its scores and its weights, as in RowAttention.
@@ -86,21 +91,26 @@ class GroupAttention {
     const ScalesOf<Score, Scales> scales = {score_, scale_};
     const auto seen = rows.OfLane(is_masked);
     if (is_masked) Softmax::Hide(scores_, scales, seen);
-    const auto of_value = [&](int token) {
-      if constexpr (kIsCoded) {
-        return tokens.OfValue(token);
-      } else {
-        return ScaleZero{};
-      }
-    };
+    const auto of_value = OfValue(tokens);
     float top[1][2];
-    if constexpr (kIsCoded) {
-      has_moved_ = softmax_.Within(scores_, scales, tokens.Most(), top) && softmax_.Rises(scores_, of_value, top);
-    } else {
-      has_moved_ = softmax_.Relate(scores_, scales, of_value, top);
-    }
+    has_moved_ = softmax_.Relate(scores_, scales, of_value, top);
     if (has_moved_) softmax_.Rebase(scores_, top, factor_);  // rows settle early in a sequence
     softmax_.Exponentiate(scores_, of_value, seen);
+  }
+
+  /// The same of a tile that hides nothing, in the hope that no base has to move. False for all four warps where one
+  /// must: then scores are lost.
+  template <class Rows, class OfTokens>
+  KVIT_DEVICE bool WeighBoldly(const Rows& rows, const OfTokens& tokens) {
+    if constexpr (kIsCoded) ScaleScores(tokens);
+    if constexpr (!Score::kIsIdentity) {
+      if (score_.Changes()) Softmax::Modify(scores_, score_, scale_, rows);
+    }
+    const ScalesOf<Score, Scales> scales = {score_, scale_};
+    return softmax_.WeighBoldly(scores_, scales, OfValue(tokens), [&](bool is_more) {
+      if constexpr (kIsCoded) is_more |= tokens.CountsByMore();
+      return SyncGroupOr(is_more);
+    });
   }
 
   /// Begins to add the values of the last tile that was weighed.
@@ -114,9 +124,11 @@ class GroupAttention {
   /// All products that were begun have ended.
   KVIT_DEVICE void AllLanded() const { WgmmaWait<0>(); }
   /// After that: the weights are ready to be multiplied.
+  KVIT_DEVICE void Pack() { Softmax::Pack(scores_, weights_); }
+  /// The same after Weigh.
   KVIT_DEVICE void Settle() {
     if (has_moved_) Softmax::ForEachRow([&](int m, int h) { values_.Rescale(m, h, factor_[m][h]); });
-    Softmax::Pack(scores_, weights_);
+    Pack();
   }
 
   /// As RowAttention has them.
@@ -140,6 +152,18 @@ class GroupAttention {
 
  private:
   static constexpr bool kHasScales = kIsCoded || !Score::kIsIdentity;  // a row has its own
+
+  // (token) -> the parameters of its value.
+  template <class OfTokens>
+  static KVIT_DEVICE auto OfValue(const OfTokens& tokens) {
+    return [&tokens](int token) {
+      if constexpr (kIsCoded) {
+        return tokens.OfValue(token);
+      } else {
+        return ScaleZero{};
+      }
+    };
+  }
 
   // Each token's parameters meet its scores.
   template <class OfTokens>

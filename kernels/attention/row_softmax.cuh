@@ -96,33 +96,42 @@ class RowSoftmax {
         top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? s + of_scale : s);
       });
     });
-    return AnyRises(top);
+    bool rises = false;
+    ForEachRow([&](int m, int h) { rises |= top[m][h] > (HasNone(m, h) ? -INFINITY : SoftmaxBase::kMostRise); });
+    return Ballot(rises) != 0;
   }
 
-  /// The same in two parts, where V's scales are at most 2^most: Within relates scores, and says whether a row's base
-  /// might have to move; Rises, only then, whether one must.
-  template <class Keys>
-  KVIT_DEVICE bool Within(Scores& score, const Keys& keys, float most, PerRow& top) const {
-    ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
-    ForEachToken([&](int i, int) {
+  /// All of it at once, where nothing is hidden, in the hope that no base has to move: scores become weights, and the
+  /// rows' sums grow by them unless spoils(whether a row of this lane has hoped in vain) says so for all who must agree.
+  /// Then scores are lost, and all else is as it was. The bits are those of the other way.
+  template <class Keys, class OfValue, class Spoils>
+  KVIT_DEVICE bool WeighBoldly(Scores& score, const Keys& keys, OfValue&& of_value, Spoils&& spoils) {
+    PerRow sum, zero, top;
+    ForEachRow([&](int m, int h) {
+      sum[m][h] = sum_[m][h];
+      zero[m][h] = zero_[m][h];
+      top[m][h] = 0.0f;
+    });
+    ForEachToken([&](int i, int token) {
+      ScaleZero v = {};
+      if constexpr (ValueCodec::kScaled) v = of_value(token);
       ForEachRow([&](int m, int h) {
-        float& s = At(score, m, h, i);
-        s = fmaf(s, keys.Scale(m, h), HasNone(m, h) ? 0.0f : -base_[m][h]);
-        top[m][h] = fmaxf(top[m][h], s);
+        float& w = At(score, m, h, i);
+        w = Exp2(fmaf(w, keys.Scale(m, h), -base_[m][h]));  // infinite where the row has no base yet
+        sum[m][h] += w;
+        if constexpr (kHasZero) zero[m][h] = fmaf(w, v.zero, zero[m][h]);
+        if constexpr (ValueCodec::kScaled) w *= v.scale;
+        top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? fabsf(w) : w);
       });
     });
-    bool may = false;
-    ForEachRow([&](int m, int h) { may |= !(top[m][h] + most <= Limit(m, h)); });
-    return Ballot(may) != 0;
-  }
-  template <class OfValue>
-  KVIT_DEVICE bool Rises(const Scores& score, OfValue&& of_value, PerRow& top) const {
-    ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
-    ForEachToken([&](int i, int token) {
-      const float of_scale = Log2(ValueWeight<ValueCodec>::InBase(of_value(token)));
-      ForEachRow([&](int m, int h) { top[m][h] = fmaxf(top[m][h], At(score, m, h, i) + of_scale); });
+    bool is_more = false;
+    ForEachRow([&](int m, int h) { is_more |= top[m][h] > SoftmaxBase::kMostWeight; });
+    if (spoils(is_more)) return false;
+    ForEachRow([&](int m, int h) {
+      sum_[m][h] = sum[m][h];
+      zero_[m][h] = zero[m][h];
     });
-    return AnyRises(top);
+    return true;
   }
 
   /// Brings the rows' bases up to the largest weight of a step, those that it is far above. Outputs are to be
@@ -224,17 +233,7 @@ class RowSoftmax {
   }
   // The score of the i-th of them.
   static KVIT_DEVICE float& At(Scores& score, int m, int h, int i) { return score[i / 4][m][i / 2 % 2][h * 2 + i % 2]; }
-  static KVIT_DEVICE float At(const Scores& score, int m, int h, int i) {
-    return score[i / 4][m][i / 2 % 2][h * 2 + i % 2];
-  }
 
-  // Above which a row's largest score makes a step look at its bases.
-  KVIT_DEVICE float Limit(int m, int h) const { return HasNone(m, h) ? -INFINITY : SoftmaxBase::kMostRise; }
-  KVIT_DEVICE bool AnyRises(const PerRow& top) const {
-    bool rises = false;
-    ForEachRow([&](int m, int h) { rises |= top[m][h] > Limit(m, h); });
-    return Ballot(rises) != 0;
-  }
   KVIT_DEVICE bool HasNone(int m, int h) const { return base_[m][h] == SoftmaxBase::kNone; }
 
   PerRow base_;  // log2 of the w that counts as 1; the same in the four lanes of a row

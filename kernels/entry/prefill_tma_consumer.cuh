@@ -39,7 +39,7 @@ class PrefillTmaConsumer {
     Combiner combine(params_, scheduler_, range_, shared_.combine);
     Attention attention(params_.scale * 1.44269504088896341f, Score(params_), params_.cache.v_hadamard);
     while (GoOnSlowly(attention, combine)) {
-      while (NextIsWhole()) GoOn(attention);
+      while (NextIsWhole() && GoOn(attention)) continue;
     }
     combine.Join();
   }
@@ -55,37 +55,45 @@ class PrefillTmaConsumer {
     return tile_ + 1 < are_whole_.last;
   }
 
-  // The next tile of the row tile, of which all rows see all.
-  KVIT_DEVICE void GoOn(Attention& attention) {
+  // The next tile of the row tile, of which all rows see all. False where a base has to move: then it is not weighed yet.
+  KVIT_DEVICE bool GoOn(Attention& attention) {
     ++tile_;
     shared_.ping_pong.Wait(group_, turn_);
     IssueScores(attention);
     IssueValues(attention);
     Pass();
     attention.template ScoresLanded<1>();
-    ReleaseKeys(attention);
-    attention.Weigh(RowsOf(Now().work), Known<false>{}, Kernel::Feed::TokensOf(shared_, count_));
+    is_weighed_ = attention.WeighBoldly(RowsOf(Now().work), Kernel::Feed::TokensOf(shared_, count_));
     attention.AllLanded();
-    attention.Settle();
     ReleaseValues();
+    if (!is_weighed_) return false;
+    ReleaseKeys(attention);
+    attention.Pack();
     ++count_;
+    return true;
   }
 
   // The next tile, whatever it is: of which some row does not see all, or the first of a row tile, or none where there
-  // is none to come; and what comes before it. Its products have ended before it is weighed. False at the end.
+  // is none to come; and what comes before it. Or the one that GoOn has left. Its products have ended before it is
+  // weighed. False at the end.
   KVIT_DEVICE bool GoOnSlowly(Attention& attention, Combiner& combine) {
     if constexpr (!Attention::kIsFinite) {
       if (from_special_ < kTileTokens) AddSpecial(attention);
     }
-    const bool is_first = tile_ == last_;
+    const bool is_again = !is_weighed_, is_first = tile_ == last_ && !is_again;
     bool has_tile = true;
+    if (is_again) {
+      --tile_;
+      has_values_ = false;
+      is_weighed_ = true;
+    }
     if (is_first) {
       ++row_tile_;
       const Assignment<Work>& now = shared_.plan.Read(row_tile_);
       has_tile = now.exists && !now.IsEmpty();
       if (now.exists) shared_.of_queries[group_].WaitFull(row_tile_);
     }
-    shared_.ping_pong.Wait(group_, turn_);
+    if (!is_again) shared_.ping_pong.Wait(group_, turn_);
     if (has_tile && has_values_) {
       IssueScores(attention);
       IssueValues(attention);
@@ -100,7 +108,7 @@ class PrefillTmaConsumer {
         IssueValues(attention);
         attention.AllLanded();
       }
-      Pass();
+      if (!is_again) Pass();  // scores that are made again have had their turn
     }
     if (has_values_) ReleaseValues();
     has_values_ = has_tile;
@@ -206,6 +214,7 @@ class PrefillTmaConsumer {
   uint32_t row_tile_ = ~0u;               // the last that was begun, from 0
   int tile_ = 0, last_ = 0;               // of its tiles: the last that was begun, and the last
   decltype(Work::tiles) are_whole_ = {};  // of which all rows see all
+  bool is_weighed_ = true;                // whether that tile has been weighed
   bool has_values_ = false;               // whether values of that tile are still to be added
   int from_special_ = kTileTokens;        // of that tile: the first token that some row does not see
   uint32_t count_ = 0;                    // tiles so far

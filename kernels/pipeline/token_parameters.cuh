@@ -21,7 +21,7 @@ struct TokenParameters {
 
   alignas(16) Pair keys[Tokens];
   alignas(16) Pair values[Tokens];
-  float most;  // log2 of the most that any token of V weighs in a base
+  int counts_by_more;  // whether a token of V counts in a base by more than its scale
 
   /// Of token t, which is even, and of the next.
   KVIT_DEVICE TwoPairs OfKeys(int t) const { return LoadShared<TwoPairs>(&keys[t]); }
@@ -29,7 +29,7 @@ struct TokenParameters {
     const TwoPairs two = LoadShared<TwoPairs>(&values[t & ~1]);
     return t % 2 == 0 ? ScaleZero{two[0], two[1]} : ScaleZero{two[2], two[3]};
   }
-  KVIT_DEVICE float Most() const { return LoadShared<float>(&most); }
+  KVIT_DEVICE bool CountsByMore() const { return LoadShared<int>(&counts_by_more) != 0; }
 };
 
 /// The share of one warp, which brings them, a lane for each token of a granule of 32: asked for in front of the
@@ -72,18 +72,16 @@ class ParameterCopies {
     using Pair = typename TokenParameters<Tokens>::Pair;
     StoreShared(&to.keys[token], Pair{k.scale, k.zero});
     StoreShared(&to.values[token], Pair{v.scale, v.zero});
-    float most = Log2(ValueWeight<ValueCodec>::InBase(v));
-    KVIT_UNROLL
-    for (int mask = 1; mask < 32; mask *= 2) most = fmaxf(most, ShuffleXor(most, mask));
-    most_ = part == 0 ? most : fmaxf(most_, most);
-    if (LaneIndex() == 0) StoreShared(&to.most, most_);
+    const bool counts_by_more = Ballot(ValueWeight<ValueCodec>::InBase(v) > fabsf(v.scale)) != 0u;
+    counts_by_more_ = counts_by_more || (part != 0 && counts_by_more_);
+    if (LaneIndex() == 0) StoreShared(&to.counts_by_more, int(counts_by_more_));
   }
 
  private:
   const KvitCache& cache_;
   Shared& shared_;
   int64_t of_head_[2] = {};
-  float most_ = 0.0f;
+  bool counts_by_more_ = false;
 };
 
 /// In place of ParameterCopies, for the warp that brings the other ring.
