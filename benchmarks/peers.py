@@ -100,6 +100,34 @@ def fa3_prompts(inputs: Any) -> measure.Contender:
     return _Replay(inputs, None, [run])
 
 
+def flashinfer_latent(inputs: Any) -> measure.Contender:
+    """FlashInfer's MLA for Hopper, planned beforehand, on rows of its own in the order of latent.Inputs' page table."""
+    import torch
+    from flashinfer.mla import BatchMLAPagedAttentionWrapper
+
+    cell, device = inputs.cell, _torch(inputs.q).device
+    latent, turning, options = 512, 64, {"dtype": torch.bfloat16, "device": device}
+    workspace = torch.zeros(_WORKSPACE_BYTES, dtype=torch.uint8, device=device)
+    wrapper = BatchMLAPagedAttentionWrapper(workspace, backend="fa3")
+    slots = len(inputs.pages[0])
+    indptr = [
+        torch.arange(cell.batch + 1, dtype=torch.int32, device=device) * each for each in (cell.new_tokens, slots)
+    ]
+    pages = torch.from_numpy(np.concatenate(inputs.pages)).to(device)
+    lengths = torch.full((cell.batch,), cell.context, dtype=torch.int32, device=device)
+    q = torch.randn(cell.batch * cell.new_tokens, cell.heads, latent + turning, **options)
+    parts, out = (q[..., :latent].contiguous(), q[..., latent:].contiguous()), torch.empty_like(q[..., :latent])
+    wrapper.plan(
+        *indptr, pages, lengths, cell.heads, latent, turning, cell.page_size, True, (latent + turning) ** -0.5,
+        q.dtype, q.dtype,
+    )  # fmt: skip
+    caches = [
+        [torch.randn(len(pages), cell.page_size, channels, **options) for channels in (latent, turning)]
+        for _ in inputs.views
+    ]
+    return _Replay(inputs, None, [lambda rows=rows: wrapper.run(*parts, *rows, out=out) for rows in caches])
+
+
 PEERS: dict[str, Callable[[Inputs], measure.Contender]] = {"flashinfer": flashinfer, "xqa": xqa, "fa3": fa3}
 """Name -> a peer, ready to be timed. Each raises whatever says that it cannot do it here, ImportError foremost."""
 

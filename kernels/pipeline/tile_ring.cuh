@@ -86,8 +86,8 @@ struct RingOfKeys {
   using Map = typename KeyRing::Map;
   struct Iterator {
     KVIT_DEVICE Iterator(int, int) {}
-    template <class... Args>
-    KVIT_DEVICE void Prefetch(const Args&...) const {}
+    template <class Rows>
+    KVIT_DEVICE void Prefetch(const Rows&, int /*count*/, int /*stage*/) const {}
   };
   static constexpr unsigned kPools = 0;
 

@@ -43,6 +43,7 @@ class Decoding:
         new = self.draw(lengths)
         k, v = ([to_device(x[side], self.cache.device) for x in new] for side in range(2))
         self.cache.append(self.seqs, k, v, lengths, stream=self.stream)
+        self.stream.synchronize()  # until then nobody may free what is appended
 
     def set_inputs(self):
         """Inputs of a step of one token each."""
@@ -119,11 +120,12 @@ def test_the_graph_stays_right_when_others_share_pages_and_pages_move(rng, devic
 def test_steps_of_a_batch_take_any_numbers_of_tokens_and_attend_without_a_step_too(rng, device):
     case = Decoding(rng, device, [6, 3])
     for counts in ([1, 4], [3, 3], [0, 2]):
-        new = case.draw(counts)
+        new = [[to_device(x, device) for x in of_layer] for of_layer in case.draw(counts)]
         with case.batch.step(counts) as taken:
             for i, layer in enumerate(case.cache.layers):
-                layer.append(case.batch, *(to_device(x, device) for x in new[i]))
-                layer.append(taken, *(to_device(x, device) for x in new[i]))  # the same step by its other name
+                layer.append(case.batch, *new[i])
+                layer.append(taken, *new[i])  # the same step by its other name
+        case.stream.synchronize()  # until then nobody may free what is appended
     for i, layer in enumerate(case.cache.layers):
         q = to_device(rng.standard_normal((2, 4, 64)).astype(BFLOAT16), device)
         found = kvit.attention(q, layer, case.batch, out=case.out[i])

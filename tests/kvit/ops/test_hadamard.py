@@ -11,6 +11,7 @@ import kvit
 from kvit import reference
 from support import tolerances
 from support.appends import rotation_of
+from support.built import need_copies
 from support.caches import BFLOAT16, FLOAT16, to_device
 from support.quantised import Quantised, transformed_score_bound
 from support.stored import full_stored, new_stored
@@ -105,6 +106,7 @@ def test_attention_is_that_of_rows_as_they_came(rng, device, pair, head_dim, gro
 @pytest.mark.parametrize("copies", ["cp_async", "registers", "tma", "tma_packed"])
 @pytest.mark.parametrize("page_size", [16, 64])
 def test_every_way_to_copy_gives_the_same(rng, device, copies, page_size):
+    need_copies(copies, device)
     case = Quantised(("int4_hadamard",) * 2, [300, 70, 33], page_size=page_size, device=device, rng=rng)
     case.append(rng)
     kernel = attend(case, rng, 5, [1, 3, 2], kernel={"copies": copies})
@@ -123,7 +125,7 @@ def test_prompts_too(rng, device, pair, head_dim):
 def test_split_sequences_give_the_same_bits_in_any_batch(rng, device):
     case = Quantised(("int8_hadamard", "int4_hadamard"), [700, 300], device=device, rng=rng)
     case.append(rng)
-    attend(case, rng, 4, [1, 1], split_tokens=512)
+    attend(case, rng, 4, [1, 1], split_tokens=512, kernel={"copies": "cp_async"})
 
 
 def test_what_a_row_hides_reaches_no_output(rng, device):

@@ -66,7 +66,7 @@ def test_attention_is_the_references_for_every_codec_table_and_layout(make, pair
         {"window": 9},
         {"window": (4, 2), "causal": False},
         {"chunk": 16},
-        {"split_tokens": 128},
+        {"split_tokens": 1024},
         {"reads_ahead": True, "tokens_per_sequence": 20},
     ],
     ids=lambda options: "-".join(options),
