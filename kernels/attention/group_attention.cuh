@@ -153,12 +153,13 @@ class GroupAttention {
  private:
   static constexpr bool kHasScales = kIsCoded || !Score::kIsIdentity;  // a row has its own
 
-  // (token) -> the parameters of its value.
+  // (i, token) -> the parameters of its value; token is the i-th that a lane has of a tile.
   template <class OfTokens>
   static KVIT_DEVICE auto OfValue(const OfTokens& tokens) {
-    return [&tokens](int token) {
+    return [&tokens](int i, int token) {
       if constexpr (kIsCoded) {
-        return tokens.OfValue(token);
+        const auto pair = tokens.OfValues(token - i % 2);  // one access for two neighbours
+        return ScaleZero{pair[i % 2 * 2], pair[i % 2 * 2 + 1]};
       } else {
         return ScaleZero{};
       }

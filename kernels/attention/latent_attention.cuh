@@ -136,7 +136,7 @@ class LatentAttention {
   };
   template <class Seen>
   KVIT_DEVICE void WeighSeen(const Seen& seen) {
-    constexpr auto of_value = [](int) { return ScaleZero{}; };
+    constexpr auto of_value = [](int, int) { return ScaleZero{}; };
     float top[1][2];
     const bool rises = softmax_.Relate(scores_, scale_, of_value, top);
     {
@@ -156,7 +156,7 @@ class LatentAttention {
   // Both warps bring the rows' bases up to the largest weight of either.
   template <class Seen>
   KVIT_DEVICE void WeighAgain(float (&top)[1][2], const Seen& seen) {
-    constexpr auto of_value = [](int) { return ScaleZero{}; };
+    constexpr auto of_value = [](int, int) { return ScaleZero{}; };
     pair_.Leave();
     uint32_t mine[8] = {BitCast<uint32_t>(top[0][0]), BitCast<uint32_t>(top[0][1])}, others[8];
     pair_.Give(mine, false);

@@ -58,7 +58,7 @@ class RowAttention {
     const ScalesOf<Score, Keys> scales = {score_, keys_};
     const auto seen = step.rows.OfLane(is_masked);
     if (is_masked) Softmax::Hide(score, scales, seen);
-    const auto of_value = [&](int token) {
+    const auto of_value = [&](int, int token) {
       ScaleZero v = {};
       if constexpr (ValueCodec::kScaled) {
         v = ValueCodec::template Parameters<T>(LoadShared<uint32_t>(step.ValueParameters(token)));

@@ -23,8 +23,8 @@ namespace kvit {
 ///   Modify, where scores change    Hide, where the step hides something    Relate
 ///   Rebase, where that says so, and outputs times its factors    Exponentiate    Pack
 ///
-/// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(token)` gives the parameters of a token's
-/// value.
+/// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(i, token)` gives the parameters of the value of a
+/// token, the i-th that a lane has of a step.
 template <class T, class ValueCodec, class Weight, int RowTiles, int Tokens>
 class RowSoftmax {
  public:
@@ -89,7 +89,7 @@ class RowSoftmax {
   KVIT_DEVICE bool Relate(Scores& score, const Keys& keys, OfValue&& of_value, PerRow& top) const {
     ForEachRow([&](int m, int h) { top[m][h] = -INFINITY; });
     ForEachToken([&](int i, int token) {
-      const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(of_value(token))) : 0.0f;
+      const float of_scale = ValueCodec::kScaled ? Log2(ValueWeight<ValueCodec>::InBase(of_value(i, token))) : 0.0f;
       ForEachRow([&](int m, int h) {
         float& s = At(score, m, h, i);
         s = fmaf(s, keys.Scale(m, h), HasNone(m, h) ? 0.0f : -base_[m][h]);
@@ -114,7 +114,7 @@ class RowSoftmax {
     });
     ForEachToken([&](int i, int token) {
       ScaleZero v = {};
-      if constexpr (ValueCodec::kScaled) v = of_value(token);
+      if constexpr (ValueCodec::kScaled) v = of_value(i, token);
       ForEachRow([&](int m, int h) {
         float& w = At(score, m, h, i);
         w = Exp2(fmaf(w, keys.Scale(m, h), -base_[m][h]));  // infinite where the row has no base yet
@@ -161,7 +161,7 @@ class RowSoftmax {
   KVIT_DEVICE void Exponentiate(Scores& score, OfValue&& of_value, const Seen& seen) {
     ForEachToken([&](int i, int token) {
       ScaleZero v = {};
-      if constexpr (ValueCodec::kScaled) v = of_value(token);
+      if constexpr (ValueCodec::kScaled) v = of_value(i, token);
       ForEachRow([&](int m, int h) {
         float& w = At(score, m, h, i);
         w = Exp2(w);

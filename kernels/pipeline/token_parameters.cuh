@@ -25,10 +25,7 @@ struct TokenParameters {
 
   /// Of token t, which is even, and of the next.
   KVIT_DEVICE TwoPairs OfKeys(int t) const { return LoadShared<TwoPairs>(&keys[t]); }
-  KVIT_DEVICE ScaleZero OfValue(int t) const {
-    const TwoPairs two = LoadShared<TwoPairs>(&values[t & ~1]);
-    return t % 2 == 0 ? ScaleZero{two[0], two[1]} : ScaleZero{two[2], two[3]};
-  }
+  KVIT_DEVICE TwoPairs OfValues(int t) const { return LoadShared<TwoPairs>(&values[t]); }
   KVIT_DEVICE bool CountsByMore() const { return LoadShared<int>(&counts_by_more) != 0; }
 };
 
