@@ -58,8 +58,9 @@ class LatentAttention {
     }
     WgmmaCommit();
   }
+  /// Values are added; NumBehind groups of products, issued after them, need not have ended.
   template <int NumBehind>
-  KVIT_DEVICE void ScoresLanded() const {
+  KVIT_DEVICE void ValuesLanded() const {
     WgmmaWait<NumBehind>();
   }
 

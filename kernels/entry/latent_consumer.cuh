@@ -45,14 +45,14 @@ class LatentConsumer {
   // The next tile of the row tile, of which all rows see all.
   KVIT_DEVICE void GoOn(Attention& attention) {
     ++tile_;
+    attention.IssueValues(LastTile());  // first, since its tile is what the next but one waits for
     IssueScores(attention);
-    attention.IssueValues(LastTile());
-    attention.template ScoresLanded<1>();
+    attention.template ValuesLanded<1>();
+    ReleaseLastTile();
+    attention.AllLanded();
     NoteScores(attention);
     attention.Weigh(OwnRowsOf(Now().work), Known<false>{});
-    attention.AllLanded();
     attention.Settle();
-    ReleaseLastTile();
     ++count_;
   }
 

@@ -149,8 +149,9 @@ class WideningLoader {
     WaitBarrier(&barriers_.full[slot], widened_ / Codes::kSlots & 1u);
     parameters_.Deliver(slot, tile, part);
     WidenRows(codes_.data[slot], ring_.Tile(stage, 0) + part * kGranule * Ring::Layout::kSpan);
-    FenceAsyncCopies();  // the matrix unit reads them as such a copy would
-    SyncWarp();
+    // The matrix unit reads them as such a copy would. Once a tile: a fence waits for all that is under way.
+    if (part == kGranules - 1) FenceAsyncCopies();
+    SyncWarp();  // the slot may be asked for again
     was_lost_ |= has_lost_ >> slot & 1u;
     has_lost_ &= ~(1u << slot);
     if (part == kGranules - 1) {
