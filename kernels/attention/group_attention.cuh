@@ -15,18 +15,17 @@
 
 namespace kvit {
 
-/// Attention of 64 query rows, 16 a warp, to tiles of Tokens tokens. Registers hold the scores of one tile, the weights
-/// of the one before and the outputs. Of tile t:
+/// Attention of 64 query rows, 16 a warp, to tiles of Tokens tokens. Registers hold the scores of one tile, its weights
+/// and those of the tile before, and the outputs. Of tile t:
 ///
-///   IssueScores(t)  IssueValues(t - 1)  ScoresLanded  WeighBoldly(t)  AllLanded  Pack
+///   IssueScores(t)  IssueValues(t - 1)  ScoresLanded  WeighBoldly(t)  AllLanded  Take
 ///
 ///   tensor cores    S(t) = Q K(t)^T | O += P(t - 1) V(t - 1)            | S(t + 1) ...
-///   other units                     | weights of S(t)                   | P(t)
+///   other units                     | P(t)
 ///
-/// Bases move seldom after the first tiles of a row tile, so weights are made at once, and looked at afterwards. Where
-/// one is too large, scores are made again, and Weigh and Settle bring bases and outputs along:
-///
-///   IssueScores(t)  AllLanded  Weigh(t)  Settle
+/// Bases move seldom after the first tiles of a row tile, so weights are made at once, and looked at afterwards. A warp
+/// that finds one too large weighs the same scores again, by Weigh and Settle in place of Take, which bring bases and
+/// outputs along. So does every warp where a tile hides something.
 ///
 /// All four warps call together. K and V have 16 bits, or both are codes that have been widened: then a token's
 /// parameters meet its scores and its weights, as in RowAttention.
@@ -79,15 +78,12 @@ class GroupAttention {
     WgmmaWait<NumBehind>();
   }
 
-  /// Scores become weights, all but their type: registers of the weights before are still read. rows is what the warp's
+  /// Scores become weights, all but their type. is_again: WeighBoldly has had them. rows is what the warp's
   /// rows see of the tile, as CausalRows has it; is_masked, a Known, whether it hides something; tokens the
   /// TokenParameters of the tile where it is coded.
   template <class Rows, class IsMasked, class OfTokens>
-  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked, const OfTokens& tokens) {
-    if constexpr (kIsCoded) ScaleScores(tokens);
-    if constexpr (!Score::kIsIdentity) {
-      if (score_.Changes()) Softmax::Modify(scores_, score_, scale_, rows);
-    }
+  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked, const OfTokens& tokens, bool is_again) {
+    if (!is_again) Prepare(rows, tokens);
     const ScalesOf<Score, Scales> scales = {score_, scale_};
     const auto seen = rows.OfLane(is_masked);
     if (is_masked) Softmax::Hide(scores_, scales, seen);
@@ -98,19 +94,15 @@ class GroupAttention {
     softmax_.Exponentiate(scores_, of_value, seen);
   }
 
-  /// The same of a tile that hides nothing, in the hope that no base has to move. False for all four warps where one
-  /// must: then scores are lost.
+  /// The same of a tile that hides nothing, in the hope that no base of the warp's rows has to move. False where one
+  /// must, and Weigh has still to be called.
   template <class Rows, class OfTokens>
   KVIT_DEVICE bool WeighBoldly(const Rows& rows, const OfTokens& tokens) {
-    if constexpr (kIsCoded) ScaleScores(tokens);
-    if constexpr (!Score::kIsIdentity) {
-      if (score_.Changes()) Softmax::Modify(scores_, score_, scale_, rows);
-    }
+    Prepare(rows, tokens);
     const ScalesOf<Score, Scales> scales = {score_, scale_};
-    return softmax_.WeighBoldly(scores_, scales, OfValue(tokens), [&](bool is_more) {
-      if constexpr (kIsCoded) is_more |= tokens.CountsByMore();
-      return SyncGroupOr(is_more);
-    });
+    bool counts_by_more = false;
+    if constexpr (kIsCoded) counts_by_more = tokens.CountsByMore();
+    return softmax_.WeighBoldly(scores_, scales, OfValue(tokens), counts_by_more, next_);
   }
 
   /// Begins to add the values of the last tile that was weighed.
@@ -123,12 +115,15 @@ class GroupAttention {
 
   /// All products that were begun have ended.
   KVIT_DEVICE void AllLanded() const { WgmmaWait<0>(); }
-  /// After that: the weights are ready to be multiplied.
-  KVIT_DEVICE void Pack() { Softmax::Pack(scores_, weights_); }
-  /// The same after Weigh.
+  /// After that: the weights of WeighBoldly are the next to be multiplied.
+  KVIT_DEVICE void Take() {
+    KVIT_UNROLL
+    for (int i = 0; i < Softmax::kBlocks * 4; ++i) weights_[i / 4][0][i % 4] = next_[i / 4][0][i % 4];
+  }
+  /// Those of Weigh are.
   KVIT_DEVICE void Settle() {
     if (has_moved_) Softmax::ForEachRow([&](int m, int h) { values_.Rescale(m, h, factor_[m][h]); });
-    Pack();
+    Softmax::Pack(scores_, weights_);
   }
 
   /// As RowAttention has them.
@@ -158,6 +153,15 @@ class GroupAttention {
 
  private:
   static constexpr bool kHasScales = kIsCoded || !Score::kIsIdentity;  // a row has its own
+
+  // Products become scores: tokens' parameters meet them, and modifiers.
+  template <class Rows, class OfTokens>
+  KVIT_DEVICE void Prepare(const Rows& rows, const OfTokens& tokens) {
+    if constexpr (kIsCoded) ScaleScores(tokens);
+    if constexpr (!Score::kIsIdentity) {
+      if (score_.Changes()) Softmax::Modify(scores_, score_, scale_, rows);
+    }
+  }
 
   // (i, token) -> the parameters of its value; token is the i-th that a lane has of a tile.
   template <class OfTokens>
@@ -214,7 +218,7 @@ class GroupAttention {
   Values values_;
   Softmax softmax_;
   typename Softmax::Scores scores_;
-  typename Softmax::Weights weights_;
+  typename Softmax::Weights weights_, next_;
   bool has_moved_ = false;
   float factor_[1][2];
   float sum_[2];    // of the rows of Q, in the units of the products, where K has zeros

@@ -102,31 +102,41 @@ class RowSoftmax {
   }
 
   /// All of it at once, where nothing is hidden, in the hope that no base has to move: scores become weights, and the
-  /// rows' sums grow by them unless spoils(whether a row of this lane has hoped in vain) says so for all who must agree.
-  /// Then scores are lost, and all else is as it was. The bits are those of the other way.
-  template <class Keys, class OfValue, class Spoils>
-  KVIT_DEVICE bool WeighBoldly(Scores& score, const Keys& keys, OfValue&& of_value, Spoils&& spoils) {
+  /// rows' sums grow by them. Whether that was so for all rows of the warp; if not, all is as it was but `weights`. The
+  /// bits are those of the other way. counts_by_more: whether a token of V counts in a base by more than its scale.
+  template <class Keys, class OfValue>
+  KVIT_DEVICE bool WeighBoldly(const Scores& score, const Keys& keys, OfValue&& of_value, bool counts_by_more,
+                               Weights& weights) {
     PerRow sum, zero, top;
     ForEachRow([&](int m, int h) {
       sum[m][h] = sum_[m][h];
       zero[m][h] = zero_[m][h];
       top[m][h] = 0.0f;
     });
-    ForEachToken([&](int i, int token) {
-      ScaleZero v = {};
-      if constexpr (ValueCodec::kScaled) v = of_value(i, token);
+    KVIT_UNROLL
+    for (int i = 0; i < kBlocks * 2; ++i) {  // two neighbouring tokens
+      ScaleZero v[2] = {};
+      KVIT_UNROLL
+      for (int j = 0; j < 2; ++j) {
+        if constexpr (ValueCodec::kScaled) v[j] = of_value(2 * i + j, LaneToken(2 * i + j));
+      }
       ForEachRow([&](int m, int h) {
-        float& w = At(score, m, h, i);
-        w = Exp2(fmaf(w, keys.Scale(m, h), -base_[m][h]));  // infinite where the row has no base yet
-        sum[m][h] += w;
-        if constexpr (kHasZero) zero[m][h] = fmaf(w, v.zero, zero[m][h]);
-        if constexpr (ValueCodec::kScaled) w *= v.scale;
-        top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? fabsf(w) : w);
+        float w[2];
+        KVIT_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          const float s = score[i / 2][m][i % 2][h * 2 + j];
+          w[j] = Exp2(fmaf(s, keys.Scale(m, h), -base_[m][h]));  // infinite where the row has no base yet
+          sum[m][h] += w[j];
+          if constexpr (kHasZero) zero[m][h] = fmaf(w[j], v[j].zero, zero[m][h]);
+          if constexpr (ValueCodec::kScaled) w[j] *= v[j].scale;
+          top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? fabsf(w[j]) : w[j]);
+        }
+        weights[i / 2][m][i % 2 * 2 + h] = Pack2<Weight>(w[0], w[1]);
       });
-    });
-    bool is_more = false;
+    }
+    bool is_more = counts_by_more;
     ForEachRow([&](int m, int h) { is_more |= top[m][h] > SoftmaxBase::kMostWeight; });
-    if (spoils(is_more)) return false;
+    if (Ballot(is_more) != 0u) return false;
     ForEachRow([&](int m, int h) {
       sum_[m][h] = sum[m][h];
       zero_[m][h] = zero[m][h];

@@ -36,10 +36,12 @@ struct LatentKernel {
   static constexpr int kConsumers = 8, kLoaders = 4, kThreads = (kConsumers + kLoaders) * 32;
   static constexpr int kPlanned = 4;      // work tiles that are known, those that are not yet done with among them
   static constexpr int kSplitLevels = 0;  // a row tile is never cut by splits
+  static constexpr int kFewest = 16;      // tiles of a CTA: a part of fewer takes longer to join than they to compute
   static constexpr int kOpening = 2;      // tiles that take as long as the beginning and the end of a row tile
   static constexpr int kQueryLoaders = 3;
 
-  using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, kOpening>;
+  using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, kOpening,
+                                  kFewest>;
   using Ring = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;
   using Score = typename Variant::Score;
   using Rows = typename Variant::template Rows<Scheduler, 16, kTileTokens>;

@@ -55,7 +55,7 @@ class PrefillTmaConsumer {
     return tile_ + 1 < are_whole_.last;
   }
 
-  // The next tile of the row tile, of which all rows see all. False where a base has to move: then it is not weighed yet.
+  // The next tile of the row tile, of which all rows see all. False where the warp has yet to weigh it.
   KVIT_DEVICE bool GoOn(Attention& attention) {
     ++tile_;
     shared_.ping_pong.Wait(group_, turn_);
@@ -63,37 +63,57 @@ class PrefillTmaConsumer {
     IssueValues(attention);
     Pass();
     attention.template ScoresLanded<1>();
+    ReleaseKeys(attention);
     is_weighed_ = attention.WeighBoldly(RowsOf(Now().work), Kernel::Feed::TokensOf(shared_, count_));
     attention.AllLanded();
     ReleaseValues();
     if (!is_weighed_) return false;
-    ReleaseKeys(attention);
-    attention.Pack();
+    attention.Take();
     ++count_;
     return true;
   }
 
-  // The next tile, whatever it is: of which some row does not see all, or the first of a row tile, or none where there
-  // is none to come; and what comes before it. Or the one that GoOn has left. Its products have ended before it is
+  // What GoOn has left to weigh; or the next tile, whatever it is: of which some row does not see all, or the first of a
+  // row tile, or none where there is none to come; and what comes before it. Its products have ended before it is
   // weighed. False at the end.
   KVIT_DEVICE bool GoOnSlowly(Attention& attention, Combiner& combine) {
+    const bool is_again = !is_weighed_;
+    if (!is_again) {
+      if (!BeginNext(attention, combine)) return false;
+      if (!has_values_) {
+        ReleaseQueries();
+        tile_ = last_ = are_whole_.last = 0;
+        return true;
+      }
+      ++tile_;
+      ReleaseKeys(attention);
+    }
+    is_weighed_ = true;
+    const Work& work = Now().work;
+    Rows rows = RowsOf(work);
+    rows.Find();
+    attention.Weigh(rows, Known<true>{}, Kernel::Feed::TokensOf(shared_, count_), is_again);
+    attention.Settle();
+    if constexpr (!Attention::kIsFinite) from_special_ = rows.FirstHidden(scheduler_.Common(work));
+    ++count_;
+    return true;
+  }
+
+  // Makes the scores of the next tile, if there is one in its row tile, and adds the values of the one before. Where
+  // that was the last of a row tile, this ends, and the next begins. False if there is none.
+  KVIT_DEVICE bool BeginNext(Attention& attention, Combiner& combine) {
     if constexpr (!Attention::kIsFinite) {
       if (from_special_ < kTileTokens) AddSpecial(attention);
     }
-    const bool is_again = !is_weighed_, is_first = tile_ == last_ && !is_again;
+    const bool is_first = tile_ == last_;
     bool has_tile = true;
-    if (is_again) {
-      --tile_;
-      has_values_ = false;
-      is_weighed_ = true;
-    }
     if (is_first) {
       ++row_tile_;
       const Assignment<Work>& now = shared_.plan.Read(row_tile_);
       has_tile = now.exists && !now.IsEmpty();
       if (now.exists) shared_.of_queries[group_].WaitFull(row_tile_);
     }
-    if (!is_again) shared_.ping_pong.Wait(group_, turn_);
+    shared_.ping_pong.Wait(group_, turn_);
     if (has_tile && has_values_) {
       IssueScores(attention);
       IssueValues(attention);
@@ -108,39 +128,24 @@ class PrefillTmaConsumer {
         IssueValues(attention);
         attention.AllLanded();
       }
-      if (!is_again) Pass();  // scores that are made again have had their turn
+      Pass();
     }
     if (has_values_) ReleaseValues();
     has_values_ = has_tile;
-    if (is_first) {
-      if (row_tile_ != 0) {
-        combine.Finish(attention, shared_.plan.At(row_tile_ - 1).work);
-        shared_.plan.Release(row_tile_ - 1);
-      }
-      const Assignment<Work>& now = Now();
-      if (!now.exists) return false;
-      attention.Begin(Rows::Factors(Score(params_), scheduler_, now.work, WarpIndex() * 16),
-                      Kernel::Feed::QueriesOf(shared_, row_tile_ % kQuerySlots, group_));
-      if (now.work.of.is_bad) attention.Poison();
-      tile_ = now.visible.first - 1;
-      last_ = now.visible.last - 1;
-      are_whole_ = now.are_whole;
-      are_whole_.last = Min(are_whole_.last, now.visible.last);
+    if (!is_first) return true;
+    if (row_tile_ != 0) {
+      combine.Finish(attention, shared_.plan.At(row_tile_ - 1).work);
+      shared_.plan.Release(row_tile_ - 1);
     }
-    if (has_tile) {
-      ++tile_;
-      ReleaseKeys(attention);
-      const Work& work = Now().work;
-      Rows rows = RowsOf(work);
-      rows.Find();
-      attention.Weigh(rows, Known<true>{}, Kernel::Feed::TokensOf(shared_, count_));
-      attention.Settle();
-      if constexpr (!Attention::kIsFinite) from_special_ = rows.FirstHidden(scheduler_.Common(work));
-      ++count_;
-    } else {
-      ReleaseQueries();
-      tile_ = last_ = are_whole_.last = 0;
-    }
+    const Assignment<Work>& now = Now();
+    if (!now.exists) return false;
+    attention.Begin(Rows::Factors(Score(params_), scheduler_, now.work, WarpIndex() * 16),
+                    Kernel::Feed::QueriesOf(shared_, row_tile_ % kQuerySlots, group_));
+    if (now.work.of.is_bad) attention.Poison();
+    tile_ = now.visible.first - 1;
+    last_ = now.visible.last - 1;
+    are_whole_ = now.are_whole;
+    are_whole_.last = Min(are_whole_.last, now.visible.last);
     return true;
   }
 

@@ -18,7 +18,7 @@ struct CtaRange {
   int ticket;          // this CTA's number in the grid
   int partitions;      // of the launch
   int cta;             // this CTA's number in its partition
-  int ctas;            // of the partition that have a range: never more than there are units
+  int ctas;            // of the partition that have a range: never more than there is work for
   int64_t total;       // units on the line
   int64_t begin, end;  // [begin, end) are this CTA's
   int64_t least;       // units of every CTA
@@ -27,15 +27,16 @@ struct CtaRange {
   int64_t sequence_begin;
   SequenceWork work;  // of that sequence
 
-  /// The range of CTA `ticket` of `grid`, before its sequence is known.
-  static KVIT_HD CtaRange Cut(int64_t total, int ticket, int grid, int partitions) {
+  /// The range of CTA `ticket` of `grid`, before its sequence is known. A range has `fewest` units at least, or all.
+  static KVIT_HD CtaRange Cut(int64_t total, int ticket, int grid, int partitions, int fewest = 1) {
     CtaRange range = {};
     const int ctas = grid / partitions;
     range.ticket = ticket;
     range.partitions = partitions;
     range.cta = ticket / partitions;
     range.total = total;
-    range.ctas = int64_t(ctas) < total ? ctas : int(total);
+    const int64_t most = fewest == 1 || total == 0 ? total : total < fewest ? 1 : total / fewest;
+    range.ctas = int64_t(ctas) < most ? ctas : int(most);
     if (range.ctas == 0) return range;
     range.least = Divide(total, range.ctas);
     range.longer = int(total - range.least * range.ctas);

@@ -128,7 +128,9 @@ class RangeFinder {
   }
 
   KVIT_DEVICE CtaRange Cut(int64_t total, int ticket) const {
-    return CtaRange::Cut(total, ticket, GridSize(), scheduler_.partitions());
+    // Units of a kernel that never cuts a row tile where heads are split are whole row tiles.
+    const int fewest = Scheduler::kFewestUnits == 1 || scheduler_.IsSplit() ? 1 : Scheduler::kFewestUnits;
+    return CtaRange::Cut(total, ticket, GridSize(), scheduler_.partitions(), fewest);
   }
 
   const Scheduler& scheduler_;

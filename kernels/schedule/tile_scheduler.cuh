@@ -30,8 +30,9 @@
 namespace kvit {
 
 /// Mask says what query rows see, as attention/mask.cuh has it. A row tile has at most 2^SplitLevels splits. Where a
-/// unit is a tile, a row tile has Opening units more in front, which stand for what its queries and its outputs cost.
-template <class Mask, int Rows, int TileTokens, int Threads, int SplitLevels, int Opening = 0>
+/// unit is a tile, a row tile has Opening units more in front, which stand for what its queries and its outputs cost;
+/// and a CTA has FewestUnits at least where there is less work than CTAs, since parts of few tiles cost more to join.
+template <class Mask, int Rows, int TileTokens, int Threads, int SplitLevels, int Opening = 0, int FewestUnits = 1>
 class TileScheduler {
  public:
   using OfRowTiles = RowTiles<Rows, TileTokens, typename Mask::Keys>;
@@ -42,6 +43,7 @@ class TileScheduler {
   static constexpr int kTileTokens = TileTokens;
   static constexpr int kSplitLevels = SplitLevels;
   static constexpr int kOpening = Opening;
+  static constexpr int kFewestUnits = FewestUnits;
   static constexpr bool kHasBegin = Mask::kHasBegin;  // row tiles may begin behind the first tile of a sequence
   // Prompts have hundreds of row tiles, and these no closed form: lanes share them.
   static constexpr bool kCountsInWarp = kHasBegin && Rows >= 64;

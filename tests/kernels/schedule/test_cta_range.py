@@ -9,7 +9,7 @@ CUT = """
   const auto print = [](int64_t x) {{ printf("%d %d ", int(x >> 31), int(x & 0x7fffffff)); }};
   for (int64_t total : {{{totals}}}) {{
     for (int ticket = 0; ticket < {grid}; ++ticket) {{
-      const CtaRange range = CtaRange::Cut(total, ticket, {grid}, {partitions});
+      const CtaRange range = CtaRange::Cut(total, ticket, {grid}, {partitions}, {fewest});
       printf("%d %d %d %d ", range.cta, range.ctas, range.Partition(), range.IsEmpty());
       print(range.begin);
       print(range.end);
@@ -19,9 +19,12 @@ CUT = """
 TOTALS = [0, 1, 2, 5, 6, 7, 12, 100, 1000, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**40, 2**40 + 5]
 
 
+# With fewest units of a CTA: none, one that divides some totals, and one that is more than most lines have.
+@pytest.mark.parametrize("fewest", [1, 6, 150])
 @pytest.mark.parametrize(("grid", "partitions"), [(1, 1), (6, 1), (6, 2), (6, 3), (7, 1), (132, 4), (264, 1)])
-def test_ranges_cover_every_line_once_and_evenly(cxx, grid, partitions):
-    body = CUT.format(totals=", ".join(f"int64_t({total})" for total in TOTALS), grid=grid, partitions=partitions)
+def test_ranges_cover_every_line_once_and_evenly(cxx, grid, partitions, fewest):
+    totals = ", ".join(f"int64_t({total})" for total in TOTALS)
+    body = CUT.format(totals=totals, grid=grid, partitions=partitions, fewest=fewest)
     numbers = iter(cxx.numbers(HEADERS, body))
     ctas = grid // partitions
     for total in TOTALS:
@@ -30,16 +33,17 @@ def test_ranges_cover_every_line_once_and_evenly(cxx, grid, partitions):
             cta, used, partition, is_empty = (next(numbers) for _ in range(4))
             begin, end = ((next(numbers) << 31) + next(numbers) for _ in range(2))
             assert (cta, partition) == divmod(ticket, partitions)
-            assert used == min(ctas, total)  # more CTAs than units have nothing
+            most = min(total, max(1, total // fewest))
+            assert used == min(ctas, most)  # more CTAs than there is work for have nothing
             assert is_empty == (cta >= used)
             if not is_empty:
                 ranges[partition].append((begin, end))
         for line in ranges.values():
-            assert len(line) == min(ctas, total)
+            assert len(line) == min(ctas, most)
             assert [begin for begin, _ in line] == [0, *(end for _, end in line)][: len(line)]
             assert not line or line[-1][1] == total
             lengths = [end - begin for begin, end in line]
-            assert not lengths or max(lengths) - min(lengths) <= 1 and min(lengths) >= 1
+            assert not lengths or max(lengths) - min(lengths) <= 1 and min(lengths) >= min(fewest, total)
             assert lengths == sorted(lengths, reverse=True)
     assert next(numbers, None) is None
 
