@@ -136,12 +136,6 @@ class GroupAttention {
   }
   KVIT_DEVICE float Base(int m, int h) const { return softmax_.Base(m, h); }
   KVIT_DEVICE float Sum(int m, int h) const { return softmax_.Sum(m, h); }
-  /// Whether pairs of channels, as use(channel, x, y), are all that there is to a row.
-  KVIT_DEVICE bool HasPairs() const { return !Softmax::kHasZero || v_hadamard_ == 0; }
-  template <class Use>
-  KVIT_DEVICE void ForEachPair(int m, int h, Use&& use) const {
-    values_.ForEachPair(m, h, softmax_.Zero(m, h), use);
-  }
   template <class Use>
   KVIT_DEVICE void ForEachVector(int m, int h, Use&& use) const {
     if constexpr (Softmax::kHasZero) {

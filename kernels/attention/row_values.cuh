@@ -62,22 +62,6 @@ class RowValues {
     return SpecialValues<Weight>::Any(special);
   }
 
-  /// Calls use(channel, x, y) for each two neighbouring channels that this lane has of row h * 8 + lane / 4 of row tile m,
-  /// as they come out of the products, `zero` added. Where operands hold channels in order.
-  template <class Use>
-  KVIT_DEVICE void ForEachPair(int m, int h, float zero, Use&& use) const {
-    KVIT_UNROLL
-    for (int i = 0; i < kTiles * 2; ++i) {
-      const int tile = i / 2, half = i % 2;
-      const float unit = Operands::Unit(tile, half);
-      const auto output = [&](int j) {
-        const float o = o_[m][tile][half][h * 2 + j];
-        return Operands::kHasUnit ? fmaf(o, unit, zero) : o + zero;
-      };
-      use(Operands::Channel(tile, half, LaneIndex() % 4 * 2), output(0), output(1));
-    }
-  }
-
   /// Calls use(vector, values) for each four neighbouring channels that this lane has of row h * 8 + lane / 4 of row
   /// tile m, not yet divided by the row's sum. What lanes exchange comes before the first call.
   template <class Use>

@@ -107,7 +107,6 @@ class Combine {
                              }
                              if (writes) writer_.Write(output, vector, part);
                            });
-    } else if (is_whole && WriteRows(attention, target, output_of)) {
     } else if (is_whole) {  // loops of their own, since a thread with rows to itself has no loop to go round
       outputs_.ForEachPart(attention, target.rows, output_of,
                            [&](const typename Writer::Place& output, int, int vector, const Partial& part) {
@@ -165,22 +164,6 @@ class Combine {
   KVIT_DEVICE SplitRun RunOf(const Work& work) const {
     const int first = Scheduler::kHasBegin ? scheduler_.FirstSplit(work) : 0;
     return SplitRun::Of(range_, work.line_begin, scheduler_.Units(work.of, work.tiles), first);
-  }
-
-  // Writes whole rows pair by pair, where that is all there is to do: a tenth of the instructions of vectors, which lanes
-  // must exchange. False where it is not.
-  template <class Attention, class OutputOf>
-  KVIT_DEVICE bool WriteRows(const Attention& attention, const Target& target, OutputOf&& output_of) const {
-    if constexpr (!Score::kHasSinks && requires { attention.HasPairs(); }) {
-      if (!attention.HasPairs()) return false;
-      outputs_.ForEachRow(attention, target.rows, output_of, [&](const auto& output, int m, int h) {
-        writer_.WriteRow(output, attention.Base(m, h), attention.Sum(m, h), LaneIndex() % 4 == 0,
-                         [&](auto&& write) { attention.ForEachPair(m, h, write); });
-      });
-      return true;
-    } else {
-      return false;
-    }
   }
 
   // Where splits of a head stand before the first that is computed.

@@ -40,18 +40,6 @@ class RowWriter {
             lse.base == nullptr ? nullptr : of_lse, int(head)};
   }
 
-  /// A whole row by one lane, whose sum and maximum those are: pairs(write) calls write(channel, x, y) for every pair of
-  /// neighbouring channels that the lane has, not yet divided by the sum. Where rows have no sinks.
-  template <class Pairs>
-  KVIT_DEVICE void WriteRow(const Place& place, float max, float sum, bool writes_lse, Pairs&& pairs) const {
-    const float known = KnownSum(max, sum), scale = ScaleOf(known);
-    pairs([&](int channel, float x, float y) {
-      if (!Width().Has(channel)) return;
-      StoreGlobal(place.row + channel * int64_t(sizeof(T)), Pack2<T>(fmaf(x, scale, 0.0f), fmaf(y, scale, 0.0f)));
-    });
-    if (writes_lse && place.lse != nullptr) StoreLse(place, max, known);
-  }
-
   KVIT_DEVICE void Write(const Place& place, int vector, const Partial& part) const {
     if constexpr (Score::kHasSinks) {
       Store(place, vector, Score(params_).WithSink(place.head, part));
@@ -66,27 +54,20 @@ class RowWriter {
     const float guess = Reciprocal(x);
     return fmaf(guess, fmaf(-x, guess, 1.0f), guess);
   }
-  static KVIT_DEVICE float KnownSum(float max, float sum) {
-    const bool is_beyond = fabsf(max) >= Partial::kMost && max != -INFINITY;
-    return is_beyond ? NAN : sum;
-  }
-  static KVIT_DEVICE float ScaleOf(float sum) { return sum == 0.0f ? 0.0f : Inverse(sum); }  // no key seen: zeros
-  static KVIT_DEVICE void StoreLse(const Place& place, float max, float sum) {
-    constexpr float kLn2 = 0.69314718055994531f;
-    StoreGlobal(place.lse, sum == 0.0f ? -INFINITY : (max + Log2(sum)) * kLn2);
-  }
-  KVIT_DEVICE auto Width() const { return RowWidth<Dims::kValue, Dims::kAreMost>{params_.cache.v_dim}; }
-
   KVIT_DEVICE void Store(const Place& place, int vector, const Partial& part) const {
-    const float sum = KnownSum(part.max, part.sum), scale = ScaleOf(sum);
+    const bool is_beyond = fabsf(part.max) >= Partial::kMost && part.max != -INFINITY;
+    const float sum = is_beyond ? NAN : part.sum;
+    const float scale = sum == 0.0f ? 0.0f : Inverse(sum);  // no key seen: zeros
     float x[kVector];
     KVIT_UNROLL
     for (int i = 0; i < kVector; ++i) x[i] = fmaf(part.output[i], scale, 0.0f);  // 0, where a part held -0
-    if (Width().Has(vector * kVector)) {
+    if (RowWidth<Dims::kValue, Dims::kAreMost>{params_.cache.v_dim}.Has(vector * kVector)) {
       StoreGlobal(place.row + vector * kVector * int64_t(sizeof(T)),
                   Array<uint32_t, 2>{Pack2<T>(x[0], x[1]), Pack2<T>(x[2], x[3])});
     }
-    if (vector == 0 && place.lse != nullptr) StoreLse(place, part.max, sum);
+    if (vector != 0 || place.lse == nullptr) return;
+    constexpr float kLn2 = 0.69314718055994531f;
+    StoreGlobal(place.lse, sum == 0.0f ? -INFINITY : (part.max + Log2(sum)) * kLn2);
   }
 
   const KvitDecodeParams& params_;

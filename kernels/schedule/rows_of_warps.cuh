@@ -33,31 +33,17 @@ class RowsOfWarps {
     }
   }
 
-  /// Calls use(place_of(row), m, h) for this thread's rows among the first `rows`: row h * 8 + lane / 4 of row tile m.
-  template <class Attention, class PlaceOf, class Use>
-  KVIT_DEVICE void ForEachRow(const Attention& attention, int rows, PlaceOf&& place_of, Use&& use) const {
-    attention.ForEachRow([&](int m, int h) {
-      const int row = RowOf(m, h);
-      if (row < rows) use(place_of(row), m, h);
-    });
-  }
-
   /// Calls use(place_of(row), row, vector, part) for the vectors of this thread, of the first `rows` rows.
   template <class Attention, class PlaceOf, class Use>
   KVIT_DEVICE void ForEachPart(const Attention& attention, int rows, PlaceOf&& place_of, Use&& use) const {
     attention.ForEachRow([&](int m, int h) {
-      const int row = RowOf(m, h);
+      const int row = (SharesRows ? WarpIndex() % 4 : WarpIndex()) * WarpRows + m * 16 + h * 8 + LaneIndex() / 4;
       const auto place = place_of(Min(row, rows - 1));
       attention.ForEachVector(m, h, [&](int vector, const Array<float, 4>& values) {
         Partial part = {attention.Base(m, h), attention.Sum(m, h), values};
         if (row < rows) use(place, row, vector, part);
       });
     });
-  }
-
- private:
-  static KVIT_DEVICE int RowOf(int m, int h) {
-    return (SharesRows ? WarpIndex() % 4 : WarpIndex()) * WarpRows + m * 16 + h * 8 + LaneIndex() / 4;
   }
 };
 
