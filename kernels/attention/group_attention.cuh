@@ -41,6 +41,8 @@ class GroupAttention {
   using Operand = typename Values::Weight;  // of all products
   using Queries = GroupQueries<Operand, Dims::kKey>;
   static constexpr bool kIsFinite = Values::kIsFinite;
+  // Registers for weights beside the scores that they come from: not beside outputs of 256 channels.
+  static constexpr bool kIsBold = Dims::kValue <= 128;
 
   /// Scores are scaled into log2 units. v_hadamard: of the values, as KvitCache has it
   KVIT_DEVICE GroupAttention(float scale_log2, const Score& score, int v_hadamard)

@@ -26,6 +26,8 @@ struct NotCoded {};
 ///   kBoxTokens                  tokens of the largest box of a tensor map
 ///   kRegisters                  of a thread of the warps that bring
 ///   LoadKeys, LoadValues        all tiles of a plan, by one warp each
+///   kKeyFillers, LoadParameters    whether a second warp brings what belongs to the keys; then it calls this
+///   kQueryLoaders               warps that bring queries, of all groups together
 ///   LoadQueries                 a warp group's queries of a row tile, by one warp
 ///   TokensOf, QueriesOf         what GroupAttention asks of the tile that is the count-th of all, and of a row tile
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape>
@@ -36,6 +38,7 @@ struct PrefillFeed {
     KVIT_DEVICE void Init() {}
   };
   static constexpr int kBoxTokens = Shape::kTokens, kRegisters = 40;
+  static constexpr int kKeyFillers = 1, kQueryLoaders = 2;
 
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadKeys(const KvitDecodeParams& params, All& all, const Scheduler& scheduler, Sync&& sync) {
@@ -77,8 +80,7 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
   static constexpr int kAhead = 3, kValuesAhead = Dims::kValue * Shape::kQuerySlots > 128 ? 2 : 3;
   using KeyCodes = CodeSlots<T, KeyCodec, Dims::kKey, kAhead>;
   using ValueCodes = CodeSlots<T, ValueCodec, Dims::kValue, kValuesAhead>;
-  // A slot of parameters more than of tiles: a tile's are still read when its keys have been left.
-  using Parameters = ParameterCopies<T, KeyCodec, ValueCodec, kTokens, kStages + 1, kAhead>;
+  using Parameters = ParameterLoader<T, KeyCodec, ValueCodec, kTokens, kStages>;
 
  public:
   struct Shared {
@@ -86,7 +88,7 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
     ValueCodes value_codes;
     typename KeyCodes::Barriers of_key_codes;
     typename ValueCodes::Barriers of_value_codes;
-    typename Parameters::Shared parameters;
+    typename Parameters::Ring parameters;
     QueryScales of_queries[Shape::kQuerySlots][Shape::kGroups];
 
     KVIT_DEVICE void Init() {
@@ -95,23 +97,25 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
     }
   };
   static constexpr int kBoxTokens = KeyCodes::kTokens, kRegisters = 56;
+  static constexpr int kKeyFillers = 2, kQueryLoaders = 1;
 
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadKeys(const KvitDecodeParams& params, All& all, const Scheduler& scheduler, Sync&& sync) {
-    using Loader = WideningLoader<T, KeyCodec, Dims::kKey, KeyRing, kTokens, kStages,
-                                  KeyCodes, Parameters>;
-    Loader(params, params.k_map, all.feed.key_codes, all.feed.of_key_codes, all.keys, all.of_keys,
-           Parameters(params.cache, all.feed.parameters))
+    using Loader = WideningLoader<KeyCodec, Dims::kKey, KeyRing, kTokens, kStages, KeyCodes>;
+    Loader(params, params.k_map, all.feed.key_codes, all.feed.of_key_codes, all.keys, all.of_keys)
         .Run(all.plan, scheduler, true, sync);
   }
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadValues(const KvitDecodeParams& params, All& all, const Scheduler& scheduler,
                                      Sync&& sync) {
-    using Loader = WideningLoader<T, ValueCodec, Dims::kValue, ValueRing, kTokens, kStages,
-                                  ValueCodes, NoParameterCopies>;
-    Loader(params, params.v_map, all.feed.value_codes, all.feed.of_value_codes, all.values, all.of_values,
-           NoParameterCopies())
+    using Loader = WideningLoader<ValueCodec, Dims::kValue, ValueRing, kTokens, kStages, ValueCodes>;
+    Loader(params, params.v_map, all.feed.value_codes, all.feed.of_value_codes, all.values, all.of_values)
         .Run(all.plan, scheduler, false, sync);
+  }
+  template <class All, class Scheduler, class Sync>
+  static KVIT_DEVICE void LoadParameters(const KvitDecodeParams& params, All& all, const Scheduler& scheduler,
+                                         Sync&& sync) {
+    Parameters(params, all.feed.parameters, all.of_keys.barriers).Run(all.plan, scheduler, sync);
   }
   template <class All, class QueryWalk>
   static KVIT_DEVICE void LoadQueries(const KvitDecodeParams& params, All& all, int slot, int group,
@@ -122,7 +126,7 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
 
   template <class All>
   static KVIT_DEVICE const TokenParameters<kTokens>& TokensOf(const All& all, uint32_t count) {
-    return all.feed.parameters.tiles[count % (kStages + 1)];
+    return all.feed.parameters.Of(count);
   }
   template <class All>
   static KVIT_DEVICE auto QueriesOf(const All& all, int slot, int group) {

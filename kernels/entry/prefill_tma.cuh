@@ -36,7 +36,7 @@ struct GroupShape {
 ///
 ///   warps      0 .. 3    rows 0 .. 63        shared memory   ring of K tiles | ring of V tiles | queries | barriers
 ///              4 .. 7    rows 64 .. 127
-///              8, 9      K, V;  10  queries;  11  plan, queries
+///              8, 9      K, V;  10  queries of group 0, or parameters of codes;  11  plan, queries
 ///
 /// Codes of 8 and 4 bits come as they are stored, and the warps that ask for them widen them into the rings, once for
 /// all rows of the CTA.
@@ -122,11 +122,11 @@ struct PrefillTmaKernel {
   KVIT_DEVICE static void InitBarriers(const Params& params, Shared& shared) {
     PrefetchTensorMap(params.k_map);
     PrefetchTensorMap(params.v_map);
-    shared.of_keys.barriers.Init(kConsumers);
+    shared.of_keys.barriers.Init(kConsumers, Feed::kKeyFillers);
     shared.of_values.barriers.Init(kConsumers);
     for (int group = 0; group < kGroups; ++group) shared.of_queries[group].Init(4);
     shared.ping_pong.Init(4);
-    shared.plan.Init(kConsumers + 2 + kGroups);
+    shared.plan.Init(kConsumers + 4);
     shared.feed.Init();
     InitBarrier(&shared.met, kConsumers);
     FenceBarrierInit();
@@ -144,22 +144,36 @@ struct PrefillTmaKernel {
       Feed::LoadKeys(params, shared, scheduler, sync);
     } else if (loader == 1) {
       Feed::LoadValues(params, shared, scheduler, sync);
+    } else if (Feed::kKeyFillers == 2 && loader == 2) {
+      if constexpr (Feed::kKeyFillers == 2) Feed::LoadParameters(params, shared, scheduler, sync);
     } else {
-      const int group = loader - 2;
-      const bool plans = loader == 3;
-      WorkIterator<Scheduler> works(scheduler, params.cache.num_kv_heads, range);
-      uint32_t planned = 0;
-      bool is_planned = !plans;
-      LoadAllQueries(
-          shared.of_queries[group], group * 64, shared.plan, scheduler,
-          [&](uint32_t count) {
-            while (!is_planned && planned <= count + 2)
-              is_planned = !shared.plan.Write(scheduler, works, planned++);
-            sync();  // queries are the call's own
-          },
-          [&](int slot, const auto& walk, int rows) { Feed::LoadQueries(params, shared, slot, group, walk, rows); });
+      LoadQueries(params, scheduler, range, shared, loader, sync);
     }
     sync();
+  }
+
+  // The last warp plans all work besides; the one before it, if it brings queries too, has those of group 0.
+  template <class Sync>
+  KVIT_DEVICE static void LoadQueries(const Params& params, const Scheduler& scheduler, const CtaRange& range,
+                                      Shared& shared, int loader, Sync&& sync) {
+    constexpr bool kIsAlone = Feed::kQueryLoaders == 1;
+    const int first = kIsAlone ? 0 : loader - 2, last = loader - 2;
+    WorkIterator<Scheduler> works(scheduler, params.cache.num_kv_heads, range);
+    uint32_t planned = 0;
+    bool is_planned = loader != 3;
+    for (uint32_t count = 0;; ++count) {
+      while (!is_planned && planned <= count + 2) is_planned = !shared.plan.Write(scheduler, works, planned++);
+      sync();  // queries are the call's own
+      const auto& now = shared.plan.Read(count);
+      if (!now.exists) return;
+      for (int group = first; group <= last; ++group) {
+        BringQueries(shared.of_queries[group], group * 64, now.work, count, scheduler,
+                     [&](int slot, const auto& walk, int rows) {
+                       Feed::LoadQueries(params, shared, slot, group, walk, rows);
+                     });
+      }
+      shared.plan.Release(count);
+    }
   }
 };
 

@@ -64,11 +64,20 @@ class PrefillTmaConsumer {
     Pass();
     attention.template ScoresLanded<1>();
     ReleaseKeys(attention);
-    is_weighed_ = attention.WeighBoldly(RowsOf(Now().work), Kernel::Feed::TokensOf(shared_, count_));
+    const auto& tokens = Kernel::Feed::TokensOf(shared_, count_);
+    if constexpr (Attention::kIsBold) {
+      is_weighed_ = attention.WeighBoldly(RowsOf(Now().work), tokens);
+    } else {
+      attention.Weigh(RowsOf(Now().work), Known<false>{}, tokens, false);
+    }
     attention.AllLanded();
     ReleaseValues();
-    if (!is_weighed_) return false;
-    attention.Take();
+    if constexpr (Attention::kIsBold) {
+      if (!is_weighed_) return false;
+      attention.Take();
+    } else {
+      attention.Settle();
+    }
     ++count_;
     return true;
   }

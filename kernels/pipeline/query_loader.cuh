@@ -66,23 +66,16 @@ KVIT_DEVICE void LoadWideQueries(GroupQueries<T, HeadDim>& queries, QueryWalk wa
   CopyAsyncCommit();
 }
 
-/// One warp brings the queries of a warp group, whose first row in a row tile is `first`, for all row tiles of a plan:
-/// load(slot, walk, rows) does, and returns when they are there. before(count) is called in front of each, of `count`
-/// before it.
-template <int Slots, class Plan, class Scheduler, class Before, class Load>
-KVIT_DEVICE void LoadAllQueries(QueryBarriers<Slots>& barriers, int first, Plan& plan, const Scheduler& scheduler,
-                                Before&& before, Load&& load) {
-  for (uint32_t count = 0;; ++count) {
-    before(count);
-    const auto& now = plan.Read(count);
-    if (!now.exists) return;
-    barriers.WaitFree(count);
-    load(int(count % Slots), scheduler.QueriesFrom(now.work, first), scheduler.NumRows(now.work) - first);
-    FenceAsyncCopies();  // the matrix unit reads them as such a copy would
-    SyncWarp();
-    if (LaneIndex() == 0) barriers.Fill(count);
-    plan.Release(count);
-  }
+/// One warp brings the queries of a warp group, whose first row in a row tile is `first`, of a row tile that is the
+/// count-th of its work: load(slot, walk, rows) does, and returns when they are there.
+template <int Slots, class Work, class Scheduler, class Load>
+KVIT_DEVICE void BringQueries(QueryBarriers<Slots>& barriers, int first, const Work& work, uint32_t count,
+                              const Scheduler& scheduler, Load&& load) {
+  barriers.WaitFree(count);
+  load(int(count % Slots), scheduler.QueriesFrom(work, first), scheduler.NumRows(work) - first);
+  FenceAsyncCopies();  // the matrix unit reads them as such a copy would
+  SyncWarp();
+  if (LaneIndex() == 0) barriers.Fill(count);
 }
 
 }  // namespace kvit

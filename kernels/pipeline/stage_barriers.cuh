@@ -19,10 +19,10 @@ template <int Stages>
 struct StageBarriers {
   uint64_t full[Stages], free[Stages];
 
-  /// One thread calls, before a barrier of all.
-  KVIT_DEVICE void Init(int consumers) {
+  /// One thread calls, before a barrier of all. fillers: warps that fill a slot together.
+  KVIT_DEVICE void Init(int consumers, int fillers = 1) {
     for (int stage = 0; stage < Stages; ++stage) {
-      InitBarrier(&full[stage], 1);
+      InitBarrier(&full[stage], fillers);
       InitBarrier(&free[stage], consumers);
     }
     FenceBarrierInit();

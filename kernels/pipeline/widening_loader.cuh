@@ -39,9 +39,7 @@ struct CodeSlots {
 ///
 ///   asked for       | granule 0 | 1 | 2 | 3 | 4 ...        TMA, into CodeSlots
 ///   widened                             | 0 | 1 | 2 ...    this warp, into a tile of four of them
-///
-/// Parameters is ParameterCopies or NoParameterCopies.
-template <class T, class Codec, int Dim, class Ring, int Tokens, int Stages, class Codes, class Parameters>
+template <class Codec, int Dim, class Ring, int Tokens, int Stages, class Codes>
 class WideningLoader {
   static constexpr int kGranule = Codes::kTokens, kGranules = Tokens / kGranule;  // of a tile
   using RawLayout = typename Codes::Layout;
@@ -49,15 +47,13 @@ class WideningLoader {
 
  public:
   KVIT_DEVICE WideningLoader(const KvitDecodeParams& params, const KvitTensorMap& map, Codes& codes,
-                             typename Codes::Barriers& barriers, Ring& ring, BoxSlots<Stages>& slots,
-                             Parameters parameters)
+                             typename Codes::Barriers& barriers, Ring& ring, BoxSlots<Stages>& slots)
       : params_(params),
         map_(map),
         codes_(codes),
         barriers_(barriers),
         ring_(ring),
         slots_(slots),
-        parameters_(parameters),
         page_of_(params.page_size) {}
 
   /// As BoxLoader::Run.
@@ -72,7 +68,6 @@ class WideningLoader {
       const int32_t* const pages = params_.table.pages + work.of.pages;
       const int old = work.of.OldTokens(), end = work.of.length, begin = FirstKey(scheduler, work);
       const int last = now.visible.last * kGranules;
-      parameters_.Begin(work.head);
       int granule = now.visible.first * kGranules;
       Place place = granule < last ? Find(pages, granule, begin, end) : Place{};
       for (; granule < last; ++granule) {
@@ -81,10 +76,7 @@ class WideningLoader {
           is_synced = true;
         }
         const Place next = granule + 1 < last ? Find(pages, granule + 1, begin, end) : place;
-        if (asked_ - widened_ == uint32_t(Codes::kSlots)) {
-          parameters_.template Await<Codes::kSlots - 1>();
-          Widen();
-        }
+        if (asked_ - widened_ == uint32_t(Codes::kSlots)) Widen();
         const bool is_lost = place.is_live && uint32_t(place.page) >= uint32_t(params_.cache.num_pages);
         Ask(place, is_lost, work.head);
         if (reports_faults && is_lost) {
@@ -131,23 +123,20 @@ class WideningLoader {
       const Box box = {is_found ? place.page : -1, place.token, head};
       Codes::Iterator::template Prefetch<false>(map_, box, codes_.data[slot], LaneIndex(), &barriers_.full[slot]);
     }
-    parameters_.Ask(slot, is_found, place.page, place.token);
     ++asked_;
   }
 
   KVIT_DEVICE void WidenAll() {
-    parameters_.template Await<0>();
     while (asked_ != widened_) Widen();
   }
 
-  // The granule that was asked for longest ago, whose parameters are there.
+  // The granule that was asked for longest ago.
   KVIT_DEVICE void Widen() {
     const auto slot = int(widened_ % Codes::kSlots), part = int(widened_ % kGranules);
     const uint32_t tile = widened_ / kGranules;
     const auto stage = int(tile % Stages);
     if (part == 0) slots_.barriers.WaitFree(stage, tile / Stages);
     WaitBarrier(&barriers_.full[slot], widened_ / Codes::kSlots & 1u);
-    parameters_.Deliver(slot, tile, part);
     WidenRows(codes_.data[slot], ring_.Tile(stage, 0) + part * kGranule * Ring::Layout::kSpan);
     // The matrix unit reads them as such a copy would. Once a tile: a fence waits for all that is under way.
     if (part == kGranules - 1) FenceAsyncCopies();
@@ -196,7 +185,6 @@ class WideningLoader {
   typename Codes::Barriers& barriers_;
   Ring& ring_;
   BoxSlots<Stages>& slots_;
-  Parameters parameters_;
   FastDivide page_of_;
   uint32_t asked_ = 0, widened_ = 0;  // granules so far
   uint32_t has_lost_ = 0;             // a bit for each slot: whether its granule has rows that could not be found
