@@ -78,6 +78,17 @@ def l2_promotion_bytes(device: Facts) -> int:
     return int(setting(rules_for(card).rules, L2_PROMOTION, card).order[0])
 
 
+def path_for(card: Card) -> Path | None:
+    """The file that is read for a card, if it is there: that which KVIT_TUNING names, or the usual one.
+
+    None where KVIT_TUNING is `none`. Without KVIT_TUNING the host has none either: its times say nothing.
+    """
+    named = os.environ.get(VARIABLE, "")
+    if named:
+        return None if named == "none" else Path(named)
+    return None if card.compute_capability is None else usual_path(card)
+
+
 def usual_path(card: Card) -> Path | None:
     """The file of a card in the user's folder of configuration: $XDG_CONFIG_HOME/kvit, or ~/.config/kvit.
 
@@ -117,13 +128,13 @@ def text_of(kvit: str, card: Card, driver: str, date: str, rules: Sequence[Rule]
     return f'{{\n{head}  "rules": [\n{lines}\n  ]\n}}\n'
 
 
-_REMEDY = f"run `kvit tune` again, remove the file, or set {VARIABLE}=none to choose by the rules that kvit ships"
+_REMEDY = f"remove it and run `kvit tune` again, or set {VARIABLE}=none to choose by the rules that kvit ships"
 
 
 @functools.cache
 def _found(card: Card) -> RuleSet:
     shipped = installed_rules()
-    path = _path(card)
+    path = path_for(card)
     if path is None:
         return RuleSet(shipped)
     try:
@@ -137,14 +148,6 @@ def _found(card: Card) -> RuleSet:
         ) from None
     why = _why_left_out(found, card)
     return RuleSet(shipped if why else (*found.rules, *shipped), path, why)
-
-
-def _path(card: Card) -> Path | None:
-    """The file to read. Without KVIT_TUNING the host has none: nothing is known of its times."""
-    named = os.environ.get(VARIABLE, "")
-    if named:
-        return None if named == "none" else Path(named)
-    return None if card.compute_capability is None else usual_path(card)
 
 
 def _why_left_out(found: TuningFile, card: Card) -> str | None:

@@ -140,7 +140,7 @@ def test_a_malformed_file_is_an_error_in_words(monkeypatch, tmp_path, text, matc
     for _ in range(2):  # it is told again, not forgotten
         with pytest.raises(kvit.KvitError, match=match) as caught:
             tuning.rules_for(H200)
-        assert str(path) in str(caught.value) and "run `kvit tune` again" in str(caught.value)
+        assert str(path) in str(caught.value) and "remove it and run `kvit tune` again" in str(caught.value)
 
 
 def test_a_file_that_is_missing_or_cannot_be_read_is_an_error_in_words(monkeypatch, tmp_path):
@@ -148,7 +148,7 @@ def test_a_file_that_is_missing_or_cannot_be_read_is_an_error_in_words(monkeypat
     with pytest.raises(kvit.KvitError, match=r"KVIT_TUNING names .*absent.json, which does not exist; write it by"):
         tuning.rules_for(H200)
     monkeypatch.setenv(tuning.VARIABLE, str(tmp_path))
-    with pytest.raises(kvit.KvitError, match="cannot be read: Is a directory; run `kvit tune` again"):
+    with pytest.raises(kvit.KvitError, match="cannot be read: Is a directory; remove it and run `kvit tune` again"):
         tuning.rules_for(H200)
 
 
