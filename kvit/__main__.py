@@ -1,4 +1,4 @@
-"""The command line, `kvit` or `python -m kvit`: what is installed, which kernels there are, whether they are right."""
+"""The command line, `kvit` or `python -m kvit`: what is installed, whether it is right, and what is fastest here."""
 
 from __future__ import annotations
 

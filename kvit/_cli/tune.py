@@ -18,7 +18,7 @@ from kvit._native.context import Device
 from kvit.errors import KvitError
 from kvit.selection import registry, tuning
 from kvit.selection.cards import Card, card_of
-from kvit.selection.rules import L2_PROMOTION, SETTINGS, Rule, setting
+from kvit.selection.rules import L2_PROMOTION, SETTINGS, Rule
 
 _SEED = 20261130
 _PROMOTED = ("b16", "i8")  # codecs of the caches that say what L2 is to fetch
@@ -84,15 +84,15 @@ def _measure(
             elapsed = time.monotonic() - started
             if figures and elapsed >= seconds:
                 break
-            step(max(done / calls, min(1.0, elapsed / seconds)), f"{store}, {rung.loads[0].new_tokens} new tokens")
+            step(max(done / calls, min(1.0, elapsed / seconds)), f"{store}: {rung.loads[0]}")
             inputs = inputs or Inputs(store, work, stream, rng)
             if rung is work.rungs[0] and store.kv in _PROMOTED and store[1:] == ways[0][1:]:
                 promoted |= _promotions(inputs, store, work, stream)
             for load in rung.loads:
-                ops = inputs.ops(load)
-                us = _times(stream, inputs.calls(load, ops), work)
-                by_kernel = {op.kernel: time for op, time in zip(ops, us, strict=True)}
-                figures.append(Figure(store, rung, load, ops[0].plan.choice.call, by_kernel))
+                contenders = inputs.contenders(load)
+                us = _times(stream, inputs.calls(load, contenders), work)
+                by_kernel = {each.op.kernel: time for each, time in zip(contenders, us, strict=True)}
+                figures.append(Figure(store, rung, load, contenders[0].op.plan.choice.call, by_kernel))
             done += 1
         else:
             complete += 1
@@ -105,13 +105,13 @@ def _measure(
 def _promotions(inputs: Any, store: Store, work: Work, stream: Any) -> dict[str, dict[int, float]]:
     """Times of the largest call of one new token, by what L2 fetches at once; empty where no tensor map is used."""
     load = max(work.rungs[0].loads, key=lambda load: load.batch * load.context)
-    chosen = inputs.ops(load)[0].plan
-    if not chosen.kernel.facts["box_tokens"]:
+    shipped = inputs.contenders(load)[0].op.plan
+    if shipped.l2_promotion is None:
         return {}
-    first = setting(tuning.rules_for(chosen.card).rules, L2_PROMOTION, chosen.card).order[0]
+    first = shipped.l2_promotion.order[0]
     sizes = sorted(SETTINGS[L2_PROMOTION], key=lambda size: size != first)
-    ops = inputs.ops_under(load, [Rule(L2_PROMOTION, (size,), "to be measured") for size in sizes])
-    us = _times(stream, inputs.calls(load, ops), work)
+    contenders = inputs.contenders_under(load, [Rule(L2_PROMOTION, (size,), "to be measured") for size in sizes])
+    us = _times(stream, inputs.calls(load, contenders), work)
     return {f"{store.kv}, {load}": {int(size): time for size, time in zip(sizes, us, strict=True)}}
 
 

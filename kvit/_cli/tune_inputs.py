@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,13 @@ _OVER_L2 = 2  # calls take turns at so many times the memory that L2 holds
 _SPREAD = 2.5  # of scores: a few tokens of thousands decide a result, so that a lost one is seen
 _DTYPE = "bfloat16"
 _TOO_MANY_PASSES = 4  # a kernel that reads K and V so many times as often as another is not measured
+
+
+class Contender(NamedTuple):
+    """An operation that is measured, and the rules for the card under which it runs."""
+
+    op: kvit.Attention
+    rules: tuple[Rule, ...]
 
 
 class Inputs:
@@ -57,48 +65,48 @@ class Inputs:
         self._fill(pages * store.page_size)
         self._order = rng.permutation(pages).astype(np.int32)
 
-    def ops(self, load: Load) -> list[kvit.Attention]:
-        """An operation for every kernel that is worth a measurement, the one that kvit's own rules choose first."""
-        with using(installed_rules()):
-            chosen = self.op(load)
-            ranked = chosen.plan.choice.ranked
-            passes = {kernel: _passes(kernel, chosen.plan.rows) for _, kernel in ranked}
-            least = min(passes.values())
-            others = [kernel for _, kernel in ranked[1:] if passes[kernel] < _TOO_MANY_PASSES * least]
-            return [chosen, *(self.op(load, kernel) for kernel in others)]
+    def contenders(self, load: Load) -> list[Contender]:
+        """Every kernel that is worth a measurement, the one that kvit's own rules choose first."""
+        shipped = installed_rules()
+        chosen = self._contender(load, shipped)
+        ranked = chosen.op.plan.choice.ranked
+        passes = {kernel: _passes(kernel, chosen.op.plan.rows) for _, kernel in ranked}
+        least = min(passes.values())
+        others = [kernel for _, kernel in ranked[1:] if passes[kernel] < _TOO_MANY_PASSES * least]
+        return [chosen, *(self._contender(load, shipped, kernel) for kernel in others)]
 
-    def ops_under(self, load: Load, rules: Sequence[Rule]) -> list[kvit.Attention]:
-        """The operation that kvit's own rules choose, once under each of these rules."""
-        found = []
-        for rule in rules:
-            with using((rule, *installed_rules())):
-                found.append(self.op(load))
-        return found
+    def contenders_under(self, load: Load, rules: Sequence[Rule]) -> list[Contender]:
+        """What kvit's own rules choose, once with each of these in front of them."""
+        return [self._contender(load, (rule, *installed_rules())) for rule in rules]
 
-    def op(self, load: Load, kernel: KernelInfo | None = None) -> kvit.Attention:
-        """An operation for calls of a load, by this kernel, or by the one that is chosen."""
-        return kvit.Attention(
-            self._cache.view,
-            self._work.kv_heads * self._work.group,
-            tokens_per_sequence=load.new_tokens,
-            kernel=None if kernel is None else kernel.symbol,
-        )
+    def calls(self, load: Load, contenders: Sequence[Contender]) -> list[list[Callable[[], object]]]:
+        """For each contender its calls, which take turns at the tables of a load.
 
-    def calls(self, load: Load, ops: Sequence[kvit.Attention]) -> list[list[Callable[[], object]]]:
-        """For each operation its calls, which take turns at the tables of a load.
-
-        Raises KvitError unless all operations give the same over the first table, within what rounding explains.
+        Raises KvitError unless all give the same over the first table, within what rounding explains.
         """
         q, out, lse = self._arrays(load)
-        views, tables = [self._view() for _ in ops], self._tables(load)
-        results = [self._result(op, view, q, tables[0], out, lse) for op, view in zip(ops, views, strict=True)]
-        self._require_same(load, ops, results)
+        views, tables = [self._view() for _ in contenders], self._tables(load)
+        results = []
+        for contender, view in zip(contenders, views, strict=True):
+            with using(contender.rules):  # the first call over a view makes its tensor maps
+                results.append(self._result(contender.op, view, q, tables[0], out, lse))
+        self._require_same(load, [contender.op for contender in contenders], results)
 
         def call(op: kvit.Attention, view: kvit.CacheView, table: kvit.PageTable) -> Callable[[], object]:
             return lambda: op(q, view, table, out=out, lse=lse, stream=self._stream)
 
-        pairs = zip(ops, views, strict=True)
-        return [[call(op, view, table) for table in tables] for op, view in pairs]
+        pairs = zip(contenders, views, strict=True)
+        return [[call(contender.op, view, table) for table in tables] for contender, view in pairs]
+
+    def _contender(self, load: Load, rules: Sequence[Rule], kernel: KernelInfo | None = None) -> Contender:
+        with using(rules):
+            op = kvit.Attention(
+                self._cache.view,
+                self._work.kv_heads * self._work.group,
+                tokens_per_sequence=load.new_tokens,
+                kernel=None if kernel is None else kernel.symbol,
+            )
+        return Contender(op, tuple(rules))
 
     def _fill(self, tokens: int) -> None:
         """Rows of K around zero, and of V above it: a sum of them is as large as the sum of their sizes."""

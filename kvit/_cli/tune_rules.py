@@ -15,7 +15,7 @@ from kvit.selection.rules import L2_PROMOTION, Rule
 MARGIN = 0.98
 """What is chosen without measurements stays, unless another takes less than this share of its time."""
 
-_AXES = ("family", "copies", "rows")  # each decides among the kernels that the one before it left
+_FIRST_AXES = ("family", "copies")  # each axis decides among the kernels that the one before it left
 
 
 class Figure(NamedTuple):
@@ -55,7 +55,7 @@ class Group(NamedTuple):
     def rules(self) -> list[Rule]:
         """An order for each axis on which kernels differ, by which the fastest is chosen."""
         left, found = self._weighed(), []
-        for axis in _AXES:
+        for axis in (*_FIRST_AXES, *(axis for axis in self.shipped.axes if axis not in _FIRST_AXES)):
             times: dict[AxisValue, float] = {}
             for kernel, score in left.items():
                 value = value_of(kernel, axis)

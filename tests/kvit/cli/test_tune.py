@@ -145,7 +145,7 @@ def test_kernels_that_disagree_are_told_and_nothing_is_written(tmp_path, monkeyp
 def test_a_lost_token_would_be_seen(monkeypatch):
     # The largest error that is let pass is far below what one token of a sequence makes, wherever it stands.
     made = inputs()
-    (op, *_) = made.ops(LOAD)
+    op = made.contenders(LOAD)[0].op
     q, out, lse = made._arrays(LOAD)
     (table,) = made._tables(LOAD)[:1]
     whole = made._result(op, made._view(), q, table, out, lse)
@@ -161,15 +161,16 @@ def test_a_lost_token_would_be_seen(monkeypatch):
 def test_all_kernels_for_a_call_agree_and_are_worth_measuring(kv, layout):
     made = inputs(Store(kv, 64, layout, 16))
     for load in (LOAD, Load(1, 128, 40)):
-        ops = made.ops(load)
-        assert len(ops) > 1 and len({op.kernel for op in ops}) == len(ops)
-        assert len(made.calls(load, ops)) == len(ops)  # raises where they disagree
-        chosen = made.op(load)
-        assert ops[0].kernel is chosen.kernel
+        contenders = made.contenders(load)
+        kernels = [each.op.kernel for each in contenders]
+        assert len(kernels) > 1 and len(set(kernels)) == len(kernels)
+        assert len(made.calls(load, contenders)) == len(kernels)  # raises where they disagree
+        view, heads = made._view(), work_on(True).kv_heads * work_on(True).group
+        assert kernels[0] == kvit.Attention(view, heads, tokens_per_sequence=load.new_tokens).kernel
 
 
 def test_a_kernel_that_reads_far_more_often_than_another_is_not_measured():
-    heights = {op.kernel.axes["rows"] for op in inputs().ops(Load(1, 128, 40))}
+    heights = {each.op.kernel.axes["rows"] for each in inputs().contenders(Load(1, 128, 40))}
     assert heights == {16, 64, 128}  # 160 rows are 20 passes of 8 rows, and 2 of 128, which count twice
 
 
@@ -229,4 +230,4 @@ def test_the_time_that_is_given_ends_it_between_calls(monkeypatch):
     measured = tune._measure(device, ways, work, 6.0, 1, lambda fraction, words: seen.append((fraction, words)))
     assert measured.stores == 1 and len(seen) == 5  # the rungs of one way, and one of the next
     assert [fraction for fraction, _ in seen] == pytest.approx([1 / 6, 2 / 6, 3 / 6, 4 / 6, 5 / 6])
-    assert seen[4][1] == "b16, head_dim 64, NHD, pages of 16, 1 new tokens"
+    assert seen[4][1] == "b16, head_dim 64, NHD, pages of 16: 1 x 64 with 1 new token"

@@ -73,6 +73,33 @@ def test_a_gpu_that_computes_nothing_is_not_timed(tmp_path):
     assert not (tmp_path / "config").exists()
 
 
+def test_a_file_that_cannot_be_read_does_not_stand_in_the_way(tmp_path):
+    path = tmp_path / "config" / "kvit" / "tuning-idle-driver.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("broken")
+    environment = {"XDG_CONFIG_HOME": str(tmp_path / "config"), tuning.VARIABLE: ""}
+    status, _ = run_idle(tmp_path, MEASURE, kernels=HOPPER, **environment)
+    assert status == 0 and tuning.read(path).rules
+
+
+def test_what_l2_fetches_is_measured_as_it_is_named(tmp_path):
+    # Each tensor map is made by the first call over its view, under the rules that are measured.
+    program = """
+from kvit._cli import tune_inputs
+whole = tune_inputs.Inputs._result
+def result(*arguments):
+    found = whole(*arguments)
+    promotions.append(count("promotion"))
+    return found
+promotions, tune_inputs.Inputs._result = [], result
+"""
+    environment = {"XDG_CONFIG_HOME": str(tmp_path / "config"), tuning.VARIABLE: ""}
+    kept = "\nfound = promotions\n"
+    promotions = run_idle(tmp_path, program + MEASURE + kept, kernels=HOPPER, **environment)
+    # CUtensorMapL2promotion of cuda.h: 3 is 256 bytes, which kvit's own rules choose here, and 2 is 128.
+    assert promotions[:2] == [3, 2] and set(promotions[2:]) == {3}
+
+
 @pytest.mark.gpu
 def test_a_gpu_is_measured_in_the_time_that_is_given(tmp_path):
     path = tmp_path / "file.json"
