@@ -128,6 +128,7 @@ def _when(figure: Figure) -> dict[str, Any]:
     return {
         "kv": call.kv,
         "head_dim": call.head_dim,
+        "variant": call.variant,
         "is_packed": call.is_packed,
         "page_size": {"max": SMALL_PAGES} if is_small else {"min": SMALL_PAGES + 1},
         "rows": rows,

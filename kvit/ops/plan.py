@@ -182,7 +182,8 @@ def _choose_kernel(
         registry.find("decode", head_dim=view.dims, variant=variant, **key)  # raises KernelMissing, says what is built
     if dtype is not view.dtype:
         raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
-    return choose.choose(found, call_on(view, rows), card, wanted=wanted, rules=rules.rules)
+    call = call_on(view, rows)._replace(variant=variant)
+    return choose.choose(found, call, card, wanted=wanted, rules=rules.rules)
 
 
 def _serving(dims: registry.AxisValue, variant: str, key: Mapping[str, str]) -> tuple[KernelInfo, ...]:

@@ -19,6 +19,7 @@ class Call(NamedTuple):
     by_pointer: bool = False  # pages are found by a pointer each, not by their number and a stride
     is_packed: bool = True  # rows of fewer than 128 bytes, and integers' parameters, lie one after the other
     shares_kv: bool = False  # rows of V are the first channels of the rows of K
+    variant: str = "plain"  # or "general", of a call with a window, a softcap or another change of the scores
 
     def __str__(self) -> str:
         return f"dtype={self.dtype} kv={self.kv} head_dim={self.head_dim}"

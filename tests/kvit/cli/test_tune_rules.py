@@ -66,6 +66,15 @@ def test_rules_speak_of_the_rows_and_pages_that_were_measured_and_of_no_others()
     assert [chosen(small.rules(), 8, size).split()[1] for size in (8, 16, 24, 32, 64)] == 3 * ["cp_async"] + 2 * ["tma"]
 
 
+def test_rules_speak_of_plain_calls_alone():
+    # Of the general kernels some are not built, and none was measured.
+    (group,) = groups_of([figure({"decode tma h8": 2.0, "decode cp_async h8": 1.0})])
+    for variant, copies in (("plain", "cp_async"), ("general", "tma")):
+        rules = (*group.rules(), *installed_rules())
+        found = choose(candidates(), call(8)._replace(variant=variant), H200, rules=rules)
+        assert found.kernel.axes["copies"] == copies
+
+
 def test_kvit_s_own_choice_stays_unless_another_is_clearly_faster():
     for us, best in ((0.99, "decode tma h8"), (0.97, "decode cp_async h8")):
         (group,) = groups_of([figure({"decode tma h8": 1.0, "decode cp_async h8": us})])

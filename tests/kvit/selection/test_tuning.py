@@ -190,6 +190,15 @@ def test_an_operation_is_chosen_by_the_file_and_says_so(monkeypatch, tmp_path, r
     assert kvit.Attention(view, 24).kernel.axes["copies"] == "cp_async"
 
 
+def test_a_rule_may_speak_of_plain_calls_or_of_general_ones(monkeypatch, tmp_path, rng):
+    view = make_case(rng, [4]).view
+    general = MEASURED[0]._replace(when={"variant": "general"})
+    with tuning.using((general, *installed_rules())):
+        assert kvit.Attention(view, 8).kernel.axes["copies"] == "cp_async"
+        windowed = kvit.Attention(view, 8, window=7)
+        assert windowed.plan.choice.rules[0] is general and windowed.kernel.axes["variant"] == "general"
+
+
 def test_a_file_that_is_left_out_is_told_by_explain(monkeypatch, tmp_path, rng):
     path = write(tmp_path / "file.json", HOST, "0.0.1")
     monkeypatch.setenv(tuning.VARIABLE, str(path))
