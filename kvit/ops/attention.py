@@ -74,8 +74,8 @@ class Attention(Operation, AttentionCall):
     however many come with it. A sequence of more than 1024 splits is cut at multiples of the least 2**i * split_tokens
     that leave 1024 or fewer.
     Raises ShapeError (heads, split_tokens), KernelMissing (nothing built covers the shape, or not as `kernel` says),
-    NoGpuError, LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch), and KvitError
-    (the file of `kvit tune` that is to be read cannot be).
+    NoGpuError, LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch), KvitError (a
+    file of `kvit tune` that cannot be read).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -296,6 +296,5 @@ class Attention(Operation, AttentionCall):
 
     @_checks.words_of_made
     def __repr__(self) -> str:
-        return (
-            f"Attention({self.kernel.symbol}, {self.query_heads} query heads, {self.kv_heads} KV heads, {self.device})"
-        )
+        heads = f"{self.query_heads} query heads, {self.kv_heads} KV heads"
+        return f"Attention({self.kernel.symbol}, {heads}, {self.device})"

@@ -34,10 +34,10 @@ class TuningFile(NamedTuple):
 
     path: Path
     kvit: str  # version of kvit whose kernels were measured
-    card: Card  # that they were measured on
-    driver: str  # release of its driver
+    driver: str  # release of the card's driver
     date: str  # of the measurement: 2026-11-30
-    rules: tuple[Rule, ...]
+    card: Card | None  # that they were measured on; None of another version of kvit, which may write of other facts
+    rules: tuple[Rule, ...]  # none of another version
 
 
 class RuleSet(NamedTuple):
@@ -117,7 +117,7 @@ def read(path: Path) -> TuningFile:
 
 
 def text_of(kvit: str, card: Card, driver: str, date: str, rules: Sequence[Rule]) -> str:
-    """What `read` reads; the arguments are the fields of TuningFile."""
+    """What `read` reads; the arguments are as in TuningFile."""
     rows = []
     for rule in rules:
         row = {name: value for name, value in rule._asdict().items() if name != "source" and value not in ({}, None)}
@@ -151,12 +151,12 @@ def _found(card: Card) -> RuleSet:
 
 
 def _why_left_out(found: TuningFile, card: Card) -> str | None:
+    installed = registry.installed().kvit
+    if found.card is None:
+        return f"it was measured with kvit {found.kvit}, and this is kvit {installed}; run `kvit tune` again"
     # The rate of the memory is no part of it: what a driver says of clocks may change with its release.
     if found.card[:3] != card[:3]:
         return f"it was measured on {found.card.words}, and this card is {card.words}; run `kvit tune` here"
-    installed = registry.installed().kvit
-    if found.kvit != installed:
-        return f"it was measured with kvit {found.kvit}, and this is kvit {installed}; run `kvit tune` again"
     return None
 
 
@@ -168,8 +168,10 @@ def _parse(path: Path, whole: Any) -> TuningFile:
     for key in ("kvit", "driver", "date"):
         if not isinstance(whole[key], str):
             raise TypeError(f"{key} is {whole[key]!r}; it must be text")
-    rules = parse_rules(whole["rules"], str(path))
-    return TuningFile(path, whole["kvit"], _card(whole["card"]), whole["driver"], whole["date"], rules)
+    found = TuningFile(path, whole["kvit"], whole["driver"], whole["date"], None, ())
+    if found.kvit != registry.installed().kvit:
+        return found
+    return found._replace(card=_card(whole["card"]), rules=parse_rules(whole["rules"], str(path)))
 
 
 def _card(row: Any) -> Card:

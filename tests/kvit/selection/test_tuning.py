@@ -33,7 +33,8 @@ def nothing_is_read(monkeypatch, tmp_path):
 def write(path, card=H200, version=None, **changes):
     path.parent.mkdir(parents=True, exist_ok=True)
     version = version or registry.installed().kvit
-    text = tuning.text_of(version, card, "580.159", "2026-11-30", MEASURED)
+    changes |= {"card": card} if isinstance(card, dict) else {}
+    text = tuning.text_of(version, H200 if isinstance(card, dict) else card, "580.159", "2026-11-30", MEASURED)
     path.write_text(json.dumps(json.loads(text) | changes) if changes else text, encoding="utf-8")
     return path
 
@@ -45,7 +46,7 @@ def test_without_a_file_the_rules_are_those_that_kvit_ships():
 
 def test_a_file_says_again_what_was_written(tmp_path):
     found = tuning.read(write(tmp_path / "file.json"))
-    assert found[1:5] == (registry.installed().kvit, H200, "580.159", "2026-11-30")
+    assert found[1:5] == (registry.installed().kvit, "580.159", "2026-11-30", H200)
     assert found.rules == tuple(rule._replace(source=str(tmp_path / "file.json")) for rule in MEASURED)
     assert tuning.read(write(tmp_path / "host.json", HOST)).card == HOST
 
@@ -103,6 +104,13 @@ def test_a_file_of_another_card_or_version_is_left_out_with_the_reason(monkeypat
     found = tuning.rules_for(H200)
     assert found.rules == installed_rules() and found.path == path
     assert re.search(why, found.left_out)
+
+
+def test_a_file_of_another_version_is_left_out_whatever_its_rules_look_like(monkeypatch, tmp_path):
+    rules, card = [{"axis": "rows", "unheard": "of"}], {"name": "NVIDIA H200", "temperature": 60}
+    path = write(tmp_path / "file.json", version="9.0.0", rules=rules, card=card)
+    monkeypatch.setenv(tuning.VARIABLE, str(path))
+    assert "measured with kvit 9.0.0" in tuning.rules_for(H200).left_out
 
 
 def test_another_clock_of_the_memory_is_no_other_card(monkeypatch, tmp_path):
