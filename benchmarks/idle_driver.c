@@ -4,6 +4,7 @@
 // says what driver it is:
 //   IDLE_DRIVER_CUDA   its version, 13000 if absent: it has no function, and takes no image, that is newer
 //   IDLE_DRIVER_CC     compute capability of the GPU, 90 if absent
+//   IDLE_DRIVER_GBPS   10^9 bytes per second of its memory, by clock and bus; 0, which says nothing, if absent
 //   IDLE_DRIVER_FAILS  a function that fails;  IDLE_DRIVER_LACKS  one that it does not have
 //   IDLE_DRIVER_LOG    a file, to which it adds what it is asked for and what it is handed
 #include <stddef.h>
@@ -13,7 +14,15 @@
 #include <string.h>
 
 enum { SUCCESS = 0, INVALID_IMAGE = 200, UNSUPPORTED_PTX_VERSION = 222, NOT_FOUND = 500, UNKNOWN = 999 };
-enum { NUM_SMS = 16, L2_BYTES = 38, CC_MAJOR = 75, CC_MINOR = 76, SHARED_BYTES = 97 };
+enum {
+  NUM_SMS = 16,
+  MEMORY_KHZ = 36,
+  MEMORY_BITS = 37,
+  L2_BYTES = 38,
+  CC_MAJOR = 75,
+  CC_MINOR = 76,
+  SHARED_BYTES = 97
+};
 
 static int handle;  // every handle points here: nobody looks behind one
 static _Thread_local void* current = NULL;
@@ -60,6 +69,9 @@ typedef struct LaunchConfig {
 // How the last kernel was launched, and in what clusters the last kernel node is. No attribute: 0.
 __attribute__((visibility("default"))) unsigned int idle_grid[3], idle_cluster[3], idle_node_cluster[3];
 __attribute__((visibility("default"))) int idle_overlap = 0;
+
+// What L2 fetches at once by the last tensor map: CUtensorMapL2promotion of cuda.h.
+__attribute__((visibility("default"))) int idle_promotion = -1;
 
 static int nothing(void) { return SUCCESS; }
 
@@ -110,6 +122,8 @@ static int device_attribute(int* value, int attribute) {
            : attribute == CC_MINOR     ? capability % 10
            : attribute == SHARED_BYTES ? (capability >= 120 ? 99 : 227) * 1024
            : attribute == L2_BYTES     ? 50 << 20
+           : attribute == MEMORY_KHZ   ? setting("IDLE_DRIVER_GBPS", 0) * 1000
+           : attribute == MEMORY_BITS  ? 4000
                                        : 0;
   return SUCCESS;
 }
@@ -276,6 +290,14 @@ static int is_capturing(void* stream, int* status) {
   return SUCCESS;
 }
 
+static int encode_map(void* map, int type, int rank, void* base, const void* sizes, const void* steps, const void* box,
+                      const void* ones, int interleave, int swizzle, int promotion) {
+  (void)map, (void)type, (void)rank, (void)base, (void)sizes, (void)steps, (void)box, (void)ones;
+  (void)interleave, (void)swizzle;
+  idle_promotion = promotion;
+  return SUCCESS;
+}
+
 static int elapsed_ms(float* elapsed) {
   *elapsed = 0.0f;
   return SUCCESS;
@@ -334,6 +356,7 @@ static const struct {
     {"cuStreamEndCapture", capture_end},
     {"cuStreamIsCapturing", is_capturing},
     {"cuStreamWaitEvent", wait_event},
+    {"cuTensorMapEncodeTiled", encode_map},
 };
 
 // How every caller finds the rest: a function as it was in some version. What is not in the table does nothing.

@@ -1,4 +1,4 @@
-"""The command line, `kvit` or `python -m kvit`: what is installed, which kernels there are, whether they are right."""
+"""The command line, `kvit` or `python -m kvit`: what is installed, whether it is right, and what is fastest here."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from kvit._cli import draw, info, kernels, selfcheck
+from kvit._cli import draw, info, kernels, selfcheck, tune
 from kvit.errors import KvitError
 
 
@@ -41,7 +41,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     parser = argparse.ArgumentParser(prog="kvit", description="What this installation of kvit is and can do.")
     parser.add_argument("--version", action=info.Version, nargs=0, help="print the version and leave")
     commands = parser.add_subparsers(metavar="command", required=True)
-    for command in (info, kernels, selfcheck, draw):
+    for command in (info, kernels, selfcheck, tune, draw):
         command.add_to(commands)
     options = parser.parse_args(arguments)
     status: int = options.run(options)

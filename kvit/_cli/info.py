@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from kvit._cli import capacity, devices, display, sizes
-from kvit.errors import KernelMissing
-from kvit.selection import registry
+from kvit.errors import KernelMissing, KvitError
+from kvit.selection import registry, tuning
+from kvit.selection.cards import card_of
 
 _PACKAGES = ("cuda-bindings", "numpy", "ml_dtypes", "rich", "matplotlib")
 _HOST_LIBRARY = "libkvit_host.so"
@@ -129,7 +130,20 @@ def _device(device: devices.Device, built: dict[str, Any] | None) -> dict[str, A
         "memory_bytes": device.memory_bytes,
         "targets": targets,
         "too_new_for_driver": devices.refused_targets(targets) if built else {},
+        "tuning": _tuning(device) if built else None,
     }
+
+
+def _tuning(device: devices.Device) -> dict[str, Any] | None:
+    """The file of measured rules that a device has, how many of its rules are used, or why not; None: there is none."""
+    try:
+        found = tuning.rules_for(card_of(device))
+    except KvitError as error:
+        return {"path": None, "rules": 0, "left_out": None, "error": str(error)}
+    if found.path is None:
+        return None
+    used = sum(rule.source == str(found.path) for rule in found.rules)
+    return {"path": str(found.path), "rules": used, "left_out": found.left_out, "error": None}
 
 
 def _text(found: dict[str, Any]) -> str:
@@ -174,7 +188,20 @@ def _text(found: dict[str, Any]) -> str:
         )
         for device in found["devices"]
     ]
-    return "\n".join([*lines, display.table(header, rows, "  ")])
+    measured = [line for device in found["devices"] if (line := _measured(device))]
+    return "\n".join([*lines, display.table(header, rows, "  "), *measured])
+
+
+def _measured(device: dict[str, Any]) -> str:
+    """What is to be said of the measured rules of a device; nothing where it has none."""
+    found = device["tuning"]
+    if found is None:
+        return ""
+    if found["error"] is not None:
+        return f"  {device['device']} chooses nothing: {found['error']}"
+    if found["left_out"] is not None:
+        return f"  {device['device']} leaves out the rules of {found['path']}: {found['left_out']}"
+    return f"  {device['device']} chooses by {found['rules']} rules of {found['path']}"
 
 
 def _runs(device: dict[str, Any], num_kernels: int) -> str:

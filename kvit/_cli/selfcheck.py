@@ -9,7 +9,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvit._cli import devices, display
+from kvit._cli import arguments, devices, display
 from kvit._native.context import Device
 from kvit.errors import DriverError, KernelMissing, KvitError
 from kvit.selection import registry
@@ -26,9 +26,9 @@ def add_to(commands: Any) -> None:
     """Add the command to a parser's subparsers."""
     parser = commands.add_parser("selfcheck", help="check this machine against the reference", description=__doc__)
     parser.add_argument("--device", default="all", help='"host", "cuda:0", ... or "all" (default)')
-    parser.add_argument("--seconds", type=_seconds, default=60.0, help="stop after so long in all (default: 60)")
-    parser.add_argument("--seed", type=_natural, help="of the random inputs (default: another one every time)")
-    parser.add_argument("--case", type=_natural, help="run this case of the seed alone, as a failure names it")
+    parser.add_argument("--seconds", type=arguments.seconds, default=60.0, help="in all (default: 60)")
+    parser.add_argument("--seed", type=arguments.natural, help="of the random inputs (default: another one every time)")
+    parser.add_argument("--case", type=arguments.natural, help="run this case of the seed alone, as a failure names it")
     parser.set_defaults(run=run)
 
 
@@ -120,19 +120,3 @@ def _failure(case: Case, seed: int, device: str) -> tuple[str, bool] | None:
     chosen = "".join(f"\n  {name}: {value}" for name, value in trial.chosen.items())
     again = f"kvit selfcheck --device {device} --seed {seed} --case {case.number}"
     return f"FAILED {case.check} on {device}: {words}\n  cache: {case.shape}{chosen}\n  again: {again}", is_lost
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no time; give seconds, more than 0, such as 2.5")
-    return value
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number or negative; give 0, 1, 2, ...")
-    return int(text)

@@ -18,8 +18,8 @@ from kvit.ops import aliases, explain
 from kvit.ops import modifiers as _modifiers
 from kvit.ops.faults import FaultRecord
 from kvit.ops.operation import Launch, Operation, rows_per_sequence
-from kvit.ops.plan import AttentionPlan, call_on, plan_attention
-from kvit.selection import choose
+from kvit.ops.plan import AttentionPlan, call_on, plan_attention, plan_on
+from kvit.selection import cards, choose
 from kvit.selection.registry import KernelInfo
 
 
@@ -73,9 +73,9 @@ class Attention(Operation, AttentionCall):
     batch, at any place in it, and on any number of multiprocessors; where causal, so does each of its new tokens,
     however many come with it. A sequence of more than 1024 splits is cut at multiples of the least 2**i * split_tokens
     that leave 1024 or fewer.
-
     Raises ShapeError (heads, split_tokens), KernelMissing (nothing built covers the shape, or not as `kernel` says),
-    NoGpuError, LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch).
+    NoGpuError, LayoutError (no such kernel reads pages like the view's), ValueError (an unknown launch), KvitError (a
+    file of `kvit tune` that cannot be read).
     Defined by kvit.reference.paged_attention. Splitting and merging: Dao et al., Flash-Decoding, 2023; the even cut of
     the work: Osama et al., Stream-K, 2023.
     """
@@ -278,20 +278,23 @@ class Attention(Operation, AttentionCall):
         batch: int | None = None,
         context: int | None = None,
         gbps: float | None = None,
+        card: str | cards.Card | None = None,
     ) -> str:
         """Which kernel was chosen among which, and why; what a launch of it takes.
 
         lengths         tokens of each sequence of a call, or
-        batch, context  how many sequences, and the tokens of each: adds what such a call reads, how its tiles are dealt
-                        out, and how long reading takes at least
-        gbps            10**9 bytes per second for that; what the maker says of the card's memory if absent
+        batch, context  how many sequences, and the tokens of each: adds bytes, tiles, and the least time of reading
+        gbps            10**9 bytes per second for that; what maker or driver say of the card's memory if absent
+        card            the card that is meant, which need not be there: its name, as its driver says it ("NVIDIA H20"),
+                        or a kvit.selection.cards.Card with its facts; that of the device if absent
 
-        Raises ShapeError (a negative length, or lengths together with batch and context).
+        Raises ShapeError (lengths that are none, or given twice), DeviceError (no facts are known of `card`),
+        KernelMissing and LayoutError (nothing that is built serves the call on it).
         """
-        return explain.explain(self.plan, explain.counted(lengths, batch, context), gbps)
+        plan = self.plan if card is None else plan_on(self.plan, cards.card_from(card))
+        return explain.explain(plan, explain.counted(lengths, batch, context), gbps)
 
     @_checks.words_of_made
     def __repr__(self) -> str:
-        return (
-            f"Attention({self.kernel.symbol}, {self.query_heads} query heads, {self.kv_heads} KV heads, {self.device})"
-        )
+        heads = f"{self.query_heads} query heads, {self.kv_heads} KV heads"
+        return f"Attention({self.kernel.symbol}, {heads}, {self.device})"

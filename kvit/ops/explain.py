@@ -7,12 +7,11 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from kvit import _checks
-from kvit._native.context import Device
 from kvit.errors import ShapeError
 from kvit.ops.operation import explain_launch
 from kvit.ops.plan import AttentionPlan
-from kvit.selection import cards
-from kvit.selection.choose import Choice
+from kvit.selection.cards import Card, known_cards
+from kvit.selection.rules import SHIPPED, Rule
 
 
 def counted(lengths: Iterable[int] | None, batch: int | None, context: int | None) -> list[int] | None:
@@ -57,7 +56,7 @@ def explain(plan: AttentionPlan, lengths: Sequence[int] | None, gbps: float | No
         lines.append("  ahead      lengths, page tables and old K and V are read before the launch in front has ended")
     if lengths is not None:
         lines += _work(plan, lengths, gbps)
-    return "\n".join(lines + _reasons(plan.choice))
+    return "\n".join(lines + _reasons(plan))
 
 
 def _cut(plan: AttentionPlan) -> str:
@@ -92,7 +91,7 @@ def _work(plan: AttentionPlan, lengths: Sequence[int], gbps: float | None) -> li
         f"  reads      {num_bytes} bytes of K and V, for {sum(lengths)} tokens of {len(lengths)} sequences",
         f"  work       {units} {name} on {ctas} CTAs, {most} at most on each",
     ]
-    rate, source = (_rate(gbps), "as asked") if gbps is not None else _peak(plan.device)
+    rate, source = (_rate(gbps), "as asked") if gbps is not None else _peak(plan.card)
     if rate is None:
         return [*lines, f"  floor      unknown: {source}; give gbps="]
     return [*lines, f"  floor      {num_bytes / rate / 1e3:.1f} us at {rate:g} GB/s, {source}"]
@@ -106,20 +105,35 @@ def _rate(gbps: Any) -> float:
     return rate
 
 
-def _peak(device: str) -> tuple[float | None, str]:
-    """10**9 bytes per second that the device's memory gives at most, and who says so; or None, and why."""
-    if Device.of(device).is_host:
+def _peak(card: Card) -> tuple[float | None, str]:
+    """10**9 bytes per second that the card's memory gives at most, and who says so; or None, and why."""
+    if card.compute_capability is None:
         return None, "the host backend says nothing about speed"
-    name = Device.of(device).name
-    peak = cards.peaks_gbps().get(name)
-    return peak, f"no peak is known of {name}" if peak is None else f"the peak of {name}"
+    known = known_cards().get(card.name)
+    if known is not None:
+        return known.memory_gbps, f"the peak of {card.name}"
+    if card.memory_gbps is None:
+        return None, f"no peak is known of {card.name}"
+    return card.memory_gbps, f"by clock and bus of {card.name}"
 
 
-def _reasons(choice: Choice) -> list[str]:
-    """Every candidate with its cost, the chosen one first."""
+def _reasons(plan: AttentionPlan) -> list[str]:
+    """Every candidate with its cost, the chosen one first, and the rules that gave the costs."""
+    choice, card = plan.choice, plan.card
     by = "cheapest" if choice.wanted is None else f"cheapest with kernel={choice.wanted!r}"
     lines = [f"  chosen     {by}, by ({', '.join(choice.terms)}):"]
     lines += [f"               ({', '.join(map(str, cost))})  {kernel.symbol}" for cost, kernel in choice.ranked]
-    lines += [f"               {rule.axis}: {rule.why}" for rule in choice.rules]
+    lines += [f"               {rule.axis}: {_why(rule)}" for rule in choice.rules]
     lines += [f"               not {kernel.symbol}: it {reason}" for kernel, reason in choice.refused]
+    if card.compute_capability is not None:
+        lines.append(f"  card       {card.words}")
+    if (rule := plan.l2_promotion) is not None:
+        lines.append(f"  L2         fetches {rule.order[0]} bytes at once: {_why(rule)}")
+    if plan.rules.left_out is not None:
+        lines.append(f"  left out   the rules of {plan.rules.path}: {plan.rules.left_out}")
     return lines
+
+
+def _why(rule: Rule) -> str:
+    """The reason of a rule, and where it stands."""
+    return f"{rule.why} ({'a rule of kvit' if rule.source == SHIPPED else rule.source})"

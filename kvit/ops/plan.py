@@ -12,8 +12,12 @@ from kvit.errors import DtypeError, ShapeError
 from kvit.layouts.views import CacheView
 from kvit.ops.modifiers import Modifiers
 from kvit.ops.operation import Launch
-from kvit.selection import choose, registry
+from kvit.selection import choose, registry, tuning
+from kvit.selection.call import Call
+from kvit.selection.cards import Card, card_of
 from kvit.selection.registry import KernelInfo
+from kvit.selection.rules import L2_PROMOTION, Rule, setting
+from kvit.selection.tuning import RuleSet
 
 _FAMILIES = ("decode", "prefill", "latent")
 
@@ -22,7 +26,9 @@ class AttentionPlan(NamedTuple):
     """All that is fixed before an Attention's first call: by the view, the GPU and the caller; never by lengths."""
 
     choice: choose.Choice  # the kernel, and what it was compared with
-    device: str
+    card: Card  # that the kernel was chosen for
+    rules: RuleSet  # by which
+    device: str  # or the name of a card that is not there, of a plan for it
     query_heads: int
     kv_heads: int
     grid: int  # CTAs
@@ -50,6 +56,12 @@ class AttentionPlan(NamedTuple):
     def rows(self) -> int:
         """Query rows of each KV head of a sequence that the kernel was chosen for: new tokens x group."""
         return self.choice.call.rows
+
+    @property
+    def l2_promotion(self) -> Rule | None:
+        """The rule for what L2 fetches at once; None of a kernel that copies without tensor maps."""
+        copies_by_maps = self.kernel.facts["box_tokens"] and self.card.compute_capability is not None
+        return setting(self.rules.rules, L2_PROMOTION, self.card) if copies_by_maps else None
 
     @property
     def split_tiles(self) -> int:
@@ -82,18 +94,21 @@ def plan_attention(
         raise ShapeError(f"tokens_per_sequence is {tokens_per_sequence}; it counts the new tokens of a sequence")
     device = Device.of(view.device)
     rows = group * max(1, tokens_per_sequence)
-    choice = _choose_kernel(dtype, view, rows, _variant(modifiers, wanted), device, wanted)
-    split = None if split_tokens is None else _whole_tiles(split_tokens, choice.kernel)
-    grid = device.num_sms * choice.kernel.facts["ctas_per_sm"]
+    card = card_of(device)
+    rules = tuning.rules_for(card)
+    choice = _choose_kernel(dtype, view, rows, _variant(modifiers, wanted), card, rules, wanted)
+    sizes = _sizes(choice.kernel, card, view.kv_heads, split_tokens)
     return AttentionPlan(
         choice=choice,
+        card=card,
+        rules=rules,
         device=view.device,
         query_heads=group * view.kv_heads,
         kv_heads=view.kv_heads,
-        grid=grid,
-        partitions=math.gcd(grid, view.kv_heads),
-        split_tokens=split,
-        workspace_bytes=_workspace_bytes(choice.kernel, grid, split is not None),
+        grid=sizes.grid,
+        partitions=sizes.partitions,
+        split_tokens=sizes.split_tokens,
+        workspace_bytes=sizes.workspace_bytes,
         token_bytes=_token_bytes(view),
         scale=scale,
         causal=causal,
@@ -103,16 +118,42 @@ def plan_attention(
     )
 
 
-def call_on(view: CacheView, rows: int) -> choose.Call:
+def plan_on(plan: AttentionPlan, card: Card) -> AttentionPlan:
+    """What the same call would be on another card, which need not be there.
+
+    Raises KernelMissing and LayoutError (nothing built serves it there), ShapeError (split_tokens is no whole number of
+    tiles of the kernel that it takes there).
+    """
+    rules = tuning.rules_for(card)
+    asked = plan.choice
+    choice = choose.choose(asked.candidates, asked.call, card, wanted=asked.wanted, rules=rules.rules)
+    sizes = _sizes(choice.kernel, card, plan.kv_heads, plan.split_tokens)
+    return plan._replace(choice=choice, card=card, rules=rules, device=card.name, **sizes._asdict())
+
+
+class _Sizes(NamedTuple):
+    """What a kernel takes on a card."""
+
+    grid: int
+    partitions: int
+    split_tokens: int | None
+    workspace_bytes: int
+
+
+def _sizes(kernel: KernelInfo, card: Card, kv_heads: int, split_tokens: int | None) -> _Sizes:
+    split = None if split_tokens is None else _whole_tiles(split_tokens, kernel)
+    grid = card.num_sms * kernel.facts["ctas_per_sm"]
+    return _Sizes(grid, math.gcd(grid, kv_heads), split, _workspace_bytes(kernel, grid, split is not None))
+
+
+def call_on(view: CacheView, rows: int) -> Call:
     """What the choice of a kernel for this cache depends on; `rows` as in AttentionPlan."""
     steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
     multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
     kv = codecs.key_of(*view.codecs)
     by_pointer = view.packed.blocks is not None
     is_packed = view.packed.may_be_packed
-    return choose.Call(
-        view.dtype.short, kv, view.dims, rows, view.page_size, multiple, by_pointer, is_packed, view.shares_kv
-    )
+    return Call(view.dtype.short, kv, view.dims, rows, view.page_size, multiple, by_pointer, is_packed, view.shares_kv)
 
 
 def _variant(modifiers: Modifiers, wanted: choose.Wanted) -> str:
@@ -125,7 +166,13 @@ def _variant(modifiers: Modifiers, wanted: choose.Wanted) -> str:
 
 
 def _choose_kernel(
-    dtype: dtypes.Dtype, view: CacheView, rows: int, variant: str, device: Device, wanted: choose.Wanted
+    dtype: dtypes.Dtype,
+    view: CacheView,
+    rows: int,
+    variant: str,
+    card: Card,
+    rules: RuleSet,
+    wanted: choose.Wanted,
 ) -> choose.Choice:
     key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs)}
     found = _serving(view.dims, variant, key)
@@ -135,7 +182,8 @@ def _choose_kernel(
         registry.find("decode", head_dim=view.dims, variant=variant, **key)  # raises KernelMissing, says what is built
     if dtype is not view.dtype:
         raise DtypeError(f"queries of {dtype} over a cache for {view.dtype}; both must be the same")
-    return choose.choose(found, call_on(view, rows), device.compute_capability, wanted=wanted)
+    call = call_on(view, rows)._replace(variant=variant)
+    return choose.choose(found, call, card, wanted=wanted, rules=rules.rules)
 
 
 def _serving(dims: registry.AxisValue, variant: str, key: Mapping[str, str]) -> tuple[KernelInfo, ...]:

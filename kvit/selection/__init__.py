@@ -1,1 +1,1 @@
-"""Which kernel serves a call: what was built (registry), how it is chosen (choose), what cards can do (cards)."""
+"""Which kernel serves a call: what is built (registry), how it is chosen (choose), by which rules for which card."""

@@ -1,19 +1,19 @@
-"""Which of the kernels that could serve a call does: a cost tuple over them, and rules.json for what was measured.
+"""Which of the kernels that could serve a call does: a cost tuple over them, and rules for what was measured.
 
 Pure: a choice depends on its arguments alone, so that any machine can ask what any GPU would run.
 """
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from kvit.errors import KernelMissing, LayoutError
 from kvit.selection import capabilities
-from kvit.selection.registry import AxisValue, KernelInfo, best_target, parse_arch
+from kvit.selection.call import Call
+from kvit.selection.cards import Card
+from kvit.selection.registry import AxisValue, KernelInfo, best_target
+from kvit.selection.rules import Rule, installed_rules
 
 Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
@@ -25,42 +25,6 @@ _UNTRIED: tuple[Mapping[str, AxisValue], ...] = (
 """Kernels that the host backend alone has tried: a GPU takes them only where the caller names them, or their copies."""
 
 
-class Call(NamedTuple):
-    """What the choice depends on. No length and no address is among it."""
-
-    dtype: str  # axis values of the family
-    kv: str
-    head_dim: AxisValue  # of K and V, or "192x128"
-    rows: int  # query rows of each KV head of a sequence: new tokens x group
-    page_size: int
-    stride_multiple: int = 16  # of which all strides of K and V are multiples, in bytes
-    by_pointer: bool = False  # pages are found by a pointer each, not by their number and a stride
-    is_packed: bool = True  # rows of fewer than 128 bytes, and integers' parameters, lie one after the other
-    shares_kv: bool = False  # rows of V are the first channels of the rows of K
-
-    def __str__(self) -> str:
-        return f"dtype={self.dtype} kv={self.kv} head_dim={self.head_dim}"
-
-
-class Rule(NamedTuple):
-    """One line of rules.json: which values of an axis come first, and where."""
-
-    axis: str
-    order: tuple[AxisValue, ...]  # the best first; values that are not named come last
-    why: str
-    arch: str | None = None  # "sm_90", "sm_90+" for newer ones too, "host"; None: everywhere
-    when: Mapping[str, Any] = {}  # field of Call -> its value, a list of values, or {"min": ..., "max": ...}
-
-    def applies(self, call: Call, arch: str) -> bool:
-        """Whether the rule speaks of such a call on such an architecture."""
-        return self._is_of(arch) and all(_holds(wish, getattr(call, name)) for name, wish in self.when.items())
-
-    def _is_of(self, arch: str) -> bool:
-        if self.arch is None or not self.arch.endswith("+"):
-            return self.arch in (None, arch)
-        return arch != "host" and parse_arch(arch).version >= parse_arch(self.arch[:-1]).version
-
-
 class Choice(NamedTuple):
     """The kernel for a call, and what it was compared with."""
 
@@ -69,50 +33,36 @@ class Choice(NamedTuple):
     terms: tuple[str, ...]  # what the numbers of a cost count; an earlier one outweighs all later ones
     ranked: tuple[tuple[tuple[int, ...], KernelInfo], ...]  # (cost, kernel), the cheapest first
     refused: tuple[tuple[KernelInfo, str], ...]  # kernels that cannot serve the call, and why
-    rules: tuple[Rule, ...]  # of rules.json, that gave terms of the cost
+    rules: tuple[Rule, ...]  # that gave terms of the cost
     wanted: Wanted  # what the user asked for
-
-
-@functools.cache
-def installed_rules() -> tuple[Rule, ...]:
-    """The rules that kvit ships."""
-    return parse_rules((Path(__file__).parent / "rules.json").read_text(encoding="utf-8"))
-
-
-def parse_rules(text: str) -> tuple[Rule, ...]:
-    """Rules from their JSON. Raises TypeError for a key that no rule has or one that is missing."""
-    rules = tuple(Rule(**{**row, "order": tuple(row["order"])}) for row in json.loads(text))
-    for rule in rules:
-        unknown = [name for name in rule.when if name not in Call._fields]
-        if unknown:
-            raise TypeError(f"`when` names {unknown[0]}; a call has {', '.join(Call._fields)}")
-    return rules
+    candidates: tuple[KernelInfo, ...]  # all of them, in their order: another card chooses from the same
 
 
 def choose(
     candidates: Iterable[KernelInfo],
     call: Call,
-    compute_capability: tuple[int, int] | None,
+    card: Card,
     *,
     wanted: Wanted = None,
     rules: Iterable[Rule] | None = None,
 ) -> Choice:
     """The cheapest of the kernels that can serve the call.
 
-    candidates          kernels at the call's dtype, kv and head_dim, at least one, all with the same axes; of equally
-                        cheap ones the first is taken
-    compute_capability  (major, minor) of the GPU; None: the host, which runs every kernel
-    wanted              narrows the candidates
-    rules               rules.json's if absent
+    candidates  kernels at the call's dtype, kv and head_dim, at least one, all with the same axes; of equally cheap
+                ones the first is taken
+    card        the GPU, or the host, which runs every kernel
+    wanted      narrows the candidates
+    rules       those that kvit ships if absent; of several that speak of an axis the first decides
 
-    The cost, its first number before its second: passes over K and V, one for each `rows` query rows, where those of
-    a kernel that computes longer than it reads count `pass_cost` each; the place of each axis in the order that a rule
-    gives it, the first rule that applies; query rows that stay idle. A kernel's needs are facts of it in index.json:
+    The cost, its first number before its second: the place of each axis in the order that a rule with `first` gives it;
+    passes over K and V, one for each `rows` query rows, where those of a kernel that computes longer than it reads
+    count `pass_cost` each; the place of each axis in the order of another rule; query rows that stay idle. The family
+    of a kernel counts as an axis. A kernel's needs are facts of it in index.json:
     `page_multiple` tokens, `stride_multiple` bytes, `needs_strides`, `is_packed`, `shares_kv`; and its shared memory.
     Raises KernelMissing (`wanted` is none of the candidates, or the GPU runs none), LayoutError (none reads the pages).
     """
     kernels = tuple(candidates)
-    arch = "host" if compute_capability is None else capabilities.name_of(compute_capability)
+    arch, compute_capability = card.arch, card.compute_capability
     asked = tuple(kernel for kernel in kernels if _is_wanted(kernel, wanted))
     if not asked:
         raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
@@ -134,18 +84,24 @@ def choose(
 
     deciding: dict[str, Rule] = {}
     for rule in installed_rules() if rules is None else rules:
-        if rule.axis in fitting[0].axes and rule.applies(call, arch):
+        if (rule.axis == "family" or rule.axis in fitting[0].axes) and rule.applies(call, card):
             deciding.setdefault(rule.axis, rule)
+    before = [rule for rule in deciding.values() if rule.first]
+    after = [rule for rule in deciding.values() if not rule.first]
 
     def cost(kernel: KernelInfo) -> tuple[int, ...]:
         height = int(kernel.axes["rows"])
         passes = -(-call.rows // height)
-        places = (_place(rule.order, kernel.axes[axis]) for axis, rule in deciding.items())
-        return passes * kernel.facts.get("pass_cost", 1), *places, passes * height - call.rows
+        return (
+            *(_place(rule, kernel) for rule in before),
+            passes * kernel.facts.get("pass_cost", 1),
+            *(_place(rule, kernel) for rule in after),
+            passes * height - call.rows,
+        )
 
     ranked = tuple(sorted(((cost(kernel), kernel) for kernel in fitting), key=lambda pair: pair[0]))
-    terms = ("passes over K and V", *deciding, "idle rows")
-    return Choice(ranked[0][1], call, terms, ranked, refused, tuple(deciding.values()), wanted)
+    terms = (*(rule.axis for rule in before), "passes over K and V", *(rule.axis for rule in after), "idle rows")
+    return Choice(ranked[0][1], call, terms, ranked, refused, (*before, *after), wanted, kernels)
 
 
 def why_not_on(kernel: KernelInfo, compute_capability: tuple[int, int] | None) -> str | None:
@@ -201,11 +157,6 @@ def _listed(kernels: Iterable[KernelInfo]) -> str:
     return f"choose from {', '.join(kernel.symbol for kernel in kernels)}"
 
 
-def _holds(wish: Any, value: Any) -> bool:
-    if isinstance(wish, Mapping):
-        return wish.get("min", value) <= value <= wish.get("max", value)
-    return value in wish if isinstance(wish, list) else value == wish
-
-
-def _place(order: tuple[AxisValue, ...], value: AxisValue) -> int:
-    return order.index(value) if value in order else len(order)
+def _place(rule: Rule, kernel: KernelInfo) -> int:
+    value = kernel.family if rule.axis == "family" else kernel.axes[rule.axis]
+    return rule.order.index(value) if value in rule.order else len(rule.order)

@@ -13,7 +13,6 @@ from kvit.errors import LayoutError, ShapeError
 cdef enum:
     SPAN_BYTES = 128                       # of a row, in one box at most
     STRIDE_MULTIPLE = 16
-    QUICK_GBPS_PER_SM = 30
 
 cdef int64_t STRIDE_LIMIT = <int64_t>1 << 40
 
@@ -174,11 +173,9 @@ cdef int encode(unsigned char *map, Boxes boxes, Device dev, const MappedPool *p
 
 
 cdef int64_t promoted_bytes(Device dev) except -1:
-    """What L2 fetches at once, at most. Chosen by what an H100 and an H200 measured: they have 25 and 36 GB/s of memory
-    for each multiprocessor.
-    """
-    cdef double gbps = dev.memory_gbps or 0.0
-    return 128 if gbps > QUICK_GBPS_PER_SM * <int>dev.num_sms else 256
+    """What L2 fetches at once, at most: by the rules for the card, as the choice of a kernel has them."""
+    from kvit.selection.tuning import l2_promotion_bytes  # its files wait for the first map
+    return l2_promotion_bytes(dev)
 
 
 cdef int64_t dense_bytes(const MappedPool *pool) noexcept nogil:

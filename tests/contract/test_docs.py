@@ -34,7 +34,7 @@ REPLACED = {
     r"let_go": "decref",
     r"octets?": "vec8",
     r"Entry|Entries|registry\.Entry": "KernelInfo",
-    r"tuning": "selection, TileShape, cards",
+    r"tuning(?!-<card>)": "selection, TileShape, cards",
     r"\w+Tuning": "TileShape",
     r"tokens=(?!\d)": "query_indptr=",
     r"(?:append|attention)\([^)\n]*\blengths=": "new_tokens=",

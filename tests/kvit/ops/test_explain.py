@@ -3,7 +3,9 @@
 import pytest
 
 import kvit
+from kvit.selection.cards import Card
 from support.caches import make_case
+from support.manifest import manifest
 
 
 def test_it_names_the_kernel_and_what_it_takes(rng):
@@ -39,3 +41,46 @@ def test_it_counts_what_a_batch_reads_and_how_long_that_takes_at_least(rng):
         op.explain([5, -4])
     with pytest.raises(kvit.ShapeError, match="give lengths, or batch and context"):
         op.explain([5], batch=1, context=1)
+
+
+@pytest.fixture
+def op_built_for_all(rng):
+    """An operation on the host whose candidates are built for every target, whatever was built here."""
+    op = kvit.Attention(make_case(rng, [4], head_dim=128, page_size=64).view, 8)
+    archs = {spec.symbol: spec.archs for spec in manifest("decode", "prefill")}
+    candidates = tuple(kernel._replace(archs=archs[kernel.symbol]) for kernel in op.plan.choice.candidates)
+    op.plan = op.plan._replace(choice=op.plan.choice._replace(candidates=candidates))
+    return op
+
+
+def test_it_says_what_another_card_would_run(op_built_for_all):
+    op = op_built_for_all
+    said = op.explain(card="NVIDIA H20", batch=1, context=1000)
+    for words in (
+        "d128_h8_tma_plain on NVIDIA H20\n",
+        "grid       78 CTAs",
+        "card       NVIDIA H20 (sm_90, 78 multiprocessors, 51.3 GB/s for each)",
+        "L2         fetches 128 bytes at once: where memory has 36 GB/s",
+        "GB/s, the peak of NVIDIA H20",
+    ):
+        assert words in said
+    assert "fetches 256 bytes at once" in op.explain(card="NVIDIA H100 80GB HBM3")
+    on_a10 = op.explain(card="NVIDIA A10")
+    assert "d128_h8_cp_async_plain on NVIDIA A10\n" in on_a10 and "L2" not in on_a10  # cp.async has no tensor maps
+    assert op.explain().startswith(f"{op.kernel.symbol} on host\n") and "card " not in op.explain()
+
+
+def test_a_card_that_nobody_tried_is_given_by_its_facts(op_built_for_all):
+    card = Card("a card nobody tried", (10, 0), 64, 1000.0)
+    said = op_built_for_all.explain(card=card, batch=1, context=1000)
+    assert "tma_plain on a card nobody tried\n" in said and "grid       64 CTAs" in said
+    assert "at 1000 GB/s, by clock and bus of a card nobody tried" in said
+    unknown = op_built_for_all.explain(card=card._replace(memory_gbps=None), batch=1, context=1000)
+    assert "floor      unknown: no peak is known of a card nobody tried; give gbps=" in unknown
+
+
+def test_a_card_that_runs_nothing_or_is_not_known_is_refused(op_built_for_all):
+    with pytest.raises(kvit.DeviceError, match="card is 'H20', of which kvit has no facts; it has those of NVIDIA H20"):
+        op_built_for_all.explain(card="H20")
+    with pytest.raises(kvit.KernelMissing, match="on sm_70"):
+        op_built_for_all.explain(card=Card("an old card", (7, 0), 80))

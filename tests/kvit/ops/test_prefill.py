@@ -7,6 +7,8 @@ import kvit
 from kvit import reference
 from kvit._native.context import Device
 from kvit.selection import choose, registry
+from kvit.selection.call import Call
+from kvit.selection.cards import Card
 from support import tolerances
 from support.built import need_copies
 from support.caches import BFLOAT16, FLOAT16, make_case, make_table, poisoned, to_device
@@ -232,6 +234,11 @@ def built_for_gpus(dtype="bf16", kv="b16", head_dim=128, variant="plain"):
     )
 
 
+def some_card(capability):
+    """One of this compute capability: no rule that kvit ships asks for more."""
+    return Card("some card", capability, 100, 2000.0)
+
+
 @pytest.mark.parametrize(
     ("capability", "rows", "page_size", "family", "copies"),
     [
@@ -250,17 +257,17 @@ def built_for_gpus(dtype="bf16", kv="b16", head_dim=128, variant="plain"):
     ],
 )
 def test_what_a_gpu_takes(capability, rows, page_size, family, copies):
-    call = choose.Call("bf16", "b16", 128, rows, page_size)
-    kernel = choose.choose(built_for_gpus(), call, capability).kernel
+    call = Call("bf16", "b16", 128, rows, page_size)
+    kernel = choose.choose(built_for_gpus(), call, some_card(capability)).kernel
     assert (kernel.family, kernel.axes["copies"]) == (family, copies)
 
 
 def test_what_compute_capability_7_5_has_not_is_told_with_what_there_is():
     for options in ({"head_dim": 256}, {"kv": "e5m2"}, {"kv": "i8", "variant": "general"}):
         built, key = built_for_gpus(**options), {"kv": "b16", "head_dim": 128} | options
-        call = choose.Call("bf16", key["kv"], key["head_dim"], 4, 16)
+        call = Call("bf16", key["kv"], key["head_dim"], 4, 16)
         with pytest.raises(kvit.KernelMissing, match=r"on sm_75; built targets .*\n.*copies=registers.*platforms.md"):
-            choose.choose(built, call, (7, 5))
+            choose.choose(built, call, some_card((7, 5)))
 
 
 def test_kernels_for_compute_capability_7_5_fit_into_its_memory():
@@ -271,14 +278,14 @@ def test_kernels_for_compute_capability_7_5_fit_into_its_memory():
 
 
 def test_a_gpu_takes_general_kernels_of_warp_groups_where_they_are_named_alone():
-    built, call = built_for_gpus(variant="general"), choose.Call("bf16", "b16", 128, 4 * 4096, 16)
-    unasked = choose.choose(built, call, (9, 0))
+    built, call = built_for_gpus(variant="general"), Call("bf16", "b16", 128, 4 * 4096, 16)
+    unasked = choose.choose(built, call, some_card((9, 0)))
     assert (unasked.kernel.family, unasked.kernel.axes["copies"]) == ("prefill", "cp_async")
     ((refused, why),) = [pair for pair in unasked.refused if pair[0].family == "prefill"]
     assert refused.axes["copies"] == "tma" and "has not run on a GPU yet" in why
-    assert choose.choose(built, call, (9, 0), wanted={"rows": 128}).kernel.axes["copies"] == "cp_async"
+    assert choose.choose(built, call, some_card((9, 0)), wanted={"rows": 128}).kernel.axes["copies"] == "cp_async"
     for wanted in ({"copies": "tma"}, {"copies": "tma", "rows": 128}, refused.symbol):
-        assert choose.choose(built, call, (9, 0), wanted=wanted).kernel is refused
+        assert choose.choose(built, call, some_card((9, 0)), wanted=wanted).kernel is refused
 
 
 def test_shared_memory_fits_the_smallest_gpus():
