@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,6 +23,27 @@ CODED_SCORE_BOUND = 2.0**-9
 
 class Mismatch(Exception):
     """A device's result is not what the reference says. The message gives the worst element."""
+
+
+_open_digests: list[hashlib._Hash] = []
+
+
+@contextmanager
+def digest_of_results() -> Iterator[hashlib._Hash]:
+    """A SHA-256 of the name, the shape and the bits of every result that is compared meanwhile, in that order."""
+    digest = hashlib.sha256()
+    _open_digests.append(digest)
+    try:
+        yield digest
+    finally:
+        _open_digests.remove(digest)
+
+
+def _take_down(name: str, actual: NDArray) -> None:
+    array = np.asarray(actual)
+    for digest in _open_digests:
+        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
 
 
 def attention_bound(magnitude: NDArray, dtype: DTypeLike) -> NDArray:
@@ -47,6 +70,7 @@ def merge_bound(outs: Sequence[NDArray], dtype: DTypeLike) -> NDArray:
 
 def expect_same(name: str, actual: NDArray, expected: NDArray) -> None:
     """Raise Mismatch unless both have the same bits."""
+    _take_down(name, actual)
     found, wanted = (np.ascontiguousarray(array).view(np.uint8) for array in (actual, expected))
     if actual.shape != expected.shape:
         raise Mismatch(f"{name} has shape {actual.shape}, the reference {expected.shape}")
@@ -61,6 +85,7 @@ def expect_same(name: str, actual: NDArray, expected: NDArray) -> None:
 
 def expect_close(name: str, actual: NDArray, expected: NDArray, bound: NDArray | float) -> None:
     """Raise Mismatch unless every element is within its bound, and NaN and infinity exactly where they are expected."""
+    _take_down(name, actual)
     if actual.shape != expected.shape:
         raise Mismatch(f"{name} has shape {actual.shape}, the reference {expected.shape}")
     found, wanted = np.asarray(actual).astype(np.float64), np.asarray(expected).astype(np.float64)
