@@ -25,13 +25,29 @@ class Mismatch(Exception):
     """A device's result is not what the reference says. The message gives the worst element."""
 
 
-_open_digests: list[hashlib._Hash] = []
+class Digest:
+    """A SHA-256 of results: of the name, dtype, shape and bits of each, in their order."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add(self, name: str, result: NDArray) -> None:
+        """Go on with one more result."""
+        array = np.ascontiguousarray(result)
+        self._sha256.update(f"{name} {array.dtype.name} {np.shape(result)}\n".encode())
+        self._sha256.update(array.tobytes())
+
+    def __str__(self) -> str:
+        return self._sha256.hexdigest()
+
+
+_open_digests: list[Digest] = []
 
 
 @contextmanager
-def digest_of_results() -> Iterator[hashlib._Hash]:
-    """A SHA-256 of the name, the shape and the bits of every result that is compared meanwhile, in that order."""
-    digest = hashlib.sha256()
+def digest_of_results() -> Iterator[Digest]:
+    """A digest of every result that is compared meanwhile, whatever comes of it."""
+    digest = Digest()
     _open_digests.append(digest)
     try:
         yield digest
@@ -40,10 +56,8 @@ def digest_of_results() -> Iterator[hashlib._Hash]:
 
 
 def _take_down(name: str, actual: NDArray) -> None:
-    array = np.asarray(actual)
     for digest in _open_digests:
-        digest.update(f"{name} {array.dtype.name} {array.shape}\n".encode())
-        digest.update(np.ascontiguousarray(array).tobytes())
+        digest.add(name, actual)
 
 
 def attention_bound(magnitude: NDArray, dtype: DTypeLike) -> NDArray:

@@ -116,7 +116,7 @@ def _check_device(device: str, cases: list[Case], seed: int, seconds: float, bit
                 report = _failure(case, seed, device)
             done += 1
             if bits is not None:
-                print(f"{device} {case.number} {digest.hexdigest()} {case.check}: {case.shape}", file=bits)
+                print(f"{device} {case.number} {digest} {case.check}: {case.shape}", file=bits)
             if report is not None:
                 failures += 1
                 print(report[0], flush=True)

@@ -269,7 +269,9 @@ def test_a_compiler_in_a_folder_with_a_space_builds(tree, monkeypatch):
 
 def for_windows(tree, monkeypatch, machine="x86_64-w64-mingw32"):
     """A compiler in tree/windows that says that it is for this machine, and compiles for the one that runs the test."""
-    compiler = make_script(tree / "windows", f'if [ "$1" = -dumpmachine ]; then echo {machine}; exit; fi\ng++ -fPIC "$@"')
+    compiler = make_script(
+        tree / "windows", f'if [ "$1" = -dumpmachine ]; then echo {machine}; exit; fi\ng++ -fPIC "$@"'
+    )
     monkeypatch.setenv("CXX", str(compiler))
     return compiler
 
