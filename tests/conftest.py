@@ -4,6 +4,7 @@ import functools
 import importlib.util
 import os
 import sys
+import sysconfig
 import zlib
 from pathlib import Path
 
@@ -33,6 +34,8 @@ def _children_import_the_same_kvit(tmp_path_factory):
     kvit = importlib.util.find_spec("kvit")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(Path(kvit.origin).parents[1]), prepend=os.pathsep)
+        if sysconfig.get_config_var("Py_GIL_DISABLED"):  # each child would warn that kvit turns the GIL on
+            patch.setenv("PYTHONWARNINGS", "ignore:The global interpreter lock", prepend=",")
         patch.chdir(tmp_path_factory.mktemp("elsewhere"))  # `python -c` looks in the working directory before all else
         patch.setenv("KVIT_TUNING", "none")  # what was measured on this machine must not change what is tested
         yield

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from codegen.build import build_kernels, project_version
+from codegen.build import build_host_library, build_kernels, project_version
 from codegen.errors import BuildError
 from codegen.manifest import load_manifest
 from codegen.table import BEGIN, BEGIN_PAIRS, pairs_table, replace_table, support_table
@@ -27,6 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
     build.add_argument("-j", "--jobs", type=int, help="default: KVIT_JOBS, else as many as cores")
     build.set_defaults(run=_build)
 
+    library = commands.add_parser("library", help="compile the host library alone, for the system that CXX is for")
+    library.add_argument("build", type=Path, help="kept between runs of one compiler; the library is in its out/")
+    library.add_argument("-j", "--jobs", type=int, help="default: KVIT_JOBS, else as many as cores")
+    library.set_defaults(run=_library)
+
     table = commands.add_parser("table", help="write the tables of README.md and docs/quantisation.md")
     table.add_argument("root", nargs="?", type=Path, default=ROOT, help="of these pages; default: this tree")
     table.set_defaults(run=_table)
@@ -45,6 +50,10 @@ def _build(options: argparse.Namespace) -> None:
     version = project_version(ROOT)
     index = build_kernels(ROOT / "kernels", options.build, options.out, version=version, archs=archs, jobs=options.jobs)
     print(f"wrote {index}")
+
+
+def _library(options: argparse.Namespace) -> None:
+    print(f"wrote {build_host_library(ROOT / 'kernels', options.build.resolve(), jobs=options.jobs)}")
 
 
 def _table(options: argparse.Namespace) -> None:

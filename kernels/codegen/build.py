@@ -14,9 +14,9 @@ from codegen.errors import BuildError
 from codegen.images import Version, oldest_cuda, pack, packed
 from codegen.index import index_text, read_host_kernels
 from codegen.manifest import Manifest, load_manifest
-from codegen.ninja import HOST_LIBRARY, run_ninja, write_ninja
+from codegen.ninja import HOST_LIBRARY, HOST_LIBRARY_OF_WINDOWS, run_ninja, write_ninja
 from codegen.toml import read_toml
-from codegen.toolchain import Cuda, find_cuda, find_gxx, find_ninja
+from codegen.toolchain import Cuda, compiles_for_windows, find_cuda, find_gxx, find_ninja
 
 
 def project_version(root: Path) -> str:
@@ -83,17 +83,25 @@ class Plan(NamedTuple):
     with_asked: bool  # whether GPUs get the kernels of `asked` rows
 
 
-def make_plan(kernels: Path, archs: str | None = None, jobs: int | None = None) -> Plan:
+def make_plan(
+    kernels: Path, archs: str | None = None, jobs: int | None = None, *, for_windows_too: bool = False
+) -> Plan:
     """All that a build needs and can be found wrong before it begins. Arguments are those of build_kernels.
+
+    for_windows_too  whether a C++ compiler for Windows will do
 
     Raises BuildError.
     """
     manifest = load_manifest(kernels / "manifest.toml")
     chosen = choose_archs(manifest, os.environ.get("KVIT_ARCHS") if archs is None else archs)
     cuda = find_cuda() if chosen else None
-    return Plan(
-        manifest, chosen, cuda, find_gxx(), find_ninja(), choose_jobs() if jobs is None else jobs, wants_asked()
-    )
+    gxx = find_gxx()
+    if not for_windows_too and compiles_for_windows(gxx):
+        raise BuildError(
+            f"{gxx} compiles for Windows, where kvit's modules are not built: they use POSIX threads and dlopen.\n"
+            "Set CXX to a compiler for Linux. The host library alone can be made for Windows: see docs/platforms.md."
+        )
+    return Plan(manifest, chosen, cuda, gxx, find_ninja(), choose_jobs() if jobs is None else jobs, wants_asked())
 
 
 def build_kernels(
@@ -118,10 +126,7 @@ def build_kernels(
     nvcc, ptxas = (None, None) if cuda is None else (_words(cuda.version), _words(cuda.assembler.version))
     with_cuda = f"CUDA {nvcc} of {cuda.root}, ptxas {ptxas}" if cuda else "no CUDA compiler"
     print(f"kvit: {len(specs)} kernels for host {' '.join(chosen)}; {with_cuda}, {gxx}, {jobs} jobs", flush=True)
-    try:
-        run_ninja(build, ninja, jobs)
-    except subprocess.CalledProcessError:
-        raise BuildError(f"a kernel does not compile; the compiler's message is above, its log under {build}") from None
+    _compile(build, ninja, jobs)
     pack((build / "out" / name for name in made), jobs)
     drivers = oldest_drivers(build / "out", made)
     host = read_host_kernels(build / "out" / HOST_LIBRARY)
@@ -130,6 +135,29 @@ def build_kernels(
     images = [packed(Path(name)).as_posix() for name in made]
     publish(build / "out", out, [*images, HOST_LIBRARY, "index.json"])
     return out / "index.json"
+
+
+def build_host_library(kernels: Path, build: Path, *, jobs: int | None = None) -> Path:
+    """Compile the host library alone, for the system that the C++ compiler compiles for, which may be another one.
+
+    kernels, build, jobs  as build_kernels takes them; `build` is for one compiler
+
+    Returns the path of the library: HOST_LIBRARY, or HOST_LIBRARY_OF_WINDOWS. Raises BuildError.
+    """
+    manifest, _, _, gxx, ninja, jobs, _ = make_plan(kernels, "none", jobs, for_windows_too=True)
+    units = units_of(manifest.specs())
+    write_units(units, build / "source")
+    for_windows = compiles_for_windows(gxx)
+    write_ninja(build, kernels, units, (), gxx, None, for_windows=for_windows)
+    _compile(build, ninja, jobs)
+    return build / "out" / (HOST_LIBRARY_OF_WINDOWS if for_windows else HOST_LIBRARY)
+
+
+def _compile(build: Path, ninja: str, jobs: int) -> None:
+    try:
+        run_ninja(build, ninja, jobs)
+    except subprocess.CalledProcessError:
+        raise BuildError(f"a kernel does not compile; the compiler's message is above, its log under {build}") from None
 
 
 def _words(version: Version) -> str:

@@ -13,14 +13,17 @@ from codegen.images import ptx_isa
 from codegen.toolchain import Cuda
 
 HOST_LIBRARY = "libkvit_host.so"
+HOST_LIBRARY_OF_WINDOWS = "kvit_host.dll"
 
 _NVCC_FLAGS = "-std=c++20 -O3"
 # The fibers leave a frame by longjmp, which a fortified one takes for an attack. Contraction stays off so that the host
 # backend gives the same bits on every machine. nvcc's pragmas mean nothing to g++.
 _GXX_FLAGS = (
-    "-std=c++20 -O2 -fPIC -fvisibility=hidden -U_FORTIFY_SOURCE -ffp-contract=off -pthread "
+    "-std=c++20 -O2 {position} -fvisibility=hidden -U_FORTIFY_SOURCE -ffp-contract=off -pthread "
     "-Wall -Wextra -Wno-unknown-pragmas"
 )
+# A library for Windows can be loaded anywhere and lacks no symbol without being told so.
+_POSITION, _LINK_FLAGS = "-fPIC", "-Wl,-z,defs"
 
 # A cubin is assembled from the PTX of its own virtual target (sm_90a from compute_90a), which is a file of its own:
 # where that PTX is wanted too, C++ is translated once for both. The PTX is marked with the oldest ISA that has all of
@@ -57,7 +60,7 @@ rule gxx
   description = g++ $stem
 
 rule link
-  command = {gxx} -shared -s -pthread -Wl,-z,defs -o $out $in
+  command = {gxx} -shared -s -pthread {link_flags} -o $out $in
   description = link $out
 
 """
@@ -69,13 +72,21 @@ def image(arch: str, stem: str) -> str:
 
 
 def write_ninja(
-    build: Path, kernels: Path, units: Sequence[Unit], archs: Sequence[str], gxx: str, cuda: Cuda | None
+    build: Path,
+    kernels: Path,
+    units: Sequence[Unit],
+    archs: Sequence[str],
+    gxx: str,
+    cuda: Cuda | None,
+    *,
+    for_windows: bool = False,
 ) -> list[str]:
     """Write build/build.ninja and return the images that it makes, relative to build/out.
 
     units  each is compiled for those of `archs` that it lists, and for the host; those with most kernels are begun
            first, so that no long one is left for the end
     cuda   None if archs is empty
+    for_windows  whether the programs that gxx makes are for Windows; the host library is HOST_LIBRARY_OF_WINDOWS then
 
     Every path in the file is relative to `build`, and the toolkit is reached through a link in it: neither a moved tree
     nor a compiler that pip unpacked elsewhere changes a command, so neither rebuilds anything.
@@ -98,7 +109,8 @@ def write_ninja(
             ptxas="./ptxas",
             gxx=shlex.quote(gxx).replace("$", "$$"),  # once for the shell, once for ninja
             nvcc_flags=_NVCC_FLAGS,
-            gxx_flags=_GXX_FLAGS,
+            gxx_flags=_GXX_FLAGS.format(position="" if for_windows else _POSITION),
+            link_flags="" if for_windows else _LINK_FLAGS,
         )
     ]
     made = []
@@ -119,7 +131,8 @@ def write_ninja(
         made += [image(arch, unit.stem) for arch in wanted]
         objects.append(f"host/{unit.stem}.o")
         lines.append(_edge(objects[-1], "gxx", source, "gxx.txt", stem=unit.stem))
-    lines.append(f"build out/{HOST_LIBRARY}: link {' '.join(objects)}\n")
+    library = HOST_LIBRARY_OF_WINDOWS if for_windows else HOST_LIBRARY
+    lines.append(f"build out/{library}: link {' '.join(objects)}\n")
     write_if_changed(build / "build.ninja", "\n".join(lines))
     return made
 

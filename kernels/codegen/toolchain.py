@@ -146,6 +146,12 @@ def find_gxx(environ: Mapping[str, str] = os.environ) -> str:
     return path
 
 
+def compiles_for_windows(gxx: str) -> bool:
+    """Whether what a C++ compiler makes is for Windows, as MinGW and clang say of themselves."""
+    machine = subprocess.run([gxx, "-dumpmachine"], capture_output=True, text=True, check=False).stdout
+    return "windows" in machine or "mingw" in machine
+
+
 def quoted_compilers(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """CC and CXX where they are programs in folders with blanks, as a shell must read them.
 

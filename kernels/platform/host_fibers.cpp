@@ -1,54 +1,25 @@
 // Fibers: a CTA's threads take turns on one OS thread, each running until it has to wait. Fast, and always in the same
 // order.
-#include <setjmp.h>
-#include <sys/mman.h>
-#include <ucontext.h>
-
 #include <cstdio>
+#include <new>
 #include <thread>
 
 #include "platform/host_cta.hpp"
-
-#ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/asan_interface.h>
-#include <sanitizer/common_interface_defs.h>
-#endif
+#include "platform/host_stacks.hpp"
 
 namespace kvit::host {
 namespace {
 
-constexpr size_t kStackBytes = 128 * 1024;
-
-// A stack, as AddressSanitizer is told of it: it marks what lies on stacks, and must know which one is in use.
-struct Stack {
-  const void* bottom = nullptr;
-  size_t bytes = 0;
-};
-
-#ifdef __SANITIZE_ADDRESS__
-void BeginSwitch(const Stack& to) { __sanitizer_start_switch_fiber(nullptr, to.bottom, to.bytes); }
-Stack EndSwitch() {
-  Stack from;
-  __sanitizer_finish_switch_fiber(nullptr, &from.bottom, &from.bytes);
-  return from;
-}
-void ForgetMarks(void* stacks, size_t bytes) { __asan_unpoison_memory_region(stacks, bytes); }
-#else
-void BeginSwitch(const Stack&) {}
-Stack EndSwitch() { return {}; }
-void ForgetMarks(void*, size_t) {}
-#endif
-
-// makecontext gives a fiber its stack; after that _setjmp and _longjmp switch, without the system calls of swapcontext.
 class Fibers final : public Scheduler {
  public:
-  ~Fibers() override { Release(); }
-
   void Run(Cta& cta) override {
     cta_ = &cta;
-    if (fibers_.size() != cta.threads.size()) Create(cta.threads.size());
-    Switch(main_, fibers_[0], 0);
+    if (count_ != cta.threads.size()) Create(cta.threads.size());
+    Become(&cta.threads[0]);
+    stacks_->Enter(0);
     Become(nullptr);
+    if (abandoned_) Release();
+    abandoned_ = false;
   }
 
   void Arrive(Thread& thread, Barrier& barrier, const char* operation, void (*last)(void*), void* context) override {
@@ -73,56 +44,30 @@ class Fibers final : public Scheduler {
   }
 
  private:
-  struct Fiber {
-    jmp_buf state;
-    ucontext_t first;
-    Fibers* owner;
-    size_t index;
-    bool started;
-  };
-
   void Create(size_t count) {
     Release();
-    stacks_bytes_ = count * kStackBytes;
-    stacks_ = static_cast<char*>(
-        mmap(nullptr, stacks_bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    if (stacks_ == MAP_FAILED) {
-      stacks_ = nullptr;
+    try {
+      stacks_ = MakeStacks(count, &RunThreads, this);
+    } catch (const std::bad_alloc&) {
       throw Error("no memory for the stacks of " + std::to_string(count) + " fibers, which the host backend runs " +
                   cta_->launch->kernel->symbol + " on");
     }
-    ForgetMarks(stacks_, stacks_bytes_);
-    fibers_ = std::vector<Fiber>(count);
-    for (size_t i = 0; i < count; ++i) {
-      Fiber& fiber = fibers_[i];
-      fiber.owner = this;
-      fiber.index = i;
-      fiber.started = false;
-      getcontext(&fiber.first);
-      fiber.first.uc_stack.ss_sp = stacks_ + i * kStackBytes;
-      // Tops of stacks at different places of a page: at the same place they would evict each other from the cache.
-      fiber.first.uc_stack.ss_size = kStackBytes - i * 11 * 64 % 4096;
-      fiber.first.uc_link = nullptr;
-      const auto address = reinterpret_cast<uintptr_t>(&fiber);
-      makecontext(&fiber.first, reinterpret_cast<void (*)()>(&Entry), 2, unsigned(address), unsigned(address >> 32));
-    }
+    count_ = count;
   }
 
   void Release() {
-    if (stacks_ != nullptr) munmap(stacks_, stacks_bytes_);
-    stacks_ = nullptr;
-    fibers_.clear();
+    stacks_.reset();
+    count_ = 0;
   }
 
   // A fiber lives as long as its stack and runs one thread of one CTA after the other.
-  static void Entry(unsigned low, unsigned high) {
-    Fiber& fiber = *reinterpret_cast<Fiber*>(uintptr_t(low) | uintptr_t(high) << 32);
-    fiber.owner->Arrive();
+  static void RunThreads(void* owner, size_t index) {
+    Fibers& fibers = *static_cast<Fibers*>(owner);
     for (;;) {
-      Thread& thread = fiber.owner->cta_->threads[fiber.index];
+      Thread& thread = fibers.cta_->threads[index];
       thread.cta->Body(thread);
       thread.done = true;
-      fiber.owner->Yield(fiber.index);
+      fibers.Yield(index);
     }
   }
 
@@ -139,7 +84,8 @@ class Fibers final : public Scheduler {
       if (!Ready(threads[next])) continue;
       threads[next].waiting = nullptr;
       if (next == from) return;
-      Switch(fibers_[from].state, fibers_[next], next);
+      Become(&threads[next]);
+      stacks_->Switch(from, next);
       return;
     }
     for (Thread& thread : threads) {
@@ -155,47 +101,13 @@ class Fibers final : public Scheduler {
     }
     // After an error the other fibers are left where they stand, on stacks that hold nothing to release.
     if (failed || cta_->HasFailed()) abandoned_ = true;
-    if (_setjmp(fibers_[from].state) == 0) {
-      BeginSwitch(main_stack_);
-      _longjmp(main_, 1);
-    }
-    Arrive();
-  }
-
-  // The first thing that a fiber does wherever it goes on: the one that Run has switched to tells of Run's own stack.
-  void Arrive() {
-    const Stack from = EndSwitch();
-    if (!is_main_known_) main_stack_ = from;
-    is_main_known_ = true;
-  }
-
-  void Switch(jmp_buf& from, Fiber& to, size_t thread) {
-    if (_setjmp(from) != 0) {
-      if (&from != &main_) {
-        Arrive();
-        return;
-      }
-      EndSwitch();
-      if (abandoned_) Release();
-      abandoned_ = false;
-      return;
-    }
-    if (&from == &main_) is_main_known_ = false;
-    Become(&cta_->threads[thread]);
-    BeginSwitch({to.first.uc_stack.ss_sp, to.first.uc_stack.ss_size});
-    if (to.started) _longjmp(to.state, 1);
-    to.started = true;
-    setcontext(&to.first);
+    stacks_->Leave(from);
   }
 
   Cta* cta_ = nullptr;
-  jmp_buf main_;
-  std::vector<Fiber> fibers_;
-  char* stacks_ = nullptr;
-  size_t stacks_bytes_ = 0;
+  std::unique_ptr<Stacks> stacks_;
+  size_t count_ = 0;  // of stacks
   bool abandoned_ = false;
-  Stack main_stack_;
-  bool is_main_known_ = false;
 };
 
 }  // namespace

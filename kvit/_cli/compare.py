@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -21,6 +23,41 @@ CODED_SCORE_BOUND = 2.0**-9
 
 class Mismatch(Exception):
     """A device's result is not what the reference says. The message gives the worst element."""
+
+
+class Digest:
+    """A SHA-256 of results: of the name, dtype, shape and bits of each, in their order."""
+
+    def __init__(self) -> None:
+        self._sha256 = hashlib.sha256()
+
+    def add(self, name: str, result: NDArray) -> None:
+        """Go on with one more result."""
+        array = np.ascontiguousarray(result)
+        self._sha256.update(f"{name} {array.dtype.name} {np.shape(result)}\n".encode())
+        self._sha256.update(array.tobytes())
+
+    def __str__(self) -> str:
+        return self._sha256.hexdigest()
+
+
+_open_digests: list[Digest] = []
+
+
+@contextmanager
+def digest_of_results() -> Iterator[Digest]:
+    """A digest of every result that is compared meanwhile, whatever comes of it."""
+    digest = Digest()
+    _open_digests.append(digest)
+    try:
+        yield digest
+    finally:
+        _open_digests.remove(digest)
+
+
+def _take_down(name: str, actual: NDArray) -> None:
+    for digest in _open_digests:
+        digest.add(name, actual)
 
 
 def attention_bound(magnitude: NDArray, dtype: DTypeLike) -> NDArray:
@@ -47,6 +84,7 @@ def merge_bound(outs: Sequence[NDArray], dtype: DTypeLike) -> NDArray:
 
 def expect_same(name: str, actual: NDArray, expected: NDArray) -> None:
     """Raise Mismatch unless both have the same bits."""
+    _take_down(name, actual)
     found, wanted = (np.ascontiguousarray(array).view(np.uint8) for array in (actual, expected))
     if actual.shape != expected.shape:
         raise Mismatch(f"{name} has shape {actual.shape}, the reference {expected.shape}")
@@ -61,6 +99,7 @@ def expect_same(name: str, actual: NDArray, expected: NDArray) -> None:
 
 def expect_close(name: str, actual: NDArray, expected: NDArray, bound: NDArray | float) -> None:
     """Raise Mismatch unless every element is within its bound, and NaN and infinity exactly where they are expected."""
+    _take_down(name, actual)
     if actual.shape != expected.shape:
         raise Mismatch(f"{name} has shape {actual.shape}, the reference {expected.shape}")
     found, wanted = np.asarray(actual).astype(np.float64), np.asarray(expected).astype(np.float64)

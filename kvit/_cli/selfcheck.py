@@ -6,8 +6,10 @@ import argparse
 import itertools
 import random
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from kvit._cli import arguments, devices, display
 from kvit._native.context import Device
@@ -29,6 +31,7 @@ def add_to(commands: Any) -> None:
     parser.add_argument("--seconds", type=arguments.seconds, default=60.0, help="in all (default: 60)")
     parser.add_argument("--seed", type=arguments.natural, help="of the random inputs (default: another one every time)")
     parser.add_argument("--case", type=arguments.natural, help="run this case of the seed alone, as a failure names it")
+    parser.add_argument("--bits", metavar="FILE", help="write a digest of each case's results, to compare machines")
     parser.set_defaults(run=run)
 
 
@@ -54,7 +57,8 @@ def run(options: argparse.Namespace) -> int:
     if options.device == "all" and len(chosen) == 1:
         print(f"no GPU is checked: {devices.gpus()[1]}", flush=True)
     seconds = options.seconds / len(chosen)
-    return int(any([_check_device(str(device), cases, seed, seconds) for device in chosen]))
+    with _opened(options.bits) as bits:
+        return int(any([_check_device(str(device), cases, seed, seconds, bits) for device in chosen]))
 
 
 def plan(seed: int) -> list[Case]:
@@ -77,9 +81,29 @@ def plan(seed: int) -> list[Case]:
     return [Case(number, *pair) for number, pair in enumerate(pairs)]
 
 
-def _check_device(device: str, cases: list[Case], seed: int, seconds: float) -> bool:
-    """Run cases until the time is up, each kind of check at least once. Prints failures; returns whether any were."""
+@contextmanager
+def _opened(path: str | None) -> Iterator[TextIO | None]:
+    """The file that --bits names, written anew; None where there is no such option. Raises KvitError."""
+    if path is None:
+        yield None
+        return
+    with ExitStack() as stack:
+        try:
+            file = stack.enter_context(open(path, "w", encoding="utf-8"))
+        except OSError as error:
+            raise KvitError(
+                f"--bits cannot write to {path}: {error.strerror}; name a file in a folder that exists"
+            ) from None
+        yield file
+
+
+def _check_device(device: str, cases: list[Case], seed: int, seconds: float, bits: TextIO | None) -> bool:
+    """Run cases until the time is up, each kind of check at least once. Prints failures; returns whether any were.
+
+    bits  gets a line for each case: its device, its number, a SHA-256 of its results, its check and shape
+    """
     from kvit._cli.checks import CHECKS
+    from kvit._cli.compare import digest_of_results
 
     started, failures, done = time.monotonic(), 0, 0
     with display.progress(device) as step:
@@ -88,8 +112,11 @@ def _check_device(device: str, cases: list[Case], seed: int, seconds: float) -> 
             if done >= len(CHECKS) and elapsed >= seconds:
                 break
             step(max(done / len(cases), min(1.0, elapsed / seconds)), f"{case.check}: {case.shape}")
-            report = _failure(case, seed, device)
+            with digest_of_results() as digest:
+                report = _failure(case, seed, device)
             done += 1
+            if bits is not None:
+                print(f"{device} {case.number} {digest} {case.check}: {case.shape}", file=bits)
             if report is not None:
                 failures += 1
                 print(report[0], flush=True)

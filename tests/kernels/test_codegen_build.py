@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from codegen.build import build_kernels, choose_archs, choose_jobs, wants_asked
+from codegen.build import build_host_library, build_kernels, choose_archs, choose_jobs, wants_asked
 from codegen.emit import units_of
 from codegen.errors import BuildError
 from codegen.manifest import parse_manifest
@@ -265,6 +265,36 @@ def test_a_compiler_in_a_folder_with_a_space_builds(tree, monkeypatch):
     monkeypatch.setenv("CXX", str(program))
     (tree / "kernels" / "entry" / "value.cuh").write_text("inline constexpr int kValue = 41;\n")
     assert build(tree, monkeypatch, archs="none")["archs"] == []
+
+
+def for_windows(tree, monkeypatch, machine="x86_64-w64-mingw32"):
+    """A compiler in tree/windows that says that it is for this machine, and compiles for the one that runs the test."""
+    compiler = make_script(
+        tree / "windows", f'if [ "$1" = -dumpmachine ]; then echo {machine}; exit; fi\ng++ -fPIC "$@"'
+    )
+    monkeypatch.setenv("CXX", str(compiler))
+    return compiler
+
+
+def test_the_host_library_alone_is_made_for_the_system_that_the_compiler_is_for(tree, monkeypatch):
+    for_windows(tree, monkeypatch)
+    library = build_host_library(tree / "kernels", tree / "windows_build", jobs=1)
+    assert library == tree / "windows_build" / "out" / "kvit_host.dll" and library.exists()
+    steps = (tree / "windows_build" / "build.ninja").read_text()
+    # Flags that a linker for Windows refuses, and targets that there is no compiler for.
+    assert "-fPIC" not in steps and "-z,defs" not in steps and ".cubin" not in steps
+    monkeypatch.delenv("CXX")
+    assert build_host_library(tree / "kernels", tree / "host_build", jobs=1).name == "libkvit_host.so"
+    assert "-fPIC" in (tree / "host_build" / "build.ninja").read_text()
+
+
+@pytest.mark.parametrize("machine", ["x86_64-w64-mingw32", "x86_64-unknown-windows-gnu"])
+def test_a_compiler_for_windows_is_refused_where_modules_are_to_be_built(machine, tree, monkeypatch):
+    compiler = for_windows(tree, monkeypatch, machine)
+    before = published(tree)
+    with pytest.raises(BuildError, match=f"{compiler} compiles for Windows.*\n.*Set CXX to a compiler for Linux"):
+        build(tree, monkeypatch)
+    assert published(tree) == before
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import sysconfig
 
 import numpy as np
 import pytest
@@ -220,3 +221,19 @@ graph.launch()
 """
     for _ in range(3):  # threads are cut off at another point each time
         assert run_python(program, device) == (0, "", "")
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded Python")
+def test_a_free_threaded_python_turns_the_gil_on_for_kvit_and_says_so():
+    # What the modules share is guarded by the GIL: they must not say that they can do without.
+    program = """
+import sys, warnings
+import numpy
+before = sys._is_gil_enabled()
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import kvit
+    kvit.Buffer
+print(before, sys._is_gil_enabled(), ["global interpreter lock" in str(warning.message) for warning in caught])
+"""
+    assert run_python(program) == (0, "False True [True]", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,7 @@ MAIN = """
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 
 #include "abi/params.h"
 #include "platform/platform.cuh"
@@ -36,9 +38,12 @@ KVIT_KERNEL(case_kernel, kvit::Case)
 
 int main(int, char** argv) {{
   constexpr int kBytes = {memory_bytes};
-  const std::unique_ptr<char, decltype(&std::free)> memory[] = {{
-      {{static_cast<char*>(std::aligned_alloc(4096, kBytes)), &std::free}},
-      {{static_cast<char*>(std::aligned_alloc(4096, kBytes)), &std::free}}}};
+  // Not std::aligned_alloc, which Windows lacks.
+  constexpr std::align_val_t kPage{{4096}};
+  const auto give_back = [](char* memory) {{ ::operator delete(memory, kPage); }};
+  const std::unique_ptr<char, decltype(give_back)> memory[] = {{
+      {{static_cast<char*>(::operator new(kBytes, kPage)), give_back}},
+      {{static_cast<char*>(::operator new(kBytes, kPage)), give_back}}}};
   char *const input = memory[0].get(), *const output = memory[1].get();
   for (int i = 0; i < kBytes; ++i) input[i] = char(i);
   std::memset(output, 0xFF, kBytes);
@@ -72,8 +77,14 @@ class Outcome:
 class HostPrograms:
     """Compiles into a folder of its own. The backend itself is compiled once per set of flags."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, *, compiler: str | None = None, launcher: Sequence[str] = (), suffix: str = ""
+    ) -> None:
+        """Another compiler than CXX or g++, what its programs' names end with, and the command that runs them."""
         self._folder = folder
+        self._compiler = compiler or os.environ.get("CXX", "g++")
+        self._launcher = launcher
+        self._suffix = suffix
         self._count = 0
 
     def run(
@@ -96,7 +107,7 @@ class HostPrograms:
         source = MAIN.format(**{k: v for k, v in locals().items() if k not in ("self", "scheduler", "sanitize")})
         program = self.build(source, ["-fsanitize=thread", "-g"] if sanitize else [])
         # Without address randomisation: ThreadSanitizer of GCC 12 does not start under the widest one of newer kernels.
-        command = ["setarch", "-R", str(program)] if sanitize else [str(program)]
+        command = [*self._launcher, *(["setarch", "-R"] if sanitize else []), str(program)]
         done = subprocess.run([*command, SCHEDULERS[scheduler]], capture_output=True, text=True, timeout=300)
         race = done.stderr if "ThreadSanitizer" in done.stderr else ""
         assert race or done.returncode in (0, 1), f"exit status {done.returncode}: {done.stdout}{done.stderr}"
@@ -106,7 +117,7 @@ class HostPrograms:
     def build(self, source: str, flags: list[str]) -> Path:
         """A program of this source and the backend."""
         self._count += 1
-        program = self._folder / f"case_{self._count}"
+        program = self._folder / f"case_{self._count}{self._suffix}"
         self._compile(["-x", "c++", "-", "-x", "none", *self._backend(flags), "-o", str(program)], flags, source)
         return program
 
@@ -119,10 +130,9 @@ class HostPrograms:
             objects.append(str(target))
         return objects
 
-    @staticmethod
-    def _compile(what: list[str], flags: list[str], source: str | None = None) -> None:
+    def _compile(self, what: list[str], flags: list[str], source: str | None = None) -> None:
         command = [
-            os.environ.get("CXX", "g++"),
+            self._compiler,
             "-std=c++20",
             "-O1",
             "-U_FORTIFY_SOURCE",

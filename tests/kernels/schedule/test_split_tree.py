@@ -58,7 +58,7 @@ INCLUDES = """
 #include "schedule/split_tree.cuh"
 const int heads[] = {{{heads}}};
 constexpr int kLeftWords = {grid} * 2 * {levels} * {rows} * ({head_dim} + 2), kAllWords = kLeftWords / 2 * 3;
-float workspace[kAllWords];
+alignas(16) float workspace[kAllWords];
 [[maybe_unused]] const void* const poison =
     std::memset(workspace + kLeftWords, 0xFF, (kAllWords - kLeftWords) * sizeof(float));
 uint32_t ended;
@@ -186,7 +186,7 @@ def test_a_part_is_there_once_all_its_words_are_and_zeros_are_words(host_program
     outcome = host_programs.run(
         LEAVE_AND_FIND,
         output_bytes=8,
-        includes='#include "schedule/partial.cuh"\nfloat workspace[3 * 2 * 10];',
+        includes='#include "schedule/partial.cuh"\nalignas(16) float workspace[3 * 2 * 10];',
         spans=f"{ALL_MEMORY}, {{workspace, sizeof workspace, 1, 0}}",
     )
     assert not outcome.error

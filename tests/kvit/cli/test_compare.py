@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from kvit._cli.compare import Mismatch, expect_close, expect_same
+from kvit._cli.compare import Mismatch, digest_of_results, expect_close, expect_same
 
 NAN, INF = np.nan, np.inf
 
@@ -42,3 +42,34 @@ def test_the_same_bits_are_the_same_and_zeros_of_two_signs_are_not():
 def test_another_shape_is_a_mismatch(expect):
     with pytest.raises(Mismatch, match="shape"):
         expect("x", np.zeros((2, 3)), np.zeros((3, 2)))
+
+
+def digest_after(compare, name, actual):
+    with digest_of_results() as digest:
+        compare(name, actual, actual, *([0.1] if compare is expect_close else []))
+    return str(digest)
+
+
+# Zeros of two signs are equal, a list has the bits of the other dtype, and a name is all that tells two results apart.
+@pytest.mark.parametrize("compare", [expect_close, expect_same])
+@pytest.mark.parametrize(
+    ("name", "actual"),
+    [
+        ("x", np.array([-0.0, 1.0], np.float32)),
+        ("x", np.array([[0.0, 1.0]], np.float32)),
+        ("x", np.array([0, 0x3F800000], np.int32)),
+        ("y", np.array([0.0, 1.0], np.float32)),
+    ],
+)
+def test_a_digest_tells_bits_shapes_types_and_names_apart(compare, name, actual):
+    plain = digest_after(compare, "x", np.array([0.0, 1.0], np.float32))
+    assert plain == digest_after(compare, "x", np.array([9, 0.0, 1.0], np.float32)[1:])
+    assert plain != digest_after(compare, name, actual)
+
+
+def test_a_digest_is_of_what_was_found_and_not_of_what_was_expected_and_ends_with_its_block():
+    with digest_of_results() as digest:
+        expect_close("x", np.array([1.0]), np.array([1.05]), 0.1)
+    found = str(digest)
+    expect_close("x", np.array([2.0]), np.array([2.0]), 0.1)
+    assert str(digest) == found == digest_after(expect_close, "x", np.array([1.0]))

@@ -233,3 +233,44 @@ def test_a_plan_has_every_check_on_every_shape_once_and_each_check_among_the_fir
 
 def test_a_plan_is_the_seed_s():
     assert selfcheck.plan(3) == selfcheck.plan(3) != selfcheck.plan(4)
+
+
+def bits_of(tmp_path, name, seed="9"):
+    path = tmp_path / name
+    assert main(["selfcheck", "--device", "host", "--seconds", "0.1", "--seed", seed, "--bits", str(path)]) == 0
+    return path.read_text().splitlines()
+
+
+def test_bits_are_a_digest_for_each_case_the_same_each_time_and_the_seed_s(tmp_path):
+    first, again, other = bits_of(tmp_path, "a"), bits_of(tmp_path, "b"), bits_of(tmp_path, "c", seed="10")
+    cases = selfcheck.plan(9)
+    assert first == again and len(first) == len(CHECKS)
+    for line, case in zip(first, cases, strict=False):
+        device, number, digest, words = line.split(" ", 3)
+        assert (device, number, words) == ("host", str(case.number), f"{case.check}: {case.shape}")
+        assert len(digest) == 64
+    assert not {line.split()[2] for line in first} & {line.split()[2] for line in other}
+
+
+def test_bits_of_an_operation_that_gives_other_bits_within_the_bound_differ(tmp_path, monkeypatch):
+    # A neighbouring number each time passes the check, and only the digest tells.
+    class OtherAttention(kvit.Attention):
+        def __call__(self, q, view, table, *, out, **options):
+            super().__call__(q, view, table, out=out, **options)
+            bits = np.asarray(out).view(np.uint16).reshape(-1)
+            bits[np.flatnonzero(bits)[:1]] ^= 1
+
+    usual = bits_of(tmp_path, "a")
+    monkeypatch.setattr(kvit, "Attention", OtherAttention)
+    changed = bits_of(tmp_path, "b")
+    decode = list(CHECKS).index("decode")
+    assert usual[decode] != changed[decode]
+    append = list(CHECKS).index("append")
+    assert usual[append] == changed[append]
+
+
+def test_bits_that_cannot_be_written_stop_before_the_first_case(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(selfcheck, "_check_device", None)
+    path = tmp_path / "missing" / "bits"
+    assert main(["selfcheck", "--device", "host", "--bits", str(path)]) == 1
+    assert f"--bits cannot write to {path}: No such file or directory" in capsys.readouterr().err

@@ -110,8 +110,8 @@ def test_every_codec(rng, device, head_dim, copies, dtype, pair):
 CODED = pytest.mark.parametrize("codec", ["int8", "int4", "float8_e4m3"])
 
 
-# Granules of 32 tokens in boxes of pages: several boxes, one, and a page of several granules; rows of sequences that end
-# in any granule of a tile, and a tile that only some granules of have pages.
+# Granules of 32 tokens in boxes of pages: several boxes, one, and a page of several granules; sequences that end in any
+# granule of a tile.
 @CODED
 @pytest.mark.parametrize("page_size", [8, 16, 64, 96])
 @pytest.mark.parametrize("layout", ["NHD", "HND"])

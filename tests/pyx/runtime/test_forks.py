@@ -10,6 +10,9 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 
 # Forks again and again while four threads call. A child that hangs is ended by its alarm, which its status shows.
 FORKS = """
+import warnings
+# Python 3.12 and newer warn of what these tests are about.
+warnings.filterwarnings("ignore", ".* is multi-threaded, use of fork", DeprecationWarning)
 def statuses_of_children(child, count=8):
     found = []
     for _ in range(count):
