@@ -166,16 +166,19 @@ class CachedBatch:
     def reset(self) -> None:
         """Forget all sequences; the pages stay, for a batch of any size."""
         self.drop_pass()
+        old = self.sequences
         self.sequences, self.size, self.length, self.mask = {}, 0, 0, None
+        _free(old)
 
     def select(self, places: list[int]) -> None:
         """Have forks of the sequences at these places, in this order: no token moves until one of the forks grows."""
         self.drop_pass()
         if not self.sequences:
             return  # as transformers' own caches do
-        mask = None if self.mask is None else self.mask[places]
-        self.sequences = {paged: [old[place].fork() for place in places] for paged, old in self.sequences.items()}
+        old, mask = self.sequences, None if self.mask is None else self.mask[places]
+        self.sequences = {paged: [own[place].fork() for place in places] for paged, own in old.items()}
         self.size, self.mask = len(places), None if mask is None or mask.all() else mask
+        _free(old)
 
     def fork(self) -> CachedBatch:
         """The same tokens in the same pages, if there are some yet, for another cache."""
@@ -186,3 +189,10 @@ class CachedBatch:
         twin.sequences = {paged: [sequence.fork() for sequence in own] for paged, own in self.sequences.items()}
         twin.size, twin.length, twin.mask = self.size, self.length, self.mask
         return twin
+
+
+def _free(sequences: dict[PagedCache, list[Sequence]]) -> None:
+    """Give the pages back now: a kvit.Batch may refer to these sequences until it gets others."""
+    for own in sequences.values():
+        for sequence in own:
+            sequence.free()

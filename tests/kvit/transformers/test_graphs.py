@@ -77,6 +77,19 @@ def test_the_next_batch_keeps_the_graph(device):
     assert counts(graphs) == (2 * (NEW_TOKENS - 1), 1, 2 * (NEW_TOKENS - 1) - 1)
 
 
+def test_pages_of_the_last_batch_are_free_for_the_next_one(model):
+    # 9 + 12 tokens in two pages of four, twice over: the table of the steps must not keep the first two.
+    cache = new_cache(model, pages=4)
+    tokens = make_prompt(9, 1).repeat(2, 1)
+    with DecodeGraphs(model, cache):
+        continued(model, tokens, cache)
+        cache.reorder_cache(torch.tensor([1, 1]))
+        assert cache.paged.num_free_pages == 2
+        cache.reset()
+        assert cache.paged.num_free_pages == 4
+        continued(model, tokens, cache)
+
+
 @pytest.mark.parametrize("name", ["qwen3", "falcon_h1"])  # K and V alone, and a state that moves with its beam
 def test_beams_keep_the_graph(device, name):
     model = FAMILIES[name].make(name, device)
