@@ -183,9 +183,9 @@ class CachedBatch:
     def fork(self) -> CachedBatch:
         """The same tokens in the same pages, if there are some yet, for another cache."""
         pages = self.pages
-        twin = CachedBatch(
-            pages if pages.caches else ModelPages(pages.config, pages.options, pages.scales), self.layers
-        )
+        if not pages.caches:
+            pages = ModelPages(pages.config, pages.options, pages.scales)
+        twin = CachedBatch(pages, self.layers, self.limits)
         twin.sequences = {paged: [sequence.fork() for sequence in own] for paged, own in self.sequences.items()}
         twin.size, twin.length, twin.mask = self.size, self.length, self.mask
         return twin

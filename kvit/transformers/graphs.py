@@ -60,13 +60,15 @@ class DecodeGraphs:
         self._kinds: dict[Any, StaticStep] = {}
         self._memory: Any = None  # what graphs know the addresses of
         self._stream: Any = None  # torch.cuda.Stream of all steps
+        self._pool: Any = None  # of memory that all graphs share
         self._plain: Callable[..., Any] | None = None
+        self._replaced: Any = None  # what somebody else had put in place of the class's own forward, as accelerate does
+        self._names: list[str] = []  # of forward's arguments
 
     def __enter__(self) -> DecodeGraphs:
         if self._plain is not None:
             raise KvitError("the block is open already; one DecodeGraphs serves one block at a time")
-        own = vars(self._model).get("forward")  # others replace it too, as accelerate does
-        self._plain, self._replaced = self._model.forward, own
+        self._plain, self._replaced = self._model.forward, vars(self._model).get("forward")
         self._names = list(inspect.signature(self._plain).parameters)
 
         @wraps(self._plain)
