@@ -78,7 +78,7 @@ def generate(model: LlamaForCausalLM, prompts: list[bytes], count: int, k: str |
     cache = KvitCache(model.config, pages, 16, k=k, v=v)
     mask = (tokens != PADDING).long()
     out = model.generate(tokens, attention_mask=mask, past_key_values=cache, max_new_tokens=count, do_sample=False)
-    print(f"K and V take {cache.nbytes:,} bytes: {cache.layers[0].paged.view.holds}", file=sys.stderr)
+    print(f"K and V take {cache.nbytes:,} bytes: {cache.layers[0].stored.view.holds}", file=sys.stderr)
     return [bytes(row).rstrip(bytes([PADDING])) for row in out[:, longest:].tolist()]
 
 

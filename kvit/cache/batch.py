@@ -34,7 +34,7 @@ class Batch(_checks.Made):
                 graph.launch()                              # everything else of the step
 
     cache       a PagedCache of any number of layers
-    seqs        sequences of it, each at most once; they stay the batch's
+    seqs        sequences of it, each at most once; `use` puts others in their place
     max_tokens  of each sequence: the table has room for as many pages of all of them together. For twice as many pages
                 as the cache has if absent, which is enough unless most are shared
     stream      of all calls: Stream, int handle, or an object with __cuda_stream__; the device's default stream if
@@ -101,6 +101,24 @@ class Batch(_checks.Made):
         except BaseException:
             growth.close()
             raise
+
+    def use(self, seqs: Iterable[Sequence]) -> None:
+        """Go on with other sequences, as many as before: the next beams, or the next prompts. Graphs stay right.
+
+        seqs  sequences of the cache, each at most once; the table's room is as it was
+
+        Raises KvitError (a step is open), SequenceFreed, ShapeError; the batch has the old ones then.
+        """
+        seqs = calls.members(seqs)
+        if self._step is not None and self._step.is_open:
+            raise KvitError("the batch has a step that is open; commit that one, or close it, before other sequences")
+        if len(seqs) != len(self.seqs):
+            raise ShapeError(
+                f"{len(seqs)} sequences for a batch of {len(self.seqs)}, whose table has rows for so many; make a "
+                "kvit.Batch of them"
+            )
+        Growth(self.cache.pool, seqs, 0).close()  # all of the cache, each once
+        self.seqs = seqs
 
     def rows_of(self, tokens: int, new_tokens: Iterable[int] | None) -> tuple[PageTable, Tensor | None, int]:
         """Step.rows_of of the step that is open; else the sequences as they are, and as many rows of each."""

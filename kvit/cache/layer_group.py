@@ -65,8 +65,12 @@ class LayerGroup:
         compute: Dtype,
         storage: Storage,
         faults: FaultRecord,
+        like: LayerGroup | None = None,
     ):
-        """With memory of any content. Raises what new_pools raises, ShapeError (too many pages, heads or tokens)."""
+        """With memory of any content. Raises what new_pools raises, ShapeError (too many pages, heads or tokens).
+
+        like  a group of the same kind and storage, whose operations serve this one too
+        """
         shape, in_pages = [pages, page_size, kind.kv_heads], storage == "pages" and count > 1
         axis = 0 if not in_pages else 1 if layout == "NHD" else 2
         shape[axis] *= count
@@ -86,11 +90,14 @@ class LayerGroup:
         self.views = [whole_rows(view, kind.v_dim) for view in self.rows] if kind.shares_kv else self.rows
         self.bytes = Part(merged, 1 if in_pages else count, pages)
         self.parts = [Part(view, 1, pages) for view in self.rows] if in_pages else [self.bytes]
-        first = self.rows[0]
+        first, self.copy = self.rows[0], CopyPages(merged, faults=faults)
+        if like is not None:
+            self.append, self.append_as_it_is, self.gather = like.append, like.append_as_it_is, like.gather
+            self.operations, self._shifts = like.operations, like._shifts
+            return
         self.append = Append(first, rope=kind.rope, faults=faults)
         self.append_as_it_is = self.append if kind.rope is None else Append(first, faults=faults)
         self.gather = Gather(first, faults=faults)
-        self.copy = CopyPages(merged, faults=faults)
         self.operations = CachedOperations(self.views[0], faults)
         self._shifts: dict[bool, Shift] = {}
 
@@ -136,6 +143,34 @@ class LayerGroup:
 
             found = self._shifts[rotate] = Shift(self.parts[0].view, self.rope if rotate else None, faults=self.faults)
         return found
+
+
+class Members(NamedTuple):
+    """Layers of a cache that are alike: their memory, and which layers they are."""
+
+    group: LayerGroup
+    indices: list[int]
+
+
+def new_members(
+    kinds: list[tuple[LayerKind, Window]], begin: int, known: list[Members], *how_and_where: Any
+) -> list[Members]:
+    """Layers in groups of those that are alike, with memory of any content.
+
+    begin          index of the first layer
+    known          groups of the cache so far: one of the same kind lends its operations
+    how_and_where  pages, page_size, layout, compute, storage and faults of a LayerGroup
+
+    Raises what LayerGroup raises.
+    """
+    found: dict[Any, tuple[LayerKind, list[int]]] = {}
+    for i, (kind, _) in enumerate(kinds, begin):
+        found.setdefault(kind.key, (kind, []))[1].append(i)
+    lenders = {group.kind.key: group for group, _ in known if group.storage == "layers"}
+    return [
+        Members(LayerGroup(kind, len(indices), *how_and_where, like=lenders.get(key)), indices)
+        for key, (kind, indices) in found.items()
+    ]
 
 
 class Place(NamedTuple):

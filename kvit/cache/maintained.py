@@ -9,10 +9,14 @@ from kvit import _checks
 from kvit._native.sent_tables import SentTables
 from kvit._native.stream import Stream
 from kvit.cache import calls
-from kvit.cache.layer_group import LayerGroup, Place
+from kvit.cache.layer import CacheLayer
+from kvit.cache.layer_group import LayerGroup, Members, Place, new_members
+from kvit.cache.layers import LayerKind, LayerSpec, kinds_of
 from kvit.cache.page_pool import PagePool
 from kvit.cache.sequence import Sequence
-from kvit.errors import ShapeError
+from kvit.dtypes import Dtype
+from kvit.errors import KvitError, ShapeError
+from kvit.ops.modifiers import Window
 from kvit.ops.transfer import rows_like_each_other
 
 if TYPE_CHECKING:
@@ -24,6 +28,8 @@ class MaintainedCache(_checks.Made):
 
     groups: list[LayerGroup]
     """Layers that are alike, with their memory and their operations."""
+    members: list[Members]
+    """The same, with the indices of the layers."""
     places: tuple[Place, ...]
     """Where each layer lies."""
     pool: PagePool
@@ -31,9 +37,12 @@ class MaintainedCache(_checks.Made):
     tables: SentTables
     """Page tables of calls, for calls of the cache alone."""
     device: str
+    dtype: Dtype
+    _own: LayerKind
+    _how: tuple[Any, ...]
 
-    def _use(self, groups: list[LayerGroup]) -> None:
-        """Keep K and V in this memory from now on: all that goes with it at once, or nothing."""
+    def _use(self, members: list[Members], windows: list[Window]) -> None:
+        """Have these layers from now on: all that goes with them at once, or nothing."""
         raise NotImplementedError
 
     @property
@@ -51,6 +60,29 @@ class MaintainedCache(_checks.Made):
         if len(self.places) != 1:
             raise ShapeError(f"the cache has {len(self.places)} layers; say which: cache.layer(i) has {name}")
         return self.places[0]
+
+    def add_layers(self, layers: int | Iterable[LayerSpec] = 1) -> tuple[CacheLayer, ...]:
+        """More layers behind those that there are, in memory of their own; returned in order.
+
+        For models whose layers are known one after another, as their first K and V come: a step that is open takes the
+        new layers in. What a LayerSpec leaves out is what the cache was made with.
+
+        layers  how many; or a list of kvit.LayerSpec
+
+        Raises KvitError (a sequence has tokens, of which new layers know nothing), and what PagedCache raises of
+        layers; nothing has changed then.
+        """
+        kinds = kinds_of(layers, self._own, self.dtype)
+        if self.pool.num_tokens:
+            raise KvitError(
+                f"sequences of the cache have {self.pool.num_tokens} tokens, and a new layer would hold none of them; "
+                "add layers before the first tokens, or free the sequences"
+            )
+        begin = len(self.places)
+        added = new_members(kinds, begin, self.members, *self._how)
+        windows = [*(place.window for place in self.places), *(window for _, window in kinds)]
+        self._use([*self.members, *added], windows)
+        return tuple(CacheLayer(self, i) for i in range(begin, len(self.places)))
 
     def defragment(self, *, order: Literal["front", "sequences"] = "front", stream: Any = None) -> int:
         """Move pages to the front of the pool. Sequences keep their tokens; the ids of their pages change.
@@ -106,7 +138,9 @@ class MaintainedCache(_checks.Made):
 
         named = (("k_scale", k_scale), ("v_scale", v_scale))
         scales = tuple(None if x is None else _checks.tensor(name, x, None, stream) for name, x in named)
-        self._use(requantised(self.groups, (k, v), scales, self.pool.used(), stream))
+        found = requantised(self.groups, (k, v), scales, self.pool.used(), stream)
+        members = [Members(group, indices) for group, (_, indices) in zip(found, self.members, strict=True)]
+        self._use(members, [place.window for place in self.places])
 
     def swap_out(self, seq: Sequence, *, stream: Any = None) -> SwappedSequence:
         """The stored bytes of a sequence in host memory: all layers, any codec. Returns when they are there.

@@ -31,6 +31,13 @@ class CachedOperations:
     def __len__(self) -> int:
         return len(self._kept)
 
+    @property
+    def kept(self) -> tuple[Attention, ...]:
+        """Those that were used last. Whoever captures calls into a graph of another library holds these: a graph reads
+        their workspaces.
+        """
+        return tuple(self._kept.values())
+
     def find(
         self, query_heads: int, tokens_per_sequence: int, causal: bool, scale: float | None, **modifiers: Any
     ) -> Attention:

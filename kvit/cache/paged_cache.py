@@ -14,7 +14,7 @@ from kvit._native.stream import Stream
 from kvit.cache import calls
 from kvit.cache.gathered import gather_layer
 from kvit.cache.layer import CacheLayer
-from kvit.cache.layer_group import LayerGroup, Place, Storage, copy_pages
+from kvit.cache.layer_group import Members, Place, Storage, copy_pages, new_members
 from kvit.cache.layers import LayerKind, LayerSpec, kinds_of
 from kvit.cache.maintained import MaintainedCache, append_to_all
 from kvit.cache.operations import CachedOperations
@@ -25,6 +25,7 @@ from kvit.errors import ShapeError, refuse_copy
 from kvit.layouts.parameters import compute_dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
 from kvit.ops.faults import FaultRecord
+from kvit.ops.modifiers import Window
 from kvit.ops.rope import Rope
 from kvit.ops.transfer import rows_like_each_other
 
@@ -94,28 +95,22 @@ class PagedCache(MaintainedCache):
         kinds = kinds_of(layers, own, compute)
         self.device: str = Device.of(device).spec
         self._faults = FaultRecord(self.device)
-        by_key = {kind.key: kind for kind, _ in kinds}
-        members = {key: [i for i, (kind, _) in enumerate(kinds) if kind.key == key] for key in by_key}
-        groups = [
-            LayerGroup(kind, len(members[key]), pages, page_size, layout, compute, storage, self._faults)
-            for key, kind in by_key.items()
-        ]
-        self._members = list(members.values())
-        self._windows = [window for _, window in kinds]
+        self._own, self._how = own, (pages, page_size, layout, compute, storage, self._faults)
+        members = new_members(kinds, 0, [], *self._how)
         self.page_size = page_size
-        self.kv_heads, self.head_dim = kv_heads, head_dim
-        self.dtype, self.rope = compute, rope
+        self.kv_heads, self.head_dim, self.dtype, self.rope = kv_heads, head_dim, compute, rope
         self.pool = PagePool(pages, page_size)
         self.tables = SentTables(PageTable)
-        self._use(groups)
+        self._use(members, [window for _, window in kinds])
 
-    def _use(self, groups: list[LayerGroup]) -> None:
-        """Keep K and V in this memory from now on: all that goes with it at once, or nothing."""
+    def _use(self, members: list[Members], windows: list[Window]) -> None:
+        """Have these layers from now on: all that goes with them at once, or nothing."""
         places: dict[int, Place] = {}
-        for group, indices in zip(groups, self._members, strict=True):
+        for group, indices in members:
             for i, view, rows in zip(indices, group.views, group.rows, strict=True):
-                places[i] = Place(group, view, self._windows[i], rows)
-        made = {"groups": groups, "places": tuple(places[i] for i in range(len(places)))}
+                places[i] = Place(group, view, windows[i], rows)
+        in_order = tuple(places[i] for i in range(len(places)))
+        made = {"groups": [group for group, _ in members], "members": members, "places": in_order}
         self.__dict__.update(made)  # one step: an exception comes before it or after it
 
     @property

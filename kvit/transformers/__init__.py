@@ -6,11 +6,13 @@ Importing this package registers the implementation. It needs PyTorch and transf
 
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from kvit.transformers.assistant import AssistantCache
 from kvit.transformers.attention import NAME, attend
 from kvit.transformers.cache import KvitCache, KvitLayer
+from kvit.transformers.graphs import DecodeGraphs
 from kvit.transformers.padding import padding_mask
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, padding_mask)
 
-__all__ = ["KvitCache", "KvitLayer"]
+__all__ = ["AssistantCache", "DecodeGraphs", "KvitCache", "KvitLayer"]

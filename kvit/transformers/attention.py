@@ -67,13 +67,12 @@ def attend(
         raise TypeError(
             f"{place} got K and V that no KvitCache holds; give the model or generate() "
             "past_key_values=kvit.transformers.KvitCache(model.config, pages=...). If it was given, and this is the "
-            "layer of an assistant_model, which generate() gives a cache of its own: load that model with another "
-            "attn_implementation"
+            "layer of an assistant_model, give that one its own by kvit.transformers.AssistantCache"
         )
     modifiers = dict(getattr(attention_mask, HIDES, {}))
     # Some models tell attention its window and some the mask alone. One that hides nothing yet need not be told.
     window, cap = others.pop("sliding_window", None), others.pop("softcap", None)
-    if window is not None and layer.get_seq_length() + key.shape[2] > window:
+    if window is not None and layer.outgrows(int(window), key.shape[2]):
         modifiers["window"] = int(window)
     if cap is not None:
         modifiers["softcap"] = float(cap)

@@ -1,64 +1,62 @@
-"""One layer of a KvitCache: a kvit.PagedCache, and a Sequence of it for each sequence of the batch."""
+"""One layer of a KvitCache: its K and V in the pages of the model, and the calls that its attention makes."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import CacheLayerMixin
 
 from kvit.cache.attention import attention
+from kvit.cache.layer import CacheLayer
 from kvit.cache.paged_cache import PagedCache
 from kvit.cache.sequence import Sequence
-from kvit.errors import DeviceError, DtypeError, KernelMissing, ShapeError
+from kvit.errors import KernelMissing, KvitError, ShapeError
 from kvit.transformers.attention import LAYER, NAME
+from kvit.transformers.batch import CachedBatch
 from kvit.transformers.latent import are_latent
-from kvit.transformers.padding import Padding
 
 
 class KvitLayer(CacheLayerMixin):
     """K and V of one layer, in pages that are made when the first K comes.
 
-    config   of the model's decoder
-    options  of PagedCache, but for kv_heads, head_dim, dtype and device, which the first K tells
-    padding  shared by the layers of a cache
+    config  of the model's decoder
+    index   of the layer in the model
+    batch   the sequences, which all layers of a cache share
     """
 
     is_croppable = True
 
-    def __init__(self, config: PretrainedConfig, options: dict[str, Any], padding: Padding):
+    def __init__(self, config: PretrainedConfig, index: int, batch: CachedBatch):
         super().__init__()
-        self._config, self._options, self._padding = config, options, padding
-        self.paged: PagedCache | None = None
-        self.sequences: list[Sequence] = []
-        self._length = 0  # tokens of each sequence, padding included: what transformers counts
+        self._config, self._index, self._batch = config, index, batch
         self._has_new = False  # K and V that update was given and attention has not stored
         self._latent: tuple[torch.Tensor, torch.Tensor] | None = None  # given by update, until attention takes it
         self._sinks: torch.Tensor | None = None  # of the model, in float32
-        self._mask: torch.Tensor | None = None  # bool [batch, length] in host memory; None without padding
+
+    @property
+    def stored(self) -> CacheLayer | None:
+        """The layer in its pages: kvit.attention and gather take it. None before the first K."""
+        return self._batch.pages.find(self._index)
+
+    @property
+    def paged(self) -> PagedCache | None:
+        """The pages of all layers on this layer's device. None before the first K."""
+        return None if self.stored is None else self.stored.cache
+
+    @property
+    def sequences(self) -> list[Sequence]:
+        """The sequences of the batch, of `paged`; none before the first K, and after a reset."""
+        return [] if self.paged is None else self._batch.sequences.get(self.paged, [])
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
         """Make pages for rows like these, unless there are some, and a sequence for each of the batch.
 
-        Latent rows and their rotary parts, which models with MLA give, lie side by side and are stored once.
         Raises DtypeError, DeviceError, and what PagedCache raises.
         """
-        (batch, kv_heads, _, head_dim), v_dim = key_states.shape, value_states.shape[-1]
-        if self.paged is None:
-            if key_states.dtype not in (torch.bfloat16, torch.float16):
-                raise DtypeError(
-                    f"the model computes in {key_states.dtype} and kvit in bfloat16 or float16; "
-                    "load the model with dtype=torch.bfloat16"
-                )
-            shares_kv = are_latent(self._config, key_states, value_states)
-            if shares_kv:
-                head_dim, v_dim = head_dim + v_dim, head_dim
-            self.paged = PagedCache(
-                kv_heads=kv_heads, head_dim=head_dim, v_dim=v_dim, shares_kv=shares_kv, dtype=key_states.dtype,
-                device=_device_of(key_states), **self._options,
-            )  # fmt: skip
-        self.sequences = [self.paged.sequence() for _ in range(batch)]
+        layer = self._batch.pages.layer(self._index, key_states, value_states)
+        self._batch.enter(layer, key_states.shape[0])
         self.is_initialized = True
 
     def update(
@@ -75,13 +73,13 @@ class KvitLayer(CacheLayerMixin):
                 f"a KvitCache serves attn_implementation={NAME!r} and its config says {found!r}; load the model with "
                 f"attn_implementation={NAME!r} and give the cache model.config itself"
             )
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        if key_states.shape[0] != len(self.sequences):
+        if self._batch.size and key_states.shape[0] != self._batch.size:
             raise ShapeError(
-                f"a batch of {key_states.shape[0]} for a cache of {len(self.sequences)} sequences; "
+                f"a batch of {key_states.shape[0]} for a cache of {self._batch.size} sequences; "
                 "reset() the cache for another batch"
             )
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
         self._has_new = True
         if are_latent(self._config, key_states, value_states):
             # The model makes another K of this one. What it goes on to say to attention is in `kwargs`.
@@ -111,30 +109,47 @@ class KvitLayer(CacheLayerMixin):
         modifiers  what kvit.attention shall do besides: window, chunk, softcap, sinks
 
         K, V and queries are read where they are and the result is written where torch wants it, except in a pass with
-        padding among its new tokens, and where _rows copies. Raises KernelMissing for K that were stored already.
+        padding among its new tokens, and where _rows copies. Raises KernelMissing for K that were stored already, and
+        what CachedBatch.begin_layer raises. An error ends the pass, and nothing of it is kept.
         """
         if not self._has_new:
             raise KernelMissing(
                 "a layer of the model attends to K and V of another one; kvit's cache for transformers stores those of "
                 "each layer for itself. Use another attn_implementation for this model"
             )
+        try:
+            return self._attend(query, key, value, mask, scaling, modifiers)
+        except BaseException:
+            self._batch.drop_pass()
+            raise
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        scaling: float | None,
+        modifiers: dict[str, Any],
+    ) -> torch.Tensor:
+        stored = self.stored
+        assert stored is not None, "update comes before attention"
         batch, heads, new, _ = query.shape
-        tokens = self._padding.tokens(mask, batch, new)
-        tokens.check_past(self._mask, self._length)
+        stream = torch.cuda.current_stream(query.device).cuda_stream if query.is_cuda else None
+        step, tokens = self._batch.begin_layer(self._index, stored, mask, new, stream)
         rows = [_rows(states) for states in (query, key, value)]
         if tokens.index is not None:
             # Padding lies between the rows of one sequence and the next, and kvit reads them end to end.
             rows = [states.index_select(0, tokens.index) for states in rows]
         q, k, v = rows
-        v_dim = self.paged.places[0].view.v_dim
-        out = torch.empty((*q.shape[:2], v_dim), dtype=q.dtype, device=q.device)
-        stream = torch.cuda.current_stream(q.device).cuda_stream if q.is_cuda else None
-        self.paged.append(self.sequences, k, v, new_tokens=tokens.counts, stream=stream)
-        attention(q, self.paged, self.sequences, tokens.counts, out=out, scale=scaling, stream=stream, **modifiers)
-        self._length, self._mask, self._has_new = self._length + new, tokens.mask, False
+        out = torch.empty((*q.shape[:2], stored.v_dim), dtype=q.dtype, device=q.device)
+        stored.append(step, k, v)
+        attention(q, stored, step, out=out, scale=scaling, stream=stream, **modifiers)
+        self._batch.end_layer(self._index)
+        self._has_new = False
         if tokens.index is not None:
-            out = out.new_zeros(batch * new, heads, v_dim).index_copy_(0, tokens.index, out)
-        return out.view(batch, new, heads, v_dim)
+            out = out.new_zeros(batch * new, heads, stored.v_dim).index_copy_(0, tokens.index, out)
+        return out.view(batch, new, heads, stored.v_dim)
 
     def sinks(self, parameter: torch.Tensor) -> torch.Tensor:
         """The sinks of the layer's query heads in float32, as kvit reads them: always in the same memory, since an
@@ -144,62 +159,35 @@ class KvitLayer(CacheLayerMixin):
             self._sinks = torch.empty(parameter.shape, dtype=torch.float32, device=parameter.device)
         return self._sinks.copy_(parameter.detach())
 
+    def outgrows(self, window: int, new: int) -> bool:
+        """Whether the sequences have more tokens than a window of this layer, with `new` ones to come."""
+        self._batch.limits.add(window)
+        return self._batch.length + new > window
+
     def get_seq_length(self) -> int:
         """Tokens of each sequence so far, padding included."""
-        return self._length
+        return self._batch.length
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         """(tokens with those to come, index of the first)."""
-        return self._length + query_length, 0
+        return self._batch.length + query_length, 0
 
     def get_max_length(self) -> int:
         """Tokens that fit if one sequence has all pages."""
-        return self._options["pages"] * self._options["page_size"]
+        options = self._batch.pages.options
+        return options["pages"] * options["page_size"]
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -tokens_to_remove tokens of each sequence, padding included; give pages back.
+    def _refuse(self, *_: Any) -> NoReturn:
+        """Refused: layers share their sequences. The cache has the same method."""
+        raise KvitError("the layers of a KvitCache have one batch of sequences; call the method of the cache itself")
 
-        Raises ShapeError (positive, or more than there are).
-        """
-        if not -self._length <= tokens_to_remove <= 0:
-            raise ShapeError(
-                f"crop({tokens_to_remove}) of {self._length} tokens; give minus the number of tokens to remove, "
-                f"0 to {-self._length}"
-            )
-        kept = self._length + tokens_to_remove
-        for i, sequence in enumerate(self.sequences):
-            dropped = -tokens_to_remove if self._mask is None else int(self._mask[i, kept:].sum())
-            sequence.truncate(len(sequence) - dropped)
-        self._length, self._mask = kept, None if self._mask is None else self._mask[:, :kept]
+    crop = reset = reorder_cache = batch_repeat_interleave = batch_select_indices = _refuse
 
-    def reset(self) -> None:
-        """Forget all sequences; the pages stay, for a batch of any size."""
-        self.sequences, self._length, self._mask = [], 0, None
-        self.is_initialized = False
-
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Sequence i becomes a fork of sequence beam_idx[i]: no token moves until one of the forks grows."""
-        self._select(beam_idx.tolist())
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each sequence `repeats` times over, as forks."""
-        self._select([i for i in range(len(self.sequences)) for _ in range(repeats)])
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        """Keep the sequences at these indices, in this order."""
-        self._select(torch.arange(len(self.sequences))[indices.cpu()].tolist())
-
-    def fork(self, padding: Padding) -> KvitLayer:
-        """The same tokens in the same pages, for another cache."""
-        twin = KvitLayer(self._config, self._options, padding)
-        twin.take_over(self)
+    def fork(self, batch: CachedBatch) -> KvitLayer:
+        """The layer of another cache, which has these sequences."""
+        twin = KvitLayer(self._config, self._index, batch)
+        twin.is_initialized = self.is_initialized
         return twin
-
-    def take_over(self, other: KvitLayer) -> None:
-        """Have the tokens of another layer, in the same pages."""
-        self.paged, self.is_initialized = other.paged, other.is_initialized
-        self.sequences = [sequence.fork() for sequence in other.sequences]
-        self._length, self._mask = other._length, other._mask
 
     def offload(self) -> None:
         """Refused: kvit's pages stay on their device."""
@@ -207,16 +195,10 @@ class KvitLayer(CacheLayerMixin):
 
     prefetch = offload
 
-    def _select(self, places: list[int]) -> None:
-        if not self.sequences:
-            return  # as transformers' own caches do
-        self.sequences = [self.sequences[place].fork() for place in places]
-        self._mask = None if self._mask is None else self._mask[places]
-
     def __repr__(self) -> str:
-        if self.paged is None:
+        if self.stored is None:
             return "KvitLayer(no pages yet)"
-        return f"KvitLayer({len(self.sequences)} sequences of {self._length} tokens in {self.paged!r})"
+        return f"KvitLayer({self._batch.size} sequences of {self._batch.length} tokens in {self.stored!r})"
 
 
 def _rows(states: torch.Tensor) -> torch.Tensor:
@@ -227,12 +209,3 @@ def _rows(states: torch.Tensor) -> torch.Tensor:
     """
     rows = states.transpose(1, 2)
     return rows.reshape(-1, *rows.shape[2:])
-
-
-def _device_of(states: torch.Tensor) -> str:
-    """The name of a tensor's device in kvit. Raises DeviceError."""
-    if states.device.type == "cpu":
-        return "host"
-    if states.device.type == "cuda":
-        return f"cuda:{states.device.index}"
-    raise DeviceError(f"the model is on {states.device}; kvit computes on CUDA GPUs and on the CPU")

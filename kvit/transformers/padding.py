@@ -59,7 +59,6 @@ def padding_mask(
             f"attention_mask is for {attention_mask.shape[-1]} tokens, and there are {kv_length} with those in the "
             "cache; give a mask of all of them"
         )
-    # An object of this pass alone: Padding knows passes apart by it.
     return None if attention_mask.all() else attention_mask.detach()
 
 
@@ -116,7 +115,6 @@ class NewTokens:
         self.mask: torch.Tensor | None = None
         self.counts = [new] * batch
         self.index: torch.Tensor | None = None
-        self._agreed: Any = self  # stands for: with nothing yet
         if mask is None:
             return
         if mask.ndim != 2 or mask.shape[0] != batch:
@@ -124,16 +122,17 @@ class NewTokens:
                 f"attention_mask has shape {list(mask.shape)}; kvit is causal by itself and takes the mask of padding, "
                 f"[batch = {batch}, tokens]"
             )
-        self.mask = mask.to("cpu", torch.bool)
-        fresh = self.mask[:, self.mask.shape[1] - new :]
+        found = mask.to("cpu", torch.bool)
+        if found.all():
+            return  # a mask that says no more than which window there is
+        self.mask = found
+        fresh = found[:, found.shape[1] - new :]
         if not fresh.all():
             self.counts = fresh.sum(1).tolist()
             self.index = fresh.flatten().nonzero().flatten().to(mask.device)
 
     def check_past(self, past: torch.Tensor | None, length: int) -> None:
         """Raise ShapeError unless the mask says of the `length` tokens in the cache what `past` said of them."""
-        if self._agreed is past:
-            return  # another layer asked already
         if self.mask is None:
             agrees = past is None
         else:
@@ -144,20 +143,3 @@ class NewTokens:
                 f"attention_mask does not hide the same of the {length} tokens in the cache as when they were stored; "
                 "give one mask of all tokens so far and new, in every call"
             )
-        self._agreed = past
-
-
-class Padding:
-    """Works NewTokens out once for each forward pass, on behalf of all layers of a cache."""
-
-    def __init__(self) -> None:
-        self._mask: torch.Tensor | None = None
-        self._shape = (0, 0)
-        self._tokens = NewTokens(None, 0, 0)
-
-    def tokens(self, mask: torch.Tensor | None, batch: int, new: int) -> NewTokens:
-        """The new tokens that a layer was given. Raises ShapeError."""
-        if mask is not self._mask or self._shape != (batch, new):
-            self._tokens = NewTokens(mask, batch, new)
-            self._mask, self._shape = mask, (batch, new)
-        return self._tokens

@@ -1,4 +1,4 @@
-"""A layer of a KvitCache that has a state beside its K and V, as those of Falcon-H1 have."""
+"""Layers that keep a state, alone or beside K and V, as those of Falcon-H1 have."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import Any
 
 import torch
 from transformers import PretrainedConfig
-from transformers.cache_utils import LinearAttentionLayer
+from transformers.cache_utils import LinearAttentionCacheLayerMixin, LinearAttentionLayer
 
+from kvit.transformers.batch import CachedBatch
 from kvit.transformers.layer import KvitLayer
-from kvit.transformers.padding import Padding
 
 _OF_STATE = tuple(vars(LinearAttentionLayer(number_of_states=1)))
 """What transformers keeps of a state."""
 
 
 class KvitStateLayer(LinearAttentionLayer, KvitLayer):
-    """K and V in pages, and the state as transformers keeps it: what is done to one is done to both.
+    """K and V in pages, and the state as transformers keeps it: crop, reset and reorder_cache are those of the state.
 
     number_of_states  of the layer; the others as in KvitLayer
     """
 
     is_compileable = False
 
-    def __init__(self, config: PretrainedConfig, options: dict[str, Any], padding: Padding, number_of_states: int = 1):
-        KvitLayer.__init__(self, config, options, padding)
+    def __init__(self, config: PretrainedConfig, index: int, batch: CachedBatch, number_of_states: int = 1):
+        KvitLayer.__init__(self, config, index, batch)
         LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
 
     def lazy_initialization(self, *key_and_value: torch.Tensor, **states: Any) -> None:
@@ -39,20 +39,10 @@ class KvitStateLayer(LinearAttentionLayer, KvitLayer):
         """Tokens that fit if one sequence has all pages."""
         return KvitLayer.get_max_length(self)
 
-    def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last -tokens_to_remove tokens. Raises RuntimeError for a state that remembers no older ones."""
-        LinearAttentionLayer.crop(self, tokens_to_remove)
-        KvitLayer.crop(self, tokens_to_remove)
-
-    def reset(self) -> None:
-        """Forget all sequences."""
-        LinearAttentionLayer.reset(self)
-        KvitLayer.reset(self)
-
-    def fork(self, padding: Padding) -> KvitStateLayer:
-        """The same tokens in the same pages, and a copy of the state, for another cache."""
-        twin = KvitStateLayer(self._config, self._options, padding, self.number_of_states)
-        twin.take_over(self)
+    def fork(self, batch: CachedBatch) -> KvitStateLayer:
+        """The layer of another cache, which has these sequences, and a copy of the state."""
+        twin = KvitStateLayer(self._config, self._index, batch, self.number_of_states)
+        twin.is_initialized = self.is_initialized
         for name in _OF_STATE:
             setattr(twin, name, copy.deepcopy(getattr(self, name)))
         return twin
@@ -63,11 +53,17 @@ class KvitStateLayer(LinearAttentionLayer, KvitLayer):
 
     prefetch = offload
 
-    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
-        """Sequence i becomes a fork of sequence beam_idx[i]."""
-        KvitLayer.reorder_cache(self, beam_idx)
 
-    def _select(self, places: list[int]) -> None:
-        if self.device is not None:
-            LinearAttentionLayer.reorder_cache(self, torch.tensor(places, device=self.device))
-        KvitLayer._select(self, places)
+def states_of(layer: LinearAttentionCacheLayerMixin) -> list[torch.Tensor]:
+    """The states that a layer keeps, [batch, ...] each."""
+    return [state for of_kind in (layer.conv_states, layer.recurrent_states) for state in of_kind.values()
+            if state is not None]  # fmt: skip
+
+
+def select_states(layer: LinearAttentionCacheLayerMixin, places: list[int]) -> None:
+    """Have the states of the sequences at these places: in the same memory, where as many sequences stay."""
+    for of_kind in (layer.conv_states, layer.recurrent_states):
+        for i, state in of_kind.items():
+            if state is not None:
+                chosen = state.index_select(0, torch.tensor(places, device=state.device))
+                of_kind[i] = state.copy_(chosen) if chosen.shape == state.shape else chosen

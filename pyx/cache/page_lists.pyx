@@ -38,6 +38,16 @@ cdef class PageLists:
         """Pages that no sequence has, nor a growth that is open."""
         return self.num_free_pages
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all sequences, those of open growths not counted."""
+        cdef PageList *pages = self.ends.next
+        cdef int64_t found = 0
+        while pages != &self.ends:
+            found += pages.length
+            pages = pages.next
+        return found
+
     def owners(self, page) -> int:
         """How many sequences have a page. Raises ShapeError."""
         return self.counts[<int>number_in("page", page, 0, self.num_pages - 1)]

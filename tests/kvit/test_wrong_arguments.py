@@ -128,6 +128,7 @@ RIGHT = {
     ),
     "Batch": lambda s: (kvit.Batch, dict(cache=s.cache, seqs=[s.sequence], max_tokens=8, stream=s.stream)),
     "Batch.step": lambda s: (kvit.Batch(s.cache, [s.sequence]).step, dict(new_tokens=1)),
+    "Batch.use": lambda s: (kvit.Batch(s.cache, [s.sequence]).use, dict(seqs=[s.cache.sequence()])),
     "CacheLayer.append": lambda s: (
         s.cache.layer(0).append,
         dict(step=s.cache.step([s.sequence], 2), k=rows(2), v=rows(2), q=None, q_out=None, rotate=True),
@@ -138,6 +139,9 @@ RIGHT = {
     "PagePool.grow": lambda s: (s.cache.pool.grow, dict(seqs=[s.sequence], new_tokens=1)),
     "PagePool.pages_needed": lambda s: (s.cache.pool.pages_needed, dict(seqs=[s.sequence], new_tokens=1)),
     "PagePool.owners": lambda s: (s.cache.pool.owners, dict(page=0)),
+    "PagedCache.add_layers": lambda s: (
+        kvit.PagedCache(2, 4, 2, 64, dtype="float16", device="host").add_layers, dict(layers=1)
+    ),
     "PagedCache.layer": lambda s: (s.cache.layer, dict(index=0)),
     "PagedCache.pages_needed": lambda s: (s.cache.pages_needed, dict(seqs=[s.sequence], new_tokens=1)),
     "PagedCache.step": lambda s: (s.cache.step, dict(seqs=[s.sequence], new_tokens=1, stream=s.stream)),

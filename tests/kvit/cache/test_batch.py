@@ -117,6 +117,42 @@ def test_the_graph_stays_right_when_others_share_pages_and_pages_move(rng, devic
     case.check()
 
 
+def test_the_graph_stays_right_for_other_sequences(rng, device):
+    # As beams do: one sequence twice over, as forks, and another one not at all; then prompts that are new.
+    case = Decoding(rng, device, [6, 3, 9])
+    case.set_inputs()
+    with case.batch.step():
+        with kvit.Graph.capture(case.stream) as graph:
+            case.launch()
+        graph.launch()
+    case.seqs, case.rows = [case.seqs[i].fork() for i in (2, 0, 2)], [list(case.rows[i]) for i in (2, 0, 2)]
+    case.batch.use(case.seqs)
+    for _ in range(3):
+        case.set_inputs()
+        with case.batch.step():
+            graph.launch()
+        case.check()
+    case.seqs, case.rows = [case.cache.sequence() for _ in range(3)], [[], [], []]
+    case.append_prompts([2, 13, 5])
+    case.batch.use(case.seqs)
+    case.set_inputs()
+    with case.batch.step():
+        graph.launch()
+    case.check()
+
+
+def test_other_sequences_are_as_many_and_wait_for_the_end_of_a_step(rng):
+    case = Decoding(rng, "host", [6, 3])
+    before = case.batch.seqs
+    with case.batch.step(0), pytest.raises(kvit.KvitError, match="has a step that is open"):
+        case.batch.use(case.seqs)
+    with pytest.raises(kvit.ShapeError, match="1 sequences for a batch of 2"):
+        case.batch.use(case.seqs[:1])
+    with pytest.raises(kvit.ShapeError, match=r"seqs\[1\] is seqs\[0\] again"):
+        case.batch.use([case.seqs[0]] * 2)
+    assert case.batch.seqs is before
+
+
 def test_steps_of_a_batch_take_any_numbers_of_tokens_and_attend_without_a_step_too(rng, device):
     case = Decoding(rng, device, [6, 3])
     for counts in ([1, 4], [3, 3], [0, 2]):

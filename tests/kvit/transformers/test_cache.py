@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 
 import kvit
 from kvit import reference
+from kvit.cache.layer import CacheLayer
 from kvit.transformers import KvitCache, layer
 from kvit.transformers.attention import attend
 from support import tolerances
@@ -87,7 +88,7 @@ def assert_attention(out, q, k, v, pair=(None, None)):
 def contents(cache, layer_idx=0):
     """[(k, v)] of each sequence, as stored."""
     held = cache.layers[layer_idx]
-    k, v, indptr = (buffer.numpy() for buffer in held.paged.gather(held.sequences))
+    k, v, indptr = (buffer.numpy() for buffer in held.stored.gather(held.sequences))
     return [(k[a:b], v[a:b]) for a, b in zip(indptr, indptr[1:], strict=False)]
 
 
@@ -135,12 +136,12 @@ def test_kvit_reads_and_writes_the_tensors_of_the_model(rng, device, monkeypatch
     def note(name, function, *arguments):
         def noting(*args, **kwargs):
             seen.update({word: kvit.Tensor.wrap(args[i]).pointer for word, i in arguments[0].items()})
-            seen[name] = kwargs
+            seen[name] = args, kwargs
             return function(*args, **kwargs)
 
         return noting
 
-    monkeypatch.setattr(kvit.PagedCache, "append", note("append", kvit.PagedCache.append, {"k": 2, "v": 3}))
+    monkeypatch.setattr(CacheLayer, "append", note("append", CacheLayer.append, {"k": 2, "v": 3}))
     monkeypatch.setattr(layer, "attention", note("attention", layer.attention, {"q": 0}))
     cache = new_cache()
     for tokens in (9, 1):
@@ -149,10 +150,10 @@ def test_kvit_reads_and_writes_the_tensors_of_the_model(rng, device, monkeypatch
         states = fused[:, :, :HEADS], fused[:, :, HEADS : HEADS + 2], fused[:, :, HEADS + 2 : HEADS + 4]
         out = step(cache, states)
         assert [seen[name] for name in "qkv"] == [x.data_ptr() for x in states]
-        assert kvit.Tensor.wrap(seen["attention"]["out"]).pointer == out.data_ptr()
+        assert kvit.Tensor.wrap(seen["attention"][1]["out"]).pointer == out.data_ptr()
         if device != "host":
             current = torch.cuda.current_stream(torch_device(device)).cuda_stream
-            assert seen["append"]["stream"] == seen["attention"]["stream"] == current
+            assert seen["append"][0][1].stream.handle == seen["attention"][1]["stream"] == current
 
 
 def test_quantised_pages_take_the_bytes_of_their_codecs(rng):
@@ -169,6 +170,7 @@ def test_scales_of_float8_are_each_layers_own(rng, device):
     states = new_states(rng, 1, 7)
     for layer_idx in range(2):
         step(cache, [to_torch(x, device) for x in states], layer_idx=layer_idx)
+    for layer_idx in range(2):
         codec, scale = reference.codec_of("float8_e4m3"), scales[layer_idx].cpu().numpy()
         for got, rows in zip(contents(cache, layer_idx)[0], states[1:], strict=True):
             encoded = codec.encode(rows[0], np.broadcast_to(scale, (7, KV_HEADS)))
@@ -232,6 +234,7 @@ def test_a_fork_goes_its_own_way(rng, device, twin_of):
     for layer_idx in range(2):
         step(cache, [to_torch(x, device) for x in ours], layer_idx=layer_idx)
         step(twin, [to_torch(x, device) for x in theirs], layer_idx=layer_idx)
+    for layer_idx in range(2):
         for found, more in ((contents(cache, layer_idx), ours), (contents(twin, layer_idx), theirs)):
             want = [np.concatenate([a[0], b[0]]) for a, b in zip(prefix[1:], more[1:], strict=True)]
             np.testing.assert_array_equal(found[0], want)
@@ -276,5 +279,6 @@ def test_a_cache_says_what_it_is(rng):
     cache = new_cache(layers=2, k="int8", v="int4")
     assert repr(cache) == "KvitCache(2 layers of KvitLayer(no pages yet))"
     step(cache, [to_torch(x) for x in new_states(rng, 3, 5)])
-    assert repr(cache.layers[0]) == f"KvitLayer(3 sequences of 5 tokens in {cache.layers[0].paged!r})"
+    step(cache, [to_torch(x) for x in new_states(rng, 3, 5)], layer_idx=1)
+    assert repr(cache.layers[0]) == f"KvitLayer(3 sequences of 5 tokens in {cache.layers[0].stored!r})"
     assert cache.get_max_length() == 24 * 16

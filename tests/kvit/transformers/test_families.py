@@ -93,9 +93,10 @@ def test_latent_rows_are_stored_once_and_never_expanded(device):
     cache = new_cache(model)
     model(make_prompt(33, 1, device), past_key_values=cache)
     for layer in cache.layers:
-        view = layer.paged.view
+        view = layer.stored.view
         assert view.shares_kv and (view.kv_heads, view.k_dim, view.v_dim) == (1, 512 + 64, 512)
-        assert layer.paged.nbytes == 24 * 16 * (512 + 64) * 2  # K 192 and V 128 of 4 heads would be 2.2 times that
+    # K 192 and V 128 of 4 heads would be 2.2 times that.
+    assert cache.nbytes == cache.paged.nbytes == 2 * 24 * 16 * (512 + 64) * 2
 
 
 @torch.no_grad()

@@ -91,7 +91,10 @@ def test_a_static_cache_is_called_by_its_name(model, prompt, padded):
 
 
 def test_an_assistant_with_kvit_is_told_apart_from_a_missing_cache(model, prompt, cache):
-    with pytest.raises(TypeError, match="If it was given, and this is the layer of an assistant_model"):
+    with pytest.raises(
+        TypeError,
+        match="this is the layer of an assistant_model, give that one its own by kvit.transformers.AssistantCache",
+    ):
         model.generate(prompt, past_key_values=cache, assistant_model=make_model("llama"), max_new_tokens=3)
 
 
@@ -204,9 +207,9 @@ def test_pages_do_not_leave_their_device(cache):
 @torch.no_grad()
 def test_k_of_another_layer_is_not_stored_again(cache):
     states = torch.zeros(1, 2, 5, 64, dtype=torch.bfloat16)
-    key, value = cache.update(states, states, 0)
-    module = SimpleNamespace(is_causal=True, layer_idx=0)
-    attend(module, states, key, value, None)
+    for layer_idx in (1, 0):
+        key, value = cache.update(states.clone(), states.clone(), layer_idx)
+        attend(SimpleNamespace(is_causal=True, layer_idx=layer_idx), states, key, value, None)
     with pytest.raises(kvit.KernelMissing, match="a layer of the model attends to K and V of another one"):
         attend(SimpleNamespace(is_causal=True, layer_idx=1), states, key, value, None)
     assert cache.get_seq_length() == len(cache.layers[0].sequences[0]) == 5
