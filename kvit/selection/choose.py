@@ -18,13 +18,6 @@ from kvit.selection.rules import Rule, installed_rules
 Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
 
-_UNTRIED: tuple[Mapping[str, AxisValue], ...] = (
-    {"family": "prefill", "copies": "tma", "variant": "general"},
-    {"family": "latent"},
-)
-"""Kernels that the host backend alone has tried: a GPU takes them only where the caller names them, or their copies."""
-
-
 class Choice(NamedTuple):
     """The kernel for a call, and what it was compared with."""
 
@@ -131,16 +124,6 @@ def why_not(kernel: KernelInfo, call: Call) -> str | None:
     if facts.get("shares_kv", 0) and not call.shares_kv:
         return "needs rows of V that are the first channels of the rows of K, in the same memory; these are not"
     return None
-
-
-def _untried(kernel: KernelInfo) -> str | None:
-    """Why a GPU does not take this kernel unasked, or None where it does."""
-    is_untried = any(row.items() <= {"family": kernel.family, **kernel.axes}.items() for row in _UNTRIED)
-    return "has not run on a GPU yet; kernel= takes it by its symbol or its copies" if is_untried else None
-
-
-def _names_copies(wanted: Wanted) -> bool:
-    return isinstance(wanted, str) or (wanted is not None and "copies" in wanted)
 
 
 def _is_wanted(kernel: KernelInfo, wanted: Wanted) -> bool:

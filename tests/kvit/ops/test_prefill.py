@@ -277,15 +277,10 @@ def test_kernels_for_compute_capability_7_5_fit_into_its_memory():
         assert entry.shared_bytes * entry.min_ctas <= 64 * 1024 and entry.threads * entry.min_ctas <= 1024, entry
 
 
-def test_a_gpu_takes_general_kernels_of_warp_groups_where_they_are_named_alone():
+def test_prompts_with_options_take_warp_groups_too():
     built, call = built_for_gpus(variant="general"), Call("bf16", "b16", 128, 4 * 4096, 16)
-    unasked = choose.choose(built, call, some_card((9, 0)))
-    assert (unasked.kernel.family, unasked.kernel.axes["copies"]) == ("prefill", "cp_async")
-    ((refused, why),) = [pair for pair in unasked.refused if pair[0].family == "prefill"]
-    assert refused.axes["copies"] == "tma" and "has not run on a GPU yet" in why
-    assert choose.choose(built, call, some_card((9, 0)), wanted={"rows": 128}).kernel.axes["copies"] == "cp_async"
-    for wanted in ({"copies": "tma"}, {"copies": "tma", "rows": 128}, refused.symbol):
-        assert choose.choose(built, call, some_card((9, 0)), wanted=wanted).kernel is refused
+    chosen = choose.choose(built, call, some_card((9, 0))).kernel
+    assert (chosen.family, chosen.axes["copies"]) == ("prefill", "tma")
 
 
 def test_shared_memory_fits_the_smallest_gpus():
