@@ -61,8 +61,6 @@ def choose(
         raise KernelMissing(f"kernel={wanted!r} is none of those for {call}; {_listed(kernels)}")
     on_gpu = {kernel: why_not_on(kernel, compute_capability) for kernel in asked}
     reasons = [(kernel, on_gpu[kernel] or why_not(kernel, call)) for kernel in asked]
-    if compute_capability is not None and not _names_copies(wanted):
-        reasons = [(kernel, reason or _untried(kernel)) for kernel, reason in reasons]
     fitting = [kernel for kernel, reason in reasons if reason is None]
     refused = tuple((kernel, reason) for kernel, reason in reasons if reason is not None)
     if not fitting:
