@@ -53,9 +53,10 @@ def copy_if_changed(source, target):
 
 
 def lay_out_declarations():
-    """The package tree: kvit/capi.pxd and kvit/_native/<name>.pxd, and files that make packages of folders."""
+    """The package tree: kvit/<name>.pxd and kvit/_native/<name>.pxd, and files that make packages of folders."""
     copy_declarations(DECLARATIONS / PACKAGE, ".pxd")
-    copy_if_changed(ROOT / "kvit" / "capi.pxd", DECLARATIONS / "kvit" / "capi.pxd")
+    for path in (ROOT / "kvit").glob("*.pxd"):
+        copy_if_changed(path, DECLARATIONS / "kvit" / path.name)
     for folder in (DECLARATIONS / "kvit", DECLARATIONS / PACKAGE):
         (folder / "__init__.py").touch()
 
