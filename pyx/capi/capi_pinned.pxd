@@ -12,6 +12,7 @@ cdef struct PinnedArgs:
     OpState *op
     ViewState *view
 
-# Pins the view, and acquires the operation; or pins nothing and leaves words of why to the thread. Returns a kvit_status.
+# Pins the view, and acquires the operation; or pins nothing and leaves words of why to the thread. Returns a
+# kvit_status.
 cdef int32_t enter(kvit_op *op, kvit_view *view, PinnedArgs *pinned) noexcept nogil
 cdef void exit(PinnedArgs *pinned) noexcept nogil

@@ -16,7 +16,7 @@ import kvit
 from kvit import reference
 from support import capi, tolerances
 from support.caches import BFLOAT16, to_device
-from support.capi_layers import LayeredCache, given, handles, numbers, same, specs
+from support.capi_layers import LayeredCache, given, handles, numbers, refused, same, specs
 from support.interrupts import Interrupt, interrupt_at
 
 
@@ -140,20 +140,6 @@ def test_rows_that_k_and_v_share_come_without_v(new, rng, device):
         same(out.numpy(), kvit.attention(q, cache.python.layer(layer), step[1]).numpy())
     end(cache, step)
     cache.check()
-
-
-def refused(status, words):
-    class Expect:
-        def __enter__(self):
-            self.raises = pytest.raises(capi.Refused, match=words)
-            self.error = self.raises.__enter__()
-
-        def __exit__(self, *problem):
-            found = self.raises.__exit__(*problem)
-            assert self.error.value.status == status
-            return found
-
-    return Expect()
 
 
 def close(cache, step):

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+from collections.abc import Iterator
 from ctypes import POINTER, byref, c_int64, c_void_p, pointer
 from typing import Any
 
 import numpy as np
+import pytest
 
 import kvit
 from support import capi
@@ -166,3 +169,11 @@ def same(mine: np.ndarray, theirs: np.ndarray) -> None:
     """Bit for bit."""
     assert mine.shape == theirs.shape
     np.testing.assert_array_equal(mine.view(np.uint8), theirs.view(np.uint8))
+
+
+@contextlib.contextmanager
+def refused(status: str, words: str) -> Iterator[None]:
+    """A block whose call is refused with this status, in these words."""
+    with pytest.raises(capi.Refused, match=words) as error:
+        yield
+    assert error.value.status == status
