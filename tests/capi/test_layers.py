@@ -55,12 +55,17 @@ LATENT = (
     {"kv_heads": 1, "head_dim": 48, "v_dim": 32, "shares_kv": True, "layers": 2},
 )
 LATENT_AND_PLAIN = (
-    specs({"kv_heads": 1, "head_dim": 48, "v_dim": 32, "shares_kv": 1}, {"shares_kv": -1, "v_dim": 32}),
+    {
+        **specs({}, {"shares_kv": -1, "head_dim": 64}, {"shares_kv": 1, "head_dim": 64, "v_dim": 48}),
+        **{"kv_heads": 1, "head_dim": 48, "v_dim": 32, "shares_kv": 1},
+    },
     {
         "layers": [
-            kvit.LayerSpec(kv_heads=1, head_dim=48, v_dim=32, shares_kv=True),
-            kvit.LayerSpec(shares_kv=False, v_dim=32),
-        ]
+            kvit.LayerSpec(),
+            kvit.LayerSpec(shares_kv=False, head_dim=64),
+            kvit.LayerSpec(shares_kv=True, head_dim=64, v_dim=48),
+        ],
+        **{"kv_heads": 1, "head_dim": 48, "v_dim": 32, "shares_kv": True},
     },
 )
 CACHES = {
@@ -91,6 +96,18 @@ def test_all_layers_grow_fork_and_shrink_together(new, rng, device, kind):
     cache.check()
     for layer in range(cache.python.num_layers):
         cache.attend(rng, layer, [a, b, c])
+
+
+def test_a_layer_is_gathered_in_either_order_of_axes(new, rng, device):
+    cache = alike(new, device)
+    a = cache.sequence()
+    cache.append_all(rng, [a], [7])
+    k, v = cache.held(2, a)
+    outs = [to_device(np.zeros((KV_HEADS, 7, HEAD_DIM), BFLOAT16), device) for _ in range(2)]
+    one = cache.chosen([a])[1:]
+    cache.api.layer_gather(cache.handle, 2, *one, given(outs[0]), given(outs[1]), capi.HND, None)
+    for out, rows in zip(outs, (k, v), strict=True):
+        same(np.ascontiguousarray(out.numpy().transpose(1, 0, 2)), rows)
 
 
 def test_attention_to_a_layer_is_that_of_the_reference(new, rng, device):

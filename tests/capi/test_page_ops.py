@@ -52,7 +52,8 @@ def test_an_operation_copies_pages_call_after_call(api, make, device, kind):
     view = make("view", api.view(cases[0].view))
     op = make("op", api.op(view, capi.COPY_PAGES))
     copy = kvit.CopyPages(cases[1].view)
-    for source, target, chains in (((0, 1), (3, 2), None), ((0, 1, 2), (1, 2, 0), (0, 3)), ((), (), None)):
+    # Two pages; three that turn round, for which the first target waits until the chain ends; none.
+    for source, target, chains in (((0, 1), (3, 2), None), ((0, 2, 1), (1, 0, 2), (0, 3)), ((), (), None)):
         lists = [ids(device, *source), ids(device, *target), None if chains is None else ids(device, *chains)]
         api.op_copy_pages(op, view, *map(given, lists), None)
         copy(cases[1].view, *lists[:2], chains=lists[2])
