@@ -13,8 +13,6 @@ from kvit.iterators.prediction import POISON
 from kvit.iterators.raked_thread_map import WARP
 from kvit.iterators.report import Layout, ThreadMap
 
-_VECTOR = 16  # bytes of the largest access: rows begin at multiples of it
-
 
 @dataclass(frozen=True, eq=False)
 class OwnTile:
@@ -109,7 +107,7 @@ class OwnTile:
         return np.stack([self.s[..., None] + 0 * channels, channels], axis=-1)
 
     def checked_rows(self, rows: np.ndarray | None) -> np.ndarray:
-        """uint8 [tokens, row_bytes], each row padded to whole vectors. Raises ShapeError."""
+        """uint8 [tokens, row_bytes], random if absent. Raises ShapeError."""
         row_bytes = -(-self.channels * self.bits // 8)
         if rows is None:
             rows = np.random.default_rng(0).integers(0, 256, (self.tokens, row_bytes), np.uint8)
@@ -119,7 +117,7 @@ class OwnTile:
                 f"rows are {rows.dtype} {list(rows.shape)}; the map moves uint8 [tokens = {self.tokens}, row_bytes = "
                 f"{row_bytes}]"
             )
-        return np.pad(rows, ((0, 0), (0, -row_bytes % _VECTOR)))
+        return rows
 
     def check_sizes(self, threads: int, size: int, fragment_bytes: int) -> None:
         """Raises LayoutError: what was compiled is of another size than the model."""
