@@ -28,8 +28,9 @@ def make(api):
         getattr(api, f"{kind}_destroy")(handle)
 
 
-def filled(kind, device, seed=0):
-    rng = np.random.default_rng(seed)
+def filled(kind, device):
+    """A case whose pages 2 to 5 hold tokens."""
+    rng = np.random.default_rng(0)
     case = Quantised(kind, [60], device=device, rng=rng)
     case.append(rng)
     return case
@@ -53,13 +54,14 @@ def test_an_operation_copies_pages_call_after_call(api, make, device, kind):
     op = make("op", api.op(view, capi.COPY_PAGES))
     copy = kvit.CopyPages(cases[1].view)
     # Two pages; three that turn round, for which the first target waits until the chain ends; none.
-    for source, target, chains in (((0, 1), (3, 2), None), ((0, 2, 1), (1, 0, 2), (0, 3)), ((), (), None)):
+    for source, target, chains in (((2, 3), (1, 0), None), ((2, 4, 3), (3, 2, 4), (0, 3)), ((), (), None)):
         lists = [ids(device, *source), ids(device, *target), None if chains is None else ids(device, *chains)]
         api.op_copy_pages(op, view, *map(given, lists), None)
         copy(cases[1].view, *lists[:2], chains=lists[2])
         api.op_check(op, None, None)
         for name, buffer in cases[0].buffers.items():
             same(buffer.numpy(), cases[1].buffers[name].numpy())
+    assert (cases[0].buffers["k"].numpy()[:2].view(np.uint8) != 0xFF).any()
 
 
 def test_an_operation_converts_pages_call_after_call(api, make, device):
@@ -68,7 +70,7 @@ def test_an_operation_converts_pages_call_after_call(api, make, device):
     source, target = make("view", api.view(old.view)), make("view", transformed_view(api, new[0]))
     op = make("op", api.op(source, capi.CONVERT_PAGES, target=target))
     convert = kvit.ConvertPages(old.view, new[1].view)
-    for lists in ([ids(device, 2, 0), ids(device, 1, 3)], [ids(device, 1), ids(device, 0)], [None, None]):
+    for lists in ([ids(device, 2, 5), ids(device, 1, 3)], [ids(device, 4), ids(device, 0)], [None, None]):
         api.op_convert_pages(op, source, target, *map(given, lists), None)
         convert(old.view, new[1].view, source_pages=lists[0], target_pages=lists[1])
         api.op_check(op, None, None)
