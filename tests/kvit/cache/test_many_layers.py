@@ -390,3 +390,27 @@ def test_forks_of_different_lengths_take_a_step_and_keep_their_tokens(rng, devic
             wanted = [np.concatenate([x[: lengths[i]], y[more]]) for x, y in zip(old, added, strict=True)]
             for found, side in zip(layer.gather([seqs[i]])[:2], wanted, strict=True):
                 np.testing.assert_array_equal(found.numpy().view(np.uint16), side.view(np.uint16))
+
+
+def test_a_step_that_is_closed_twice_leaves_the_tables_of_others_alone(rng, device):
+    # The first step's table goes to the second one. Given back again, it would go to gather as well, in between.
+    cache = kvit.PagedCache(12, 4, 2, 64, layers=2, device=device)
+    first, second = cache.sequence(), cache.sequence()
+    rows, new = rows_for(rng, cache, 6), rows_for(rng, cache, 3)
+
+    def append(step, of_layers):
+        for layer, (k, v) in zip(cache.layers, of_layers, strict=True):
+            layer.append(step, to_device(k, device), to_device(v, device))
+
+    step = cache.step([first], 6)
+    append(step, rows)
+    step.commit()
+    other = cache.step([second], 3)
+    step.close()
+    cache.layer(0).gather([first])
+    append(other, new)
+    other.commit()
+    for seq, expected in ((first, rows), (second, new)):
+        for layer, wanted in zip(cache.layers, expected, strict=True):
+            for found, side in zip(layer.gather([seq])[:2], wanted, strict=True):
+                np.testing.assert_array_equal(found.numpy().view(np.uint16), side.view(np.uint16))
