@@ -6,6 +6,7 @@ package tree under build/, and beside the modules that are installed, or made in
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
 PACKAGE = Path("kvit", "_native")
+INSTALLED_HEADERS = Path("kvit", "include", "kernels")
 DECLARATIONS = ROOT / "build" / "declarations"  # the package tree in which Cython looks
 os.chdir(ROOT)
 sys.path.insert(0, str(ROOT / "kernels"))
@@ -53,31 +55,48 @@ def copy_if_changed(source, target):
 
 
 def lay_out_declarations():
-    """The package tree: kvit/capi.pxd and kvit/_native/<name>.pxd, and files that make packages of folders."""
+    """The package tree: kvit/<name>.pxd and kvit/_native/<name>.pxd, and files that make packages of folders."""
     copy_declarations(DECLARATIONS / PACKAGE, ".pxd")
-    copy_if_changed(ROOT / "kvit" / "capi.pxd", DECLARATIONS / "kvit" / "capi.pxd")
+    for path in (ROOT / "kvit").glob("*.pxd"):
+        copy_if_changed(path, DECLARATIONS / "kvit" / path.name)
     for folder in (DECLARATIONS / "kvit", DECLARATIONS / PACKAGE):
         (folder / "__init__.py").touch()
 
 
+def kernel_headers():
+    """What kvit.iterators.probe_own compiles: the headers of kernels/, and the sources of the host backend."""
+    found = (path for folder in ROOT.glob("kernels/*") if folder.name != "codegen" for path in folder.glob("*.*"))
+    return sorted(path for path in found if path.suffix in {".h", ".cuh", ".hpp", ".cpp"})
+
+
 class BuildPackage(build_py):
-    """The Python files, and beside them what `cimport` and type checkers read of the compiled modules."""
+    """The Python files, and beside them what `cimport`, type checkers and probes of a caller's own read."""
 
     def run(self):
         super().run()
-        if not self.editable_mode:  # BuildNative puts them into the source tree then
+        if not self.editable_mode:  # BuildNative puts them into the source tree then, which has the headers
             copy_declarations(Path(self.build_lib) / PACKAGE, ".pxd", ".pyi")
+            shutil.rmtree(Path(self.build_lib) / INSTALLED_HEADERS, ignore_errors=True)
+            for path in kernel_headers():
+                copy_if_changed(path, Path(self.build_lib) / installed_header(path))
 
     def get_output_mapping(self):
-        declared = {
-            str(Path(self.build_lib) / PACKAGE / path.name): path.relative_to(ROOT).as_posix()
-            for path in declarations()
+        declared = {path: PACKAGE / path.name for path in declarations()}
+        declared |= {path: installed_header(path) for path in kernel_headers()}
+        added = {
+            str(Path(self.build_lib) / target): path.relative_to(ROOT).as_posix() for path, target in declared.items()
         }
-        return {**super().get_output_mapping(), **declared}
+        return {**super().get_output_mapping(), **added}
 
     def get_outputs(self, include_bytecode=1):
-        declared = [str(Path(self.build_lib) / PACKAGE / path.name) for path in declarations()]
-        return [*super().get_outputs(include_bytecode), *declared]
+        added = [PACKAGE / path.name for path in declarations()]
+        added += [installed_header(path) for path in kernel_headers()]
+        return [*super().get_outputs(include_bytecode), *(str(Path(self.build_lib) / path) for path in added)]
+
+
+def installed_header(path):
+    """Where a file of kernels/ lies in the package."""
+    return INSTALLED_HEADERS / path.relative_to(ROOT / "kernels")
 
 
 class BuildNative(build_ext):

@@ -107,8 +107,9 @@ class Step(_checks.Made):
     def close(self) -> None:
         """Drop the step unless it was committed: its pages go back, and the sequences are what they were."""
         self.growth.close()
-        if self.tables is not None:
-            self.tables.give(self.sent)
+        tables, self.tables = self.tables, None  # given back once: by then it may be the table of another step
+        if tables is not None:
+            tables.give(self.sent)
 
     def __enter__(self) -> Step:
         return self

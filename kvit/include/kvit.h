@@ -14,6 +14,7 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "kvit_caches.h"
 #include "kvit_types.h"
 
 #ifdef __cplusplus
@@ -21,7 +22,7 @@ extern "C" {
 #endif
 
 // Grows by one whenever something is added. Nothing is ever removed or moved.
-#define KVIT_API_VERSION 5
+#define KVIT_API_VERSION 6
 
 // The functions. All but last_error return an enum kvit_status. What is refused has launched and changed nothing, and
 // last_error() has the words. `q`, `out`, `k` and `v` are [tokens, heads, head_dim], sequence after
@@ -136,6 +137,56 @@ typedef struct kvit_api {
   // Store K and V of all pages otherwise; 0 leaves a side as it is. Scales are of float8, as in kvit_cache_options.
   int32_t (*cache_requantise)(kvit_cache* cache, int32_t k_dtype, int32_t v_dtype, const kvit_tensor* k_scale,
                               const kvit_tensor* v_scale, kvit_stream stream);
+
+  // Since version 6:
+
+  // Layers are counted from 0, in the order of the model.
+  int32_t (*layer_query)(kvit_cache* cache, int32_t layer, kvit_layer_info* info);
+  // As cache_view, of one layer.
+  int32_t (*layer_view)(kvit_cache* cache, int32_t layer, kvit_view** view);
+  // Attend the last tokens of sequences to one layer; options NULL: a causal mask, and the layer's own window.
+  int32_t (*layer_attention)(kvit_cache* cache, int32_t layer, kvit_sequence* const* sequences, int64_t count,
+                             const kvit_tensor* q, const kvit_tensor* out, const kvit_tensor* lse,
+                             const int64_t* new_tokens, const kvit_attention_options* options, kvit_stream stream);
+  // As cache_gather_layout, of one layer. Where K and V share rows, k gets whole rows and v is NULL.
+  int32_t (*layer_gather)(kvit_cache* cache, int32_t layer, kvit_sequence* const* sequences, int64_t count,
+                          const kvit_tensor* k, const kvit_tensor* v, int32_t layout, kvit_stream stream);
+  // As cache_append, of all layers: k and v [num_layers]; v NULL where K and V share rows in all layers.
+  int32_t (*cache_append_layers)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count,
+                                 const kvit_tensor* const* k, const kvit_tensor* const* v, int32_t num_layers,
+                                 const int64_t* new_tokens, kvit_stream stream);
+  // How many free pages so many new tokens would take, copies of shared pages included. new_tokens [count], here and
+  // in step_create: of each sequence; NULL: one.
+  int32_t (*cache_pages_needed)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count,
+                                const int64_t* new_tokens, int64_t* pages);
+  // Drop drop[i] tokens behind the first keep[i] of each sequence, in all layers; keep NULL: 0. With rotate 1 the keys
+  // behind them turn to their new places by the rope; with 0 they only move, for keys that hold no position.
+  int32_t (*cache_shift)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count, const int64_t* drop,
+                         const int64_t* keep, int32_t rotate, kvit_stream stream);
+
+  // Begin a step: room for new tokens of sequences in all layers, and one page table. The calls of the step run on
+  // `stream`, and see the sequences with their new tokens.
+  int32_t (*step_create)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count, const int64_t* new_tokens,
+                         kvit_stream stream, kvit_step** step);
+  // Write K and V of the step's tokens in one layer. q and q_out as in cache_append_rotated, or NULL.
+  int32_t (*step_append)(kvit_step* step, int32_t layer, const kvit_tensor* k, const kvit_tensor* v,
+                         const kvit_tensor* q, const kvit_tensor* q_out);
+  // Attend to one layer: q has a row for each of the step's tokens, or new_tokens says how many each sequence has.
+  int32_t (*step_attention)(kvit_step* step, int32_t layer, const kvit_tensor* q, const kvit_tensor* out,
+                            const kvit_tensor* lse, const int64_t* new_tokens, const kvit_attention_options* options);
+  // Let the sequences have their new tokens, in all layers, and end the step. KVIT_ERROR_STEP, and they stay as they
+  // were, where some layers got no K and V, or a sequence was changed meanwhile.
+  int32_t (*step_commit)(kvit_step* step);
+  // Drops the step, if it was not committed: the pages go back, and the sequences stay as they were.
+  int32_t (*step_destroy)(kvit_step* step);
+
+  // copy_pages and convert_pages by an operation that was made once. They wait for nothing: op_check tells of pages
+  // that a view does not have. chains int32 [chains + 1] on the device: where chains of pairs begin, which are copied
+  // in order, so that pages may move along or round; NULL: no page is in both lists.
+  int32_t (*op_copy_pages)(kvit_op* op, kvit_view* view, const kvit_tensor* source, const kvit_tensor* target,
+                           const kvit_tensor* chains, kvit_stream stream);
+  int32_t (*op_convert_pages)(kvit_op* op, kvit_view* source, kvit_view* target, const kvit_tensor* source_pages,
+                              const kvit_tensor* target_pages, kvit_stream stream);
 } kvit_api;
 
 // A C-contiguous tensor of `ndim` axes; not for uint4, whose strides are the caller's to say.

@@ -31,6 +31,7 @@ enum kvit_status {
   KVIT_ERROR_NO_INTERPRETER = 16,  // Python has ended, is about to, or stayed behind in a fork
   KVIT_ERROR_INTERNAL = 17,        // an exception that no other status names: a fault of kvit
   KVIT_ERROR_INTERRUPTED = 18,     // since version 4: Ctrl-C, or another signal whose handler raised; nothing is lost
+  KVIT_ERROR_STEP = 19,            // since version 6: a step that has ended, cannot be kept, or has the sequence
 };
 
 // Element types, with the codes that kvit uses everywhere.
@@ -63,7 +64,13 @@ enum kvit_layout {
   KVIT_LAYOUT_HND = 2,  // [pages, kv_heads, page_size, head_dim]
 };
 
-enum kvit_op_kind { KVIT_OP_ATTENTION = 0, KVIT_OP_APPEND = 1, KVIT_OP_GATHER = 2 };
+enum kvit_op_kind {
+  KVIT_OP_ATTENTION = 0,
+  KVIT_OP_APPEND = 1,
+  KVIT_OP_GATHER = 2,
+  KVIT_OP_COPY_PAGES = 3,     // since version 6: whole pages within one cache
+  KVIT_OP_CONVERT_PAGES = 4,  // since version 6: whole pages into those of another layout or codec
+};
 
 enum kvit_mask {
   KVIT_MASK_CAUSAL = 0,  // query i of a sequence's n new tokens sees keys up to length - n + i
@@ -107,10 +114,11 @@ typedef struct CUstream_st* kvit_stream;
 
 // Handles. Opaque, and never addresses: one that was destroyed is recognised for ever.
 typedef struct kvit_view kvit_view;          // a paged cache in the caller's memory
-typedef struct kvit_op kvit_op;              // attention, append or gather for one shape of cache, its kernel chosen
+typedef struct kvit_op kvit_op;              // work of an enum kvit_op_kind on one shape of cache, its kernel chosen
 typedef struct kvit_cache kvit_cache;        // a paged cache that owns its memory
 typedef struct kvit_sequence kvit_sequence;  // a growing list of tokens in a kvit_cache
 typedef struct kvit_rope kvit_rope;          // how keys and queries turn with their positions, since version 5
+typedef struct kvit_step kvit_step;          // new tokens of sequences in all layers of a cache, since version 6
 
 // Options and answers begin with their size as the caller knows it (sizeof), so that they can grow at the end. In
 // options 0 is every field's default; of an answer the first `size` bytes are filled.
@@ -133,8 +141,11 @@ typedef struct kvit_view_info {
   int32_t dtype;  // of queries, outputs, and of rows that are appended
   int32_t k_dtype, v_dtype;
   int64_t num_pages, page_size;
-  int32_t kv_heads, head_dim;
+  int32_t kv_heads, head_dim;  // head_dim: channels of a row of K
   int32_t device_type, device_id;
+  // Since version 6:
+  int32_t v_dim;     // channels of a row of V
+  int32_t reserved;  // 0
 } kvit_view_info;
 
 typedef struct kvit_op_options {
@@ -168,6 +179,8 @@ typedef struct kvit_op_options {
   kvit_rope* rope;                     // append: K turns by it, and Q; K is stored as it comes by default
   const kvit_tensor *k_norm, *q_norm;  // append: [head_dim] weights of an RMSNorm of rows before they turn; none
   float norm_eps, norm_offset;         // append: 1e-6 by default; added to every weight
+  // Since version 6:
+  kvit_view* target;  // convert pages: where they go, as `view` says where they come from
 } kvit_op_options;
 
 typedef struct kvit_op_info {
@@ -177,31 +190,10 @@ typedef struct kvit_op_info {
   int32_t dtype, k_dtype, v_dtype;
   int32_t query_heads, kv_heads, head_dim;  // query_heads: 0 but for attention
   int32_t device_type, device_id;
-} kvit_op_info;
-
-typedef struct kvit_cache_options {
-  uint32_t size;
-  int32_t layout;  // enum kvit_layout; HND by default
-  int64_t pages, page_size;
-  int32_t kv_heads, head_dim;
-  int32_t dtype;             // of queries, outputs, and of rows that are appended; bfloat16 by default
-  int32_t k_dtype, v_dtype;  // how K and V are stored: U8 is int8, U4 is int4, with or without KVIT_HADAMARD; as dtype
-                             // by default
-  int32_t device_type, device_id;
+  // Since version 6:
+  int32_t v_dim;     // channels of a row of V, and of an output
   int32_t reserved;  // 0
-  // of float8: F32, [] or [kv_heads], there as long as the cache is; 1 by default
-  const kvit_tensor *k_scale, *v_scale;
-  // Since version 5:
-  kvit_rope* rope;  // how append turns K, and Q with it; K is stored as it comes by default
-} kvit_cache_options;
-
-typedef struct kvit_cache_info {
-  uint32_t size;
-  int32_t dtype, k_dtype, v_dtype;
-  int64_t num_pages, num_free_pages, page_size, bytes;
-  int32_t kv_heads, head_dim;
-  int32_t device_type, device_id;
-} kvit_cache_info;
+} kvit_op_info;
 
 // Since version 5.
 typedef struct kvit_rope_options {
@@ -223,12 +215,6 @@ typedef struct kvit_append_extras {
   const kvit_tensor* prefix_lengths;            // I32 [sequences]: tokens of lower positions are not written
   const kvit_tensor *k_bias, *v_bias, *q_bias;  // [heads, head_dim], added before anything else
 } kvit_append_extras;
-
-typedef struct kvit_sequence_info {
-  uint32_t size;
-  int32_t reserved;
-  int64_t length, num_pages;
-} kvit_sequence_info;
 
 #ifdef __cplusplus
 }

@@ -4,6 +4,7 @@ from kvit.iterators.banks import bank_conflicts, copy_conflicts, matrix_conflict
 from kvit.iterators.box_iterator import BoxIterator, box_sizes
 from kvit.iterators.gmem_iterator import GmemIterator
 from kvit.iterators.kv_layout import kv_layout, kv_thread_map, param_layout, param_thread_map
+from kvit.iterators.own_probe import OwnProbe, probe_own
 from kvit.iterators.prediction import Probe, ProbeInput, predict
 from kvit.iterators.probe import probe
 from kvit.iterators.probe_spec import BoxProbeSpec, ProbeSpec, spec_of
@@ -23,6 +24,7 @@ __all__ = [
     "Fault",
     "FaultKind",
     "GmemIterator",
+    "OwnProbe",
     "Probe",
     "ProbeInput",
     "ProbeSpec",
@@ -47,6 +49,7 @@ __all__ = [
     "param_thread_map",
     "predict",
     "probe",
+    "probe_own",
     "report",
     "spec_of",
     "thread_map_svg",

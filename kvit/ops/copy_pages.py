@@ -57,6 +57,10 @@ class CopyPages(Operation):
         launch_all(self.prepare(view, source, target, page_list("chains", chains, stream), stream), stream)
         self.faults.last_stream = stream
 
+    def explain(self) -> str:
+        """Which kernels copy rows, and the parameters of rows that have some."""
+        return f"rows: {self._data.symbol}\nparameters of rows: {self._params.symbol}"
+
     def prepare(
         self,
         view: CacheView,

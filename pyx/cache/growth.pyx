@@ -23,7 +23,8 @@ cdef class Growth:
     new_tokens  of each, or one number for all, none negative
 
     New tokens go into the last page of a sequence while it has room. If other sequences have that page too it is copied
-    first, except by the last that does: of two forks that grow together, one copies and the other keeps the original.
+    first, except by the longest that does: of two forks that grow together, one copies and the other keeps the
+    original.
 
     Raises CacheFull, SequenceFreed, ShapeError, KvitError (a sequence is in another growth that is open).
     """
@@ -229,22 +230,52 @@ cdef int64_t plan(PageLists pool, tuple sequences, GrowthRow *rows, int *num_cop
         rows[i].length = <int64_t>held.length + rows[i].new_tokens
         longest = max(longest, rows[i].length)
         rows[i].copied = -1
-        taken = pages_for(rows[i].length, pool.page_size) - held.count
-        if rows[i].new_tokens != 0 and held.length % pool.page_size != 0:
-            last = held.ids[held.count - 1]
-            if pool.counts[last] > 1:
-                pool.counts[last] -= 1  # given back below
-                rows[i].copied = last
-                taken += 1
-                num_copies[0] += 1
-        rows[i].num_taken, rows[i].taken_from = <int32_t>taken, <int32_t>needed
-        needed += taken
+        last = page_that_grows(pool, held, &rows[i])
+        if last >= 0 and pool.counts[last] > 1:
+            pool.counts[last] -= 1  # given back below
+            rows[i].copied = last
+            num_copies[0] += 1
     for i in range(n):
         if rows[i].copied >= 0:
             pool.counts[rows[i].copied] += 1
+    if num_copies[0] != 0:
+        let_the_longest_keep(pool, sequences, rows)
+    for i in range(n):
+        held = (<PooledSequence>sequences[i]).held
+        taken = pages_for(rows[i].length, pool.page_size) - held.count + (rows[i].copied >= 0)
+        rows[i].num_taken, rows[i].taken_from = <int32_t>taken, <int32_t>needed
+        needed += taken
     if longest > MOST:
         raise ShapeError(f"a sequence would have {longest} tokens; kernels count at most {MOST}")
     return needed
+
+
+cdef int32_t page_that_grows(PageLists pool, const PageList *held, const GrowthRow *row) noexcept:
+    """The part full page that a sequence's new tokens go into; -1: none."""
+    return held.ids[held.count - 1] if row.new_tokens != 0 and held.length % pool.page_size != 0 else -1
+
+
+cdef void let_the_longest_keep(PageLists pool, tuple sequences, GrowthRow *rows) noexcept:
+    """Of sequences that share a page and grow together, the longest keeps it, and the others have copies.
+
+    Those others have the page itself if the growth is dropped: what was written into it must lie behind their tokens.
+    """
+    cdef PageList *held
+    cdef int32_t length, shortest = MOST
+    cdef int i, j, n = len(sequences)
+    for i in range(n):
+        if rows[i].copied < 0:
+            shortest = min(shortest, (<PooledSequence>sequences[i]).held.length)
+    for j in range(n):
+        length = (<PooledSequence>sequences[j]).held.length
+        if rows[j].copied < 0 or length <= shortest:
+            continue
+        for i in range(n):
+            held = (<PooledSequence>sequences[i]).held
+            if rows[i].copied < 0 and page_that_grows(pool, held, &rows[i]) == rows[j].copied:
+                if held.length < length:  # there is no other that keeps this page
+                    rows[i].copied, rows[j].copied = rows[j].copied, -1
+                break
 
 
 cdef int check_members(PageLists pool, tuple sequences, bint distinct) except -1:

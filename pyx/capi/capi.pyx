@@ -7,13 +7,19 @@ from kvit._native.capi_cache cimport (
 )
 from kvit._native.capi_call cimport append, append_rotated, attention, attention_masked, gather
 from kvit._native.capi_error cimport error_text
+from kvit._native.capi_layer cimport (
+    cache_append_layers, cache_pages_needed, cache_shift, layer_attention, layer_gather, layer_query, layer_view,
+)
 from kvit._native.capi_op cimport op_check, op_create, op_destroy, op_explain, op_query
 from kvit._native.capi_python cimport merge_states
 from kvit._native.capi_rope cimport rope_create, rope_destroy
 from kvit._native.capi_sequence cimport (
     sequence_create, sequence_destroy, sequence_fork, sequence_pages, sequence_query, sequence_truncate,
 )
-from kvit._native.capi_upkeep cimport cache_defragment, cache_requantise, convert_pages, copy_pages
+from kvit._native.capi_step cimport step_append, step_attention, step_commit, step_create, step_destroy
+from kvit._native.capi_upkeep cimport (
+    cache_defragment, cache_requantise, convert_pages, copy_pages, op_convert_pages, op_copy_pages,
+)
 from kvit._native.capi_view cimport view_create, view_destroy, view_query
 from kvit.capi cimport KVIT_API_VERSION, kvit_api
 
@@ -63,5 +69,19 @@ table.cache_append_rotated = cache_append_rotated
 table.cache_gather_layout = cache_gather_layout
 table.cache_defragment = cache_defragment
 table.cache_requantise = cache_requantise
+table.layer_query = layer_query
+table.layer_view = layer_view
+table.layer_attention = layer_attention
+table.layer_gather = layer_gather
+table.cache_append_layers = cache_append_layers
+table.cache_pages_needed = cache_pages_needed
+table.cache_shift = cache_shift
+table.step_create = step_create
+table.step_append = step_append
+table.step_attention = step_attention
+table.step_commit = step_commit
+table.step_destroy = step_destroy
+table.op_copy_pages = op_copy_pages
+table.op_convert_pages = op_convert_pages
 
 _C_API = PyCapsule_New(&table, b"kvit._native.capi._C_API", NULL)

@@ -8,23 +8,26 @@ import kvit
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
+from kvit._native.capi_cache_args cimport device_for, require_one_layer, shares_kv, stream_for, to_counts
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_CACHE, destroy
 from kvit._native.capi_object cimport CacheLock, ObjectRef, decref, find, find_all, hand_out, hold
 from kvit._native.capi_option cimport (
-    answer, check_target, is_causal, read_options, stored_as, to_codec, to_dtype, to_layout,
+    answer, check_target, is_causal, is_set, read_options, stored_as, to_codec, to_dtype, to_layout,
 )
 from kvit._native.capi_rope cimport to_rope
-from kvit._native.capi_tensor cimport to_device, to_stream, to_tensor
+from kvit._native.capi_spec cimport to_layers, to_storage
+from kvit._native.capi_tensor cimport to_device, to_tensor
 from kvit._native.capi_view cimport publish_view
-from kvit._native.checks cimport DeviceId, device_id_of
-from kvit._native.whole_numbers cimport tuple_of
+from kvit._native.checks cimport DeviceId
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_LAYOUT_NHD, KVIT_OK
 
 
 cdef extern from "<stddef.h>":
     const size_t CACHE_OPTIONS_BEFORE_ROPE "offsetof(kvit_cache_options, rope)"
+    const size_t CACHE_OPTIONS_BEFORE_SPECS "offsetof(kvit_cache_options, specs)"
+    const size_t CACHE_INFO_BEFORE_LAYERS "offsetof(kvit_cache_info, num_layers)"
 
 
 cdef int32_t cache_create(const kvit_cache_options *options, kvit_cache **cache) noexcept nogil:
@@ -35,7 +38,8 @@ cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexc
     cdef int32_t status = KVIT_OK
     cdef kvit_cache_options wanted
     try:
-        read_options(&wanted, options, [CACHE_OPTIONS_BEFORE_ROPE], sizeof(wanted), "kvit_cache_options")
+        earlier = [CACHE_OPTIONS_BEFORE_ROPE, CACHE_OPTIONS_BEFORE_SPECS]
+        read_options(&wanted, options, earlier, sizeof(wanted), "kvit_cache_options")
         options = &wanted
         check_target(cache, "cache", "kvit_cache")
         given = {
@@ -45,9 +49,13 @@ cdef int32_t create(const kvit_cache_options *options, kvit_cache **cache) noexc
             "k_scale": to_tensor(options.k_scale, "k_scale", True),
             "v_scale": to_tensor(options.v_scale, "v_scale", True),
             "rope": to_rope(options.rope),
+            "v_dim": options.v_dim or None,
         }
         made = kvit.PagedCache(
             options.pages, options.page_size, options.kv_heads, options.head_dim,
+            layers=to_layers(options),
+            shares_kv=is_set(options.shares_kv, "shares_kv"),
+            storage=to_storage(options),
             layout=to_layout(options.layout, "HND"),
             device=to_device(options.device_type, options.device_id),
             **{name: value for name, value in given.items() if value is not None},
@@ -72,11 +80,10 @@ cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
         memset(&found, 0, sizeof(found))
         ref.lock.acquire()
         try:
-            device = device_id_of(ref.value.view.k)
+            device = device_for(ref.value)
             found.dtype = ref.value.dtype.code
-            k, v = ref.value.view.codecs
-            found.k_dtype = stored_as(k.dtype.code, k is not k.plain)
-            found.v_dtype = stored_as(v.dtype.code, v is not v.plain)
+            found.k_dtype, found.v_dtype = common_dtype(ref.value, 0), common_dtype(ref.value, 1)
+            found.num_layers = ref.value.num_layers
             found.num_pages = ref.value.num_pages
             found.num_free_pages = ref.value.num_free_pages
             found.page_size = ref.value.page_size
@@ -87,18 +94,23 @@ cdef int32_t query(kvit_cache *cache, kvit_cache_info *info) noexcept with gil:
             found.device_id = device.ordinal
         finally:
             ref.lock.release()
-        status = answer(info, &found, sizeof(found), b"kvit_cache_info")
+        status = answer(info, &found, CACHE_INFO_BEFORE_LAYERS, sizeof(found), b"kvit_cache_info")
     except BaseException as error:
         status = set_last_error(error)
     return status
 
 
+cdef int32_t common_dtype(object cache, int side) except -1:
+    """How K (0) or V (1) of all layers is stored; 0 where layers differ."""
+    codec = cache.groups[0].kind.sides[side]
+    for group in cache.groups:
+        if group.kind.sides[side] is not codec:
+            return 0
+    return stored_as(codec.dtype.code, codec is not codec.plain)
+
+
 cdef int32_t cache_destroy(kvit_cache *cache) noexcept nogil:
     return destroy(cache, HANDLE_CACHE)
-
-
-cdef object to_counts(const int64_t *new_tokens, int64_t count):
-    return None if new_tokens == NULL else tuple_of(new_tokens, count)
 
 
 cdef int32_t cache_append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count, const kvit_tensor *k,
@@ -127,9 +139,11 @@ cdef int32_t append(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
         seqs = find_all(sequences, count)
         ref.lock.acquire()
         try:
+            require_one_layer(ref.value, "cache_append", "cache_append_layers, or step_append in a step")
             ref.value.append(
-                seqs, to_tensor(k, "k"), to_tensor(v, "v"), to_counts(new_tokens, count), q=to_tensor(q, "q", True),
-                q_out=to_tensor(q_out, "q_out", True), stream=to_stream(stream, device_id_of(ref.value.view.k)),
+                seqs, to_tensor(k, "k"), to_tensor(v, "v", shares_kv(ref.value, 0)), to_counts(new_tokens, count),
+                q=to_tensor(q, "q", True), q_out=to_tensor(q_out, "q_out", True),
+                stream=stream_for(ref.value, stream),
             )
         finally:
             ref.lock.release()
@@ -157,10 +171,11 @@ cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
         causal = is_causal(mask)
         ref.lock.acquire()
         try:
+            require_one_layer(ref.value, "cache_attention", "layer_attention, or step_attention in a step")
             kvit.attention(
                 to_tensor(q, "q"), ref.value, seqs, to_counts(new_tokens, count), out=to_tensor(out, "out"),
                 lse=to_tensor(lse, "lse", True), causal=causal, scale=scale or None,
-                stream=to_stream(stream, device_id_of(ref.value.view.k)),
+                stream=stream_for(ref.value, stream),
             )
         finally:
             ref.lock.release()
@@ -191,9 +206,11 @@ cdef int32_t gather(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
         seqs = find_all(sequences, count)
         ref.lock.acquire()
         try:
+            require_one_layer(ref.value, "cache_gather", "layer_gather")
             ref.value.gather(
-                seqs, out=(to_tensor(k, "k"), to_tensor(v, "v")), layout=to_layout(layout, "NHD"),
-                stream=to_stream(stream, device_id_of(ref.value.view.k)),
+                seqs, out=(to_tensor(k, "k"), to_tensor(v, "v", shares_kv(ref.value, 0))),
+                layout=to_layout(layout, "NHD"),
+                stream=stream_for(ref.value, stream),
             )
         finally:
             ref.lock.release()
@@ -212,6 +229,7 @@ cdef int32_t export_view(kvit_cache *cache, kvit_view **view) noexcept with gil:
     try:
         ref = find(cache, HANDLE_CACHE)
         check_target(view, "view", "kvit_view")
+        require_one_layer(ref.value, "cache_view", "layer_view")
         view[0] = publish_view(ref.value.view)
     except BaseException as error:
         status = set_last_error(error)
@@ -229,7 +247,7 @@ cdef int32_t check(kvit_cache *cache, kvit_stream stream, kvit_fault *fault) noe
         ref = find(cache, HANDLE_CACHE)
         ref.lock.acquire()
         try:
-            ref.value.check(to_stream(stream, device_id_of(ref.value.view.k)))
+            ref.value.check(stream_for(ref.value, stream))
         finally:
             ref.lock.release()
     except BaseException as error:

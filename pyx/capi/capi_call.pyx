@@ -9,8 +9,8 @@ from libc.string cimport memset
 from kvit._native.attention_launch cimport pack_attention
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
-from kvit._native.capi_handle cimport HANDLE_OP, HANDLE_VIEW, Slot, acquire, pin, release, unpin
 from kvit._native.capi_op cimport OpState
+from kvit._native.capi_pinned cimport PinnedArgs, enter, exit
 from kvit._native.capi_python cimport append_in_python, attend_in_python, move_in_python
 from kvit._native.capi_tensor cimport is_stream
 from kvit._native.capi_view cimport ViewState, pack_fitting_table
@@ -97,36 +97,6 @@ cdef int32_t transfer(int kind, kvit_op *op, kvit_view *view, const kvit_page_ta
                 )
         exit(&pinned)
     return status
-
-
-cdef struct PinnedArgs:
-    Slot *op_slot
-    Slot *view_slot
-    OpState *op
-    ViewState *view
-
-
-cdef int32_t enter(kvit_op *op, kvit_view *view, PinnedArgs *pinned) noexcept nogil:
-    """Pin the view, and acquire the operation; or pin nothing and leave words of why to the thread."""
-    cdef int32_t status = pin(op, HANDLE_OP, &pinned.op_slot)
-    if status != KVIT_OK:
-        return status
-    status = acquire(pinned.op_slot)
-    if status == KVIT_OK:
-        status = pin(view, HANDLE_VIEW, &pinned.view_slot)
-        if status == KVIT_OK:
-            pinned.op = <OpState *>pinned.op_slot.state
-            pinned.view = <ViewState *>pinned.view_slot.state
-            return KVIT_OK
-        release(pinned.op_slot)
-    unpin(pinned.op_slot)
-    return status
-
-
-cdef void exit(PinnedArgs *pinned) noexcept nogil:
-    unpin(pinned.view_slot)
-    release(pinned.op_slot)
-    unpin(pinned.op_slot)
 
 
 cdef int32_t attend(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,

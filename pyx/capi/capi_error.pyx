@@ -10,7 +10,7 @@ from kvit.capi cimport (
     KVIT_ERROR_ARGUMENT, KVIT_ERROR_CACHE_FULL, KVIT_ERROR_DEVICE, KVIT_ERROR_DRIVER, KVIT_ERROR_DTYPE,
     KVIT_ERROR_HOST_BACKEND, KVIT_ERROR_INTERNAL, KVIT_ERROR_INTERRUPTED, KVIT_ERROR_KERNEL_MISSING,
     KVIT_ERROR_LAYOUT, KVIT_ERROR_NO_GPU, KVIT_ERROR_OUT_OF_MEMORY, KVIT_ERROR_PAGE_TABLE, KVIT_ERROR_SEQUENCE_FREED,
-    KVIT_ERROR_SHAPE,
+    KVIT_ERROR_SHAPE, KVIT_ERROR_STEP,
 )
 
 from kvit import errors
@@ -59,6 +59,7 @@ cdef list _STATUSES = [
     (errors.NoGpuError, KVIT_ERROR_NO_GPU),
     (errors.HostBackendError, KVIT_ERROR_HOST_BACKEND),
     (ArgumentError, KVIT_ERROR_ARGUMENT),
+    (errors.KvitError, KVIT_ERROR_STEP),  # those that have no kind of their own: what steps and growing sequences raise
     (MemoryError, KVIT_ERROR_OUT_OF_MEMORY),
 ]
 # What CPython 3.11 raises where it has no memory for a frame; and where it has none for these words either.

@@ -7,6 +7,7 @@ cdef enum:
     HANDLE_CACHE = 3
     HANDLE_SEQUENCE = 4
     HANDLE_ROPE = 5
+    HANDLE_STEP = 6
 
 
 # Gives up what a handle stood for; with the GIL. Returns a kvit_status.

@@ -23,9 +23,9 @@ cdef struct OpState:
     KvitFault *fault
     KvitSpan[6] spans                  # memory of its own: workspace, tickets, fault; and arrays that it was made with
     int num_spans
-    void *kernel                       # Kernel, a counted reference, as the next two are
+    void *kernel                       # Kernel, a counted reference, as the next two are; None: Python finds it
     void *graph                        # KernelGraph that launches it; None: it is launched itself
-    void *operation                    # kvit.Attention, kvit.Append or kvit.Gather
+    void *operation                    # kvit.Attention, Append, Gather, CopyPages or ConvertPages
 
 # The functions of kvit_api.
 cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil

@@ -17,7 +17,7 @@ from kvit._native.capi_option cimport (
 )
 from kvit._native.capi_rope cimport to_rope
 from kvit._native.capi_tensor cimport to_stream, to_tensor
-from kvit._native.capi_view cimport ViewState
+from kvit._native.capi_view cimport ViewState, find_view
 from kvit._native.context cimport device_of
 from kvit._native.host cimport SPAN_IS_WORKSPACE
 from kvit._native.module cimport Kernel, load_kernel
@@ -25,7 +25,10 @@ from kvit._native.row_ops cimport shares_of
 from kvit._native.spans cimport span_of
 from kvit._native.tensor cimport Tensor
 from kvit._native.transfer_call cimport TransferCall
-from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
+from kvit.capi cimport (
+    KVIT_ERROR_NO_INTERPRETER, KVIT_LAUNCH_DIRECT, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_CONVERT_PAGES,
+    KVIT_OP_COPY_PAGES, KVIT_OP_GATHER,
+)
 
 from kvit._native.capi_error import ArgumentError
 
@@ -33,6 +36,8 @@ cdef extern from "<stddef.h>":
     const size_t OP_OPTIONS_BEFORE_LAUNCH "offsetof(kvit_op_options, launch)"
     const size_t OP_OPTIONS_BEFORE_WINDOW "offsetof(kvit_op_options, window_left)"
     const size_t OP_OPTIONS_BEFORE_ROPE "offsetof(kvit_op_options, rope)"
+    const size_t OP_OPTIONS_BEFORE_TARGET "offsetof(kvit_op_options, target)"
+    const size_t OP_INFO_BEFORE_V_DIM "offsetof(kvit_op_info, v_dim)"
 
 
 cdef int32_t op_create(const kvit_op_options *options, kvit_op **op) noexcept nogil:
@@ -45,8 +50,10 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
     cdef OpState *state
     cdef int32_t status
     try:
-        read_options(&wanted, options, [OP_OPTIONS_BEFORE_LAUNCH, OP_OPTIONS_BEFORE_WINDOW, OP_OPTIONS_BEFORE_ROPE],
-                     sizeof(wanted), "kvit_op_options")
+        earlier = [
+            OP_OPTIONS_BEFORE_LAUNCH, OP_OPTIONS_BEFORE_WINDOW, OP_OPTIONS_BEFORE_ROPE, OP_OPTIONS_BEFORE_TARGET
+        ]
+        read_options(&wanted, options, earlier, sizeof(wanted), "kvit_op_options")
         check_target(op, "op", "kvit_op")
         status = pin(wanted.view, HANDLE_VIEW, &view)
         if status != KVIT_OK:
@@ -63,16 +70,7 @@ cdef int32_t create(const kvit_op_options *options, kvit_op **op) noexcept with 
 
 cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) except NULL:
     cdef OpState *state
-    if options.kind == KVIT_OP_ATTENTION:
-        operation = make_attention(options, <object>view.view)
-    elif options.kind == KVIT_OP_APPEND:
-        operation = make_append(options, <object>view.view)
-    elif options.kind == KVIT_OP_GATHER:
-        operation = kvit.Gather(<object>view.view, launch=to_launch(options.launch))
-    else:
-        raise ArgumentError(
-            f"kind is {options.kind}; give KVIT_OP_ATTENTION (0), KVIT_OP_APPEND (1) or KVIT_OP_GATHER (2)"
-        )
+    operation = make_operation(options, <object>view.view)
     state = <OpState *>calloc(1, sizeof(OpState))
     if state == NULL:
         raise MemoryError("no memory for another operation")
@@ -82,6 +80,8 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
         state.dtype = view.type.dtype
         if options.kind == KVIT_OP_ATTENTION:
             keep_attention(state, operation)
+        elif options.kind in (KVIT_OP_COPY_PAGES, KVIT_OP_CONVERT_PAGES):
+            state.kernel = state.graph = <void *>None  # Python's to choose, by call
         else:
             keep_transfer(state, operation)
             state.is_extended = options.rope != NULL or options.k_norm != NULL or options.q_norm != NULL
@@ -93,6 +93,29 @@ cdef OpState *make_state(const kvit_op_options *options, const ViewState *view) 
     Py_INCREF(<object>state.kernel)
     Py_INCREF(<object>state.graph)
     return state
+
+
+cdef object make_operation(const kvit_op_options *options, object view):
+    if options.target != NULL and options.kind != KVIT_OP_CONVERT_PAGES:
+        raise ArgumentError("target is where KVIT_OP_CONVERT_PAGES (4) puts pages, and this is another kind; give NULL")
+    if options.kind == KVIT_OP_ATTENTION:
+        return make_attention(options, view)
+    if options.kind == KVIT_OP_APPEND:
+        return make_append(options, view)
+    if options.kind == KVIT_OP_GATHER:
+        return kvit.Gather(view, launch=to_launch(options.launch))
+    if options.kind not in (KVIT_OP_COPY_PAGES, KVIT_OP_CONVERT_PAGES):
+        raise ArgumentError(
+            f"kind is {options.kind}; give KVIT_OP_ATTENTION (0), KVIT_OP_APPEND (1), KVIT_OP_GATHER (2), "
+            "KVIT_OP_COPY_PAGES (3) or KVIT_OP_CONVERT_PAGES (4)"
+        )
+    if options.launch != KVIT_LAUNCH_DIRECT:
+        raise ArgumentError(f"launch is {options.launch}; operations on pages have KVIT_LAUNCH_DIRECT (0) alone")
+    if options.kind == KVIT_OP_COPY_PAGES:
+        return kvit.CopyPages(view)
+    if options.target == NULL:
+        raise ArgumentError("target is NULL; give the kvit_view of pages like those that converted ones go to")
+    return kvit.ConvertPages(view, find_view(options.target))
 
 
 cdef object make_append(const kvit_op_options *options, object view):
@@ -185,7 +208,8 @@ cdef int32_t op_query(kvit_op *op, kvit_op_info *info) noexcept nogil:
     found.head_dim = state.type.k_dim
     found.device_type = state.type.device.type
     found.device_id = state.type.device.ordinal
-    status = answer(info, &found, sizeof(found), b"kvit_op_info")
+    found.v_dim = state.type.v_dim
+    status = answer(info, &found, OP_INFO_BEFORE_V_DIM, sizeof(found), b"kvit_op_info")
     unpin(slot)
     return status
 
@@ -209,7 +233,7 @@ cdef int32_t explain(kvit_op *op, char *text, size_t capacity, size_t *length) n
 
 cdef str describe(const OpState *state):
     operation = <object>state.operation
-    if state.kind == KVIT_OP_ATTENTION:
+    if state.kind not in (KVIT_OP_APPEND, KVIT_OP_GATHER):
         return operation.explain()
     return (
         f"{operation.kernel.symbol} on {operation.device}\n"

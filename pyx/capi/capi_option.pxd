@@ -34,5 +34,6 @@ cdef int read_options(void *read, const void *options, list earlier, uint32_t kn
 # Raises ArgumentError unless a struct that begins with its size is there and has `known` bytes.
 cdef int check_size(const void *options, uint32_t known, str name) except -1
 
-# Fills the caller's struct from `found`, if it has the `known` bytes. Returns a kvit_status.
-cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil
+# Fills the caller's struct from `found`, if it has the `known` bytes, or the `earlier` ones that it had before it grew.
+# Returns a kvit_status.
+cdef int32_t answer(void *info, void *found, uint32_t earlier, uint32_t known, const char *name) noexcept nogil

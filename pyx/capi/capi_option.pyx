@@ -87,11 +87,11 @@ cdef int check_size(const void *options, uint32_t known, str name) except -1:
     return 0
 
 
-cdef int32_t answer(void *info, void *found, uint32_t known, const char *name) noexcept nogil:
-    if info == NULL or (<uint32_t *>info)[0] != known:
+cdef int32_t answer(void *info, void *found, uint32_t earlier, uint32_t known, const char *name) noexcept nogil:
+    if info == NULL or (<uint32_t *>info)[0] not in (earlier, known):
         return leave_python(refuse_size(info, known, name)) if enter_python() else KVIT_ERROR_NO_INTERPRETER
-    (<uint32_t *>found)[0] = known
-    memcpy(info, found, known)
+    (<uint32_t *>found)[0] = (<uint32_t *>info)[0]
+    memcpy(info, found, (<uint32_t *>info)[0])
     return KVIT_OK
 
 

@@ -18,6 +18,9 @@ cdef int32_t append_in_python(OpState *op, ViewState *view, const kvit_page_tabl
                               const kvit_tensor *v, const kvit_tensor *query_indptr, const kvit_append_extras *extras,
                               kvit_stream stream) noexcept with gil
 
+# Raises ArgumentError unless the operation was made for calls of this kind.
+cdef int require_kind(const OpState *op, int kind) except -1
+
 # A function of kvit_api.
 cdef int32_t merge_states(const kvit_tensor *out_a, const kvit_tensor *lse_a, const kvit_tensor *out_b,
                           const kvit_tensor *lse_b, const kvit_tensor *out, const kvit_tensor *lse,

@@ -11,11 +11,20 @@ from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.capi_view cimport to_table
 from kvit._native.checks cimport device_id_of
 from kvit._native.tensor cimport Tensor
-from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_GATHER
+from kvit.capi cimport (
+    KVIT_ERROR_NO_INTERPRETER, KVIT_OK, KVIT_OP_APPEND, KVIT_OP_ATTENTION, KVIT_OP_CONVERT_PAGES, KVIT_OP_COPY_PAGES,
+    KVIT_OP_GATHER,
+)
 
 from kvit._native.capi_error import ArgumentError
 
-_NAMES = {KVIT_OP_ATTENTION: "attention", KVIT_OP_APPEND: "append", KVIT_OP_GATHER: "gather"}
+_NAMES = {
+    KVIT_OP_ATTENTION: "attention",
+    KVIT_OP_APPEND: "append",
+    KVIT_OP_GATHER: "gather",
+    KVIT_OP_COPY_PAGES: "copies of pages",
+    KVIT_OP_CONVERT_PAGES: "conversions of pages",
+}
 
 
 cdef int32_t attend_in_python(OpState *op, ViewState *view, const kvit_page_table *table, const kvit_tensor *q,

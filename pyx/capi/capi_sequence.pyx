@@ -50,7 +50,7 @@ cdef int32_t query_sequence(kvit_sequence *sequence, kvit_sequence_info *info) n
             found.num_pages = len(ref.value.pages)
         finally:
             ref.lock.release()
-        status = answer(info, &found, sizeof(found), b"kvit_sequence_info")
+        status = answer(info, &found, sizeof(found), sizeof(found), b"kvit_sequence_info")
     except BaseException as error:
         status = set_last_error(error)
     return status

@@ -26,6 +26,10 @@ cdef int32_t view_destroy(kvit_view *view) noexcept nogil
 # A new handle for the memory of a kvit.CacheView, which it keeps.
 cdef kvit_view *publish_view(object view) except NULL
 
+# The kvit.CacheView of a handle; it lives on while a call has it, whoever destroys the handle. Raises where there is
+# none.
+cdef object find_view(kvit_view *view)
+
 # Packs a table whose tensors a kernel can take. False where it cannot.
 cdef bint pack_fitting_table(const kvit_page_table *table, DeviceId device, KvitPageTable *packed) noexcept nogil
 

@@ -20,7 +20,10 @@ from kvit._native.tensor cimport Tensor
 from kvit._native.tensor_map cimport KVIT_LEAST_BOX_TOKENS, Boxes
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
-from kvit._native.capi_error import ArgumentError
+from kvit._native.capi_error import ArgumentError, CallFailed
+
+cdef extern from "<stddef.h>":
+    const size_t VIEW_INFO_BEFORE_V_DIM "offsetof(kvit_view_info, v_dim)"
 
 
 cdef int32_t view_create(const kvit_view_options *options, kvit_view **view) noexcept nogil:
@@ -61,14 +64,19 @@ cdef kvit_view *publish_view(object view) except NULL:
     return <kvit_view *>publish(HANDLE_VIEW, make_state(view), drop)
 
 
+cdef object find_view(kvit_view *view):
+    cdef Slot *slot
+    cdef int32_t status = pin(view, HANDLE_VIEW, &slot)
+    if status != KVIT_OK:
+        raise CallFailed(status)
+    found = <object>(<ViewState *>slot.state).view
+    unpin(slot)
+    return found
+
+
 cdef ViewState *make_state(object view) except NULL:
     cdef PackedCache packed = view.packed
     cdef ViewState *state
-    if packed.value.k_dim != packed.value.v_dim:
-        raise kvit.ShapeError(
-            f"k has head_dim {packed.value.k_dim} and v {packed.value.v_dim}; a kvit_view_info has room for one, so "
-            "views of C have the same for both"
-        )
     make_maps(packed)
     state = <ViewState *>calloc(1, sizeof(ViewState))
     if state == NULL:
@@ -122,7 +130,8 @@ cdef int32_t view_query(kvit_view *view, kvit_view_info *info) noexcept nogil:
     found.head_dim = state.cache.k_dim
     found.device_type = state.type.device.type
     found.device_id = state.type.device.ordinal
-    status = answer(info, &found, sizeof(found), b"kvit_view_info")
+    found.v_dim = state.cache.v_dim
+    status = answer(info, &found, VIEW_INFO_BEFORE_V_DIM, sizeof(found), b"kvit_view_info")
     unpin(slot)
     return status
 

@@ -50,7 +50,7 @@ def c_host(c_host_file):
     return load("c_host", c_host_file)
 
 
-@pytest.fixture(scope="session", params=[1, 2, 3, 4])
+@pytest.fixture(scope="session", params=[1, 2, 3, 4, 5])
 def older_c_host(request, tmp_path_factory):
     """The same host, compiled against kvit.h as it was when it had an older version."""
     version = request.param
@@ -64,9 +64,10 @@ def older_c_host(request, tmp_path_factory):
             )
         if version < 4:
             text = re.sub(r"\n.*since version 4: Ctrl-C.*", "", text)
-        text = re.sub(r"\n.*since version 5$", "", text, flags=re.M)
-        text = re.sub(r"\n// (?:(?!\n//).)*?[Ss]ince version 5\.\n.*?\n\} \w+;\n", "", text, flags=re.S)
-        for later in range(version + 1, 6):  # from there to the end of the struct, or to what a later version added
+        for later in range(version + 1, 7):
+            text = re.sub(rf"\n.*since version {later}(:.*)?$", "", text, flags=re.M)
+            text = re.sub(rf"\n// (?:(?!\n//).)*?[Ss]ince version {later}\.\n.*?\n\}} \w+;\n", "", text, flags=re.S)
+            # From there to the end of the struct, or to what a later version added.
             text = re.sub(rf"\n  // Since version {later}:.*?(?=\n\}}|\n  // Since version)", "", text, flags=re.S)
         (folder / header.name).write_text(text, encoding="utf-8")
     assert ("cache_gather" in (folder / "kvit.h").read_text(encoding="utf-8")) == (version >= 2)
@@ -75,7 +76,12 @@ def older_c_host(request, tmp_path_factory):
         assert (field in types) == (version >= 3)
     for field in ("KVIT_ERROR_INTERRUPTED", "window_left", "takes_spans"):
         assert (field in types) == (version >= 4)
-    assert "kvit_rope" not in types and "norm_eps" not in types
+    for field in ("kvit_rope", "norm_eps"):
+        assert (field in types) == (version >= 5)
+    texts = types + (folder / "kvit.h").read_text(encoding="utf-8")
+    texts += (folder / "kvit_caches.h").read_text(encoding="utf-8")
+    for field in ("kvit_step", "kvit_layer_spec", "num_layers", "KVIT_OP_COPY_PAGES", "KVIT_STORAGE", "v_dim"):
+        assert field not in texts
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 
 

@@ -12,9 +12,9 @@ MAX_NDIM = 8
 STATUSES = [
     "OK", "SHAPE", "DTYPE", "DEVICE", "LAYOUT", "CACHE_FULL", "SEQUENCE_FREED", "PAGE_TABLE", "KERNEL_MISSING",
     "DRIVER", "NO_GPU", "HOST_BACKEND", "ARGUMENT", "HANDLE", "BUSY", "OUT_OF_MEMORY", "NO_INTERPRETER", "INTERNAL",
-    "INTERRUPTED",
+    "INTERRUPTED", "STEP",
 ]  # fmt: skip
-ATTENTION, APPEND, GATHER = range(3)
+ATTENTION, APPEND, GATHER, COPY_PAGES, CONVERT_PAGES = range(5)
 DIRECT, GRAPH = range(2)
 NHD, HND = 1, 2
 HADAMARD = 0x100  # added to a dtype
@@ -57,7 +57,7 @@ class ViewInfo(ctypes.Structure):
         ("size", c_uint32),
         *[(name, c_int32) for name in ("dtype", "k_dtype", "v_dtype")],
         *[(name, c_int64) for name in ("num_pages", "page_size")],
-        *[(name, c_int32) for name in ("kv_heads", "head_dim", "device_type", "device_id")],
+        *[(name, c_int32) for name in ("kv_heads", "head_dim", "device_type", "device_id", "v_dim", "reserved")],
     ]
 
 
@@ -78,6 +78,7 @@ class OpOptions(ctypes.Structure):
         ("rope", c_void_p),
         *[(name, _TENSOR) for name in ("k_norm", "q_norm")],
         *[(name, c_float) for name in ("norm_eps", "norm_offset")],
+        ("target", c_void_p),
     ]
 
 
@@ -87,7 +88,17 @@ class OpInfo(ctypes.Structure):
         ("kind", c_int32),
         ("workspace_bytes", c_int64),
         *[(name, c_int32) for name in ("dtype", "k_dtype", "v_dtype", "query_heads", "kv_heads", "head_dim")],
-        *[(name, c_int32) for name in ("device_type", "device_id")],
+        *[(name, c_int32) for name in ("device_type", "device_id", "v_dim", "reserved")],
+    ]
+
+
+class LayerSpec(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        *[(name, c_int32) for name in ("count", "kv_heads", "head_dim", "v_dim", "k_dtype", "v_dtype", "shares_kv")],
+        *[(name, c_int32) for name in ("is_unturned", "window_left", "window_right", "reserved")],
+        ("rope", c_void_p),
+        *[(name, _TENSOR) for name in ("k_scale", "v_scale")],
     ]
 
 
@@ -100,6 +111,8 @@ class CacheOptions(ctypes.Structure):
         *[(name, c_int32) for name in ("device_type", "device_id", "reserved")],
         *[(name, _TENSOR) for name in ("k_scale", "v_scale")],
         ("rope", c_void_p),
+        ("specs", POINTER(LayerSpec)),
+        *[(name, c_int32) for name in ("num_specs", "num_layers", "v_dim", "shares_kv", "storage", "reserved_2")],
     ]
 
 
@@ -108,7 +121,27 @@ class CacheInfo(ctypes.Structure):
         ("size", c_uint32),
         *[(name, c_int32) for name in ("dtype", "k_dtype", "v_dtype")],
         *[(name, c_int64) for name in ("num_pages", "num_free_pages", "page_size", "bytes")],
-        *[(name, c_int32) for name in ("kv_heads", "head_dim", "device_type", "device_id")],
+        *[(name, c_int32) for name in ("kv_heads", "head_dim", "device_type", "device_id", "num_layers", "reserved")],
+    ]
+
+
+class LayerInfo(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        *[(name, c_int32) for name in ("dtype", "k_dtype", "v_dtype", "kv_heads", "head_dim", "v_dim", "shares_kv")],
+        *[(name, c_int32) for name in ("has_rope", "window_left", "window_right", "reserved")],
+    ]
+
+
+class AttentionOptions(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("mask", c_int32),
+        ("scale", c_float),
+        *[(name, c_int32) for name in ("window_left", "window_right", "chunk")],
+        ("softcap", c_float),
+        ("reserved", c_int32),
+        *[(name, _TENSOR) for name in ("sinks", "alibi", "temperature", "spans", "tree")],
     ]
 
 
@@ -146,6 +179,7 @@ _NEW = POINTER(c_void_p)
 _STREAM = c_void_p
 _LAUNCH = (_HANDLE, _HANDLE, POINTER(PageTable))
 _SEQUENCES = (_HANDLE, POINTER(c_void_p), c_int64)
+_OF_LAYER = (_HANDLE, c_int32, POINTER(c_void_p), c_int64)
 
 
 class Table(ctypes.Structure):
@@ -194,6 +228,29 @@ class Table(ctypes.Structure):
         ("cache_gather_layout", _call(*_SEQUENCES, _TENSOR, _TENSOR, c_int32, _STREAM)),
         ("cache_defragment", _call(_HANDLE, POINTER(c_int64), _STREAM)),
         ("cache_requantise", _call(_HANDLE, c_int32, c_int32, _TENSOR, _TENSOR, _STREAM)),
+        ("layer_query", _call(_HANDLE, c_int32, POINTER(LayerInfo))),
+        ("layer_view", _call(_HANDLE, c_int32, _NEW)),
+        (
+            "layer_attention",
+            _call(*_OF_LAYER, _TENSOR, _TENSOR, _TENSOR, POINTER(c_int64), POINTER(AttentionOptions), _STREAM),
+        ),
+        ("layer_gather", _call(*_OF_LAYER, _TENSOR, _TENSOR, c_int32, _STREAM)),
+        (
+            "cache_append_layers",
+            _call(*_SEQUENCES, POINTER(_TENSOR), POINTER(_TENSOR), c_int32, POINTER(c_int64), _STREAM),
+        ),
+        ("cache_pages_needed", _call(*_SEQUENCES, POINTER(c_int64), POINTER(c_int64))),
+        ("cache_shift", _call(*_SEQUENCES, POINTER(c_int64), POINTER(c_int64), c_int32, _STREAM)),
+        ("step_create", _call(*_SEQUENCES, POINTER(c_int64), _STREAM, _NEW)),
+        ("step_append", _call(_HANDLE, c_int32, *[_TENSOR] * 4)),
+        (
+            "step_attention",
+            _call(_HANDLE, c_int32, _TENSOR, _TENSOR, _TENSOR, POINTER(c_int64), POINTER(AttentionOptions)),
+        ),
+        ("step_commit", _call(_HANDLE)),
+        ("step_destroy", _call(_HANDLE)),
+        ("op_copy_pages", _call(_HANDLE, _HANDLE, _TENSOR, _TENSOR, _TENSOR, _STREAM)),
+        ("op_convert_pages", _call(_HANDLE, _HANDLE, _HANDLE, _TENSOR, _TENSOR, _STREAM)),
     ]
 
 
@@ -205,8 +262,11 @@ STRUCTS = {
     "kvit_view_info": ViewInfo,
     "kvit_op_options": OpOptions,
     "kvit_op_info": OpInfo,
+    "kvit_layer_spec": LayerSpec,
     "kvit_cache_options": CacheOptions,
     "kvit_cache_info": CacheInfo,
+    "kvit_layer_info": LayerInfo,
+    "kvit_attention_options": AttentionOptions,
     "kvit_rope_options": RopeOptions,
     "kvit_append_extras": AppendExtras,
     "kvit_sequence_info": SequenceInfo,
