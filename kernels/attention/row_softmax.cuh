@@ -8,9 +8,9 @@
 #include "attention/score.cuh"
 #include "attention/seen_tokens.cuh"
 #include "attention/softmax_base.cuh"
-#include "quant/value_weight.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
+#include "quant/value_weight.cuh"
 
 namespace kvit {
 
@@ -23,8 +23,8 @@ namespace kvit {
 ///   Modify, where scores change    Hide, where the step hides something    Relate
 ///   Rebase, where that says so, and outputs times its factors    Exponentiate    Pack
 ///
-/// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(i, token)` gives the parameters of the value of a
-/// token, the i-th that a lane has of a step.
+/// `keys.Scale(m, h)` is what scores of a row come divided by; `of_value(i, token)` gives the parameters of the value
+/// of a token, the i-th that a lane has of a step.
 template <class T, class ValueCodec, class Weight, int RowTiles, int Tokens>
 class RowSoftmax {
  public:

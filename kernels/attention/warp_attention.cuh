@@ -8,9 +8,9 @@
 #include "attention/softmax_base.cuh"
 #include "attention/step_scores.cuh"
 #include "attention/value_product.cuh"
-#include "quant/value_weight.cuh"
 #include "core/types.h"
 #include "platform/platform.cuh"
+#include "quant/value_weight.cuh"
 
 namespace kvit {
 

@@ -40,8 +40,8 @@ struct LatentKernel {
   static constexpr int kOpening = 2;      // tiles that take as long as the beginning and the end of a row tile
   static constexpr int kQueryLoaders = 3;
 
-  using Scheduler = TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, kOpening,
-                                  kFewest>;
+  using Scheduler =
+      TileScheduler<typename Variant::Mask, kRows, kTileTokens, kThreads, kSplitLevels, kOpening, kFewest>;
   using Ring = TmaRing<T, Plain, Dims::kKey, kTileTokens, 1, kStages, false>;
   using Score = typename Variant::Score;
   using Rows = typename Variant::template Rows<Scheduler, 16, kTileTokens>;

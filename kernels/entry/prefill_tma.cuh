@@ -6,8 +6,8 @@
 #include "abi/params.h"
 #include "attention/group_attention.cuh"
 #include "attention/variant.cuh"
-#include "entry/prefill_feed.cuh"
 #include "entry/prefill_tma_consumer.cuh"
+#include "entry/prefill_tma_feed.cuh"
 #include "pipeline/ping_pong.cuh"
 #include "pipeline/query_loader.cuh"
 #include "pipeline/work_plan.cuh"
@@ -93,7 +93,7 @@ struct PrefillTmaKernel {
                                         {"is_packed", 0},
                                         // Full batches would be served from 17 rows on, but few and short
                                         // sequences pay for its long beginning.
-                                        {"pass_cost", 2}};
+                                        {"pass_cost", Score::kIsIdentity ? 2 : 3}};
 
   KVIT_DEVICE static void Run(const Params& params, char* shared_memory) {
     Shared& shared = *reinterpret_cast<Shared*>(shared_memory);
@@ -167,10 +167,9 @@ struct PrefillTmaKernel {
       const auto& now = shared.plan.Read(count);
       if (!now.exists) return;
       for (int group = first; group <= last; ++group) {
-        BringQueries(shared.of_queries[group], group * 64, now.work, count, scheduler,
-                     [&](int slot, const auto& walk, int rows) {
-                       Feed::LoadQueries(params, shared, slot, group, walk, rows);
-                     });
+        BringQueries(
+            shared.of_queries[group], group * 64, now.work, count, scheduler,
+            [&](int slot, const auto& walk, int rows) { Feed::LoadQueries(params, shared, slot, group, walk, rows); });
       }
       shared.plan.Release(count);
     }

@@ -82,8 +82,8 @@ class PrefillTmaConsumer {
     return true;
   }
 
-  // What GoOn has left to weigh; or the next tile, whatever it is: of which some row does not see all, or the first of a
-  // row tile, or none where there is none to come; and what comes before it. Its products have ended before it is
+  // What GoOn has left to weigh; or the next tile, whatever it is: of which some row does not see all, or the first of
+  // a row tile, or none where there is none to come; and what comes before it. Its products have ended before it is
   // weighed. False at the end.
   KVIT_DEVICE bool GoOnSlowly(Attention& attention, Combiner& combine) {
     const bool is_again = !is_weighed_;

@@ -23,16 +23,16 @@ struct QueryScales {
   KVIT_DEVICE Pair Of(int r) const { return LoadShared<Pair>(&row[r]); }
 };
 
-/// Loads rows of T. All lanes of a warp call, and rows are there afterwards for this warp. `walk` is at the first row, of
-/// which there are `rows`; the others become zeros. Each row is scaled by a power of two, as KeyOperands does it. Where
-/// keys are stored as their Hadamard transform, by blocks of `hadamard` channels, the rows are transformed too; 0: they
-/// are not.
+/// Loads rows of T. All lanes of a warp call, and rows are there afterwards for this warp. `walk` is at the first row,
+/// of which there are `rows`; the others become zeros. Each row is scaled by a power of two, as KeyOperands does it.
+/// Where keys are stored as their Hadamard transform, by blocks of `hadamard` channels, the rows are transformed too;
+/// 0: they are not.
 template <class T, int HeadDim, class QueryWalk>
 KVIT_DEVICE void LoadCodedQueries(GroupQueries<Half, HeadDim>& queries, QueryScales& scales, QueryWalk walk, int rows,
                                   int hadamard) {
   using Queries = GroupQueries<Half, HeadDim>;
   constexpr int kLanes = Queries::kVectors, kRowsAtOnce = 32 / kLanes;  // lanes of a row
-  constexpr int kAtOnce = 4;                                           // loads that are under way together
+  constexpr int kAtOnce = 4;                                            // loads that are under way together
   const int vector = LaneIndex() % kLanes, first = LaneIndex() / kLanes;
   walk.Advance(first);
   KVIT_ROLLED

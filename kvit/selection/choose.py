@@ -18,6 +18,7 @@ from kvit.selection.rules import Rule, installed_rules
 Wanted: TypeAlias = str | Mapping[str, AxisValue] | None
 """What a user asks for: a kernel's symbol, or some of its axes."""
 
+
 class Choice(NamedTuple):
     """The kernel for a call, and what it was compared with."""
 

@@ -207,7 +207,7 @@ def built_for_all(kv, head_dim):
         ("b16", 256, 300, 64, "d256_h128_tma_plain"),
         ("i8", 64, 8, 64, "d64_h8_tma_packed_plain"),
         ("i8", 128, 8, 64, "d128_h8_tma_plain"),
-        ("i8", 128, 300, 64, "d128_h128_cp_async_plain"),
+        ("i8", 128, 300, 64, "d128_h128_tma_plain"),
         ("i4", 64, 8, 64, "d64_h8_tma_packed_plain"),
         ("i4", 128, 16, 64, "d128_h16_tma_packed_plain"),
         ("i4", 128, 8, 1, "d128_h8_cp_async_plain"),

@@ -96,7 +96,7 @@ def test_every_hopper_card_takes_what_was_measured_on_an_h100(name):
         ("b16", 128, 8, "decode__bf16_b16_d128_h8_tma_plain"),
         ("i4", 128, 16, "decode__bf16_i4_d128_h16_tma_packed_plain"),
         ("b16", 128, 300, "prefill__bf16_b16_d128_h128_tma_plain"),
-        ("i8", 64, 300, "prefill__bf16_i8_d64_h128_cp_async_plain"),
+        ("i8", 64, 300, "prefill__bf16_i8_d64_h128_tma_plain"),
     ):
         call = Call("bf16", kv, head_dim, rows, 64)
         assert choose(built_for_all(kv, head_dim), call, card).kernel.symbol == f"kvit_{expected}"

@@ -1,6 +1,6 @@
 // How K, V and queries reach the warp groups of PrefillTmaKernel: as they are stored, or widened on their way.
-#ifndef KVIT_ENTRY_PREFILL_FEED_CUH
-#define KVIT_ENTRY_PREFILL_FEED_CUH
+#ifndef KVIT_ENTRY_PREFILL_TMA_FEED_CUH
+#define KVIT_ENTRY_PREFILL_TMA_FEED_CUH
 
 #include <stdint.h>
 
@@ -121,7 +121,7 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
   static KVIT_DEVICE void LoadQueries(const KvitDecodeParams& params, All& all, int slot, int group,
                                       const QueryWalk& walk, int rows) {
     LoadCodedQueries<T>(all.queries[slot][group], all.feed.of_queries[slot][group], walk, rows,
-                              KeyCodec::kHasZero ? params.cache.k_hadamard : 0);
+                        KeyCodec::kHasZero ? params.cache.k_hadamard : 0);
   }
 
   template <class All>
@@ -137,4 +137,4 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
 
 }  // namespace kvit
 
-#endif  // KVIT_ENTRY_PREFILL_FEED_CUH
+#endif  // KVIT_ENTRY_PREFILL_TMA_FEED_CUH
