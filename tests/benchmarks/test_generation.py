@@ -6,7 +6,7 @@ from contextlib import ExitStack
 import pytest
 
 pytest.importorskip("torch", reason="needs pip install '.[test-interop]'")
-pytest.importorskip("transformers", reason="needs pip install '.[test-interop]'")
+pytest.importorskip("transformers", minversion="5.20", reason="needs pip install '.[test-interop]'")
 
 import generation
 import torch

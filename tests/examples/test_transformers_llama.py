@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 pytest.importorskip("torch", reason="needs pip install '.[test-interop]'")
-pytest.importorskip("transformers", reason="needs pip install '.[test-interop]'")
+pytest.importorskip("transformers", minversion="5.20", reason="needs pip install '.[test-interop]'")
 
 import generate
 from backends import ReferenceAttention

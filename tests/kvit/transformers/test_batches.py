@@ -3,7 +3,7 @@
 import pytest
 
 pytest.importorskip("torch", reason="needs pip install '.[test-interop]'")
-pytest.importorskip("transformers", reason="needs pip install '.[test-interop]'")
+pytest.importorskip("transformers", minversion="5.20", reason="needs pip install '.[test-interop]'")
 
 import torch
 

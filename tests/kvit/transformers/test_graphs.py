@@ -7,7 +7,7 @@ Python made while it was captured would stay as it was, as it would on a GPU.
 import pytest
 
 pytest.importorskip("torch", reason="needs pip install '.[test-interop]'")
-pytest.importorskip("transformers", reason="needs pip install '.[test-interop]'")
+pytest.importorskip("transformers", minversion="5.20", reason="needs pip install '.[test-interop]'")
 
 import torch
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 pytest.importorskip("torch", reason="needs pip install '.[test-interop]'")
-pytest.importorskip("transformers", reason="needs pip install '.[test-interop]'")
+pytest.importorskip("transformers", minversion="5.20", reason="needs pip install '.[test-interop]'")
 
 import torch
 from transformers import DynamicCache, LlamaConfig, MistralConfig, Qwen2Config, StaticCache
