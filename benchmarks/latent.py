@@ -21,6 +21,7 @@ from typing import Any
 import measure
 import ml_dtypes
 import numpy as np
+import peers
 from cells import ROTATED_BYTES
 from inputs import dense
 
@@ -165,24 +166,14 @@ def time_cell(
     ]  # fmt: skip
     for op in ops:
         inputs.prove(op)
-    peer = ready_peer(inputs) if with_peer else None
-    peers = [] if peer is None or isinstance(peer, str) else [peer]
+    peer = measure.ready(peers.flashinfer_latent, inputs) if with_peer else None
+    beside = [] if peer is None or isinstance(peer, str) else [peer]
 
     def calls(op: kvit.Attention) -> list[Any]:
         return [lambda view=view: inputs.attend(op, view) for view in inputs.views]
 
-    us, ahead, *peer_us = measure.take_turns([*(measure.Replay(stream, calls(op)) for op in ops), *peers])
+    us, ahead, *peer_us = measure.take_turns([*(measure.Replay(stream, calls(op)) for op in ops), *beside])
     return Result(cell, us, ahead, ops[0].kernel.symbol, peer_us[0] if peer_us else peer)
-
-
-def ready_peer(inputs: Inputs) -> measure.Contender | str:
-    """FlashInfer's MLA, ready to be timed, or why it is not."""
-    from peers import flashinfer_latent
-
-    try:
-        return flashinfer_latent(inputs)
-    except Exception as error:  # a peer that is missing or fails must not end the run; the report says why
-        return f"{type(error).__name__}: {error}"
 
 
 def table(results: Sequence[Result]) -> str:

@@ -101,6 +101,14 @@ class Contender(Protocol):
         ...
 
 
+def ready(peer: Callable[[Any], Contender], inputs: Any) -> Contender | str:
+    """The peer over these inputs, ready to be timed, or why it is not."""
+    try:
+        return peer(inputs)
+    except Exception as error:  # a peer that is missing or fails must not end the run; the report says why
+        return f"{type(error).__name__}: {error}"
+
+
 class Replay:
     """A contender on kvit's runtime: calls that take turns."""
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import measure
 import numpy as np
+import peers
 from inputs import FLOAT8_SCALES, dense
 from numpy.typing import NDArray
 from prompts import FAMILIES, REACH_TFLOPS, REACH_US, Prompt, select
@@ -168,21 +169,11 @@ def time_prompt(
         inputs.view, prompt.query_heads, causal=prompt.causal, tokens_per_sequence=tokens, kernel=kernel
     )
     inputs.prove(op)
-    peer = ready_peer(inputs) if with_peer else None
-    peers = [] if peer is None or isinstance(peer, str) else [peer]
-    us, *peer_us = measure.take_turns([measure.Replay(stream, [lambda: inputs.attend(op)]), *peers], replays)
+    peer = measure.ready(peers.fa3_prompts, inputs) if with_peer else None
+    beside = [] if peer is None or isinstance(peer, str) else [peer]
+    us, *peer_us = measure.take_turns([measure.Replay(stream, [lambda: inputs.attend(op)]), *beside], replays)
     op.check(stream)
     return Result(prompt, us, op.kernel.symbol, peer_us[0] if peer_us else peer)
-
-
-def ready_peer(inputs: Inputs) -> measure.Contender | str:
-    """FlashAttention-3, ready to be timed, or why it is not."""
-    from peers import fa3_prompts
-
-    try:
-        return fa3_prompts(inputs)
-    except Exception as error:  # a peer that is missing or fails must not end the run; the report says why
-        return f"{type(error).__name__}: {error}"
 
 
 def table(results: Sequence[Result]) -> str:

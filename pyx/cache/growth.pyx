@@ -23,8 +23,7 @@ cdef class Growth:
     new_tokens  of each, or one number for all, none negative
 
     New tokens go into the last page of a sequence while it has room. If other sequences have that page too it is copied
-    first, except by the longest that does: of two forks that grow together, one copies and the other keeps the
-    original.
+    first, except by the longest that does: of two forks that grow together, one copies and the other does not.
 
     Raises CacheFull, SequenceFreed, ShapeError, KvitError (a sequence is in another growth that is open).
     """
@@ -256,16 +255,13 @@ cdef int32_t page_that_grows(PageLists pool, const PageList *held, const GrowthR
 
 
 cdef void let_the_longest_keep(PageLists pool, tuple sequences, GrowthRow *rows) noexcept:
-    """Of sequences that share a page and grow together, the longest keeps it, and the others have copies.
-
-    Those others have the page itself if the growth is dropped: what was written into it must lie behind their tokens.
-    """
+    """Of sequences that share a page and grow together, the longest keeps it, and the others have copies: if the growth
+    is dropped they have the page itself, and what was written into it must lie behind their tokens."""
     cdef PageList *held
     cdef int32_t length, shortest = MOST
     cdef int i, j, n = len(sequences)
     for i in range(n):
-        if rows[i].copied < 0:
-            shortest = min(shortest, (<PooledSequence>sequences[i]).held.length)
+        shortest = min(shortest, (<PooledSequence>sequences[i]).held.length if rows[i].copied < 0 else MOST)
     for j in range(n):
         length = (<PooledSequence>sequences[j]).held.length
         if rows[j].copied < 0 or length <= shortest:

@@ -1,6 +1,7 @@
 """benchmarks/prefill.py and prompts.py: names, what they count, and that what is timed is proven first."""
 
 import measure
+import peers
 import prefill
 import prompts
 import pytest
@@ -82,4 +83,4 @@ def test_a_peer_stands_beside_what_it_was_measured_with_and_the_table_is_as_befo
 def test_a_peer_that_is_not_there_says_why(memory, rng):
     # No CUDA here, or no package, or a batch that it does not do: always words, never an end of the run.
     inputs = prefill.Inputs(parse("1x40+2x1@30:4/2,d64"), memory, kvit.Stream("host"), rng)
-    assert ": " in prefill.ready_peer(inputs)
+    assert ": " in measure.ready(peers.fa3_prompts, inputs)
