@@ -59,6 +59,14 @@ class GeneralScore {
     return general_.cap_log2 * (fabsf(z) < 0.25f ? near : far);
   }
 
+  /// The same of a score in the units of the product, where IsLow(): the polynomial would change less than 1e-4 log2
+  /// units then, since the product is 256 at most.
+  KVIT_DEVICE bool IsLow() const { return general_.cap_log2 <= 256.0f; }
+  KVIT_DEVICE float CapLow(float score, float scale) const {
+    const float rest = Reciprocal(1.0f + Exp2(score * (scale * general_.cap_rate)));
+    return fmaf(-2.0f * general_.cap_log2, rest, general_.cap_log2);
+  }
+
   /// A score of no key: it joins the sum, and nothing joins the output. Where a row has seen no key it is all there is.
   KVIT_DEVICE Partial WithSink(int head, const Partial& part) const {
     if (general_.sinks == nullptr) return part;

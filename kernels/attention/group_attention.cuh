@@ -18,14 +18,14 @@ namespace kvit {
 /// Attention of 64 query rows, 16 a warp, to tiles of Tokens tokens. Registers hold the scores of one tile, its weights
 /// and those of the tile before, and the outputs. Of tile t:
 ///
-///   IssueScores(t)  IssueValues(t - 1)  ScoresLanded  WeighBoldly(t)  AllLanded  Take
+///   IssueScores(t)  IssueValues(t - 1)  ScoresLanded  WeighBoldly(t)
 ///
 ///   tensor cores    S(t) = Q K(t)^T | O += P(t - 1) V(t - 1)            | S(t + 1) ...
 ///   other units                     | P(t)
 ///
 /// Bases move seldom after the first tiles of a row tile, so weights are made at once, and looked at afterwards. A warp
-/// that finds one too large weighs the same scores again, by Weigh and Settle in place of Take, which bring bases and
-/// outputs along. So does every warp where a tile hides something.
+/// that finds one too large weighs the same scores again, by Weigh and Settle, which bring bases and outputs along. So
+/// does every warp where a tile hides something.
 ///
 /// All four warps call together. K and V have 16 bits, or both are codes that have been widened: then a token's
 /// parameters meet its scores and its weights, as in RowAttention.
@@ -69,6 +69,9 @@ class GroupAttention {
     softmax_.Begin();
   }
 
+  /// Whether score modifiers have anything to do; the same in all threads.
+  KVIT_DEVICE bool ChangesScores() const { return Changes(score_); }
+
   /// Makes every output of this row tile NaN.
   KVIT_DEVICE void Poison() { softmax_.Poison(); }
 
@@ -82,11 +85,11 @@ class GroupAttention {
 
   /// Scores become weights, all but their type. is_again: WeighBoldly has had them. rows is what the warp's
   /// rows see of the tile, as CausalRows has it; is_masked, a Known, whether it hides something; tokens the
-  /// TokenParameters of the tile where it is coded.
-  template <class Rows, class IsMasked, class OfTokens>
-  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked, const OfTokens& tokens, bool is_again) {
-    if (!is_again) Prepare(rows, tokens);
-    const ScalesOf<Score, Scales> scales = {score_, scale_};
+  /// TokenParameters of the tile where it is coded; changes, a bool or a Known, is ChangesScores().
+  template <class Rows, class IsMasked, class OfTokens, class Changes>
+  KVIT_DEVICE void Weigh(const Rows& rows, IsMasked is_masked, const OfTokens& tokens, bool is_again, Changes changes) {
+    if (!is_again) Prepare(rows, tokens, changes);
+    const ScalesOf<Scales, Changes> scales = {scale_, changes};
     const auto seen = rows.OfLane(is_masked);
     if (is_masked) Softmax::Hide(scores_, scales, seen);
     const auto of_value = OfValue(tokens);
@@ -96,15 +99,28 @@ class GroupAttention {
     softmax_.Exponentiate(scores_, of_value, seen);
   }
 
-  /// The same of a tile that hides nothing, in the hope that no base of the warp's rows has to move. False where one
-  /// must, and Weigh has still to be called.
-  template <class Rows, class OfTokens>
-  KVIT_DEVICE bool WeighBoldly(const Rows& rows, const OfTokens& tokens) {
-    Prepare(rows, tokens);
-    const ScalesOf<Score, Scales> scales = {score_, scale_};
+  /// The same of a tile that hides nothing, in the hope that no base of the warp's rows has to move, type and all.
+  /// False where one must, and Weigh has still to be called. Between the first weights and the others the products of
+  /// the values before must end: then it calls landed().
+  template <class Rows, class OfTokens, class Changes, class Landed>
+  KVIT_DEVICE bool WeighBoldly(const Rows& rows, const OfTokens& tokens, Changes changes, Landed&& landed) {
+    constexpr int kBlocks = Softmax::kBlocks, kFirst = kBlocks / 2;
+    Prepare(rows, tokens, changes);
+    const ScalesOf<Scales, Changes> scales = {scale_, changes};
     bool counts_by_more = false;
     if constexpr (kIsCoded) counts_by_more = tokens.CountsByMore();
-    return softmax_.WeighBoldly(scores_, scales, OfValue(tokens), counts_by_more, next_);
+    typename Softmax::Bold bold(softmax_);
+    typename Softmax::Weights first;  // weights_ are being multiplied
+    bold.template Weigh<0, kFirst>(softmax_, scores_, scales, OfValue(tokens), first);
+    AllLanded();
+    landed();
+    KVIT_UNROLL
+    for (int i = kFirst * 8; i < kBlocks * 8; ++i) StayBelow(scores_[i / 8][0][i / 4 % 2][i % 4]);
+    bold.template Weigh<kFirst, kBlocks>(softmax_, scores_, scales, OfValue(tokens), weights_);
+    if (!bold.End(softmax_, counts_by_more)) return false;
+    KVIT_UNROLL
+    for (int i = 0; i < kFirst * 4; ++i) weights_[i / 4][0][i % 4] = first[i / 4][0][i % 4];
+    return true;
   }
 
   /// Begins to add the values of the last tile that was weighed.
@@ -117,12 +133,7 @@ class GroupAttention {
 
   /// All products that were begun have ended.
   KVIT_DEVICE void AllLanded() const { WgmmaWait<0>(); }
-  /// After that: the weights of WeighBoldly are the next to be multiplied.
-  KVIT_DEVICE void Take() {
-    KVIT_UNROLL
-    for (int i = 0; i < Softmax::kBlocks * 4; ++i) weights_[i / 4][0][i % 4] = next_[i / 4][0][i % 4];
-  }
-  /// Those of Weigh are.
+  /// After that, the weights of Weigh are the next to be multiplied.
   KVIT_DEVICE void Settle() {
     if (has_moved_) Softmax::ForEachRow([&](int m, int h) { values_.Rescale(m, h, factor_[m][h]); });
     Softmax::Pack(scores_, weights_);
@@ -151,11 +162,11 @@ class GroupAttention {
   static constexpr bool kHasScales = kIsCoded || !Score::kIsIdentity;  // a row has its own
 
   // Products become scores: tokens' parameters meet them, and modifiers.
-  template <class Rows, class OfTokens>
-  KVIT_DEVICE void Prepare(const Rows& rows, const OfTokens& tokens) {
+  template <class Rows, class OfTokens, class Changes>
+  KVIT_DEVICE void Prepare(const Rows& rows, const OfTokens& tokens, Changes changes) {
     if constexpr (kIsCoded) ScaleScores(tokens);
     if constexpr (!Score::kIsIdentity) {
-      if (score_.Changes()) Softmax::Modify(scores_, score_, scale_, rows);
+      if (changes) Softmax::Modify(scores_, score_, scale_, rows);
     }
   }
 
@@ -214,7 +225,7 @@ class GroupAttention {
   Values values_;
   Softmax softmax_;
   typename Softmax::Scores scores_;
-  typename Softmax::Weights weights_, next_;
+  typename Softmax::Weights weights_;
   bool has_moved_ = false;
   float factor_[1][2];
   float sum_[2];    // of the rows of Q, in the units of the products, where K has zeros

@@ -55,7 +55,7 @@ class RowAttention {
     if constexpr (!Score::kIsIdentity) {
       if (score_.Changes()) Softmax::Modify(score, score_, keys_, step.rows);
     }
-    const ScalesOf<Score, Keys> scales = {score_, keys_};
+    const ScalesOf<Keys, bool> scales = {keys_, Changes(score_)};
     const auto seen = step.rows.OfLane(is_masked);
     if (is_masked) Softmax::Hide(score, scales, seen);
     const auto of_value = [&](int, int token) {

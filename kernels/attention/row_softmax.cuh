@@ -63,13 +63,15 @@ class RowSoftmax {
   static KVIT_DEVICE void Modify(Scores& score, const Modifier& modifier, const Keys& keys, const Rows& rows) {
     const auto scale = [&](auto&& change) {
       ForEachRow([&](int m, int h) {
-        ForEachToken([&](int i, int) { At(score, m, h, i) = change(At(score, m, h, i) * keys.Scale(m, h)); });
+        ForEachToken([&](int i, int) { At(score, m, h, i) = change(At(score, m, h, i), keys.Scale(m, h)); });
       });
     };
-    if (modifier.Caps()) {
-      scale([&](float x) { return modifier.Cap(x); });
+    if (!modifier.Caps()) {
+      scale([](float x, float unit) { return x * unit; });
+    } else if (modifier.IsLow()) {
+      scale([&](float x, float unit) { return modifier.CapLow(x, unit); });
     } else {
-      scale([](float x) { return x; });
+      scale([&](float x, float unit) { return modifier.Cap(x * unit); });
     }
     if (!modifier.HasDistances()) return;
     const auto mine = rows.RowOf(modifier);
@@ -101,48 +103,66 @@ class RowSoftmax {
     return Ballot(rises) != 0;
   }
 
-  /// All of it at once, where nothing is hidden, in the hope that no base has to move: scores become weights, and the
-  /// rows' sums grow by them. Whether that was so for all rows of the warp; if not, all is as it was but `weights`. The
-  /// bits are those of the other way. counts_by_more: whether a token of V counts in a base by more than its scale.
-  template <class Keys, class OfValue>
-  KVIT_DEVICE bool WeighBoldly(const Scores& score, const Keys& keys, OfValue&& of_value, bool counts_by_more,
-                               Weights& weights) {
-    PerRow sum, zero, top;
-    ForEachRow([&](int m, int h) {
-      sum[m][h] = sum_[m][h];
-      zero[m][h] = zero_[m][h];
-      top[m][h] = 0.0f;
-    });
-    KVIT_UNROLL
-    for (int i = 0; i < kBlocks * 2; ++i) {  // two neighbouring tokens
-      ScaleZero v[2] = {};
-      KVIT_UNROLL
-      for (int j = 0; j < 2; ++j) {
-        if constexpr (ValueCodec::kScaled) v[j] = of_value(2 * i + j, LaneToken(2 * i + j));
-      }
+  /// All of it at once, where nothing is hidden, in the hope that no base has to move: scores become weights, some
+  /// blocks after the others, and the rows' sums grow by them when all have. The bits are those of the other way.
+  class Bold {
+   public:
+    KVIT_DEVICE explicit Bold(const RowSoftmax& rows) {
       ForEachRow([&](int m, int h) {
-        float w[2];
-        KVIT_UNROLL
-        for (int j = 0; j < 2; ++j) {
-          const float s = score[i / 2][m][i % 2][h * 2 + j];
-          w[j] = Exp2(fmaf(s, keys.Scale(m, h), -base_[m][h]));  // infinite where the row has no base yet
-          sum[m][h] += w[j];
-          if constexpr (kHasZero) zero[m][h] = fmaf(w[j], v[j].zero, zero[m][h]);
-          if constexpr (ValueCodec::kScaled) w[j] *= v[j].scale;
-          top[m][h] = fmaxf(top[m][h], ValueCodec::kScaled ? fabsf(w[j]) : w[j]);
-        }
-        weights[i / 2][m][i % 2 * 2 + h] = Pack2<Weight>(w[0], w[1]);
+        sum_[m][h] = rows.sum_[m][h];
+        zero_[m][h] = rows.zero_[m][h];
+        top_[m][h] = 0u;
       });
     }
-    bool is_more = counts_by_more;
-    ForEachRow([&](int m, int h) { is_more |= top[m][h] > SoftmaxBase::kMostWeight; });
-    if (Ballot(is_more) != 0u) return false;
-    ForEachRow([&](int m, int h) {
-      sum_[m][h] = sum[m][h];
-      zero_[m][h] = zero[m][h];
-    });
-    return true;
-  }
+
+    /// The weights of blocks Begin to End - 1.
+    template <int Begin, int End, class Keys, class OfValue>
+    KVIT_DEVICE void Weigh(const RowSoftmax& rows, const Scores& score, const Keys& keys, OfValue&& of_value,
+                           Weights& weights) {
+      KVIT_UNROLL
+      for (int i = Begin * 2; i < End * 2; ++i) {  // two neighbouring tokens
+        ScaleZero v[2] = {};
+        KVIT_UNROLL
+        for (int j = 0; j < 2; ++j) {
+          if constexpr (ValueCodec::kScaled) v[j] = of_value(2 * i + j, LaneToken(2 * i + j));
+        }
+        ForEachRow([&](int m, int h) {
+          float w[2];
+          KVIT_UNROLL
+          for (int j = 0; j < 2; ++j) {
+            const float s = score[i / 2][m][i % 2][h * 2 + j];
+            w[j] = Exp2(fmaf(s, keys.Scale(m, h), -rows.base_[m][h]));  // infinite where the row has no base yet
+            sum_[m][h] += w[j];
+            if constexpr (kHasZero) zero_[m][h] = fmaf(w[j], v[j].zero, zero_[m][h]);
+            if constexpr (ValueCodec::kScaled) w[j] *= v[j].scale;
+          }
+          const uint32_t packed = Pack2<Weight>(w[0], w[1]);
+          top_[m][h] = MaxUnsigned2(top_[m][h], packed);
+          weights[i / 2][m][i % 2 * 2 + h] = packed;
+        });
+      }
+    }
+
+    /// Whether no base has to move for any row of the warp; if not, or where weights are negative or NaN, all is as it
+    /// was but the weights. counts_by_more: whether a token of V counts in a base by more than its scale.
+    KVIT_DEVICE bool End(RowSoftmax& rows, bool counts_by_more) {
+      const uint32_t most = Pack2<Weight>(SoftmaxBase::kMostWeight, SoftmaxBase::kMostWeight);
+      bool is_more = counts_by_more;
+      ForEachRow([&](int m, int h) { is_more |= MaxUnsigned2(top_[m][h], most) != most; });
+      if (Ballot(is_more) != 0u) return false;
+      ForEachRow([&](int m, int h) {
+        rows.sum_[m][h] = sum_[m][h];
+        rows.zero_[m][h] = zero_[m][h];
+      });
+      return true;
+    }
+
+   private:
+    PerRow sum_, zero_;
+    // Pairs of the largest weights as they are multiplied: what the rounding may hide is less than kLeastRise adds.
+    // What is not negative has the order of its bits; NaN and negative weights count as more than any.
+    uint32_t top_[RowTiles][2];
+  };
 
   /// Brings the rows' bases up to the largest weight of a step, those that it is far above. Outputs are to be
   /// multiplied by `factor`.

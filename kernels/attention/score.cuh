@@ -31,22 +31,29 @@ struct NoFactor {
   KVIT_DEVICE float operator()(int) const { return 1.0f; }
 };
 
+/// Whether a modifier changes scores.
+template <class Score>
+KVIT_DEVICE bool Changes(const Score& modifier) {
+  if constexpr (Score::kIsIdentity) {
+    return false;
+  } else {
+    return modifier.Changes();
+  }
+}
+
 /// What makes log2 units of a row's scores, which come out of the product with keys.Scale(i, j): those that a modifier
 /// has changed are in them already.
 template <class Score, class Keys>
 KVIT_DEVICE float ScaleOf(const Score& modifier, const Keys& keys, int i, int j) {
-  if constexpr (!Score::kIsIdentity) {
-    if (modifier.Changes()) return 1.0f;
-  }
-  return keys.Scale(i, j);
+  return Changes(modifier) ? 1.0f : keys.Scale(i, j);
 }
 
-/// The same as an object, for those who ask it alone.
-template <class Score, class Keys>
+/// The same as an object, for those who ask it alone. Changes is bool, or where that is known, a Known.
+template <class Keys, class Changes>
 struct ScalesOf {
-  const Score& modifier;
   const Keys& keys;
-  KVIT_DEVICE float Scale(int i, int j) const { return ScaleOf(modifier, keys, i, j); }
+  Changes changes;
+  KVIT_DEVICE float Scale(int i, int j) const { return changes ? 1.0f : keys.Scale(i, j); }
 };
 
 /// A score that is less than any other once its row's scale has met it.

@@ -121,8 +121,9 @@ struct LatentKernel {
       is_synced = true;
     };
     if (loader == 0) {
-      BoxLoader<Ring, kTileTokens, kStages>(params, params.k_map, shared.tiles, shared.of_tiles)
-          .Run(shared.plan, scheduler, true, sync);
+      using Tiles = WholeTiles<Ring, typename Ring::Iterator, kStages>;
+      const Tiles tiles = {params.k_map, shared.tiles, shared.of_tiles, shared.of_tiles.barriers};
+      BoxLoader<Tiles, kTileTokens>(params, tiles).Run(shared.plan, scheduler, true, sync);
     } else {
       LoadQueries(params, scheduler, range, shared, loader - 1, sync);
     }

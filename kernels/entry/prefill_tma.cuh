@@ -38,8 +38,8 @@ struct GroupShape {
 ///              4 .. 7    rows 64 .. 127
 ///              8, 9      K, V;  10  queries of group 0, or parameters of codes;  11  plan, queries
 ///
-/// Codes of 8 and 4 bits come as they are stored, and the warps that ask for them widen them into the rings, once for
-/// all rows of the CTA.
+/// Codes of 8 and 4 bits come as they are stored, and a fourth group widens them where they lie, once for all rows of
+/// the CTA: see PrefillFeed.
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Variant, class Shape = GroupShape<Dims>>
 struct PrefillTmaKernel {
   using Params = KvitDecodeParams;
@@ -47,7 +47,9 @@ struct PrefillTmaKernel {
   static constexpr int kGroups = Shape::kGroups, kRows = kGroups * 64;
   static constexpr int kTileTokens = Shape::kTokens, kStages = Shape::kStages;
   static constexpr int kQuerySlots = Shape::kQuerySlots, kMinCtas = 1;
-  static constexpr int kConsumers = kGroups * 4, kThreads = (kConsumers + 4) * 32;  // warps that compute
+  static constexpr int kConsumers = kGroups * 4;  // warps that compute
+  using Feed = PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape>;
+  static constexpr int kWarps = kConsumers + Feed::kWarps, kThreads = kWarps * 32;
   static constexpr int kPlanned = 8;      // work tiles that are known, those that are not yet done with among them
   static constexpr int kSplitLevels = 0;  // as PrefillWarpsKernel
 
@@ -55,7 +57,6 @@ struct PrefillTmaKernel {
   using Score = typename Variant::Score;
   using Rows = typename Variant::template Rows<Scheduler, 16, kTileTokens>;
   using Attention = GroupAttention<T, KeyCodec, ValueCodec, Dims, kTileTokens, Score>;
-  using Feed = PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape>;
   using KeyRing = typename Feed::KeyRing;
   using ValueRing = typename Feed::ValueRing;
   using Combiner = Combine<T, Dims, kRows, kConsumers, RowsOfWarps<16, true>, Scheduler, Score>;
@@ -75,6 +76,10 @@ struct PrefillTmaKernel {
     typename Scheduler::Shared scheduler;
   };
   static constexpr int kSharedBytes = sizeof(Shared);
+  // Of a thread that computes: what the others leave of those that all are launched with.
+  static constexpr int kLaunched = 65536 / kThreads / 8 * 8;
+  static constexpr int kRegisters =
+      (kLaunched * (kWarps / 4) - Feed::kRegisters * (Feed::kWarps / 4)) / kGroups / 8 * 8;
   static_assert(kSharedBytes <= 227 * 1024, "a CTA of Hopper has no more");
   static constexpr KvitFact kFacts[] = {{"rows", kRows},
                                         {"k_dim", Dims::kKey},
@@ -112,7 +117,7 @@ struct PrefillTmaKernel {
       GiveRegisters<Feed::kRegisters>();
       Load(params, scheduler, range, shared, WarpIndex() - kConsumers);
     } else {
-      TakeRegisters<(504 - Feed::kRegisters) / 2>();
+      TakeRegisters<kRegisters>();
       if (params.reads_ahead != 0) GridDependencySync();  // queries are the call's own
       PrefillTmaConsumer<PrefillTmaKernel>(params, scheduler, range, shared).Run();
     }
@@ -123,16 +128,16 @@ struct PrefillTmaKernel {
     PrefetchTensorMap(params.k_map);
     PrefetchTensorMap(params.v_map);
     shared.of_keys.barriers.Init(kConsumers, Feed::kKeyFillers);
-    shared.of_values.barriers.Init(kConsumers);
+    shared.of_values.barriers.Init(kConsumers, Feed::kValueFillers);
     for (int group = 0; group < kGroups; ++group) shared.of_queries[group].Init(4);
     shared.ping_pong.Init(4);
-    shared.plan.Init(kConsumers + 4);
+    shared.plan.Init(kWarps);
     shared.feed.Init();
     InitBarrier(&shared.met, kConsumers);
     FenceBarrierInit();
   }
 
-  // Warp `loader` of the last four.
+  // Warp `loader` of those that bring.
   KVIT_DEVICE static void Load(const Params& params, const Scheduler& scheduler, const CtaRange& range, Shared& shared,
                                int loader) {
     bool is_synced = params.reads_ahead == 0;
@@ -144,15 +149,17 @@ struct PrefillTmaKernel {
       Feed::LoadKeys(params, shared, scheduler, sync);
     } else if (loader == 1) {
       Feed::LoadValues(params, shared, scheduler, sync);
-    } else if (Feed::kKeyFillers == 2 && loader == 2) {
-      if constexpr (Feed::kKeyFillers == 2) Feed::LoadParameters(params, shared, scheduler, sync);
+    } else if (loader >= 4) {
+      if constexpr (Feed::kWarps > 4) Feed::Widen(shared, loader - 4);
+    } else if (Feed::kQueryLoaders == 1 && loader == 2) {
+      if constexpr (Feed::kQueryLoaders == 1) Feed::LoadParameters(params, shared, scheduler, sync);
     } else {
       LoadQueries(params, scheduler, range, shared, loader, sync);
     }
     sync();
   }
 
-  // The last warp plans all work besides; the one before it, if it brings queries too, has those of group 0.
+  // Warp 3 plans all work besides; warp 2, if it brings queries too, has those of group 0.
   template <class Sync>
   KVIT_DEVICE static void LoadQueries(const Params& params, const Scheduler& scheduler, const CtaRange& range,
                                       Shared& shared, int loader, Sync&& sync) {

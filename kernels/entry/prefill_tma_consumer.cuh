@@ -33,13 +33,19 @@ class PrefillTmaConsumer {
  public:
   KVIT_DEVICE PrefillTmaConsumer(const KvitDecodeParams& params, const Scheduler& scheduler, const CtaRange& range,
                                  Shared& shared)
-      : params_(params), scheduler_(scheduler), range_(range), shared_(shared), group_(WarpIndex() / 4) {}
+      : params_(params), scheduler_(scheduler), range_(range), shared_(InRegister(shared)), group_(WarpIndex() / 4) {}
 
   KVIT_DEVICE void Run() {
     Combiner combine(params_, scheduler_, range_, shared_.combine);
     Attention attention(params_.scale * 1.44269504088896341f, Score(params_), params_.cache.v_hadamard);
     while (GoOnSlowly(attention, combine)) {
-      while (NextIsWhole() && GoOn(attention)) continue;
+      if constexpr (Score::kIsIdentity) {
+        while (NextIsWhole() && GoOn(attention, Known<false>{})) continue;
+      } else if (attention.ChangesScores()) {  // a loop of its own: the other stays short
+        while (NextIsWhole() && GoOn(attention, Known<true>{})) continue;
+      } else {
+        while (NextIsWhole() && GoOn(attention, Known<false>{})) continue;
+      }
     }
     combine.Join();
   }
@@ -55,8 +61,10 @@ class PrefillTmaConsumer {
     return tile_ + 1 < are_whole_.last;
   }
 
-  // The next tile of the row tile, of which all rows see all. False where the warp has yet to weigh it.
-  KVIT_DEVICE bool GoOn(Attention& attention) {
+  // The next tile of the row tile, of which all rows see all. False where the warp has yet to weigh it. changes_scores,
+  // a Known: whether score modifiers do.
+  template <class ChangesScores>
+  KVIT_DEVICE bool GoOn(Attention& attention, ChangesScores changes_scores) {
     ++tile_;
     shared_.ping_pong.Wait(group_, turn_);
     IssueScores(attention);
@@ -66,16 +74,12 @@ class PrefillTmaConsumer {
     ReleaseKeys(attention);
     const auto& tokens = Kernel::Feed::TokensOf(shared_, count_);
     if constexpr (Attention::kIsBold) {
-      is_weighed_ = attention.WeighBoldly(RowsOf(Now().work), tokens);
-    } else {
-      attention.Weigh(RowsOf(Now().work), Known<false>{}, tokens, false);
-    }
-    attention.AllLanded();
-    ReleaseValues();
-    if constexpr (Attention::kIsBold) {
+      is_weighed_ = attention.WeighBoldly(RowsOf(Now().work), tokens, changes_scores, [&] { ReleaseValues(); });
       if (!is_weighed_) return false;
-      attention.Take();
     } else {
+      attention.Weigh(RowsOf(Now().work), Known<false>{}, tokens, false, changes_scores);
+      attention.AllLanded();
+      ReleaseValues();
       attention.Settle();
     }
     ++count_;
@@ -101,7 +105,8 @@ class PrefillTmaConsumer {
     const Work& work = Now().work;
     Rows rows = RowsOf(work);
     rows.Find();
-    attention.Weigh(rows, Known<true>{}, Kernel::Feed::TokensOf(shared_, count_), is_again);
+    const auto& tokens = Kernel::Feed::TokensOf(shared_, count_);
+    attention.Weigh(rows, Known<true>{}, tokens, is_again, attention.ChangesScores());
     attention.Settle();
     if constexpr (!Attention::kIsFinite) from_special_ = rows.FirstHidden(scheduler_.Common(work));
     ++count_;
@@ -121,6 +126,7 @@ class PrefillTmaConsumer {
       const Assignment<Work>& now = shared_.plan.Read(row_tile_);
       has_tile = now.exists && !now.IsEmpty();
       if (now.exists) shared_.of_queries[group_].WaitFull(row_tile_);
+      if (has_tile) Kernel::Feed::PrepareQueries(params_, shared_, int(row_tile_ % kQuerySlots), group_);
     }
     shared_.ping_pong.Wait(group_, turn_);
     if (has_tile && has_values_) {
@@ -208,12 +214,12 @@ class PrefillTmaConsumer {
   KVIT_DEVICE Rows RowsOf(const Work& work) const { return {scheduler_, work, WarpIndex() * 16, tile_ * kTileTokens}; }
 
   KVIT_DEVICE void Meet() {
-    SyncWarp();
     Release(&shared_.met);
     WaitBarrier(&shared_.met, meetings_++ & 1u);
   }
-  // The calling warp has left what a barrier guards: all lanes have, since they have waited for products together.
+  // All lanes of the calling warp have left what a barrier guards.
   static KVIT_DEVICE void Release(uint64_t* barrier) {
+    SyncWarp();
     if (LaneIndex() == 0) Arrive(barrier);
   }
   KVIT_DEVICE void ReleaseQueries() {

@@ -8,9 +8,9 @@
 #include "pipeline/box_loader.cuh"
 #include "pipeline/coded_queries.cuh"
 #include "pipeline/query_loader.cuh"
+#include "pipeline/tile_widener.cuh"
 #include "pipeline/tma_ring.cuh"
 #include "pipeline/token_parameters.cuh"
-#include "pipeline/widening_loader.cuh"
 #include "platform/platform.cuh"
 #include "quant/codec.cuh"
 
@@ -21,15 +21,17 @@ struct NotCoded {};
 
 /// 16 bits: TMA brings tiles as the matrix unit reads them. Shape is as GroupShape has it. What such a class has:
 ///
-///   KeyRing, ValueRing          of tiles as the matrix unit reads them
-///   Shared                      besides, in `feed` of the kernel's shared memory
-///   kBoxTokens                  tokens of the largest box of a tensor map
-///   kRegisters                  of a thread of the warps that bring
-///   LoadKeys, LoadValues        all tiles of a plan, by one warp each
-///   kKeyFillers, LoadParameters    whether a second warp brings what belongs to the keys; then it calls this
-///   kQueryLoaders               warps that bring queries, of all groups together
-///   LoadQueries                 a warp group's queries of a row tile, by one warp
-///   TokensOf, QueriesOf         what GroupAttention asks of the tile that is the count-th of all, and of a row tile
+///   KeyRing, ValueRing        of tiles as the matrix unit reads them
+///   Shared                    besides, in `feed` of the kernel's shared memory
+///   kBoxTokens                tokens of the largest box of a tensor map
+///   kWarps, kRegisters        warps that bring, and registers of their threads
+///   kKeyFillers, kValueFillers    warps that say of a tile that it is there
+///   LoadKeys, LoadValues      all tiles of a plan, by one warp each
+///   LoadParameters, Widen     where K and V are codes: by one warp, and by each of the warps from the fifth on
+///   kQueryLoaders             warps that bring queries, of all groups together
+///   LoadQueries               a warp group's queries of a row tile, by one warp
+///   PrepareQueries            the same once they are there, by the warp group itself: makes them what is multiplied
+///   TokensOf, QueriesOf       what GroupAttention asks of the tile that is the count-th of all, and of a row tile
 template <class T, class KeyCodec, class ValueCodec, class Dims, class Shape>
 struct PrefillFeed {
   using KeyRing = TmaRing<T, Plain, Dims::kKey, Shape::kTokens, 1, Shape::kStages, false>;
@@ -37,19 +39,21 @@ struct PrefillFeed {
   struct Shared {
     KVIT_DEVICE void Init() {}
   };
-  static constexpr int kBoxTokens = Shape::kTokens, kRegisters = 40;
-  static constexpr int kKeyFillers = 1, kQueryLoaders = 2;
+  static constexpr int kBoxTokens = Shape::kTokens, kWarps = 4, kRegisters = 40;
+  static constexpr int kKeyFillers = 1, kValueFillers = 1, kQueryLoaders = 2;
 
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadKeys(const KvitDecodeParams& params, All& all, const Scheduler& scheduler, Sync&& sync) {
-    BoxLoader<KeyRing, Shape::kTokens, Shape::kStages>(params, params.k_map, all.keys, all.of_keys)
-        .Run(all.plan, scheduler, true, sync);
+    using Tiles = WholeTiles<KeyRing, typename KeyRing::Iterator, Shape::kStages>;
+    const Tiles tiles = {params.k_map, all.keys, all.of_keys, all.of_keys.barriers};
+    BoxLoader<Tiles, Shape::kTokens>(params, tiles).Run(all.plan, scheduler, true, sync);
   }
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadValues(const KvitDecodeParams& params, All& all, const Scheduler& scheduler,
                                      Sync&& sync) {
-    BoxLoader<ValueRing, Shape::kTokens, Shape::kStages>(params, params.v_map, all.values, all.of_values)
-        .Run(all.plan, scheduler, false, sync);
+    using Tiles = WholeTiles<ValueRing, typename ValueRing::Iterator, Shape::kStages>;
+    const Tiles tiles = {params.v_map, all.values, all.of_values, all.of_values.barriers};
+    BoxLoader<Tiles, Shape::kTokens>(params, tiles).Run(all.plan, scheduler, false, sync);
   }
   template <class All, class QueryWalk>
   static KVIT_DEVICE void LoadQueries(const KvitDecodeParams&, All& all, int slot, int group, const QueryWalk& walk,
@@ -57,6 +61,8 @@ struct PrefillFeed {
     kvit::LoadQueries<T, Dims::kKey>(all.queries[slot][group], walk, rows);
     CopyAsyncWait<0>();
   }
+  template <class All>
+  static KVIT_DEVICE void PrepareQueries(const KvitDecodeParams&, All&, int, int) {}
 
   template <class All>
   static KVIT_DEVICE NotCoded TokensOf(const All&, uint32_t) {
@@ -68,49 +74,55 @@ struct PrefillFeed {
   }
 };
 
-/// Codes: TMA brings them as they are stored, granule by granule, and the warps that ask for them widen them.
+/// Codes: TMA brings them as they are stored into the tile's own place, and warps of a fourth group widen them there.
+///
+///   warp of those that bring    0, 1  ask for K, V    2  parameters    3  plan, queries    4, 5  widen K    6, 7  V
 template <class T, ScaledCodec KeyCodec, ScaledCodec ValueCodec, class Dims, class Shape>
 struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
   using KeyRing = TmaRing<Half, Plain, Dims::kKey, Shape::kTokens, 1, Shape::kStages, false>;
   using ValueRing = TmaRing<Half, Plain, Dims::kValue, Shape::kTokens, 1, Shape::kStages, false>;
 
  private:
-  static constexpr int kTokens = Shape::kTokens, kStages = Shape::kStages;
-  // Granules that are asked for. There is room for no more of 128 bytes a token.
-  static constexpr int kAhead = 3, kValuesAhead = Dims::kValue * Shape::kQuerySlots > 128 ? 2 : 3;
-  using KeyCodes = CodeSlots<T, KeyCodec, Dims::kKey, kAhead>;
-  using ValueCodes = CodeSlots<T, ValueCodec, Dims::kValue, kValuesAhead>;
+  static constexpr int kTokens = Shape::kTokens, kStages = Shape::kStages, kWideners = 2;  // of a ring
+  using KeyCodes = CodesInPlace<T, KeyCodec, Dims::kKey, kTokens>;
+  using ValueCodes = CodesInPlace<T, ValueCodec, Dims::kValue, kTokens>;
   using Parameters = ParameterLoader<T, KeyCodec, ValueCodec, kTokens, kStages>;
 
  public:
   struct Shared {
-    KeyCodes key_codes;
-    ValueCodes value_codes;
-    typename KeyCodes::Barriers of_key_codes;
-    typename ValueCodes::Barriers of_value_codes;
+    StageBarriers<kStages> of_key_codes, of_value_codes;  // that they have landed
     typename Parameters::Ring parameters;
     QueryScales of_queries[Shape::kQuerySlots][Shape::kGroups];
 
     KVIT_DEVICE void Init() {
-      of_key_codes.Init();
-      of_value_codes.Init();
+      of_key_codes.Init(1);
+      of_value_codes.Init(1);
     }
   };
-  static constexpr int kBoxTokens = KeyCodes::kTokens, kRegisters = 56;
-  static constexpr int kKeyFillers = 2, kQueryLoaders = 1;
+  static constexpr int kBoxTokens = KeyCodes::kGranule, kWarps = 8, kRegisters = 32;
+  static constexpr int kKeyFillers = kWideners + 1, kValueFillers = kWideners, kQueryLoaders = 1;
 
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadKeys(const KvitDecodeParams& params, All& all, const Scheduler& scheduler, Sync&& sync) {
-    using Loader = WideningLoader<KeyCodec, Dims::kKey, KeyRing, kTokens, kStages, KeyCodes>;
-    Loader(params, params.k_map, all.feed.key_codes, all.feed.of_key_codes, all.keys, all.of_keys)
-        .Run(all.plan, scheduler, true, sync);
+    const WholeTiles<KeyRing, KeyCodes, kStages> tiles = {params.k_map, all.keys, all.of_keys, all.feed.of_key_codes};
+    BoxLoader<decltype(tiles), kTokens>(params, tiles).Run(all.plan, scheduler, true, sync);
   }
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadValues(const KvitDecodeParams& params, All& all, const Scheduler& scheduler,
                                      Sync&& sync) {
-    using Loader = WideningLoader<ValueCodec, Dims::kValue, ValueRing, kTokens, kStages, ValueCodes>;
-    Loader(params, params.v_map, all.feed.value_codes, all.feed.of_value_codes, all.values, all.of_values)
-        .Run(all.plan, scheduler, false, sync);
+    using Tiles = WholeTiles<ValueRing, ValueCodes, kStages>;
+    const Tiles tiles = {params.v_map, all.values, all.of_values, all.feed.of_value_codes};
+    BoxLoader<Tiles, kTokens>(params, tiles).Run(all.plan, scheduler, false, sync);
+  }
+  template <class All>
+  static KVIT_DEVICE void Widen(All& all, int warp) {
+    if (warp < kWideners) {
+      using Widener = TileWidener<KeyCodec, Dims::kKey, KeyRing, KeyCodes, kStages, kWideners>;
+      Widener(all.keys, all.feed.of_key_codes, all.of_keys.barriers, warp).Run(all.plan);
+    } else {
+      using Widener = TileWidener<ValueCodec, Dims::kValue, ValueRing, ValueCodes, kStages, kWideners>;
+      Widener(all.values, all.feed.of_value_codes, all.of_values.barriers, warp - kWideners).Run(all.plan);
+    }
   }
   template <class All, class Scheduler, class Sync>
   static KVIT_DEVICE void LoadParameters(const KvitDecodeParams& params, All& all, const Scheduler& scheduler,
@@ -118,10 +130,17 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
     Parameters(params, all.feed.parameters, all.of_keys.barriers).Run(all.plan, scheduler, sync);
   }
   template <class All, class QueryWalk>
-  static KVIT_DEVICE void LoadQueries(const KvitDecodeParams& params, All& all, int slot, int group,
-                                      const QueryWalk& walk, int rows) {
-    LoadCodedQueries<T>(all.queries[slot][group], all.feed.of_queries[slot][group], walk, rows,
-                        KeyCodec::kHasZero ? params.cache.k_hadamard : 0);
+  static KVIT_DEVICE void LoadQueries(const KvitDecodeParams&, All& all, int slot, int group, const QueryWalk& walk,
+                                      int rows) {
+    kvit::LoadQueries<Half, Dims::kKey>(all.queries[slot][group], walk, rows);  // of T, as they are
+    CopyAsyncWait<0>();
+  }
+  template <class All>
+  static KVIT_DEVICE void PrepareQueries(const KvitDecodeParams& params, All& all, int slot, int group) {
+    CodeQueries<T>(all.queries[slot][group], all.feed.of_queries[slot][group], WarpIndex() % 4 * 16,
+                   KeyCodec::kHasZero ? params.cache.k_hadamard : 0);
+    FenceAsyncCopies();  // the matrix unit reads them as such a copy would
+    SyncGroupOr(false);
   }
 
   template <class All>

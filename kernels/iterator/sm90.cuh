@@ -21,6 +21,7 @@ class Sm90GmemIterator {
  public:
   using ElementType = T;
   using Layout = TensorLayout<T, D, Tokens, IsPacked>;
+  static constexpr int kBytes = Layout::kBytes;
 
   /// Begins to copy a box into the rows of the tile from token s on. Any one lane calls. IsReadOnce: no other CTA will
   /// want it, so that L2 need not keep it.

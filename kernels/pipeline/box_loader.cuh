@@ -23,19 +23,39 @@ struct BoxSlots {
   int has_faulted[Stages];  // whether the tile has rows that could not be found
 };
 
+/// How a tile's boxes are asked for, all at once. Iterator begins the copies: Ring::Iterator, or where rows come as
+/// codes, CodesInPlace.
+template <class Ring, class Iterator, int Stages>
+struct WholeTiles {
+  const KvitTensorMap& map;
+  Ring& ring;
+  BoxSlots<Stages>& slots;
+  StageBarriers<Stages>& landed;  // whose `full` barriers say that a tile is there: those of the slots or others
+
+  /// All lanes call, for the tile behind `tiles` others. Whether it has rows that cannot be found; whether the lane
+  /// begins a box of its rows from `row` on, and which.
+  KVIT_DEVICE void Fill(uint32_t tiles, bool has_lost, bool begins, const Box& box, int row) const {
+    const auto stage = int(tiles % Stages);
+    slots.barriers.WaitFree(stage, tiles / Stages);
+    if (LaneIndex() == 0) {
+      StoreShared(&slots.has_faulted[stage], int(has_lost));
+      landed.Expect(stage, Iterator::kBytes);
+    }
+    if (begins) Iterator::template Prefetch<false>(map, box, ring.Tile(stage, 0), row, &landed.full[stage]);
+  }
+};
+
 /// One warp, which asks for tile after tile as soon as a slot is free. A lane looks after KVIT_LEAST_BOX_TOKENS tokens,
 /// which are in one page: it looks up which one tile ahead, and where a box begins with them, begins the box's copy.
 /// Tiles are kept in L2, since other CTAs want them too.
 ///
 ///   tile of 128 tokens, boxes of 64     lane   0               8               16 to 31
 ///                                       box    tokens 0 to 63  tokens 64 ...   -
-template <class Ring, int Tokens, int Stages>
+template <class Filler, int Tokens>
 class BoxLoader {
  public:
-  static_assert(!Ring::kHasParameters, "parameters do not come by boxes");
-
-  KVIT_DEVICE BoxLoader(const KvitDecodeParams& params, const KvitTensorMap& map, Ring& ring, BoxSlots<Stages>& slots)
-      : params_(params), map_(map), ring_(ring), slots_(slots), page_of_(params.page_size) {}
+  KVIT_DEVICE BoxLoader(const KvitDecodeParams& params, const Filler& filler)
+      : params_(params), filler_(filler), page_of_(params.page_size) {}
 
   /// Loads the tiles of all work of a plan. sync() is called once, when the first tile comes that has any of the call's
   /// new tokens, or never. Whether reports_faults, pages that the cache does not have are said to whoever asks for
@@ -60,17 +80,8 @@ class BoxLoader {
         const Place next = tile + 1 < last ? Find(pages, tile + 1, keys) : place;
         const bool is_lost = place.is_live && uint32_t(place.page) >= uint32_t(params_.cache.num_pages);
         const uint32_t lost = Ballot(is_lost);
-        const auto stage = int(tiles % Stages);
-        slots_.barriers.WaitFree(stage, tiles / Stages);
-        if (LaneIndex() == 0) {
-          StoreShared(&slots_.has_faulted[stage], int(lost != 0));
-          slots_.barriers.Expect(stage, Ring::Layout::kBytes);
-        }
-        if (Row() < Tokens && (Row() & (params_.box_tokens - 1)) == 0) {
-          const Box box = {place.is_live && !is_lost ? place.page : -1, place.token, head};
-          Ring::Iterator::template Prefetch<false>(map_, box, ring_.Tile(stage, 0), Row(),
-                                                   &slots_.barriers.full[stage]);
-        }
+        const bool begins = Row() < Tokens && (Row() & (params_.box_tokens - 1)) == 0;
+        filler_.Fill(tiles, lost != 0, begins, {place.is_live && !is_lost ? place.page : -1, place.token, head}, Row());
         if (reports_faults && is_lost) {
           const auto slot = int32_t(page_of_(uint32_t(tile * Tokens + Row())));
           ReportFault(params_.fault, {KVIT_FAULT_PAGE, work.sequence, slot, place.page});
@@ -114,9 +125,7 @@ class BoxLoader {
   }
 
   const KvitDecodeParams& params_;
-  const KvitTensorMap& map_;
-  Ring& ring_;
-  BoxSlots<Stages>& slots_;
+  Filler filler_;
   FastDivide page_of_;
 };
 

@@ -1,4 +1,4 @@
-// Brings the query rows of a warp group as f16, for products with codes.
+// Makes the query rows of a warp group f16, for products with codes.
 #ifndef KVIT_PIPELINE_CODED_QUERIES_CUH
 #define KVIT_PIPELINE_CODED_QUERIES_CUH
 
@@ -23,41 +23,36 @@ struct QueryScales {
   KVIT_DEVICE Pair Of(int r) const { return LoadShared<Pair>(&row[r]); }
 };
 
-/// Loads rows of T. All lanes of a warp call, and rows are there afterwards for this warp. `walk` is at the first row,
-/// of which there are `rows`; the others become zeros. Each row is scaled by a power of two, as KeyOperands does it.
-/// Where keys are stored as their Hadamard transform, by blocks of `hadamard` channels, the rows are transformed too;
-/// 0: they are not.
-template <class T, int HeadDim, class QueryWalk>
-KVIT_DEVICE void LoadCodedQueries(GroupQueries<Half, HeadDim>& queries, QueryScales& scales, QueryWalk walk, int rows,
-                                  int hadamard) {
-  using Queries = GroupQueries<Half, HeadDim>;
-  constexpr int kLanes = Queries::kVectors, kRowsAtOnce = 32 / kLanes;  // lanes of a row
-  constexpr int kAtOnce = 4;                                            // loads that are under way together
-  const int vector = LaneIndex() % kLanes, first = LaneIndex() / kLanes;
-  walk.Advance(first);
+/// A row's Hadamard transform by blocks of `block` channels, eight channels a lane. All lanes of a warp call.
+KVIT_DEVICE void TransformRow(Vec8& x, int block) {
+  ButterfliesWithin(x);
+  for (int mask = 1; mask < block / 8; mask *= 2) {
+    KVIT_UNROLL
+    for (float& channel : x.values) channel = ButterflyOfLanes(channel, mask);
+  }
+  const float unit = HadamardUnit(block);
+  KVIT_UNROLL
+  for (float& channel : x.values) channel *= unit;
+}
+
+/// Makes 16 rows of T, of which `first` is the first, f16 where they lie. All lanes of a warp call. Each row is scaled
+/// by a power of two, as KeyOperands does it. Where keys are stored as their Hadamard transform, by blocks of
+/// `hadamard` channels, the rows are transformed too; 0: they are not.
+template <class T, int HeadDim>
+KVIT_DEVICE void CodeQueries(GroupQueries<Half, HeadDim>& queries, QueryScales& scales, int first, int hadamard) {
+  constexpr int kLanes = HeadDim / 8, kRowsAtOnce = 32 / kLanes, kRows = 16;  // lanes of a row
+  constexpr int kAtOnce = Min(4, kRows / kRowsAtOnce);                        // loads that are under way together
+  const int vector = LaneIndex() % kLanes;
   KVIT_ROLLED
-  for (int begin = first; begin < Queries::kRows; begin += kAtOnce * kRowsAtOnce) {
+  for (int begin = first + LaneIndex() / kLanes; begin < first + kRows; begin += kAtOnce * kRowsAtOnce) {
     PackedVec8 raw[kAtOnce];
     KVIT_UNROLL
-    for (int i = 0; i < kAtOnce; ++i) {
-      const bool has = begin + i * kRowsAtOnce < rows;
-      raw[i] = has ? LoadGlobal<PackedVec8>(walk.address + vector * 16) : PackedVec8{};
-      walk.Advance(kRowsAtOnce);
-    }
+    for (int i = 0; i < kAtOnce; ++i) raw[i] = LoadShared<PackedVec8>(queries.Vector(begin + i * kRowsAtOnce, vector));
     KVIT_UNROLL
     for (int i = 0; i < kAtOnce; ++i) {
       const int row = begin + i * kRowsAtOnce;
       Vec8 x = Unpack<T>(raw[i]);
-      if (hadamard != 0) {
-        ButterfliesWithin(x);
-        for (int mask = 1; mask < hadamard / 8; mask *= 2) {
-          KVIT_UNROLL
-          for (float& channel : x.values) channel = ButterflyOfLanes(channel, mask);
-        }
-        const float unit = HadamardUnit(hadamard);
-        KVIT_UNROLL
-        for (float& channel : x.values) channel *= unit;
-      }
+      if (hadamard != 0) TransformRow(x, hadamard);
       float top = 0.0f, sum = 0.0f;
       KVIT_UNROLL
       for (const float channel : x.values) top = fmaxf(top, fabsf(channel));
@@ -77,6 +72,7 @@ KVIT_DEVICE void LoadCodedQueries(GroupQueries<Half, HeadDim>& queries, QuerySca
       if (vector == 0) scales.Store(row, up, sum);
     }
   }
+  SyncWarp();  // any lane may read what became of a row
 }
 
 }  // namespace kvit

@@ -17,11 +17,9 @@ struct PingPong {
   KVIT_DEVICE void Init(int warps) {
     for (int group = 0; group < Groups; ++group) InitBarrier(&begun[group], warps);
   }
-  /// All threads of a group call: waits for its turn, of which it had `turn` before.
-  KVIT_DEVICE void Wait(int group, uint32_t turn) {
-    const uint32_t phase = group == 0 ? turn - 1 : turn;
-    if (group != 0 || turn != 0) WaitBarrier(&begun[group], phase & 1u);
-  }
+  /// All threads of a group call: waits for its turn, of which it had `turn` before. Of group 0 this is the phase
+  /// before the one that the next arrivals end, which in the beginning is over.
+  KVIT_DEVICE void Wait(int group, uint32_t turn) { WaitBarrier(&begun[group], (turn + uint32_t(group == 0)) & 1u); }
   /// After what it waited for: the next group's turn begins.
   KVIT_DEVICE void Pass(int group) {
     if (LaneIndex() == 0) Arrive(&begun[group + 1 == Groups ? 0 : group + 1]);

@@ -105,6 +105,8 @@ KVIT_DEVICE uint32_t Max2(uint32_t a, uint32_t b) {
 }
 #endif
 
+KVIT_DEVICE uint32_t MaxUnsigned2(uint32_t a, uint32_t b) { return __vmaxu2(a, b); }
+
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 890
 KVIT_DEVICE uint32_t PackE4M3(float lo, float hi) {
   uint16_t d;

@@ -83,6 +83,13 @@ KVIT_DEVICE void StoreShared(void* p, V value) {
 }
 
 KVIT_DEVICE uint32_t SharedAddress(const void* p) { return uint32_t(__cvta_generic_to_shared(p)); }
+KVIT_DEVICE void StayBelow(float& x) { asm volatile("" : "+f"(x)::"memory"); }
+template <class T>
+KVIT_DEVICE T& InRegister(T& shared) {
+  uint32_t address = SharedAddress(&shared);
+  asm volatile("" : "+r"(address));
+  return *static_cast<T*>(__cvta_shared_to_generic(address));
+}
 
 namespace detail {
 #define KVIT_CP_ASYNC(cache, prefetch)                                                                        \

@@ -66,6 +66,12 @@ void StoreShared(void* p, V value) {
   std::memcpy(p, &value, sizeof(V));
 }
 
+inline void StayBelow(float&) {}
+template <class T>
+T& InRegister(T& shared) {
+  return shared;
+}
+
 template <int Bytes>
 Words<Bytes> LoadStrong(const void* p) {
   host::CheckGlobal(p, Bytes, false, "strong load");

@@ -67,6 +67,10 @@ uint32_t Max2(uint32_t a, uint32_t b) {
   const Float2 x = Unpack2<T>(a), y = Unpack2<T>(b);
   return Pack2<T>(-Lesser(-x.lo, -y.lo), -Lesser(-x.hi, -y.hi));
 }
+inline uint32_t MaxUnsigned2(uint32_t a, uint32_t b) {
+  const uint32_t low = std::max(a & 0xffffu, b & 0xffffu), high = std::max(a >> 16, b >> 16);
+  return high << 16 | low;
+}
 
 inline uint32_t PackE4M3(float lo, float hi) { return RoundToE4M3(lo) | RoundToE4M3(hi) << 8; }
 inline uint32_t PackE5M2(float lo, float hi) { return RoundToE5M2(lo) | RoundToE5M2(hi) << 8; }

@@ -5,7 +5,7 @@
 //   ids            int ThreadIndex(), WarpIndex(), LaneIndex(); int BlockIndex(), GridSize()   (x of a one-dimensional CTA and grid)
 //   values         Half, Bfloat16: 16-bit storage, `bits`; ToFloat(x), FromFloat<T>(f) rounds to nearest even
 //                  uint32_t Pack2<T>(float lo, float hi); Float2 Unpack2<T>(uint32_t)
-//                  uint32_t Min2<T>(a, b), Max2<T>(a, b): of both halves; NaN where one is NaN
+//                  uint32_t Min2<T>(a, b), Max2<T>(a, b): of both halves; NaN where one is NaN; MaxUnsigned2(a, b): as integers
 //                  uint32_t PackE4M3(float lo, float hi), PackE5M2(lo, hi): two float8, as core/float8.h rounds them
 //                  float RoundedProduct(a, b), RoundedSum(a, b): float32 operations that the compiler does not fuse
 //                  float Exp2(float), Log2(float), Reciprocal(float)
@@ -17,6 +17,8 @@
 //                  void StoreGlobal<V>(void*, V)
 //                  Words<N> LoadStrong<N>(const void*), StoreStrong(void*, Words<N>): seen by CTAs that run side by side, each word for itself
 //   shared         V LoadShared<V>(const void*), void StoreShared<V>(void*, V)        V: trivially copyable, 1..16 bytes, aligned
+//                  StayBelow(x): what is computed from x from here on stays below the waits and barriers above
+//                  T& InRegister(T& shared): the same, whose address the compiler keeps, and does not make anew wherever it is used
 //   asynchronous   CopyAsync<Bytes, Line = 0>(void* shared, const void* global, bool valid)   4, 8 or 16 bytes; zeros where not
 //                  valid; a hint that the 64 or 128 bytes of the Line around the source will be wanted too
 //                  CopyAsyncPart<Bytes>(void* shared, const void* global, int bytes): the first of them, and zeros

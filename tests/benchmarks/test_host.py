@@ -130,4 +130,5 @@ def test_on_a_gpu_both_drivers_are_measured(tmp_path):
     found = json.loads((tmp_path / "found.json").read_text())
     assert {*found["call_us"]} == {"cuda:0", "idle driver"}
     for calls in found["call_us"].values():
-        assert all(isinstance(us, float) for name, us in calls.items() if "kvit" in name or "bindings" in name), calls
+        own = {name: us for name, us in calls.items() if "kvit" in name or "bindings" in name}
+        assert {name: us for name, us in own.items() if not isinstance(us, float)} == {}

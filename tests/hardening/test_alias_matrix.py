@@ -48,7 +48,7 @@ def pools(pair):
     return tuple(f"view.{x}" for x in ("k", "v", *(["k_params", "v_params"] if pair[0] == "int8" else [])))
 
 
-def attention(rng, pair, **options):
+def attention(rng, pair, splits=False):
     contents = {
         "q": rows(rng, HEADS), "out": rows(rng, HEADS), "lse": np.zeros((3 * ROWS, HEADS), np.float32),
         **cache_contents(rng, pair), **numbers(rng),
@@ -56,7 +56,10 @@ def attention(rng, pair, **options):
 
     def make(t):
         view = view_of(t, pair)
-        op = kvit.Attention(view, HEADS, tokens_per_sequence=ROWS, **options)
+        op = kvit.Attention(view, HEADS, tokens_per_sequence=ROWS)
+        if splits:
+            tile = op.kernel.facts["tile_tokens"]
+            op = kvit.Attention(view, HEADS, tokens_per_sequence=ROWS, split_tokens=tile)
         op(t["q"], view, table_of(t), out=t["out"], lse=t["lse"], query_indptr=t["query_indptr"])
 
     return Call(contents, ("out", "lse"), make)
@@ -139,7 +142,7 @@ def convert(rng, pair):
 
 
 def split_attention(rng, pair):
-    return attention(rng, pair, split_tokens=128)
+    return attention(rng, pair, splits=True)
 
 
 MAKERS = [attention, split_attention, append, gather, merge, merge_stacked, copy_pages, convert]

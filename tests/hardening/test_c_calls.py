@@ -54,7 +54,8 @@ class Arena:
         elif field == "device":
             tensor.device_type, tensor.device_id = int(rng.choice([0, 1, 2, 7])), int(rng.choice([0, 0, 3, -1]))
         elif field == "data":
-            tensor.data = int(rng.choice([0, tensor.data + 1, tensor.data + 2, tensor.data + 8, tensor.data + 4096]))
+            address = tensor.data or 0  # that may have been made wrong before
+            tensor.data = int(rng.choice([0, address + 1, address + 2, address + 8, address + 4096]))
         elif field == "readonly":
             tensor.readonly = int(rng.integers(0, 3))
         else:

@@ -92,8 +92,12 @@ def _spread(errors):
 
 
 def _sums_of_values(magnitudes, table, q, counts):
-    """|values| of all tokens of its sequence, added up for each output: [tokens, heads, channels]."""
+    """|values| of all tokens of its sequence, added up for each output: [tokens, heads, channels].
+
+    A token that no page holds counts as 0: whoever sees it has no bound, and the others do not see it.
+    """
     _, rows, indptr = reference.gather(magnitudes, table)
+    rows = np.nan_to_num(rows)
     found = np.zeros((*q.shape[:2], rows.shape[-1]))
     for sequence, part in enumerate(reference.token_ranges(counts)):
         total = rows[indptr[sequence] : indptr[sequence + 1]].sum(axis=0)

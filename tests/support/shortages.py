@@ -22,7 +22,7 @@ if __name__ == "__main__":
 import numpy as np
 
 import kvit
-import kvit.cache.maintenance  # CPython's import never ends where all allocations fail: what is imported late, is here
+import kvit.cache.maintenance  # CPython's import fails in its own words, or never ends: what is imported late, is here
 import kvit.ops.convert
 from kvit._native import host
 from support.cache_models import CacheModel
@@ -198,6 +198,7 @@ def main(name: str, kind: str, how: str, workers: str, first: str, seconds: str)
     shim = ctypes.CDLL(None)
     left = ctypes.c_int.in_dll(shim, f"shortage_left_{kind}")
     failed = ctypes.c_int.in_dll(shim, "shortage_failed")
+    _ = [getattr(kvit, public) for public in kvit.__all__]  # names that are imported when they are first asked for
     ctypes.c_int.in_dll(shim, "shortage_lasts").value = how == "lasting"
     host.configure(workers=int(workers))
     case: Any = CacheCall(name) if name in CACHE_CALLS else PlainCall(PLAIN_CALLS[name]())
