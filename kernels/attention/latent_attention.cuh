@@ -9,6 +9,7 @@
 #include "attention/pair_exchange.cuh"
 #include "attention/row_softmax.cuh"
 #include "core/array.cuh"
+#include "layout/latent_pieces.cuh"
 #include "layout/tensor_layout.cuh"
 #include "platform/platform.cuh"
 
@@ -32,6 +33,7 @@ class LatentAttention {
   static constexpr int kOwnTokens = Tokens / 2, kOwnBlocks = kOwnTokens / 16, kBlocks = Tokens / 16;
   static constexpr int kOwnChannels = Dims::kValue / 2;
   using Queries = GroupQueries<T, Dims::kKey>;
+  using Pieces = LatentPieces<Dims>;
   using OwnLayout = TensorLayout<T, kOwnChannels, Tokens>;  // of its channels of a tile
 
   KVIT_DEVICE LatentAttention(float scale_log2, int group, PairExchange& exchange)
@@ -46,17 +48,28 @@ class LatentAttention {
   /// Makes every output of this row tile NaN.
   KVIT_DEVICE void Poison() { softmax_.Poison(); }
 
-  /// A tile lies in shared memory as [chunk of 64 channels][token][128 bytes].
-  KVIT_DEVICE void IssueScores(const Queries& queries, const char* tile) {
+  /// Begins to add what pieces [First, Last) of a tile give to its scores, which begin with piece 0. A tile lies in
+  /// shared memory as [chunk of 64 channels][token][128 bytes]. wait(piece) returns when a piece is there. The products
+  /// of a piece are a group.
+  template <int First, int Last, class Wait>
+  KVIT_DEVICE void IssueScores(const Queries& queries, const char* tile, Wait&& wait) {
     constexpr int kChunkBytes = Tokens * 128;
     float (&outputs)[kOwnBlocks * 8] = reinterpret_cast<float (&)[kOwnBlocks * 8]>(scores_);
-    WgmmaFence();
     KVIT_UNROLL
-    for (int k = 0; k < Dims::kKey / 16; ++k) {
-      const SharedMatrix keys = {tile + group_ * (kOwnTokens * 128), k / 4 * kChunkBytes + k % 4 * 32, 16, 1024};
-      IssueWgmma<T, false>(outputs, queries.Matrix(k), keys, k > 0);
+    for (int piece = First; piece < Last; ++piece) {
+      const ChunkRange chunks = Pieces::Chunks(piece);
+      wait(piece);
+      WgmmaFence();
+      // A loop that ends with the piece would not be unrolled, and products would wait for each other.
+      KVIT_UNROLL
+      for (int i = 0; i < Pieces::kMostChunks * 4; ++i) {
+        const int k = chunks.first * 4 + i;
+        if (k >= chunks.last * 4) break;
+        const SharedMatrix keys = {tile + group_ * (kOwnTokens * 128), k / 4 * kChunkBytes + k % 4 * 32, 16, 1024};
+        IssueWgmma<T, false>(outputs, queries.Matrix(k), keys, piece > 0 || i > 0);
+      }
+      WgmmaCommit();  // the compiler ends a group where a barrier is waited for, but counts those that end here
     }
-    WgmmaCommit();
   }
   /// Values are added; NumBehind groups of products, issued after them, need not have ended.
   template <int NumBehind>

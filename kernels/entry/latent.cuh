@@ -10,6 +10,7 @@
 #include "entry/latent_consumer.cuh"
 #include "pipeline/box_loader.cuh"
 #include "pipeline/query_loader.cuh"
+#include "pipeline/tiles_in_pieces.cuh"
 #include "pipeline/tma_ring.cuh"
 #include "pipeline/work_plan.cuh"
 #include "schedule/combine.cuh"
@@ -47,13 +48,14 @@ struct LatentKernel {
   using Rows = typename Variant::template Rows<Scheduler, 16, kTileTokens>;
   using OwnRows = typename Variant::template Rows<Scheduler, 16, kTileTokens / 2>;  // of a group's tokens
   using Attention = LatentAttention<T, Dims, kTileTokens, Score>;
+  using Pieces = typename Attention::Pieces;
   using Combiner = Combine<T, Dims, kRows, kConsumers, RowsOfWarps<16, true, true>, Scheduler, Score>;
 
   struct Shared {
     Ring tiles;
     typename Attention::Queries queries;
     PairExchange exchange;
-    BoxSlots<kStages> of_tiles;
+    PieceSlots<Pieces::kCount, kStages> of_tiles;
     uint64_t queries_full, queries_free;
     WorkPlan<typename Scheduler::Work, kPlanned> plan;
     typename Combiner::Shared combine;
@@ -104,7 +106,9 @@ struct LatentKernel {
  private:
   KVIT_DEVICE static void InitBarriers(const Params& params, Shared& shared) {
     PrefetchTensorMap(params.k_map);
-    shared.of_tiles.barriers.Init(kConsumers);
+    for (int piece = 0; piece < Pieces::kCount; ++piece) {
+      shared.of_tiles.pieces[piece].Init(piece == 0 ? kConsumers : kConsumers / 2);  // values are one group's
+    }
     shared.exchange.Init();
     shared.plan.Init(kConsumers + 1 + kQueryLoaders);
     InitBarrier(&shared.queries_full, kQueryLoaders);
@@ -121,8 +125,8 @@ struct LatentKernel {
       is_synced = true;
     };
     if (loader == 0) {
-      using Tiles = WholeTiles<Ring, typename Ring::Iterator, kStages>;
-      const Tiles tiles = {params.k_map, shared.tiles, shared.of_tiles, shared.of_tiles.barriers};
+      using Tiles = TilesInPieces<Ring, Pieces, kStages>;
+      const Tiles tiles = {params.k_map, shared.tiles, shared.of_tiles};
       BoxLoader<Tiles, kTileTokens>(params, tiles).Run(shared.plan, scheduler, true, sync);
     } else {
       LoadQueries(params, scheduler, range, shared, loader - 1, sync);

@@ -14,8 +14,8 @@
 namespace kvit {
 
 /// Computes a warp group's share of all work tiles of a CTA, in turns as PrefillTmaConsumer has them: a turn begins the
-/// scores of a tile and the values of the one before. A tile is both, so that its slot is free when its values are
-/// added.
+/// scores of a tile and the values of the one before. A tile is both, so that a piece of it is free when its values are
+/// added, and what is beyond the values when its scores are there.
 template <class Kernel>
 class LatentConsumer {
   using Scheduler = typename Kernel::Scheduler;
@@ -24,6 +24,8 @@ class LatentConsumer {
   using Combiner = typename Kernel::Combiner;
   using Work = typename Scheduler::Work;
   static constexpr int kTileTokens = Kernel::kTileTokens, kStages = Kernel::kStages;
+  static constexpr int kPieces = Kernel::Pieces::kCount;
+  static constexpr int kEarlyPieces = 3;  // of a tile, whose scores are begun before values of the last are waited for
 
  public:
   KVIT_DEVICE LatentConsumer(const KvitDecodeParams& params, const Scheduler& scheduler, const CtaRange& range,
@@ -46,9 +48,10 @@ class LatentConsumer {
   KVIT_DEVICE void GoOn(Attention& attention) {
     ++tile_;
     attention.IssueValues(LastTile());  // first, since its tile is what the next but one waits for
-    IssueScores(attention);
-    attention.template ValuesLanded<1>();
-    ReleaseLastTile();
+    IssueScores<0, kEarlyPieces>(attention);
+    attention.template ValuesLanded<kEarlyPieces>();
+    ReleaseValues();
+    IssueScores<kEarlyPieces, kPieces>(attention);
     attention.AllLanded();
     NoteScores(attention);
     attention.Weigh(OwnRowsOf(Now().work), Known<false>{});
@@ -69,12 +72,12 @@ class LatentConsumer {
       if (now.exists) WaitBarrier(&shared_.queries_full, row_tile_ & 1u);
     }
     if (has_tile && has_values_) {
-      IssueScores(attention);
+      IssueScores<0, kPieces>(attention);
       attention.IssueValues(LastTile());
       attention.AllLanded();
     } else {  // each for itself: the compiler would let products wait for each other that are begun here and there
       if (has_tile) {
-        IssueScores(attention);
+        IssueScores<0, kPieces>(attention);
         attention.AllLanded();
       }
       if (has_values_) {
@@ -82,7 +85,7 @@ class LatentConsumer {
         attention.AllLanded();
       }
     }
-    if (has_values_) ReleaseLastTile();
+    if (has_values_) ReleaseValues();
     has_values_ = has_tile;
     if (is_first) {
       if (row_tile_ != 0) {
@@ -115,19 +118,30 @@ class LatentConsumer {
 
   // Of the tile that is next on the line.
   KVIT_DEVICE int Stage() const { return int(count_ % kStages); }
+  template <int First, int Last>
   KVIT_DEVICE void IssueScores(Attention& attention) {
-    shared_.of_tiles.barriers.WaitFull(Stage(), count_ / kStages);
-    attention.IssueScores(shared_.queries, shared_.tiles.Tile(Stage(), 0));
+    attention.template IssueScores<First, Last>(shared_.queries, shared_.tiles.Tile(Stage(), 0), [this](int piece) {
+      shared_.of_tiles.pieces[piece].WaitFull(Stage(), count_ / kStages);
+    });
   }
-  // Its scores are there.
+  // Its scores are there: what is keys only is left.
   KVIT_DEVICE void NoteScores(Attention& attention) {
     if (LoadShared<int>(&shared_.of_tiles.has_faulted[Stage()]) != 0) attention.Poison();
+    SyncWarp();  // before the flag is the next tile's
+    Release(&shared_.of_tiles.pieces[0].free[Stage()]);
     if (tile_ == last_) Release(&shared_.queries_free);
   }
   // The tile before.
   KVIT_DEVICE int LastStage() const { return int((count_ - 1) % kStages); }
   KVIT_DEVICE char* LastTile() { return shared_.tiles.Tile(LastStage(), 0); }
-  KVIT_DEVICE void ReleaseLastTile() { Release(&shared_.of_tiles.barriers.free[LastStage()]); }
+  // Its values are added: the pieces that are the group's own are left. The other group has finished its scores of
+  // them before, since the warps of both have exchanged the tile's weights.
+  KVIT_DEVICE void ReleaseValues() {
+    KVIT_UNROLL
+    for (int piece = 1; piece < kPieces; piece += 2) {
+      Release(&shared_.of_tiles.pieces[piece + WarpIndex() / 4].free[LastStage()]);
+    }
+  }
 
   // What is infinite or NaN of the group's channels of the tile that was weighed last, from the first token that some
   // row does not see on, is added to the rows that see it, and then made 0 for the products. Its scores are there in

@@ -27,8 +27,14 @@ class Sm90GmemIterator {
   /// want it, so that L2 need not keep it.
   template <bool IsReadOnce = true>
   static KVIT_DEVICE void Prefetch(const KvitTensorMap& map, const Box& box, char* tile, int s, uint64_t* barrier) {
+    PrefetchChunks<IsReadOnce>(map, box, {0, Layout::kChunks}, tile, s, barrier);
+  }
+  /// The same of some of its chunks.
+  template <bool IsReadOnce = true>
+  static KVIT_DEVICE void PrefetchChunks(const KvitTensorMap& map, const Box& box, const ChunkRange& chunks, char* tile,
+                                         int s, uint64_t* barrier) {
     KVIT_UNROLL
-    for (int chunk = 0; chunk < Layout::kChunks; ++chunk) {
+    for (int chunk = chunks.first; chunk < chunks.last; ++chunk) {
       TmaLoad<IsReadOnce>(tile + chunk * Layout::kChunkBytes + s * Layout::kSpan, map,
                           {0, box.token / Layout::kPackedTokens, chunk, box.head, box.page}, barrier);
     }

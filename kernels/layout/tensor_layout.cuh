@@ -8,6 +8,13 @@
 
 namespace kvit {
 
+/// Chunks [first, last) of rows.
+struct ChunkRange {
+  int first, last;
+
+  constexpr KVIT_HD int Count() const { return last - first; }
+};
+
 /// A [Tokens, D] tile of T as boxes of a tensor map leave it: rows cut into chunks of up to 128 bytes, the chunk's rows
 /// one below the other, the 16-byte vectors of a row swizzled as the map's mode says. Free of bank conflicts for
 /// ldmatrix.
