@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import lzma
 import statistics
 import struct
 import sys
@@ -118,7 +119,8 @@ def cuda_bindings(case: Case) -> Burst:
     """cuda.bindings.driver.cuLaunchKernel of kvit's `read` on 16 bytes, its arguments packed beforehand."""
     entry = registry.candidates("read")[0]
     path = entry.file(entry.target(kvit.Device.of(case.stream.device).compute_capability))
-    library = measure.call(driver.cuLibraryLoadFromFile, str(path).encode(), [], [], 0, [], [], 0)
+    image = lzma.decompress(path.read_bytes()) + b"\0"  # PTX ends with a zero byte, and a cubin may
+    library = measure.call(driver.cuLibraryLoadData, image, [], [], 0, [], [], 0)
     kernel = measure.call(driver.cuLibraryGetKernel, library, entry.symbol.encode())
     params = ctypes.create_string_buffer(struct.pack("<QqQ", case.pool.pointer, 16, case.lse.pointer))  # KvitReadParams
     address = (ctypes.c_void_p * 1)(ctypes.addressof(params))

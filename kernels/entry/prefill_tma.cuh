@@ -152,7 +152,7 @@ struct PrefillTmaKernel {
     } else if (loader >= 4) {
       if constexpr (Feed::kWarps > 4) Feed::Widen(shared, loader - 4);
     } else if (Feed::kQueryLoaders == 1 && loader == 2) {
-      if constexpr (Feed::kQueryLoaders == 1) Feed::LoadParameters(params, shared, scheduler, sync);
+      if constexpr (Feed::kQueryLoaders == 1) Feed::LoadParameters(params, shared, sync);
     } else {
       LoadQueries(params, scheduler, range, shared, loader, sync);
     }

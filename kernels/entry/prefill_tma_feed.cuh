@@ -124,10 +124,9 @@ struct PrefillFeed<T, KeyCodec, ValueCodec, Dims, Shape> {
       Widener(all.values, all.feed.of_value_codes, all.of_values.barriers, warp - kWideners).Run(all.plan);
     }
   }
-  template <class All, class Scheduler, class Sync>
-  static KVIT_DEVICE void LoadParameters(const KvitDecodeParams& params, All& all, const Scheduler& scheduler,
-                                         Sync&& sync) {
-    Parameters(params, all.feed.parameters, all.of_keys.barriers).Run(all.plan, scheduler, sync);
+  template <class All, class Sync>
+  static KVIT_DEVICE void LoadParameters(const KvitDecodeParams& params, All& all, Sync&& sync) {
+    Parameters(params, all.feed.parameters, all.of_keys.barriers).Run(all.plan, sync);
   }
   template <class All, class QueryWalk>
   static KVIT_DEVICE void LoadQueries(const KvitDecodeParams&, All& all, int slot, int group, const QueryWalk& walk,

@@ -51,8 +51,8 @@ class ParameterLoader {
       : params_(params), ring_(ring), of_keys_(of_keys), page_of_(params.page_size) {}
 
   /// sync() as BoxLoader::Run has it.
-  template <class Plan, class Scheduler, class Sync>
-  KVIT_DEVICE void Run(Plan& plan, const Scheduler& scheduler, Sync&& sync) {
+  template <class Plan, class Sync>
+  KVIT_DEVICE void Run(Plan& plan, Sync&& sync) {
     bool is_synced = false;
     uint32_t tiles = 0;  // so far
     for (uint32_t count = 0;; ++count) {
