@@ -59,8 +59,8 @@ class GeneralScore {
     return general_.cap_log2 * (fabsf(z) < 0.25f ? near : far);
   }
 
-  /// The same of a score in the units of the product, where IsLow(): the polynomial would change less than 1e-4 log2
-  /// units then, since the product is 256 at most.
+  /// The same of a score in the units of the product, where the cap IsLow(): without the polynomial, which would change
+  /// less than 1e-4 log2 units then.
   KVIT_DEVICE bool IsLow() const { return general_.cap_log2 <= 256.0f; }
   KVIT_DEVICE float CapLow(float score, float scale) const {
     const float rest = Reciprocal(1.0f + Exp2(score * (scale * general_.cap_rate)));
