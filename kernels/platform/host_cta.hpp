@@ -114,6 +114,8 @@ struct Thread {
 /// How a CTA's threads take turns.
 struct Scheduler {
   virtual ~Scheduler() = default;
+  /// Takes what CTAs like `cta` need, before the first runs. Throws Error where there is not enough of it.
+  virtual void Prepare(Cta&) {}
   /// Runs `cta`'s body on every thread, to the end or to the first error.
   virtual void Run(Cta& cta) = 0;
   /// The calling thread arrives; `last(context)` runs once, on the last to arrive, before any is released.

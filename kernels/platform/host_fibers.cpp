@@ -12,9 +12,13 @@ namespace {
 
 class Fibers final : public Scheduler {
  public:
-  void Run(Cta& cta) override {
+  void Prepare(Cta& cta) override {
     cta_ = &cta;
     if (count_ != cta.threads.size()) Create(cta.threads.size());
+  }
+
+  void Run(Cta& cta) override {
+    Prepare(cta);
     Become(&cta.threads[0]);
     stacks_->Enter(0);
     Become(nullptr);

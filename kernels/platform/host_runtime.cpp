@@ -104,26 +104,53 @@ struct Grid {
 
   const KvitHostLaunch& launch;
   std::atomic<uint32_t> next = 0;
-  std::atomic<bool> failed = false;
+  std::atomic<bool> failed = false;     // a CTA has, or a worker among its CTAs
+  std::atomic<bool> has_begun = false;  // a worker has all that it needs
   std::mutex mutex;
   uint32_t failed_block = UINT32_MAX;  // of the error that is reported
   std::string error;
   bool has_no_memory = false;  // for that error
 
-  // CTAs are dealt out in order; the error reported is that of the lowest block, whoever ran it. A worker that cannot
-  // go on stops the launch.
+  // CTAs are dealt out in order; the error reported is that of the lowest block, whoever ran it. A worker takes all
+  // that it needs before it runs the first CTA. One that cannot have it leaves its share to the others: a launch that
+  // lacks memory is whole, or has not begun.
   void Work() noexcept {
     uint32_t block = launch.grid;
+    bool is_ready = false;
     try {
-      RunCtas(block);
+      Worker worker(launch, failed);
+      has_begun = is_ready = true;
+      RunCtas(*worker.arena, block);
+      IdleArenas().Give(std::move(worker.arena));
     } catch (const std::exception& e) {
-      Fail(std::min(block, launch.grid), e.what());
+      if (is_ready) Stop();
+      Note(std::min(block, launch.grid), e.what());
     }
   }
 
-  void Fail(uint32_t block, const char* what) noexcept {
+  bool IsDone() const { return has_begun && !failed; }
+
+ private:
+  struct Worker {
+    Worker(const KvitHostLaunch& launch, const std::atomic<bool>& failed) : arena(IdleArenas().Take()) {
+      if (launch.scheduler == KVIT_HOST_THREADS) threads = MakeThreads();
+      arena->cta.scheduler = threads ? threads.get() : arena->fibers.get();
+      arena->cta.launch_failed = &failed;
+      arena->cta.Prepare(launch);
+      arena->cta.scheduler->Prepare(arena->cta);
+    }
+
+    std::unique_ptr<Arena> arena;
+    std::unique_ptr<Scheduler> threads;
+  };
+
+  // No CTA is begun any more.
+  void Stop() noexcept {
     failed = true;
     next = launch.grid;
+  }
+
+  void Note(uint32_t block, const char* what) noexcept {
     std::lock_guard lock(mutex);
     if (block >= failed_block) return;
     failed_block = block;
@@ -136,21 +163,15 @@ struct Grid {
     }
   }
 
- private:
   // `block` is the one that runs, or that would have been next.
-  void RunCtas(uint32_t& block) {
-    std::unique_ptr<Arena> arena = IdleArenas().Take();
-    std::unique_ptr<Scheduler> threads;
-    if (launch.scheduler == KVIT_HOST_THREADS) threads = MakeThreads();
-    arena->cta.scheduler = threads ? threads.get() : arena->fibers.get();
-    arena->cta.launch_failed = &failed;
-    arena->cta.Prepare(launch);
+  void RunCtas(Arena& arena, uint32_t& block) {
     for (block = next++; block < launch.grid; block = next++) {
-      arena->cta.Start(int(block));
-      arena->cta.scheduler->Run(arena->cta);
-      if (arena->cta.HasFailed()) Fail(block, arena->cta.FirstError().c_str());
+      arena.cta.Start(int(block));
+      arena.cta.scheduler->Run(arena.cta);
+      if (!arena.cta.HasFailed()) continue;
+      Stop();
+      Note(block, arena.cta.FirstError().c_str());
     }
-    IdleArenas().Give(std::move(arena));
   }
 };
 
@@ -187,7 +208,7 @@ int32_t kvit_host_launch(const KvitHostLaunch* launch) {
   }
   grid.Work();
   for (std::thread& other : others) other.join();
-  if (grid.failed_block == UINT32_MAX) return 0;
+  if (grid.IsDone()) return 0;
   if (!grid.has_no_memory) {
     std::snprintf(own_words, kWordsBytes, "%s", grid.error.c_str());
     last_error = own_words;
