@@ -25,13 +25,8 @@ _CALLS = Path(__file__).with_name("host_calls.py")
 _BUSY = ([], ["--busy"])
 _BARE_LAUNCH = "cuda.bindings cuLaunchKernel"
 
-# Each prints CLOCK_MONOTONIC when it is there: the clock of all processes of a machine.
-_MARK = "import time; print(time.monotonic_ns())"
-_IMPORTS = {
-    "python": "",
-    "import numpy": "import numpy",
-    "import kvit": "import kvit",
-}
+# The process prints both ends by CLOCK_MONOTONIC: the clock of all processes of a machine.
+_BETWEEN_MARKS = "import time; begin = time.monotonic_ns()\n{program}\nprint(begin, time.monotonic_ns())"
 _FIRST_RESULT = """
 import numpy
 import kvit
@@ -85,26 +80,24 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def start_ms(device: str, rounds: int) -> dict[str, float]:
     """Milliseconds until a new process has done something, the best of `rounds`.
 
-    Of an import: what it adds to an interpreter that runs already.
+    Of an import: what an interpreter that runs already takes for it.
     """
-    found = {name: _best_ms(program, rounds) for name, program in _IMPORTS.items()}
-    alone = found.pop("python")
-    first = _best_ms(_FIRST_RESULT.format(device=device), rounds)
-    return {
-        "an empty Python": alone,
-        "import numpy": round(found["import numpy"] - alone, 1),
-        "import kvit": round(found["import kvit"] - alone, 1),
-        f"the first result ({device}), all in all": first,
-    }
+    alone, _ = _best_ms("", rounds)
+    imports = {f"import {name}": _best_ms(f"import {name}", rounds)[1] for name in ("numpy", "kvit")}
+    first, _ = _best_ms(_FIRST_RESULT.format(device=device), rounds)
+    return {"an empty Python": alone, **imports, f"the first result ({device}), all in all": first}
 
 
-def _best_ms(program: str, rounds: int) -> float:
+def _best_ms(program: str, rounds: int) -> tuple[float, float]:
+    """From the start of the process, and for the program alone."""
     times = []
     for _ in range(1 + rounds):  # the first warms the disk's cache
         start = time.monotonic_ns()
-        done = _run([sys.executable, "-c", f"{program}\n{_MARK}"])
-        times.append((int(done) - start) / 1e6)
-    return round(min(times[1:]), 1)
+        done = _run([sys.executable, "-c", _BETWEEN_MARKS.format(program=program)])
+        begin, end = map(int, done.split())
+        times.append(((end - start) / 1e6, (end - begin) / 1e6))
+    whole, alone = (round(min(column), 1) for column in zip(*times[1:], strict=True))
+    return whole, alone
 
 
 def calls_us(device: str, is_busy: bool) -> dict[str, float | str]:
