@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from .cache.paged_cache import PagedCache
     from .cache.sequence import Sequence
     from .cache.step import Step
+    from .layouts.key_smoothing import KeySmoothing
     from .layouts.turbomind import TurboMindBlocks
     from .layouts.views import CacheView, PageTable
     from .layouts.vllm import VllmPages
@@ -70,6 +71,7 @@ __all__ = [
     "Graph",
     "HostBackendError",
     "KernelMissing",
+    "KeySmoothing",
     "KvitError",
     "LayerSpec",
     "LayoutError",
@@ -110,6 +112,7 @@ _MODULES = {
     "Event": "_native.event",
     "Gather": "ops.gather",
     "Graph": "_native.graph",
+    "KeySmoothing": "layouts.key_smoothing",
     "LayerSpec": "cache.layers",
     "PagePool": "cache.page_pool",
     "PageTable": "layouts.views",

@@ -156,6 +156,7 @@ typedef struct KvitTransferParams {
   KvitTokens tokens;
   KvitRows k, v;
   KvitFault* fault;
+  const float* smoothing;  // [3, num_kv_heads, k_dim] of keys: mean, width, 1 / width; no launch writes it; NULL: none
 } KvitTransferParams;
 
 // Rotary position embedding. Pair i of a row turns by positions * steps[i] / 2^64 turns.
@@ -168,7 +169,7 @@ typedef struct KvitRope {
   int32_t reserved;
 } KvitRope;
 
-// What rows pass through besides, where append's variant is `extended`. All zero: nothing.
+// What rows pass through besides, where append's variant is `extended`, which smooths keys too. All zero: nothing.
 typedef struct KvitAppendExtras {
   const void *k_norm, *q_norm;      // [head_dim] weights of RMSNorm in the rows' dtype; no launch writes them
   float norm_epsilon, norm_offset;  // added to the mean square, and to every weight
@@ -200,7 +201,8 @@ typedef struct KvitShiftParams {
   int32_t by_each, first_each;
   KvitRope rope;  // without positions; its attention factor is 1
   KvitFault* fault;
-  int32_t parts;  // CTAs that share a sequence
+  const float* smoothing;  // as KvitTransferParams has it
+  int32_t parts;           // CTAs that share a sequence
   int32_t is_in_place;
 } KvitShiftParams;
 
@@ -277,9 +279,9 @@ static_assert(sizeof(KvitRows) == 24 && sizeof(KvitLse) == 24 && sizeof(KvitFaul
 static_assert(sizeof(KvitTensorMap) == 128 && sizeof(KvitDecodeParams) == 768, "the ABI of attention is fixed");
 static_assert(sizeof(KvitGeneral) == 128, "the ABI of attention is fixed");
 static_assert(offsetof(KvitDecodeParams, k_map) % 64 == 0, "tensor maps lie at multiples of 64");
-static_assert(sizeof(KvitTransferParams) == 272 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 432,
+static_assert(sizeof(KvitTransferParams) == 280 && sizeof(KvitRope) == 32 && sizeof(KvitAppendParams) == 440,
               "the ABI of append and gather is fixed");
-static_assert(sizeof(KvitShiftParams) == 312 && sizeof(KvitSelectParams) == 128,
+static_assert(sizeof(KvitShiftParams) == 320 && sizeof(KvitSelectParams) == 128,
               "the ABI of shift and select is fixed");
 #endif
 

@@ -8,6 +8,7 @@
 #include "core/types.h"
 #include "quant/row_codec.cuh"
 #include "quant/row_hadamard.cuh"
+#include "transfer/key_smoothing.cuh"
 #include "transfer/rotation.cuh"
 #include "transfer/row_norm.cuh"
 #include "transfer/warp_rows.cuh"
@@ -25,15 +26,16 @@ struct AppendShape {
 struct SimpleAppend {
   using Shape = AppendShape<16, 2>;
   using Axes = OneAxis;
-  static constexpr bool kNormalises = false, kTurnsAcross = false;
+  static constexpr bool kNormalises = false, kTurnsAcross = false, kSmooths = false;
   static KVIT_DEVICE Axes AxesOf(const KvitAppendParams&) { return {}; }
 };
 
-/// RMSNorm before they rotate, and rotation by positions on three axes, and of halves that end within vec8s, besides.
+/// RMSNorm before they rotate, rotation by positions on three axes, and of halves that end within vec8s, and smooth
+/// keys besides.
 struct ExtendedAppend {
   using Shape = AppendShape<8, 3>;  // two CTAs of 16 warps have too few registers for it
   using Axes = ThreeAxes;
-  static constexpr bool kNormalises = true, kTurnsAcross = true;
+  static constexpr bool kNormalises = true, kTurnsAcross = true, kSmooths = true;
   static KVIT_DEVICE Axes AxesOf(const KvitAppendParams& params) { return {params.extras.axes}; }
 };
 
@@ -102,13 +104,13 @@ struct AppendKernel {
     uint32_t v_scale = LoadScale<3, ValueCodec>(transfer.cache, rows, found.row);
     for (;;) {
       const Rows next = rows.After(1);
-      Change(params, rotation, rows, {params.k_bias, params.extras.k_norm, true, k_dim}, k);
+      Change(params, rotation, rows, {params.k_bias, params.extras.k_norm, kKey, k_dim}, k);
       Store<0, KeyCodec>(params, rows, found.row, k, k_dim, k_scale);
       if (next.Any()) {
         k = Load(next, transfer.k, k_dim);
         k_scale = LoadScale<2, KeyCodec>(transfer.cache, next, found.row);
       }
-      Change(params, rotation, rows, {params.v_bias, nullptr, false, v_dim}, v);
+      Change(params, rotation, rows, {params.v_bias, nullptr, kValue, v_dim}, v);
       Store<1, ValueCodec>(params, rows, found.row, v, v_dim, v_scale);
       if (!next.Any()) return;
       v = Load(next, transfer.v, v_dim);
@@ -144,7 +146,7 @@ struct AppendKernel {
       const Rows next = rows.After(1);
       Part following = q;
       if (next.Any()) following = Load(next, params.q, channels);
-      Change(params, rotation, rows, {params.q_bias, params.extras.q_norm, true, channels}, q);
+      Change(params, rotation, rows, {params.q_bias, params.extras.q_norm, kQuery, channels}, q);
       if (!has_position) q[0] = q[1] = PackedVec8{{~0u, ~0u, ~0u, ~0u}};  // NaN
       if (rows.Has()) {
         KVIT_UNROLL
@@ -202,21 +204,23 @@ struct AppendKernel {
   }
 
   /// What rows of one kind pass through.
+  enum Kind { kKey, kValue, kQuery };
   struct Changes {
     const void *bias, *norm;  // null: none
-    bool rotates;
+    Kind kind;
     int channels;
   };
 
-  // Adds the bias, normalises the row and rotates the pairs, in f32, then rounds to T: as if other kernels had done it
-  // before.
+  // Adds the bias, normalises the row, rotates the pairs and smooths the row, in f32, then rounds to T: as if other
+  // kernels had done it before.
   KVIT_DEVICE static void Change(const Params& params, const Angles& rotation, const Rows& rows, const Changes& changes,
                                  Part& part) {
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
-    const bool across = Variant::kTurnsAcross && changes.rotates && EndsWithinVec8(params.rope);
-    const bool rotates = changes.rotates && lane < HalfVec8s(params.rope);
+    const bool across = Variant::kTurnsAcross && changes.kind != kValue && EndsWithinVec8(params.rope);
+    const bool rotates = changes.kind != kValue && lane < HalfVec8s(params.rope);
     const bool normalises = Variant::kNormalises && changes.norm != nullptr;
-    if (changes.bias == nullptr && !rotates && !across && !normalises) return;
+    const bool smooths = Variant::kSmooths && changes.kind != kValue && params.transfer.smoothing != nullptr;
+    if (changes.bias == nullptr && !rotates && !across && !normalises && !smooths) return;
     Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
     if (changes.bias != nullptr) {
       KVIT_UNROLL
@@ -232,8 +236,22 @@ struct AppendKernel {
     if constexpr (Variant::kTurnsAcross) {
       if (across) rotation.ApplyAcross(lane, vec8s[0]);
     }
+    if (smooths) Smooth(params, rows, changes, vec8s);
     KVIT_UNROLL
     for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
+  }
+
+  KVIT_DEVICE static void Smooth(const Params& params, const Rows& rows, const Changes& changes, Vec8 (&vec8s)[2]) {
+    const int kv_heads = params.transfer.cache.num_kv_heads;
+    const KeySmoothing smoothing(params.transfer.smoothing, kv_heads, changes.channels);
+    KVIT_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      if (changes.kind == kKey) {
+        smoothing.Apply(rows, i, vec8s[i]);
+      } else {
+        smoothing.ApplyToQuery(rows, i, params.num_query_heads / kv_heads, vec8s[i]);
+      }
+    }
   }
 
   KVIT_DEVICE static void Normalise(const Params& params, const Rows& rows, const Changes& changes, Vec8 (&vec8s)[2]) {

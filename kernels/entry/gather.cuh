@@ -7,6 +7,7 @@
 #include "core/types.h"
 #include "quant/row_codec.cuh"
 #include "quant/row_hadamard.cuh"
+#include "transfer/key_smoothing.cuh"
 #include "transfer/warp_rows.cuh"
 
 namespace kvit {
@@ -69,8 +70,10 @@ struct GatherKernel {
       k = Load<0, KeyCodec>(params, rows, found.row);
       v = Load<1, ValueCodec>(params, rows, found.row);
     }
-    Store<KeyCodec>(rows, params.k, k, params.cache.k_dim, params.cache.k_hadamard);
-    Store<ValueCodec>(rows, params.v, v, params.cache.v_dim, params.cache.v_hadamard);
+    const KvitCache& cache = params.cache;
+    Store<KeyCodec>(rows, params.k, k, cache.k_hadamard, {params.smoothing, cache.num_kv_heads, cache.k_dim},
+                    cache.k_dim);
+    Store<ValueCodec>(rows, params.v, v, cache.v_hadamard, {nullptr, 0, 0}, cache.v_dim);
   }
 
  private:
@@ -116,8 +119,8 @@ struct GatherKernel {
   }
 
   template <class Codec>
-  KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored, int channels,
-                                int hadamard) {
+  KVIT_DEVICE static void Store(const Rows& rows, const KvitRows& target, const Stored<Codec>& stored, int hadamard,
+                                const KeySmoothing& smoothing, int channels) {
     KVIT_UNROLL
     for (int pass = 0; pass < kPasses; ++pass) {
       RowPart<2> part;
@@ -132,6 +135,11 @@ struct GatherKernel {
       KVIT_UNROLL
       for (int vec8 = 0; vec8 < 2; ++vec8) {
         if (!rows.Holds(vec8, channels)) continue;
+        if (smoothing.Any()) {
+          Vec8 x = Unpack<T>(part[vec8]);
+          smoothing.Undo(rows.After(pass), vec8, x);
+          part[vec8] = RoundTo<T>(x);
+        }
         StoreGlobal(rows.After(pass).template In<PackedVec8>(target, vec8, channels), part[vec8]);
       }
     }

@@ -8,6 +8,7 @@
 #include "core/types.h"
 #include "quant/row_codec.cuh"
 #include "quant/row_hadamard.cuh"
+#include "transfer/key_smoothing.cuh"
 #include "transfer/rotation.cuh"
 #include "transfer/warp_rows.cuh"
 
@@ -156,16 +157,19 @@ struct ShiftKernel {
     if constexpr (Row::kWritesParameters) {
       if (cache.k_hadamard != 0) part = Transformed(params, part);
     }
+    const KeySmoothing smoothing(params.smoothing, cache.num_kv_heads, cache.k_dim);
     const int lane = Rows::Lanes::LaneOfRow(LaneIndex());
-    if (EndsWithinVec8(params.rope)) {
-      Vec8 vec8 = Unpack<T>(part[0]);
-      rotation.ApplyAcross(lane, vec8);
-      part[0] = RoundTo<T>(vec8);
-    } else if (lane < HalfVec8s(params.rope)) {
-      Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
-      rotation.Apply(lane, vec8s[0], vec8s[1]);
-      KVIT_UNROLL
-      for (int i = 0; i < 2; ++i) part[i] = RoundTo<T>(vec8s[i]);
+    const bool across = EndsWithinVec8(params.rope), rotates = lane < HalfVec8s(params.rope);
+    Vec8 vec8s[2] = {Unpack<T>(part[0]), Unpack<T>(part[1])};
+    if (smoothing.Any()) Unsmooth(smoothing, rows, vec8s);
+    if (across) rotation.ApplyAcross(lane, vec8s[0]);
+    if (rotates) rotation.Apply(lane, vec8s[0], vec8s[1]);
+    const int changed = smoothing.Any() || rotates ? 2 : across ? 1 : 0;  // vec8s; the other keeps its bits, of NaN too
+    KVIT_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      if (i >= changed) continue;
+      if (smoothing.Any()) smoothing.Apply(rows, i, vec8s[i]);
+      part[i] = RoundTo<T>(vec8s[i]);
     }
     if constexpr (Row::kWritesParameters) {
       if (cache.k_hadamard != 0) part = Transformed(params, part);
@@ -173,6 +177,15 @@ struct ShiftKernel {
     }
     const auto data = Row::Encode(part, Rows::Lanes::kLanesPerRow, parameters);
     Store<0, KeyCodec>(cache, rows, places.to, data, parameters);
+  }
+
+  // To rows as gather gives them.
+  static KVIT_DEVICE void Unsmooth(const KeySmoothing& smoothing, const Rows& rows, Vec8 (&vec8s)[2]) {
+    KVIT_UNROLL
+    for (int i = 0; i < 2; ++i) {
+      smoothing.Undo(rows, i, vec8s[i]);
+      vec8s[i] = Unpack<T>(RoundTo<T>(vec8s[i]));
+    }
   }
 
   // To what is stored, or back: the transform is its own inverse.

@@ -114,10 +114,10 @@ class WarpRows {
     return static_cast<char*>(rows.base) + token_ * rows.token_stride + Head() * rows.head_stride +
            Offset<Vec8>(vec8, channels);
   }
-  /// The same in a dense row of each head.
+  /// The same in a dense row of each head, or of each group of so many heads.
   template <class Vec8>
-  KVIT_DEVICE const char* InHeads(const void* heads, int vec8, int channels) const {
-    return static_cast<const char*>(heads) + Head() * int64_t(channels / 8 * sizeof(Vec8)) +
+  KVIT_DEVICE const char* InHeads(const void* heads, int vec8, int channels, int group = 1) const {
+    return static_cast<const char*>(heads) + Head() / group * int64_t(channels / 8 * sizeof(Vec8)) +
            Offset<Vec8>(vec8, channels);
   }
   /// The same in a dense row that all heads share.

@@ -16,6 +16,7 @@ from kvit.cache.operations import CachedOperations
 from kvit.cache.storage import channels_of, new_pools, upload, whole_rows
 from kvit.dtypes import Dtype
 from kvit.errors import ShapeError
+from kvit.layouts.key_smoothing import KeySmoothing
 from kvit.layouts.views import CacheView, Layout
 from kvit.ops.append import Append
 from kvit.ops.copy_pages import CopyPages
@@ -65,11 +66,13 @@ class LayerGroup:
         compute: Dtype,
         storage: Storage,
         faults: FaultRecord,
+        smoothings: list[KeySmoothing | None],
         like: LayerGroup | None = None,
     ):
         """With memory of any content. Raises what new_pools raises, ShapeError (too many pages, heads or tokens).
 
-        like  a group of the same kind and storage, whose operations serve this one too
+        smoothings  of each layer: all have one, or none
+        like        a group of the same kind and storage, whose operations serve this one too
         """
         shape, in_pages = [pages, page_size, kind.kv_heads], storage == "pages" and count > 1
         axis = 0 if not in_pages else 1 if layout == "NHD" else 2
@@ -83,13 +86,14 @@ class LayerGroup:
             tuple(shape), kind.written_dims, layout, compute, kind.sides, scales, device, in_one=kind.shares_kv
         )
         self.kind, self.count, self.storage, self.faults, self.rope = kind, count, storage, faults, kind.rope
-        if count == 1:
+        self.smoothings, smooths = smoothings, kind.smoothing is not None
+        if count == 1 and not smooths:
             self.rows = [merged]
         else:
-            self.rows = [_cut(merged, kind, int(in_pages), i, count) for i in range(count)]
+            self.rows = [_cut(merged, kind, int(in_pages), i, count, own) for i, own in enumerate(smoothings)]
         self.views = [whole_rows(view, kind.v_dim) for view in self.rows] if kind.shares_kv else self.rows
         self.bytes = Part(merged, 1 if in_pages else count, pages)
-        self.parts = [Part(view, 1, pages) for view in self.rows] if in_pages else [self.bytes]
+        self.parts = [Part(view, 1, pages) for view in self.rows] if in_pages or smooths else [self.bytes]
         first, self.copy = self.rows[0], CopyPages(merged, faults=faults)
         if like is not None:
             self.append, self.append_as_it_is, self.gather = like.append, like.append_as_it_is, like.gather
@@ -163,13 +167,15 @@ def new_members(
 
     Raises what LayerGroup raises.
     """
-    found: dict[Any, tuple[LayerKind, list[int]]] = {}
+    found: dict[Any, tuple[LayerKind, list[int], list[KeySmoothing | None]]] = {}
     for i, (kind, _) in enumerate(kinds, begin):
-        found.setdefault(kind.key, (kind, []))[1].append(i)
+        _, indices, smoothings = found.setdefault(kind.key, (kind, [], []))
+        indices.append(i)
+        smoothings.append(kind.smoothing)
     lenders = {group.kind.key: group for group, _ in known if group.storage == "layers"}
     return [
-        Members(LayerGroup(kind, len(indices), *how_and_where, like=lenders.get(key)), indices)
-        for key, (kind, indices) in found.items()
+        Members(LayerGroup(kind, len(indices), *how_and_where, smoothings, like=lenders.get(key)), indices)
+        for key, (kind, indices, smoothings) in found.items()
     ]
 
 
@@ -182,7 +188,9 @@ class Place(NamedTuple):
     rows: CacheView  # the view, unless K and V share rows: then as they are written
 
 
-def _cut(merged: CacheView, kind: LayerKind, axis: int, layer: int, count: int) -> CacheView:
+def _cut(
+    merged: CacheView, kind: LayerKind, axis: int, layer: int, count: int, smoothing: KeySmoothing | None
+) -> CacheView:
     """One layer of `count`, which lie one behind the other along this axis of the pools."""
 
     def cut(pool: Tensor | None) -> Tensor | None:
@@ -204,6 +212,7 @@ def _cut(merged: CacheView, kind: LayerKind, axis: int, layer: int, count: int) 
         k_scale=kind.scales[0],
         v_scale=kind.scales[1],
         dtype=merged.dtype,
+        smoothing=smoothing,
     )
 
 

@@ -9,6 +9,7 @@ from kvit import _checks, codecs
 from kvit.codecs import Codec
 from kvit.dtypes import Dtype
 from kvit.errors import DtypeError, ShapeError
+from kvit.layouts.key_smoothing import KeySmoothing, require_fitting
 from kvit.ops.modifiers import Window
 from kvit.ops.rope import Rope
 
@@ -28,6 +29,7 @@ class LayerSpec(NamedTuple):
     k, v              how they store K and V, as in PagedCache
     k_scale, v_scale  of float8, as in PagedCache
     rope              how their keys turn; False: they do not
+    smoothing         KeySmoothing of these layers' keys, as CacheView has it: of one layer, as a rule, so count is 1
     window            keys that their queries see, as kvit.Attention has it; None: all. Calls of kvit.attention on
                       such layers take it where they name none. Pages are for all layers: none is given back earlier
 
@@ -45,6 +47,7 @@ class LayerSpec(NamedTuple):
     window: Window = None
     v_dim: int | None = None
     shares_kv: bool | None = None
+    smoothing: KeySmoothing | None = None
 
 
 class LayerKind(NamedTuple):
@@ -57,12 +60,14 @@ class LayerKind(NamedTuple):
     rope: Rope | None
     v_dim: Any  # an int; of a cache's arguments None, which stands for head_dim
     shares_kv: bool = False
+    smoothing: KeySmoothing | None = None
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """The same for kinds that are alike."""
+        """The same for kinds that are alike: they may have other numbers in their smoothings."""
         dims = self.head_dim, self.v_dim, self.shares_kv
-        return (self.kv_heads, *dims, *self.sides, *map(id, self.scales), id(self.rope))
+        smooths = None if self.smoothing is None else self.smoothing.has_mean
+        return (self.kv_heads, *dims, *self.sides, *map(id, self.scales), id(self.rope), smooths)
 
     @property
     def written_dims(self) -> tuple[int, int]:
@@ -78,9 +83,15 @@ class LayerKind(NamedTuple):
         return last, self.head_dim - last
 
     def checked(self, name: str, compute: Dtype) -> LayerKind:
-        """This kind. Raises ShapeError, DtypeError: K and V that cannot share rows. `name` stands before arguments."""
+        """This kind. Raises ShapeError, DtypeError: K and V that cannot share rows, a smoothing of other keys. `name`
+        stands before arguments.
+        """
+        if self.smoothing is not None:
+            require_fitting(self.smoothing, self.kv_heads, self.head_dim)
         if not self.shares_kv:
             return self
+        if self.smoothing is not None:
+            raise DtypeError(f"{name}smoothing is of keys alone, and K and V share rows here (shares_kv); leave it out")
         dims = f"{name}head_dim {self.head_dim} and {name}v_dim {self.v_dim}"
         if self.v_dim > self.head_dim or self.head_dim % 8 or self.v_dim % 8 or self.head_dim < 16:
             raise ShapeError(
@@ -157,4 +168,5 @@ def _kind_of(i: int, spec: LayerSpec, own: LayerKind) -> LayerKind:
             f"layers[{i}] has head_dim {dim} and the cache's rope turns rows of {rope.head_dim} channels; give the "
             "layer a rope of its own, or rope=False"
         )
-    return LayerKind(heads, dim, (sides[0], sides[1]), (scales[0], scales[1]), rope, v_dim, shares_kv)
+    smoothing = own.smoothing if spec.smoothing is None else spec.smoothing
+    return LayerKind(heads, dim, (sides[0], sides[1]), (scales[0], scales[1]), rope, v_dim, shares_kv, smoothing)

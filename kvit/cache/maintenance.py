@@ -104,8 +104,9 @@ def requantised(
     for group, kind, convert in zip(groups, kinds, converts, strict=True):
         old = group.views[0]
         new = LayerGroup(
-            kind, group.count, old.num_pages, old.page_size, old.layout, old.dtype, group.storage, group.faults
-        )
+            kind, group.count, old.num_pages, old.page_size, old.layout, old.dtype, group.storage, group.faults,
+            group.smoothings,
+        )  # fmt: skip
         for source, target in zip(group.parts, new.parts, strict=True):
             if pages:
                 ids = upload(source.ids(pages), stream)

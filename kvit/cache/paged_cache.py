@@ -22,6 +22,7 @@ from kvit.cache.page_pool import PagePool
 from kvit.cache.sequence import Sequence
 from kvit.cache.step import Step
 from kvit.errors import ShapeError, refuse_copy
+from kvit.layouts.key_smoothing import KeySmoothing
 from kvit.layouts.parameters import compute_dtype
 from kvit.layouts.views import CacheView, Layout, PageTable
 from kvit.ops.faults import FaultRecord
@@ -51,6 +52,8 @@ class PagedCache(MaintainedCache):
     storage     what lies side by side: "layers", the pages of each layer; or "pages", the layers of each page, for who
                 moves pages of all layers. Of layers that are alike; calls are the same
     rope        how append turns K, and Q with it; K is stored as it comes if absent
+    smoothing   KeySmoothing: keys are stored less a mean and divided by a width, and q passes through append; of many
+                layers each has its own, in a LayerSpec
     device      "cuda:0", ..., or "host", which needs no GPU
 
     Calls given no stream run on the device's default stream. Calls on different streams must be ordered by the caller
@@ -79,6 +82,7 @@ class PagedCache(MaintainedCache):
         layout: Layout = "HND",
         storage: Storage = "layers",
         rope: Rope | None = None,
+        smoothing: KeySmoothing | None = None,
         device: str | Device = "cuda:0",
     ):
         if rope is not None:
@@ -91,7 +95,7 @@ class PagedCache(MaintainedCache):
         compute = compute_dtype(dtypes.dtype_of(dtype))
         sides = codecs.codec_of(compute if k is None else k), codecs.codec_of(compute if v is None else v)
         shares_kv = _checks.flag("shares_kv", shares_kv)
-        own = LayerKind(kv_heads, head_dim, sides, (k_scale, v_scale), rope, v_dim, shares_kv)
+        own = LayerKind(kv_heads, head_dim, sides, (k_scale, v_scale), rope, v_dim, shares_kv, smoothing)
         kinds = kinds_of(layers, own, compute)
         self.device: str = Device.of(device).spec
         self._faults = FaultRecord(self.device)

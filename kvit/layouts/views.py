@@ -9,6 +9,7 @@ from kvit._native.packed_cache import HoldsCache, PackedCache
 from kvit._native.packed_table import HoldsTable, PackedTable
 from kvit._native.tensor import Tensor
 from kvit.errors import LayoutError, ShapeError
+from kvit.layouts.key_smoothing import KeySmoothing, pack_smoothing
 from kvit.layouts.parameters import compute_dtype, parameters
 
 Layout = Literal["NHD", "HND"]
@@ -43,6 +44,8 @@ class CacheView(_checks.Made, HoldsCache):
     k_scale, v_scale    of float8: float32, [] for all rows, [kv_heads], or like k and v without channels; 1 if absent.
                         Finite, and 2^-120 at least; the first two are checked where they are in host memory
     dtype               of the queries; the 16-bit one among those above if absent, bfloat16 if there is none
+    smoothing           KeySmoothing of as many KV heads and channels: keys are stored less a mean, and divided by a
+                        width. Append, Gather and Shift see to it; queries are those that append gives back
 
     Raises ShapeError, DtypeError (a scale that is none, too), DeviceError (on two devices), LayoutError (strides,
     alignment).
@@ -50,6 +53,8 @@ class CacheView(_checks.Made, HoldsCache):
 
     chunks: tuple[tuple[int, int], tuple[int, int]] | None = None
     """Rows are not cut into pieces, as those of VllmPages are."""
+    smoothing: KeySmoothing | None = None
+    """What keys pass through on their way into pages, and back on their way out."""
 
     def __init__(
         self,
@@ -64,6 +69,7 @@ class CacheView(_checks.Made, HoldsCache):
         k_scale: Any = None,
         v_scale: Any = None,
         dtype: Any = None,
+        smoothing: KeySmoothing | None = None,
     ):
         _checks.require_layout(layout)
         if page_size is not None:
@@ -89,13 +95,15 @@ class CacheView(_checks.Made, HoldsCache):
         self.kv_heads: int = kv_heads
         self.k_dim: int = k_dim
         self.v_dim: int = v_dim
-        rows, device = self._rows() if k_codec.params or v_codec.params else {}, k.device
+        device = k.device
+        rows = self._rows() if k_codec.params or v_codec.params else {}
         self.k_params = parameters("k", k_codec, k_params, k_scale, rows, device)
         self.v_params = parameters("v", v_codec, v_params, v_scale, rows, device)
         self.has_unit_scale: tuple[bool, bool] = (k_scale is None, v_scale is None)
         self.dtype: dtypes.Dtype = compute_dtype(
             None if dtype is None else dtypes.dtype_of(dtype), k=k, v=v, k_params=self.k_params, v_params=self.v_params
         )
+        self.smoothing = smoothing
         self.packed = PackedCache(
             k,
             v,
@@ -112,6 +120,8 @@ class CacheView(_checks.Made, HoldsCache):
             self._parameter_strides(self.k_params),
             self._parameter_strides(self.v_params),
             hadamard=(k_codec.hadamard_block(k_dim), v_codec.hadamard_block(v_dim)),
+            smoothing=None if smoothing is None else pack_smoothing(smoothing, kv_heads, k_dim, device),
+            has_mean=smoothing is not None and smoothing.has_mean,
         )
 
     def _rows(self) -> dict[str, int]:

@@ -31,6 +31,9 @@ class VllmPages(_checks.Made):
     Source: vLLM's reshape_and_cache.
     """
 
+    smoothing = None
+    """Other engines store keys as they come."""
+
     def __init__(
         self,
         k: Any,

@@ -29,6 +29,8 @@ _READ = ("q", "k_bias", "v_bias", "q_bias", "k_norm", "q_norm", "prefix_lengths"
 class Append(Transfer):
     """Writes new K and V into their pages, for one shape of cache; rotates K, and Q, on the way. A call is one launch.
 
+    Where the view has a KeySmoothing, K and Q pass through it behind the rope.
+
     view            CacheView of the caches to come: their dtype, KV heads and head_dim count, not their memory
     rope            Rope of the same head_dim: how K turns with the tokens' positions. K is stored as it comes if absent
     k_norm, q_norm  [head_dim] in the view's dtype, on its device: weights of an RMSNorm of every row of K, and of Q,
@@ -62,10 +64,11 @@ class Append(Transfer):
     ):
         if rope is not None:
             _checks.made("rope", rope, Rope, "a kvit.Rope")
-        is_extended = k_norm is not None or q_norm is not None
+        is_extended = k_norm is not None or q_norm is not None or view.smoothing is not None
         if rope is not None and (rope.axes is not None or rope.rotary_dim % 16):
             is_extended = True
         super().__init__(view, launch=launch, faults=faults, variant="extended" if is_extended else "simple")
+        self._smooths = view.smoothing is not None
         self._norms = norms_of(view, k_norm, q_norm, norm_eps, norm_offset)
         if rope is not None and rope.head_dim != self.head_dim:
             raise ShapeError(f"the rope turns rows of {rope.head_dim} channels; the view's have {self.head_dim}")
@@ -103,17 +106,17 @@ class Append(Transfer):
         positions       int32 [tokens] on the device: what rows of k and q are turned to; the tokens' places in their
                         sequences if absent. Where rows are stored does not depend on it. [3, tokens] of a rope with
                         axes: time, height and width
-        q               [tokens, query_heads, head_dim] in the view's dtype: normalised and turned as k is, those of
-                        skipped tokens too
+        q               [tokens, query_heads, head_dim] in the view's dtype: normalised, turned and smoothed as k is,
+                        those of skipped tokens too
         q_bias          [query_heads, head_dim], as k_bias
         q_out           like q, written; q itself, in place, if absent. Otherwise it lies apart from all that is read;
                         so do the pages of the cache. Slices of one packed tensor lie apart. Overlap is refused
         stream          Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        Rows are biased, normalised and turned in float32 and rounded to the view's dtype before they are encoded: the
-        cache holds the bits that one step before the call would have left. A token that the table gives no place is not
-        written, and its q_out is NaN if it has no position either; check() says why. Rows that no sequence has, before
-        the first one's or behind the last one's, are skipped.
+        Rows are biased, normalised, turned and smoothed in float32 and rounded to the view's dtype before they are
+        encoded: the cache holds the bits that one step before the call would have left. A token that the table gives no
+        place is not written, and its q_out is NaN if it has no position either; check() says why. Rows that no sequence
+        has, before the first one's or behind the last one's, are skipped.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         is_plain = k_bias is v_bias is prefix_lengths is positions is q is q_bias is q_out is None
@@ -156,10 +159,11 @@ class Append(Transfer):
     def _rotated(
         self, tokens: int, positions: Any, q: Any, q_bias: Any, q_out: Any, stream: Stream
     ) -> dict[str, Tensor]:
-        """What needs a rope, or weights of Q, checked."""
+        """What needs a rope, weights of Q or a smoothing, checked."""
         if positions is q is q_bias is q_out is None:
             return {}
-        if self._rope is None and (positions is not None or "q_norm" not in self._norms):
+        changes_q = "q_norm" in self._norms or self._smooths
+        if self._rope is None and (positions is not None or not changes_q):
             raise ShapeError("positions and q are for rows that turn; give Append a rope")
         found: dict[str, Tensor] = {}
         if positions is not None:
@@ -172,6 +176,8 @@ class Append(Transfer):
             "q", q, self.dtype, self.device, stream, tokens=tokens, query_heads=None, head_dim=self.head_dim
         )
         heads = q.shape[1]
+        if self._smooths:
+            _checks.group_size(heads, self.kv_heads)
         if q_out is None:
             q_out = q
         else:

@@ -132,6 +132,7 @@ class Attention(Operation, AttentionCall):
             launch=launch,
         )
         plan = self.plan
+        _modifiers.require_whole_scores(view, plan.modifiers)
         self.workspace: Tensor = self._make_workspace() if workspace is None else self._checked(workspace)
         kernel_launch = attention_launch.AttentionLaunch(
             plan.kernel,

@@ -11,6 +11,7 @@ from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.errors import DtypeError, ShapeError, refuse_copy
 from kvit.layouts import overlap
+from kvit.layouts.key_smoothing import same_smoothing
 from kvit.layouts.views import CacheView, dims_key
 from kvit.layouts.vllm import Pages, VllmPages
 from kvit.ops import aliases
@@ -156,6 +157,11 @@ class ConvertPages(_checks.Made):
             raise ShapeError(
                 f"source has pages of {source.page_size} tokens and target of {target.page_size}; pages are converted "
                 "as they are; gather and append change their size"
+            )
+        if not same_smoothing(source.smoothing, target.smoothing):
+            raise DtypeError(
+                "source and target smooth keys in different ways, and pages are converted as they are stored; gather "
+                "from the one and append to the other"
             )
         for side in self._sides:
             side.check_scales(source, target)

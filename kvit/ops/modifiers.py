@@ -7,7 +7,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from kvit import _checks, dtypes
 from kvit._native.tensor import Tensor
-from kvit.errors import LayoutError, ShapeError
+from kvit.errors import DtypeError, LayoutError, ShapeError
+from kvit.layouts.views import CacheView
 
 Window: TypeAlias = "int | tuple[int | None, int | None] | None"
 """Keys that a query sees up to its own, and from its own on; an int says the first alone, None that there is no end."""
@@ -50,6 +51,16 @@ class Modifiers(NamedTuple):
             "temperature": self.temperature is not None,
         }
         return [phrase for phrase, is_asked in found.items() if is_asked]
+
+
+def require_whole_scores(view: CacheView, made: Modifiers) -> None:
+    """Raise DtypeError for sinks or a softcap where the scores of a row lack a number: where keys lack a mean."""
+    names = [name for name, wish in (("sinks", made.sinks), ("softcap", made.softcap or None)) if wish is not None]
+    if names and view.smoothing is not None and view.smoothing.has_mean:
+        raise DtypeError(
+            f"the cache's KeySmoothing takes a mean away from keys, and {' and '.join(names)} want the scores of whole "
+            "keys; give KeySmoothing widths alone for this model"
+        )
 
 
 def modifiers(

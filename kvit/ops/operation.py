@@ -37,6 +37,7 @@ class Operation(_checks.Made):
         self.k_dim, self.v_dim = view.k_dim, view.v_dim
         self.codecs = view.codecs
         self.dtype = view.dtype
+        self._smoothed = smoothed_as(view)
         self.device = view.device
         self.faults = FaultRecord(self.device) if faults is None else faults
 
@@ -72,6 +73,18 @@ class Operation(_checks.Made):
                 f"the view holds {view.holds}; the operation was made for {codecs.describe(*self.codecs, self.dtype)}; "
                 f"make another {type(self).__name__} for this view"
             )
+        if smoothed_as(view) != self._smoothed:
+            raise DtypeError(
+                f"keys of the view are stored {smoothed_as(view)}; the operation was made for keys {self._smoothed}; "
+                f"make another {type(self).__name__} for this view"
+            )
+
+
+def smoothed_as(view: CacheView) -> str:
+    """How keys of a view are stored besides their codec, in words."""
+    if view.smoothing is None:
+        return "as they come"
+    return "less a mean, by a KeySmoothing" if view.smoothing.has_mean else "divided by widths, by a KeySmoothing"
 
 
 def explain_launch(launch: Launch) -> str:

@@ -69,10 +69,10 @@ class Shift(Operation):
                 read for another one. Absent: every token stays where it is
         stream  Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
-        A key that turns is decoded to the view's dtype, turned in float32, rounded to that dtype and encoded again: the
-        bits of gather, a rotation and append. So int8 and int4 get an error more with every shift. V keeps its bits,
-        and so do keys that only move (but for float8 that moves to rows of another scale). A token that a table gives
-        no place stays as it is, and check() says why; a sequence whose length is impossible stays as a whole.
+        A key that turns is decoded to the view's dtype, turned (and smoothed) in float32, rounded to that dtype and
+        encoded again: the bits of gather and append. So int8 and int4 get an error more with every shift. V keeps its
+        bits, and so do keys that only move (but for float8 that moves to rows of another scale). A token that a table
+        gives no place stays as it is, and check() says why; a sequence whose length is impossible stays as a whole.
         Raises ShapeError, DtypeError, DeviceError, LayoutError; nothing is launched then.
         """
         stream = Stream.wrap(stream, self.device)

@@ -14,6 +14,7 @@ from .pair import PAIRS, Pair
 from .rope import Rotation, biased, cosine_and_sine, rotate
 from .rounding import rounded
 from .shift import shift
+from .smoothing import Smoothing
 from .sparse import chosen_keys, sparse_attention
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "Rotation",
     "RowNorm",
     "Seen",
+    "Smoothing",
     "State",
     "Table",
     "append",

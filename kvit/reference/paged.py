@@ -12,6 +12,7 @@ from .attention import State, attention
 from .cache import Cache, Table
 from .norm import RowNorm
 from .rope import Rotation, biased, rotate
+from .smoothing import Smoothing
 
 
 def token_ranges(counts: Sequence[int]) -> list[slice]:
@@ -70,6 +71,7 @@ def append(
     rotation: Rotation | None = None,
     positions: ArrayLike | None = None,
     prefix_lengths: Sequence[int] | None = None,
+    smoothing: Smoothing | None = None,
 ) -> None:
     """Write new tokens, the last `counts[sequence]` ones of each sequence, to their places. Lengths are those after the
     call.
@@ -81,16 +83,19 @@ def append(
                     place in its sequence, if those are absent
     prefix_lengths  of each sequence: tokens of lower positions are in pages that others share, and are not written,
                     whatever the table says of their pages
+    smoothing       of keys, behind the rotation
 
     Rows are encoded one by one: what a token leaves in the cache depends on no other token. A token without a place is
     not written.
     """
     counts = [1] * len(table.lengths) if counts is None else counts
     k, v = np.asarray(k), biased(np.asarray(v), v_bias)
+    last = None if smoothing is None else smoothing.of_keys
     if rotation is None:
-        k = biased(k, k_bias, k_norm)
+        k = biased(k, k_bias, k_norm, last)
     else:
-        k = rotate(k, token_positions(table, counts) if positions is None else positions, rotation, k_bias, k_norm)
+        positions = token_positions(table, counts) if positions is None else positions
+        k = rotate(k, positions, rotation, k_bias, k_norm, last)
     for sequence, tokens in enumerate(token_ranges(counts)):
         page, row = table.places(cache, sequence)
         # Of more new tokens than the sequence is long, only the last ones.
@@ -109,10 +114,13 @@ def token_positions(table: Table, counts: Sequence[int]) -> NDArray[np.int64]:
     return np.concatenate([np.empty(0, np.int64), *places])
 
 
-def gather(cache: Cache, table: Table, dtype: DTypeLike | None = None) -> tuple[NDArray, NDArray, NDArray[np.int32]]:
+def gather(
+    cache: Cache, table: Table, dtype: DTypeLike | None = None, smoothing: Smoothing | None = None
+) -> tuple[NDArray, NDArray, NDArray[np.int32]]:
     """Every sequence's tokens, laid end to end: k and v [tokens, kv_heads, head_dim], and indptr [sequences + 1].
 
-    dtype  of k and v; if absent, the cache's own where it holds rows as they are, and float64 where it does not
+    dtype      of k and v; if absent, the cache's own where it holds rows as they are, and float64 where it does not
+    smoothing  that keys were appended with
 
     A token without a place gives NaN.
     """
@@ -121,6 +129,8 @@ def gather(cache: Cache, table: Table, dtype: DTypeLike | None = None) -> tuple[
     none = np.empty(0, np.intp)
     nothing = tuple(pool.read(none, none, dtype) for pool in cache.stores())
     k, v = (np.concatenate(parts) for parts in zip(nothing, *rows, strict=True))
+    if smoothing is not None:
+        k = smoothing.undone(k)
     return k, v, np.cumsum([0, *map(len, (k for k, _ in rows))], dtype=np.int32)
 
 

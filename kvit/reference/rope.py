@@ -7,8 +7,9 @@ follows is float32, each operation rounded to nearest even by itself.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,6 +59,10 @@ class Rotation:
         return found[list(self.axes)].T
 
 
+Last: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+"""What rows pass through in float32 before they are rounded."""
+
+
 def cosine_and_sine(phases: NDArray[np.uint32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Of phase / 2^32 turns, to within 1.3e-7."""
     with np.errstate(over="ignore"):  # phases wrap around
@@ -78,10 +83,12 @@ def rotate(
     rotation: Rotation,
     bias: NDArray | None = None,
     norm: RowNorm | None = None,
+    last: Last | None = None,
 ) -> NDArray:
     """Rows x [tokens, heads, head_dim], with `bias` [heads, head_dim] added, normalised, and turned to their positions.
 
     positions  [tokens], or [3, tokens] of a rotation with axes
+    last       what rows pass through behind it, in float32: a KeySmoothing's `of_keys` or `of_queries`
 
     In float32, then rounded to x's dtype: as if the rows had been changed before whatever uses them.
     """
@@ -97,18 +104,19 @@ def rotate(
     a, b = rows[..., first], rows[..., second]
     with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, as on a GPU
         rows[..., first], rows[..., second] = a * cosine - b * sine, b * cosine + a * sine
-    with np.errstate(over="ignore"):
-        return rows.astype(x.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (rows if last is None else last(rows)).astype(x.dtype)
 
 
-def biased(x: NDArray, bias: NDArray | None, norm: RowNorm | None = None) -> NDArray:
-    """Rows x [tokens, heads, head_dim] with `bias` [heads, head_dim] added in float32, and normalised; the same bits
-    without either.
+def biased(x: NDArray, bias: NDArray | None, norm: RowNorm | None = None, last: Last | None = None) -> NDArray:
+    """Rows x [tokens, heads, head_dim] with `bias` [heads, head_dim] added in float32, normalised, and `last` as rotate
+    has it; the same bits without any.
     """
-    if bias is None and norm is None:
+    if bias is None and norm is None and last is None:
         return x
     with np.errstate(over="ignore", invalid="ignore"):
-        return _prepared(x, bias, norm, 0).astype(x.dtype)
+        rows = _prepared(x, bias, norm, 0)
+        return (rows if last is None else last(rows)).astype(x.dtype)
 
 
 def _prepared(x: NDArray, bias: NDArray | None, norm: RowNorm | None, rotary_dim: int) -> NDArray[np.float32]:

@@ -9,6 +9,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from .cache import Cache, Pool, Table
 from .rope import Rotation, rotate
+from .smoothing import Smoothing
 
 Places = tuple[NDArray[np.intp], NDArray[np.intp]]
 """Pages, and rows in them."""
@@ -22,6 +23,7 @@ def shift(
     rotation: Rotation | None,
     dtype: DTypeLike,
     source: Table | None = None,
+    smoothing: Smoothing | None = None,
 ) -> None:
     """Turn the keys of cached tokens: those of each sequence from its token `first` on, by `by` positions.
 
@@ -30,6 +32,7 @@ def shift(
     source    absent: tokens stay where they are. Else token p of `table`, from first on, is what token p - by of the
               same sequence of `source` is, and a lower one what token p of it is. No place that is written may be read
               for another one
+    smoothing  that keys were appended with
 
     A key that turns is decoded to T, turned, rounded to T and encoded. All else keeps its bits, but for float8 whose
     new place has another scale. A sequence with a token that has no place, here or there, is an error of the caller's.
@@ -47,8 +50,11 @@ def shift(
         moves = (here[0] != there[0]) | (here[1] != there[1])
         if rotation is not None:
             old = pools[0].read(*_only(here, turns), dtype)
-            plain = Rotation(rotation.steps, rotation.interleaved)
-            writes.append((pools[0], _only(there, turns), rotate(old, np.full(len(old), positions), plain)))
+            plain, last = Rotation(rotation.steps, rotation.interleaved), None
+            if smoothing is not None:
+                old, last = smoothing.undone(old), smoothing.of_keys
+            turned = rotate(old, np.full(len(old), positions), plain, last=last)
+            writes.append((pools[0], _only(there, turns), turned))
         for pool, which in ((pools[0], moves & ~turns), (pools[1], moves)):
             writes.append((pool, _only(there, which), _Stored(pool, _only(here, which), dtype)))
     for pool, places, rows in writes:  # all has been read by now

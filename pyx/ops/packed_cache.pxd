@@ -22,6 +22,7 @@ cdef struct CacheType:
     int32_t kv_heads
     int32_t k_dim, v_dim
     int32_t k_hadamard, v_hadamard     # channels of a block, as KvitCache has them
+    int32_t smoothing                  # of keys: 0 none, 1 widths, 2 means too
 
 cdef inline bint is_same_type(const CacheType *a, const CacheType *b) noexcept nogil:
     return memcmp(a, b, sizeof(CacheType)) == 0
@@ -35,6 +36,7 @@ cdef class PackedCache:
     cdef readonly Tensor v
     cdef readonly Tensor k_params
     cdef readonly Tensor v_params
+    cdef readonly Tensor smoothing     # float32 [3, kv_heads, k_dim] of keys: mean, width, 1 / width; None: none
     cdef readonly Tensor blocks
     cdef readonly tuple memory
     cdef Extent[6] extents             # of k, v, k_params, v_params, blocks and all of `memory`

@@ -25,7 +25,9 @@ cdef class PackedCache:
     k_dim, v_dim          channels of a row of K and of V
     dtype                 enum KvitDtype of queries and of (scale, zero); K's where that is 16 bits wide
     k_params, v_params    memory of the parameters, None where the codec has none, with their strides
-    hadamard             channels of a block of the Hadamard transform of K and of V, 0: none
+    hadamard              channels of a block of the Hadamard transform of K and of V, 0: none
+    smoothing             float32 [3, num_kv_heads, k_dim] of keys: mean, width and 1 / width; None: none
+    has_mean              with a smoothing: a mean is not 0
     blocks                int64 [num_pages], addresses of pages; None: pages lie at their strides
     offsets               with blocks: where K, V and their parameters begin in a page; the tensors above are empty
                           then, and say types alone
@@ -35,7 +37,8 @@ cdef class PackedCache:
     def __cinit__(self, Tensor k not None, Tensor v not None, tuple k_strides, tuple v_strides, int num_pages,
                   int page_size, int num_kv_heads, int k_dim, int v_dim, int dtype=0, Tensor k_params=None,
                   Tensor v_params=None, tuple k_params_strides=None, tuple v_params_strides=None,
-                  Tensor blocks=None, tuple offsets=None, tuple memory=(), tuple hadamard=(0, 0)):
+                  Tensor blocks=None, tuple offsets=None, tuple memory=(), tuple hadamard=(0, 0),
+                  Tensor smoothing=None, bint has_mean=False):
         memset(&self.value, 0, sizeof(KvitCache))
         self.k = k
         self.v = v
@@ -61,6 +64,9 @@ cdef class PackedCache:
         self.type.k_dim = k_dim
         self.type.v_dim = v_dim
         self.type.k_hadamard, self.type.v_hadamard = hadamard
+        if smoothing is not None:
+            self.type.smoothing = 2 if has_mean else 1
+        self.smoothing = smoothing
         self.blocks = blocks
         self.memory = memory
         set_extents(self)

@@ -108,6 +108,7 @@ cdef extern from "abi/params.h":
         KvitRows k
         KvitRows v
         KvitFault *fault
+        const float *smoothing
 
     ctypedef struct KvitRope:
         const uint64_t *steps
@@ -148,6 +149,7 @@ cdef extern from "abi/params.h":
         int32_t first_each
         KvitRope rope
         KvitFault *fault
+        const float *smoothing
         int32_t parts
         int32_t is_in_place
 

@@ -49,8 +49,9 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
     k_bias, v_bias, q_bias  [heads, head_dim] in the rows' dtype, dense
     prefix_lengths          int32 [sequences]
     positions               int32 [tokens], or [3, tokens] of a rope with axes
-    k_norm, q_norm          [head_dim] in the rows' dtype, weights of RMSNorm; they and axes need an extended kernel
-    q, q_out                [tokens, query_heads, head_dim], both or neither, with a rope
+    k_norm, q_norm          [head_dim] in the rows' dtype, weights of RMSNorm; they, axes and a cache with a smoothing
+                            need an extended kernel
+    q, q_out                [tokens, query_heads, head_dim], both or neither
     graph                   of the kernel, to launch it by
     """
     cdef KvitAppendParams params
@@ -63,6 +64,7 @@ def append(object entry, Device device not None, PackedCache cache not None, Pac
     spans.count = 0
     pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(query_indptr), each, &k.memory,
                   &v.memory, <KvitFault *>fault.memory.data)
+    params.transfer.smoothing = <const float *>address_of(cache.smoothing)
     use_transfer(&spans, on_stream, cache, table, query_indptr, k, v, fault, True)
     params.k_bias = address_of(k_bias)
     params.v_bias = address_of(v_bias)
@@ -141,6 +143,8 @@ def prepare_shift(object entry, Device device not None, PackedCache cache not No
         params.rope = rope.value
         params.rope.attention_factor = 1  # it is in the keys already
         use_rope(&spans, stream, rope)
+    params.smoothing = <const float *>address_of(cache.smoothing)
+    use_weights(&spans, stream, cache.smoothing)
     cdef int64_t parts = shift_parts(&table.value, cache.value.page_size, sequences,
                                      <int64_t>device.num_sms * entry.min_ctas, warps)
     params.parts = <int32_t>parts
@@ -171,6 +175,7 @@ cdef int move_rows(Kernel kernel, WarpShares shares, PackedCache cache, PackedTa
     spans.count = 0
     pack_transfer(&params.transfer, &cache.value, &table.value, memory_of(query_indptr), each, &k.memory,
                   &v.memory, <KvitFault *>fault.memory.data)
+    params.transfer.smoothing = <const float *>address_of(cache.smoothing)
     use_transfer(&spans, stream, cache, table, query_indptr, k, v, fault, into_pages)
     if rope is not None:
         params.rope = rope.value
@@ -199,13 +204,19 @@ cdef int use_transfer(Spans *spans, Stream stream, PackedCache cache, PackedTabl
     use(spans, stream, indptr, False)
     use(spans, stream, k, not into_pages)
     use(spans, stream, v, not into_pages)
+    use_weights(spans, stream, cache.smoothing)
     return use(spans, stream, fault, True)
 
 
 cdef int use_rope(Spans *spans, Stream stream, PackedRope rope) except -1:
+    use_weights(spans, stream, rope.steps)
+    return use_weights(spans, stream, rope.axes)
+
+
+cdef int use_weights(Spans *spans, Stream stream, Tensor weights) except -1:
+    """Of memory that no launch writes."""
     cdef int count = spans.count
-    use(spans, stream, rope.steps, False)
-    use(spans, stream, rope.axes, False)
+    use(spans, stream, weights, False)
     set_pre_dependency(spans, count)
     return 0
 

@@ -14,7 +14,7 @@ class Setup:
     """A cache full of poison, in the reference's words and on a device, with a table of pages in no order."""
 
     def __init__(self, rng, pair=("int8", "int8"), *, head_dim=64, dtype=BFLOAT16, page_size=16, layout="HND",
-                 heads=3, lengths=LENGTHS, device="host", spare_pages=2, row_scales=False):  # fmt: skip
+                 heads=3, lengths=LENGTHS, device="host", spare_pages=2, row_scales=False, smoothing=None):  # fmt: skip
         self.rng, self.device, self.dtype, self.heads, self.head_dim = rng, device, dtype, heads, head_dim
         slots = [-(-length // page_size) for length in lengths]
         order = rng.permutation(sum(slots) + spare_pages).astype(np.int32)
@@ -36,8 +36,9 @@ class Setup:
         self.buffers = {name: to_device(array, device) for name, array in self.host.items()}
         extras = parameters_of(names, self.buffers)
         self.view = kvit.CacheView(
-            self.buffers["k"], self.buffers["v"], layout=layout, kv=tuple(names), dtype=dtype.name, **extras
-        )
+            self.buffers["k"], self.buffers["v"], layout=layout, kv=tuple(names), dtype=dtype.name,
+            smoothing=smoothing, **extras,
+        )  # fmt: skip
         self.page_table = make_table(self.table.pages, lengths, "dense", device)
 
     def random(self, *shape):
