@@ -1,9 +1,11 @@
 """What quantised K and V cost SmolLM2: bits per byte of text it has not seen, for each pair of codecs.
 
-python evaluate.py [--windows 64] [--length 256] [--pairs int8:int4 16:int8] [--needles 20] [--json FILE]
+python evaluate.py [--windows 64] [--length 256] [--pairs int8:int4 16:int8] [--smoothing 4096] [--needles 20]
+                   [--json FILE]
 
 K and V go through kvit.reference's codecs, row by row as a cache stores them, or with --device through kvit's cache and
 kernels; all else is the model in float32. The text is the prose of this project's own pages (text.py), or --text.
+Smoothings of keys are measured on another text, kvit's own Python source.
 Needs pip install '.[llm]'.
 """
 
@@ -25,6 +27,7 @@ sys.path.append(
 
 import chat
 import needles
+import smoothing
 import text
 from model import Attend, Config, Decoder
 from scoring import DTYPE, Score, bits_of, cached_attention, coded_attention, margin, spread, token_bytes
@@ -36,22 +39,32 @@ import kvit
 from kvit.reference import PAIRS, Pair
 
 BASE = PAIRS[0]  # 16 bits, which the others are compared with
+CALIBRATION_WINDOW, CALIBRATION_LEAST = 256, 32  # tokens of a window, and of all
 
 
 class Result(NamedTuple):
-    """What one pair did."""
+    """What one treatment did."""
 
     score: Score
+    is_smoothed: bool
     choices: np.ndarray  # [windows, length - 1] the most likely tokens
     found: np.ndarray  # [needles] whether the answer was the needle
 
 
-def attention(pair: Pair, config: Config, capacity: int, device: str | None) -> Attend:
-    """Where K and V go on their way, in texts of up to `capacity` tokens. Raises kvit.KvitError.
+class Treatment(NamedTuple):
+    """What K and V go through on their way. A new one is a field here, and words in the table."""
 
-    A new treatment of K and V is one more Attend here, and a name in the table.
-    """
-    return coded_attention(pair) if device is None else cached_attention(pair, config, device, capacity)
+    pair: Pair
+    smoothings: Sequence[kvit.KeySmoothing] = ()  # of the keys of each layer
+
+    def attention(self, config: Config, capacity: int, device: str | None) -> Attend:
+        """In texts of up to `capacity` tokens. Raises kvit.KvitError."""
+        if device is None:
+            return coded_attention(self.pair, self.smoothings)
+        return cached_attention(self.pair, config, device, capacity, self.smoothings)
+
+    def __str__(self) -> str:
+        return f"{self.pair}, smoothed" if self.smoothings else str(self.pair)
 
 
 class Evaluation:
@@ -80,9 +93,9 @@ class Evaluation:
         """Forward passes that a pair takes."""
         return len(self._windows) + len(self._haystacks)
 
-    def of(self, pair: Pair, bar: tqdm) -> Result:
+    def of(self, treatment: Treatment, bar: tqdm) -> Result:
         """Score every window in one pass each, in which every token sees the true ones before."""
-        attend = attention(pair, self._model.config, self._capacity, self._device)
+        attend = treatment.attention(self._model.config, self._capacity, self._device)
         bits, choices, found = [], [], []
         for window in self._windows:
             logits = self._model.forward(window[:-1], 0, attend)
@@ -93,7 +106,8 @@ class Evaluation:
         for haystack in self._haystacks:
             found.append(haystack.is_found(self._model, attend))
             bar.update()
-        return Result(Score(pair, np.array(bits)), np.array(choices), np.array(found, bool))
+        score, is_smoothed = Score(treatment.pair, np.array(bits)), bool(treatment.smoothings)
+        return Result(score, is_smoothed, np.array(choices), np.array(found, bool))
 
 
 def row_of(result: Result, base: Result, config: Config) -> dict[str, Any]:
@@ -105,6 +119,7 @@ def row_of(result: Result, base: Result, config: Config) -> dict[str, Any]:
     return {
         "k": score.pair.k,
         "v": score.pair.v,
+        "is_smoothed": result.is_smoothed,
         "token_bytes": taken,
         "tokens_in_same_memory": token_bytes(BASE, config) / taken,
         "bits_per_byte": float(score.bits.mean()),
@@ -120,15 +135,16 @@ def row_of(result: Result, base: Result, config: Config) -> dict[str, Any]:
 def line(row: dict[str, Any]) -> str:
     """The same as the table shows it."""
     needle = f"  {row['needles_found']}/{row['needles']}" if "needles" in row else "  -"
+    k = f"{row['k']}, smoothed" if row["is_smoothed"] else row["k"]
     return (
-        f"{row['k']:<12} {row['v']:<12} {row['token_bytes']:>11,}  {row['tokens_in_same_memory']:>6.2f}  "
+        f"{k:<23} {row['v']:<13} {row['token_bytes']:>11,}  {row['tokens_in_same_memory']:>6.2f}  "
         f"{row['bits_per_byte']:>9.4f}  {row['more']:>+8.4f} +- {row['margin_95']:.4f}  "
         f"{row['more_percent']:>+6.2f} %  {row['same_choice_percent']:>6.2f} %{needle}"
     )
 
 
 HEADER = (
-    f"{'K':<12} {'V':<12} {'bytes/token':>11}  {'tokens':>6}  {'bits/byte':>9}  {'more than 16-bit':>18}  {'':>8}  "
+    f"{'K':<23} {'V':<13} {'bytes/token':>11}  {'tokens':>6}  {'bits/byte':>9}  {'more than 16-bit':>18}  {'':>8}  "
     f"{'same':>8}  needles"
 )
 
@@ -156,9 +172,14 @@ def main(argv: list[str] | None = None) -> int:
             "scored_bytes": evaluation.num_bytes,
             "device": args.device or "kvit.reference",
             "dtype": DTYPE,
+            "smoothing_tokens": args.smoothing,
         }
         rows: list[dict] = []
-        for row in table(evaluation, args.pairs, found.config, about):
+        treatments = [Treatment(pair) for pair in args.pairs if pair != BASE]
+        if args.smoothing:
+            smoothings = smoothing.measured(model, calibration(tokenizer, args.smoothing))
+            treatments += [Treatment(pair, smoothings) for pair in args.pairs if pair.k != "16"]
+        for row in table(evaluation, treatments, found.config, about):
             rows.append(row)
             if args.json:  # each time: an evaluation that is ended early leaves what it has found
                 args.json.write_text(json.dumps({**about, "pairs": rows}, indent=2) + "\n", encoding="utf-8")
@@ -168,19 +189,27 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def table(evaluation: Evaluation, pairs: Sequence[Pair], config: Config, about: dict[str, Any]) -> Iterator[dict]:
-    """Print a line for each pair as soon as it is known, below a bar, and yield it as --json writes it."""
+def calibration(tokenizer: Tokenizer, count: int) -> np.ndarray:
+    """[windows, tokens] `count` tokens of a text of another kind than the one that is scored: kvit's Python source."""
+    tokens = tokenizer.encode(text.read(sorted((text.ROOT / "kvit").rglob("*.py"))))
+    length = min(CALIBRATION_WINDOW, count)
+    return spread(tokens, count // length, length)
+
+
+def table(
+    evaluation: Evaluation, treatments: Sequence[Treatment], config: Config, about: dict[str, Any]
+) -> Iterator[dict]:
+    """Print a line for each treatment as soon as it is known, below a bar, and yield it as --json writes it."""
     print(
         f"{about['scored_tokens']:,} tokens, {about['scored_bytes']:,} bytes, in {about['windows']} windows of "
         f"{about['length']} tokens; +- is a 95 % confidence interval\n{HEADER}",
         flush=True,
     )
-    others = [pair for pair in pairs if pair != BASE]
-    with tqdm(total=evaluation.steps * (1 + len(others)), unit="pass", disable=None, leave=False) as bar:
-        base = evaluation.of(BASE, bar)
-        for pair in (BASE, *others):
-            bar.set_description(str(pair))
-            found = row_of(base if pair == BASE else evaluation.of(pair, bar), base, config)
+    with tqdm(total=evaluation.steps * (1 + len(treatments)), unit="pass", disable=None, leave=False) as bar:
+        base = evaluation.of(Treatment(BASE), bar)
+        for treatment in (None, *treatments):
+            bar.set_description(str(treatment or BASE))
+            found = row_of(base if treatment is None else evaluation.of(treatment, bar), base, config)
             bar.clear()
             print(line(found), flush=True)
             yield found
@@ -198,6 +227,13 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="K:V",
         help="codecs; 16 is float16 (default: all)",
     )
+    parser.add_argument(
+        "--smoothing",
+        type=int,
+        default=0,
+        metavar="TOKENS",
+        help="try keys through a kvit.KeySmoothing too, measured on so many tokens (default: none)",
+    )
     parser.add_argument("--needles", type=int, default=0, help="numbers to find in long texts (default: none)")
     parser.add_argument(
         "--needle-length", type=int, default=512, help="of the texts around them, in tokens (default: %(default)s)"
@@ -211,6 +247,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(f"--windows {args.windows} has no standard error; give at least 2")
     if args.length < 2:
         parser.error(f"--length {args.length} leaves no token to score; give at least 2")
+    if args.smoothing and args.smoothing < CALIBRATION_LEAST:
+        parser.error(f"--smoothing {args.smoothing} measures too little; give at least {CALIBRATION_LEAST} tokens")
     if args.needles < 0 or args.needle_length < needles.SHORTEST:
         parser.error(f"--needles is 0 or more, and --needle-length at least {needles.SHORTEST}")
     return args

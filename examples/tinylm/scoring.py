@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from model import Attend, Config
 
 import kvit
-from kvit.reference import Pair
+from kvit.reference import Pair, Smoothing
 
 PAGE_SIZE = 16  # tokens
 DTYPE = "float16"  # of rows of K and V before any codec: what "16" stands for
@@ -42,14 +43,19 @@ def margin(error: float, windows: int) -> float:
     return t * error
 
 
-def coded_attention(pair: Pair) -> Attend:
+def coded_attention(pair: Pair, smoothings: Sequence[kvit.KeySmoothing] = ()) -> Attend:
     """Attention of one window to itself, over K and V as their codecs leave them.
 
     Everything is there at once, so nothing is stored between calls: encoding a token depends on no other.
+
+    smoothings  of the keys of each layer; none if there are none
     """
     codecs = pair.codecs(DTYPE)
+    by_layer = [Smoothing(own.mean, own.width) for own in smoothings]
 
     def attend(layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
+        if by_layer:
+            q, k = by_layer[layer].of_queries(q), by_layer[layer].of_keys(k)
         k, v = (
             codec.decode(*codec.encode(x.astype(np.float16)), np.float32)
             for codec, x in zip(codecs, (k, v), strict=True)
@@ -59,27 +65,36 @@ def coded_attention(pair: Pair) -> Attend:
     return attend
 
 
-def cached_attention(pair: Pair, config: Config, device: str, capacity: int) -> Attend:
+def cached_attention(
+    pair: Pair, config: Config, device: str, capacity: int, smoothings: Sequence[kvit.KeySmoothing] = ()
+) -> Attend:
     """The same through a kvit.PagedCache, which holds one layer of one window, of up to `capacity` tokens, at a time.
+
+    With smoothings there is a cache for each layer.
 
     Raises KvitError: the device cannot be used, or no kernel covers the pair.
     """
     k_codec, v_codec = pair.codecs(DTYPE)
-    cache = kvit.PagedCache(
-        pages=-(-capacity // PAGE_SIZE),
-        page_size=PAGE_SIZE,
-        kv_heads=config.kv_heads,
-        head_dim=config.head_dim,
-        dtype=DTYPE,
-        k=k_codec.name,
-        v=v_codec.name,
-        device=device,
-    )
+    caches = [
+        kvit.PagedCache(
+            pages=-(-capacity // PAGE_SIZE),
+            page_size=PAGE_SIZE,
+            kv_heads=config.kv_heads,
+            head_dim=config.head_dim,
+            dtype=DTYPE,
+            k=k_codec.name,
+            v=v_codec.name,
+            smoothing=smoothing,
+            device=device,
+        )
+        for smoothing in smoothings or [None]
+    ]
 
     def attend(layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         q, k, v = (kvit.Buffer.from_numpy(x.astype(np.float16), device) for x in (q, k, v))
+        cache = caches[layer if smoothings else 0]
         sequence = cache.sequence()
-        cache.append([sequence], k, v)
+        cache.append([sequence], k, v, q=q if smoothings else None)
         out = kvit.attention(q, cache, [sequence]).numpy().astype(np.float32)
         sequence.free()
         return out

@@ -93,6 +93,33 @@ def test_the_cache_and_its_kernels_measure_the_same(small, pages, tmp_path):
     assert by_kernels["bits_per_byte"] == pytest.approx(by_reference["bits_per_byte"], abs=0.02)
 
 
+def test_smoothings_are_measured_on_another_text_and_change_codes_alone(small, model, pages, tmp_path):
+    command = ["--windows", "2", "--length", "24", "--pairs", "int4:int4", "16:int8", "--smoothing", "64"]
+    by_reference = rows(small, pages, tmp_path, *command)
+    by_kernels = rows(small, pages, tmp_path, *command, "--device", "host")
+    # K in 16 bits has no codes that a smoothing might help.
+    assert [(row["k"], row["v"], row["is_smoothed"]) for row in by_reference] == [
+        ("16", "16", False), ("int4", "int4", False), ("16", "int8", False), ("int4", "int4", True),
+    ]  # fmt: skip
+    assert by_reference[1]["bits_per_byte"] != by_reference[3]["bits_per_byte"]
+    for here, there in zip(by_reference, by_kernels, strict=True):
+        assert there["bits_per_byte"] == pytest.approx(here["bits_per_byte"], abs=0.02)
+    watched = []
+    decoder = Decoder(model.config, model.tensors)
+    window = evaluate.calibration(model.tokenizer, 64)
+
+    def attend(layer, q, k, v):
+        watched.append((layer, k))
+        return scoring.causal_attention(q, k, v)
+
+    for part in window:
+        decoder.hidden(part, 0, attend)
+    first = np.concatenate([k for layer, k in watched if layer == 0])
+    found = evaluate.smoothing.measured(decoder, window)
+    assert len(found) == model.config.layers
+    np.testing.assert_allclose(found[0].mean, first.mean(0), rtol=1e-4, atol=1e-6)
+
+
 def test_a_needle_is_found_by_who_knows_it_and_by_nobody_else(model):
     for haystack in needles.hide(model.tokenizer, TEXT * 3, 3, 400):
         right = haystack.tokens[-haystack.answer :]
