@@ -55,6 +55,7 @@ def coded_attention(pair: Pair, smoothings: Sequence[kvit.KeySmoothing] = ()) ->
 
     def attend(layer: int, q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
         if by_layer:
+            q, k = (x.astype(np.float16).astype(np.float32) for x in (q, k))
             q, k = by_layer[layer].of_queries(q), by_layer[layer].of_keys(k)
         k, v = (
             codec.decode(*codec.encode(x.astype(np.float16)), np.float32)
