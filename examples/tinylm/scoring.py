@@ -13,6 +13,7 @@ import kvit
 from kvit.reference import Pair, Smoothing
 
 PAGE_SIZE = 16  # tokens
+QUERIES = 512  # that attend at a time: the scores of a long text would fill the memory
 DTYPE = "float16"  # of rows of K and V before any codec: what "16" stands for
 
 
@@ -104,18 +105,23 @@ def cached_attention(
 
 
 def causal_attention(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """kvit.reference.attention of equally many queries and keys, in float32 and without a loop over queries."""
+    """kvit.reference.attention of equally many queries and keys, in float32, for some hundred queries at a time."""
     tokens, query_heads, head_dim = q.shape
     kv_heads = k.shape[1]
     # A matrix for each KV head, with the rows of its group one below the other: BLAS wants dense ones.
-    grouped = q.reshape(tokens, kv_heads, -1, head_dim).transpose(1, 2, 0, 3).reshape(kv_heads, -1, head_dim)
-    scores = grouped * np.float32(head_dim**-0.5) @ np.ascontiguousarray(k.transpose(1, 2, 0))
-    weights = scores.reshape(kv_heads, -1, tokens, tokens)  # [kv_head, group, query, key]
-    weights += np.where(np.tri(tokens, dtype=bool), np.float32(0), np.float32(-np.inf))
-    weights -= weights.max(axis=-1, keepdims=True)
-    np.exp(weights, out=weights)
-    weights /= weights.sum(axis=-1, keepdims=True)
-    out = scores @ np.ascontiguousarray(v.transpose(1, 0, 2))
+    grouped = q.reshape(tokens, kv_heads, -1, head_dim).transpose(1, 2, 0, 3) * np.float32(head_dim**-0.5)
+    keys, values = np.ascontiguousarray(k.transpose(1, 2, 0)), np.ascontiguousarray(v.transpose(1, 0, 2))
+    out = np.empty((kv_heads, query_heads // kv_heads, tokens, head_dim), np.float32)
+    for begin in range(0, tokens, QUERIES):
+        end = min(begin + QUERIES, tokens)
+        rows = np.ascontiguousarray(grouped[:, :, begin:end]).reshape(kv_heads, -1, head_dim)
+        scores = rows @ keys[:, :, :end]
+        weights = scores.reshape(kv_heads, -1, end - begin, end)  # [kv_head, group, query, key]
+        weights += np.where(np.tri(end - begin, end, begin, dtype=bool), np.float32(0), np.float32(-np.inf))
+        weights -= weights.max(axis=-1, keepdims=True)
+        np.exp(weights, out=weights)
+        weights /= weights.sum(axis=-1, keepdims=True)
+        out[:, :, begin:end] = (scores @ values[:, :end]).reshape(kv_heads, -1, end - begin, head_dim)
     return out.reshape(query_heads, tokens, head_dim).transpose(1, 0, 2)
 
 
