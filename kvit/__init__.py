@@ -34,6 +34,9 @@ if TYPE_CHECKING:
     from .cache.batch import Batch
     from .cache.layer import CacheLayer
     from .cache.layers import LayerSpec
+    from .cache.mixed_cache import MixedCache
+    from .cache.mixed_sequence import MixedSequence
+    from .cache.mixed_step import MixedStep
     from .cache.page_pool import PagePool
     from .cache.paged_cache import PagedCache
     from .cache.sequence import Sequence
@@ -75,6 +78,9 @@ __all__ = [
     "KvitError",
     "LayerSpec",
     "LayoutError",
+    "MixedCache",
+    "MixedSequence",
+    "MixedStep",
     "NoGpuError",
     "PagePool",
     "PageTable",
@@ -114,6 +120,9 @@ _MODULES = {
     "Graph": "_native.graph",
     "KeySmoothing": "layouts.key_smoothing",
     "LayerSpec": "cache.layers",
+    "MixedCache": "cache.mixed_cache",
+    "MixedSequence": "cache.mixed_sequence",
+    "MixedStep": "cache.mixed_step",
     "PagePool": "cache.page_pool",
     "PageTable": "layouts.views",
     "PagedCache": "cache.paged_cache",

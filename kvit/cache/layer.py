@@ -86,14 +86,22 @@ class CacheLayer(_checks.Made):
         return self.view.device
 
     def append(
-        self, step: Any, k: Any, v: Any = None, *, q: Any = None, q_out: Any = None, rotate: bool = True
+        self,
+        step: Any,
+        k: Any,
+        v: Any = None,
+        *,
+        q: Any = None,
+        q_out: Any = None,
+        rotate: bool = True,
+        positions: Any = None,
     ) -> None:
         """Write K and V of a step's tokens in this layer: one launch. With a rope, rows of k turn to their places.
 
         step          of the cache, open: cache.step(seqs, new_tokens), or a kvit.Batch whose step is open
         k, v          [tokens, kv_heads, head_dim] in the cache's dtype and on its device, sequence after sequence;
                       where K and V share rows, as in PagedCache.append
-        q, q_out, rotate
+        q, q_out, rotate, positions
                       as in PagedCache.append
 
         The sequences grow when the step is committed. Returns before the work is done, on the step's stream.
@@ -106,8 +114,9 @@ class CacheLayer(_checks.Made):
             raise ShapeError("the step is of another cache; begin one of this cache: cache.step(seqs, new_tokens)")
         stream, is_turned = step.stream, _checks.flag("rotate", rotate)
         k, v = self.place.group.written(_checks.tensor("k", k, None, stream), v, stream)
-        q, q_out = (
-            None if x is None else _checks.tensor(name, x, None, stream) for name, x in (("q", q), ("q_out", q_out))
+        q, q_out, positions = (
+            None if x is None else _checks.tensor(name, x, None, stream)
+            for name, x in (("q", q), ("q_out", q_out), ("positions", positions))
         )
         if k.shape[:1] != (step.num_tokens,):
             raise ShapeError(f"k has shape {list(k.shape)} and the step {step.num_tokens} tokens; give a row for each")
@@ -116,7 +125,7 @@ class CacheLayer(_checks.Made):
         group, rows = self.place.group, self.place.rows
         append = group.append if is_turned else group.append_as_it_is
         sent = step.sent
-        append(k, v, rows, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, stream=stream)
+        append(k, v, rows, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, positions=positions, stream=stream)
         step.written.add(self.index)
 
     def gather(

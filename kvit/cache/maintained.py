@@ -180,14 +180,16 @@ def append_to_all(
     k: Any,
     v: Any,
     new_tokens: Any,
-    queries: tuple[Any, Any],
+    of_one_layer: tuple[Any, Any, Any],
     rotate: Any,
     stream: Stream,
 ) -> None:
     """PagedCache.append of a cache of several layers, all of whose rows are there."""
     seqs, is_turned = calls.members(seqs), _checks.flag("rotate", rotate)
-    if queries != (None, None):
-        raise ShapeError("q is of one layer, and append fills all of them; use cache.step and layer.append")
+    if any(given is not None for given in of_one_layer):
+        raise ShapeError(
+            "q and positions are of one layer, and append fills all of them; use cache.step and layer.append"
+        )
     pairs = []
     if v is None:  # layers whose rows of K hold those of V
         v = [None] * cache.num_layers

@@ -54,11 +54,14 @@ def shift_sequences(
     keeps, drops = (_of_each(name, given, len(seqs)) for name, given in (("keep", keep), ("drop", drop)))
     # From here on no code of the caller runs.
     check_all(pool, seqs, distinct=True)
-    all_before, all_after = [(seq.pages, len(seq)) for seq in seqs], pool.shifted(seqs, keeps, drops)
+    turns = any(operation.rope is not None for operation in operations)
+    all_before, all_after = [(seq.pages, len(seq)) for seq in seqs], pool.shifted(seqs, keeps, drops, turns)
     columns = zip(all_before, all_after, keeps, drops, strict=True)
     moved = [each for each in columns if each[3] and each[1][1] > each[2]]  # else nothing lies behind what goes
     change = pool.becoming(seqs, all_after)
-    if not moved:
+    size = pool.page_size
+    is_renamed = not turns and all(first % size == 0 == gone % size for _, _, first, gone in moved)
+    if not moved or is_renamed:  # pages go, and no row of another one moves within it
         setattr(*change)
         return
     before, after, first, gone = (list(column) for column in zip(*moved, strict=True))

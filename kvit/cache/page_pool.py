@@ -63,9 +63,11 @@ class PagePool(PageLists):
         return pages_needed(self, seqs, calls.new_tokens_of(new_tokens, len(seqs)))
 
     def shifted(
-        self, seqs: tuple[PooledSequence, ...], keeps: Sequence[int], drops: Sequence[int]
+        self, seqs: tuple[PooledSequence, ...], keeps: Sequence[int], drops: Sequence[int], turns: bool
     ) -> list[SequencePages]:
         """What sequences, all different, have without the `drop` tokens behind the first `keep` of each.
+
+        turns  whether keys turn to their new places
 
         Changes nothing. Raises CacheFull, ShapeError (more tokens than there are).
         """
@@ -76,7 +78,7 @@ class PagePool(PageLists):
                     "and no more together"
                 )
         before = [(seq.pages, len(seq)) for seq in seqs]
-        return move_to_front(self, before, keeps, drops, self.page_size)
+        return move_to_front(self, before, keeps, drops, self.page_size, turns)
 
     def becoming(
         self, seqs: tuple[PooledSequence, ...], after: Sequence[SequencePages]

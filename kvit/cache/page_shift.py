@@ -28,12 +28,16 @@ def move_to_front(
     keeps: Sequence[int],
     drops: Sequence[int],
     page_size: int,
+    turns: bool = True,
 ) -> list[SequencePages]:
     """What each sequence has when the `drop` tokens behind its first `keep` are gone. Raises CacheFull.
 
-    A page whose tokens move by whole pages stays, and its rows stay where they are, if no other sequence has it. So
-    does the page with the last token that is kept, if all behind it in that page go. All other pages from there on are
-    written anew, into pages that held nothing but dropped tokens, or else into free ones: nobody reads what is written.
+    turns  whether keys turn to their new places
+
+    A page whose tokens move by whole pages stays, and its rows stay where they are, if no other sequence has it, or if
+    no key turns: then nothing in it is written. So does the page with the last token that is kept, if all behind it in
+    that page go. All other pages from there on are written anew, into pages that held nothing but dropped tokens, or
+    else into free ones: nobody reads what is written.
 
         page_size 4, keep 4     a b c d | e f g h | i j k l | m n
         drop 8                  a b c d | m n            the last page stays what it is
@@ -50,7 +54,7 @@ def move_to_front(
             for slot in range(keep // page_size, left):
                 if slot < kept and is_left and page_owners.owners(pages[slot]) == 1:
                     continue
-                stays = drop % page_size == 0 and page_owners.owners(pages[slot + whole]) == 1
+                stays = drop % page_size == 0 and (not turns or page_owners.owners(pages[slot + whole]) == 1)
                 found[slot] = pages[slot + whole] if stays else None
             dropped = pages[kept : (keep + drop) // page_size]
             spare += [page for page in dropped if page_owners.owners(page) == 1]

@@ -197,6 +197,7 @@ class PagedCache(MaintainedCache):
         q: Any = None,
         q_out: Any = None,
         rotate: bool = True,
+        positions: Any = None,
         stream: Any = None,
     ) -> None:
         """Add tokens to the end of sequences. With a rope, rows of k turn to their places in the sequences.
@@ -211,6 +212,8 @@ class PagedCache(MaintainedCache):
         q_out       like q, written; q itself, in place, if absent
         rotate      False: k is stored as it is. For rows that are turned already, as those that gather returns are:
                     turned again they would stand for other positions
+        positions   int32 [tokens] on the device, with a rope: what rows of k and q turn to; their places in the
+                    sequences if absent. [3, tokens] of a rope with axes. Of a cache of one layer
         stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent
 
         All or nothing: raises CacheFull (too few free pages), SequenceFreed, ShapeError, DtypeError, DeviceError or
@@ -218,7 +221,7 @@ class PagedCache(MaintainedCache):
         Defined by kvit.reference.append.
         """
         if len(self.places) != 1:
-            append_to_all(self, seqs, k, v, new_tokens, (q, q_out), rotate, Stream.wrap(stream, self.device))
+            append_to_all(self, seqs, k, v, new_tokens, (q, q_out, positions), rotate, Stream.wrap(stream, self.device))
             return
         # All that may run the caller's code comes first; from Growth on, nobody else changes a sequence.
         seqs, stream = calls.members(seqs), Stream.wrap(stream, self.device)
@@ -226,6 +229,8 @@ class PagedCache(MaintainedCache):
         k, v = self.places[0].group.written(_checks.tensor("k", k, None, stream), v, stream)
         if q is not None or q_out is not None:
             q, q_out = (None if rows is None else _checks.tensor("q", rows, None, stream) for rows in (q, q_out))
+        if positions is not None:
+            positions = _checks.tensor("positions", positions, None, stream)
         if len(k.shape) != 3:
             k, v = rows_like_each_other(k, v, self.places[0].rows, stream)  # which says what is wrong
         counts = calls.counts_of("k", k.shape[0], len(seqs), new_tokens)
@@ -236,7 +241,7 @@ class PagedCache(MaintainedCache):
                 copy_pages(self.groups, growth.copies, stream)
             sent = self.tables.take(self.pool, seqs, growth, counts, stream)
             append = group.append if is_turned else group.append_as_it_is
-            append(k, v, rows, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, stream=stream)
+            append(k, v, rows, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, positions=positions, stream=stream)
             growth.keep()
         self.tables.give(sent)
 

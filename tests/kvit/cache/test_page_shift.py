@@ -58,6 +58,16 @@ def test_what_is_written_is_read_by_nobody_and_had_by_nobody_else(page_size):
     assert checked > 100
 
 
+@pytest.mark.parametrize("drop", [4, 8])
+def test_pages_that_are_shared_stay_where_no_key_turns(drop):
+    pages = (3, 1, 4, 5)
+    owners, _kept = pool_of(PAGES, [pages, pages])
+    [after] = move_to_front(owners, [(pages, 15)], [4], [drop], 4, turns=False)
+    assert after == ((3, *pages[1 + drop // 4 :]), 15 - drop)
+    [turned] = move_to_front(owners, [(pages, 15)], [4], [drop], 4)
+    assert turned[0][0] == 3 and not {*turned[0][1:]} & {*pages}
+
+
 def test_as_few_pages_are_taken_as_the_dropped_ones_leave():
     owners, _kept = pool_of(8, [(0, 1, 2, 3, 4)])
     # By whole pages: none. Else those between the last kept token and the first that moves, then free ones.

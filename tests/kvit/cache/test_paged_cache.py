@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 import kvit
+from kvit import reference
+from support.appends import rotation_of
 from support.caches import BFLOAT16, FLOAT16, assert_cache_attention, held, new_cache, new_tokens, to_device
 
 
@@ -162,3 +164,24 @@ def test_rows_that_gather_returned_are_stored_again_as_they_are(rng, device, cod
     bound = 0.0 if codec is None else 0.05
     assert np.abs(again_k.numpy().astype(np.float32) - stored_k.numpy().astype(np.float32)).max() <= bound
     assert np.abs(twice_k.numpy().astype(np.float32) - stored_k.numpy().astype(np.float32)).max() > 0.5
+
+
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_keys_and_queries_turn_to_positions_that_are_given(rng, device, by_layer):
+    # Those of tokens that are stored at other places than they have: far ones, backward, and twice the same.
+    rope = kvit.Rope(64)
+    cache = new_cache(device, 12, 16, rope=rope, layers=2 if by_layer else 1)
+    seq, (k, v) = cache.sequence(), new_tokens(rng, 5)
+    q = rng.standard_normal((5, 4, 64)).astype(k.dtype)
+    positions = np.array([700, 3, 2, 100_000, 3], np.int32)
+    given = {"q": to_device(q, device), "positions": to_device(positions, device)}
+    if by_layer:
+        with cache.step([seq], 5) as step:
+            cache.layer(0).append(step, to_device(k, device), to_device(v, device))
+            cache.layer(1).append(step, to_device(k, device), to_device(v, device), **given)
+    else:
+        cache.append([seq], to_device(k, device), to_device(v, device), **given)
+    found = (cache.layer(1) if by_layer else cache).gather([seq])[0]
+    for got, rows in ((found, k), (given["q"], q)):
+        want = reference.rotate(rows, positions, rotation_of(rope))
+        assert np.array_equal(got.numpy().view(np.uint16), want.view(np.uint16))
