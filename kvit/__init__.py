@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .cache.batch import Batch
     from .cache.layer import CacheLayer
     from .cache.layers import LayerSpec
+    from .cache.mixed_batch import MixedBatch
     from .cache.mixed_cache import MixedCache
     from .cache.mixed_sequence import MixedSequence
     from .cache.mixed_step import MixedStep
@@ -78,6 +79,7 @@ __all__ = [
     "KvitError",
     "LayerSpec",
     "LayoutError",
+    "MixedBatch",
     "MixedCache",
     "MixedSequence",
     "MixedStep",
@@ -120,6 +122,7 @@ _MODULES = {
     "Graph": "_native.graph",
     "KeySmoothing": "layouts.key_smoothing",
     "LayerSpec": "cache.layers",
+    "MixedBatch": "cache.mixed_batch",
     "MixedCache": "cache.mixed_cache",
     "MixedSequence": "cache.mixed_sequence",
     "MixedStep": "cache.mixed_step",

@@ -116,7 +116,7 @@ class MixedCache(_checks.Made):
         Raises CacheFull (of either kind of pages: codes of those that will leave the window are counted), and what
         PagedCache.step raises; nothing has changed then.
         """
-        members, stream = self._members(seqs), Stream.wrap(stream, self.device)
+        members, stream = self.members_of(seqs), Stream.wrap(stream, self.device)
         counts = calls.new_tokens_of(new_tokens, len(members))
         each = [counts] * len(members) if isinstance(counts, int) else counts
         ages = [aged(self, len(seq.exact) + new) for seq, new in zip(members, each, strict=True)]
@@ -152,7 +152,7 @@ class MixedCache(_checks.Made):
         ]
         if q is not None:
             q = _checks.tensor("q", q, None, stream)
-        members = self._members(seqs)
+        members = self.members_of(seqs)
         counts = calls.counts_of("k", rows[0][0].shape[0], len(members), new_tokens)
         with self.step(members, counts, stream=stream) as step:
             for layer, (of_k, of_v) in enumerate(rows):
@@ -194,7 +194,7 @@ class MixedCache(_checks.Made):
         stream = seqs.exact.stream_of(stream) if is_step else Stream.wrap(stream, self.device)
         q = _checks.tensor("q", q, None, stream)
         _checks.require_shape("q", q, tokens=None, query_heads=None, head_dim=exact.head_dim)
-        members = seqs.members if is_step else self._members(seqs)
+        members = seqs.members if is_step else self.members_of(seqs)
         how = {"scale": scale, "stream": stream}
         if is_step:
             newest, counts = seqs.exact, seqs.counts
@@ -214,14 +214,15 @@ class MixedCache(_checks.Made):
 
     def gather(self, seqs: Iterable[MixedSequence], *, layer: int = 0, stream: Any = None) -> tuple[Any, Any, Any]:
         """The tokens of sequences in a layer, in order, end to end and decoded, as PagedCache.gather returns them."""
-        return gathered(self, self._members(seqs), layer, Stream.wrap(stream, self.device))
+        return gathered(self, self.members_of(seqs), layer, Stream.wrap(stream, self.device))
 
     def check(self, stream: Any = None) -> None:
         """Wait for the work of `stream`, by default of the last calls, and raise PageTableError if a kernel met one."""
         self.exact.check(stream)
         self.coded.check(stream)
 
-    def _members(self, seqs: Iterable[MixedSequence]) -> tuple[MixedSequence, ...]:
+    def members_of(self, seqs: Iterable[MixedSequence]) -> tuple[MixedSequence, ...]:
+        """The sequences of a call. Raises TypeError, ShapeError (of another cache)."""
         found = calls.members(seqs)
         for i, seq in enumerate(found):
             _checks.made(f"seqs[{i}]", seq, MixedSequence, "a sequence of a kvit.MixedCache: cache.sequence()")

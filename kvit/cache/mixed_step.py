@@ -15,7 +15,7 @@ from kvit.errors import refuse_copy
 
 
 class MixedStep(_checks.Made):
-    """New tokens of sequences, in all layers of a MixedCache. Made by MixedCache.step().
+    """New tokens of sequences, in all layers of a MixedCache. Made by MixedCache.step() and MixedBatch.step().
 
         with cache.step(seqs, new_tokens=1) as step:
             for layer in range(cache.num_layers):
@@ -26,12 +26,19 @@ class MixedStep(_checks.Made):
     exception ends it, the sequences are what they were.
     """
 
-    def __init__(self, cache: Any, members: tuple[MixedSequence, ...], ages: list[int], exact: Step):
+    def __init__(
+        self,
+        cache: Any,
+        members: tuple[MixedSequence, ...],
+        ages: list[int],
+        exact: Step,
+        positions: Tensor | None = None,
+    ):
         self.cache = cache  # a MixedCache, which stands above this module
         self.members = members
         self.exact = exact
         self._ages = ages
-        self._positions: Tensor | None = None
+        self._positions = positions
 
     @property
     def counts(self) -> list[int] | int:
@@ -47,7 +54,7 @@ class MixedStep(_checks.Made):
         """Write K and V of the step's tokens in a layer, as CacheLayer.append: rows turn to their true places."""
         into = self.cache.exact.layer(layer)
         turns = into.rope is not None and _checks.flag("rotate", rotate)
-        positions = self._true_positions() if turns and any(len(seq.coded) for seq in self.members) else None
+        positions = self._true_positions() if turns else None
         into.append(self.exact, k, v, q=q, q_out=q_out, rotate=rotate, positions=positions)
 
     def commit(self) -> None:
@@ -59,9 +66,9 @@ class MixedStep(_checks.Made):
         """Drop the step unless it was committed: the sequences are what they were."""
         self.exact.close()
 
-    def _true_positions(self) -> Tensor:
-        """int32 [tokens]: what lies in front of the new tokens, codes included."""
-        if self._positions is None:
+    def _true_positions(self) -> Tensor | None:
+        """int32 [tokens]: what lies in front of the new tokens, codes included. None: they are those in 16 bits."""
+        if self._positions is None and any(len(seq.coded) for seq in self.members):
             counts = self.counts
             each = [counts] * len(self.members) if isinstance(counts, int) else counts
             found: list[int] = []
