@@ -15,6 +15,7 @@ from kvit.cache.calls import counts_of, members
 from kvit.cache.layer import CacheLayer
 from kvit.cache.paged_cache import PagedCache
 from kvit.cache.sequence import Sequence
+from kvit.cache.shared_prefix import Held, attend, refuse_modifiers, runs_of
 from kvit.cache.step import Step
 from kvit.errors import ShapeError
 from kvit.ops.modifiers import Window
@@ -39,6 +40,7 @@ def attention(
     sinks: Any = None,
     alibi: Any = None,
     temperature: Any = None,
+    shared_prefix: bool = False,
     stream: Any = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend the last tokens of each sequence to all its tokens in the cache.
@@ -55,12 +57,17 @@ def attention(
     window, chunk, softcap, sinks, alibi, temperature
                 as kvit.Attention takes them; a window that is absent is the layer's
     spans, tree arrays of the call's tokens, as calls of kvit.Attention take them
+    shared_prefix
+                True: whole pages that sequences next to each other in `seqs` begin with, as forks do, are read once for
+                all of them, and not once for each. Where there are any, the call is three launches, and allocates
+                tables and the outputs of both parts. Not of a kvit.Batch; of masks and scores with causal, scale,
+                softcap and sinks alone
     stream      Stream, int handle, or an object with __cuda_stream__; the device's default stream if absent, or the
                 step's
 
     Returns out, or (out, lse) if return_lse. A sequence with no tokens gives zeros and lse = -inf, or its sinks.
     Raises ShapeError, DtypeError, DeviceError, LayoutError, SequenceFreed, KernelMissing; nothing is launched then.
-    Defined by kvit.reference.paged_attention.
+    Defined by kvit.reference.paged_attention. Shared prefixes: Juravsky et al., Hydragen, 2024.
     """
     owner, layer = _layer_of(cache)
     _, view, own_window, _ = owner.places[layer]
@@ -88,6 +95,12 @@ def attention(
             "temperature": temperature, "spans": spans is not None or None, "tree": tree is not None or None,
         }  # fmt: skip
         modifiers = {name: wish for name, wish in wishes.items() if wish is not None}
+    if shared_prefix is not False and _checks.flag("shared_prefix", shared_prefix):
+        refuse_modifiers(modifiers)
+        if isinstance(seqs, Batch):
+            raise ShapeError(
+                "shared_prefix makes tables anew for each call, and those of a kvit.Batch stay where they are"
+            )
     tokens, heads, _ = q.shape
     sent = None
     if new_tokens is not None:
@@ -95,7 +108,15 @@ def attention(
     if not is_step:
         seqs = members(seqs)
     # From here on no code of the caller runs, which might change a sequence, or the memory of the cache.
-    group, view, _, _ = owner.places[layer]
+    group, view, _, _ = place = owner.places[layer]
+    if shared_prefix:
+        held = _held(owner, seqs, q.shape[0], new_tokens)
+        runs = runs_of(held, owner.page_size)
+        if any(run.shared for run in runs):
+            how: dict[str, Any] = {"causal": causal, "scale": scale, "modifiers": modifiers, "stream": stream}
+            found, sums = attend(q, place, held, runs, out=out, lse=lse, **how)
+            out = found if given_out is None else given_out
+            return (out, sums if given_lse is None else given_lse) if return_lse else out
     if is_step:
         if seqs.cache is not owner:
             raise ShapeError("the step is of another cache than the layer; begin one of its own: cache.step(...)")
@@ -117,6 +138,21 @@ def attention(
         owner.tables.give(sent)
     out = found if given_out is None else given_out
     return (out, lse if given_lse is None else given_lse) if return_lse else out
+
+
+def _held(owner: PagedCache, seqs: Any, tokens: int, new_tokens: Any) -> list[Held]:
+    """What a call reads of each sequence of a tuple or a step. Raises ShapeError, SequenceFreed, KvitError."""
+    if isinstance(seqs, Step):
+        if seqs.cache is not owner:
+            raise ShapeError("the step is of another cache than the layer; begin one of its own: cache.step(...)")
+        seqs.rows_of(tokens, new_tokens)  # which checks all
+        pages, lengths, counts = seqs.growth.pages, seqs.lengths, seqs.counts if new_tokens is None else new_tokens
+    else:
+        counts = counts_of("q", tokens, len(seqs), new_tokens)
+        check_all(owner.pool, seqs)
+        pages, lengths = [seq.pages for seq in seqs], [len(seq) for seq in seqs]
+    each = [counts] * len(lengths) if isinstance(counts, int) else counts
+    return [Held(*of_one) for of_one in zip(pages, lengths, each, strict=True)]
 
 
 def _layer_of(cache: Any) -> tuple[PagedCache, int]:
