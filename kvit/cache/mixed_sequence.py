@@ -17,6 +17,13 @@ class Ageing(NamedTuple):
     coded: int
 
 
+class Cut(NamedTuple):
+    """How many tokens a truncation leaves in 16 bits, and in codes."""
+
+    exact: int
+    coded: int
+
+
 class MixedSequence(_checks.Made):
     """A growing list of tokens of one MixedCache. Made by MixedCache.sequence() and by fork().
 
@@ -30,7 +37,7 @@ class MixedSequence(_checks.Made):
     def __init__(self, cache: Any, exact: Sequence, coded: Sequence):
         self._cache = cache  # a MixedCache, which stands above this module
         self._exact, self._coded = exact, coded
-        self._ageing: Ageing | None = None
+        self._change: Ageing | Cut | None = None  # that both are to have, and one may have already
 
     @property
     def cache(self) -> Any:
@@ -69,27 +76,36 @@ class MixedSequence(_checks.Made):
         if not 0 <= length <= total:
             raise ShapeError(f"cannot truncate a sequence of {total} tokens to {length}; give 0 to {total}")
         first = min(self._cache.sinks, len(self._exact))
-        newest = max(0, length - first - len(self._coded))  # of which some may stay
-        self._exact.truncate(min(length, first) + newest)
-        self._coded.truncate(max(0, min(length - first, len(self._coded))))
+        newest = max(0, length - first - len(self._coded))  # that stay, of those behind the codes
+        self._change = Cut(min(length, first) + newest, max(0, min(length - first, len(self._coded))))
+        self.settle()
 
     def free(self) -> None:
         """Give all pages back. Any use after this raises SequenceFreed; freeing again does nothing."""
         self._exact.free()
         self._coded.free()
 
+    @property
+    def is_freed(self) -> bool:
+        """Whether its pages went back."""
+        return self._exact.is_freed
+
     def begin_ageing(self, count: int) -> None:
         """Say that so many tokens behind the sinks are about to be in codes, and then in 16 bits no more."""
-        self._ageing = Ageing(count, len(self._exact), len(self._coded))
+        self._change = Ageing(count, len(self._exact), len(self._coded))
 
     def settle(self, stream: Any = None) -> None:
-        """Let tokens that are in codes already leave the others: what an exception may have interrupted in between."""
-        ageing = self._ageing
-        if ageing is None:
-            return
-        if len(self._coded) == ageing.coded + ageing.count and len(self._exact) == ageing.exact:
-            self._exact.shift(ageing.count, keep=self._cache.sinks, rotate=False, stream=stream)
-        self._ageing = None
+        """Let both kinds have a change that one of them has: an exception may have interrupted it in between.
+
+        Tokens that are codes already leave those in 16 bits; a truncation that has begun is ended.
+        """
+        change = self._change
+        if isinstance(change, Cut):
+            self._exact.truncate(change.exact)
+            self._coded.truncate(change.coded)
+        elif change is not None and len(self._coded) > change.coded and len(self._exact) == change.exact:
+            self._exact.shift(change.count, keep=self._cache.sinks, rotate=False, stream=stream)
+        self._change = None
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         refuse_copy(self, "its pages are counted; sequence.fork() makes another of the same tokens")

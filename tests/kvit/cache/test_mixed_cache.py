@@ -11,6 +11,7 @@ from kvit.reference import codec_of
 from support import tolerances
 from support.appends import rotation_of
 from support.caches import BFLOAT16, to_device
+from support.interrupts import at_every_line
 from support.smoothings import referred, smoothing_of
 
 HEADS, DIM, PAGE = 2, 64, 4
@@ -281,6 +282,58 @@ class TestAllOrNothing:
         model.check([seq])
         # 14 tokens in 4 pages: the last one is copied, two are new, and the two that aged are still the other's.
         assert free - cache.exact.num_free_pages == 3 and len(twin) == 26
+
+
+class TestInterruptedAtAnyLine:
+    """Two sequences, one a fork of the other, whose newest page leaves the window with the next four tokens."""
+
+    class Given:
+        def __init__(self, rng, device):
+            self.cache = new_cache(device, pages=20, exact_pages=20)
+            self.seq, self.rows = self.cache.sequence(), tokens(rng, 30)
+            self.seq.append(*sent((x[:26] for x in self.rows), device))
+            self.twin = self.seq.fork()
+            self.new = sent((x[26:] for x in self.rows), device)
+            assert len(self.seq.coded) == 12
+
+        def check(self, *lengths):
+            """Tokens are those that were given, in 16 bits or as codes, and no page is lost."""
+            seqs = [seq for seq in (self.seq, self.twin) if not seq.is_freed]
+            assert [len(seq) for seq in seqs] == list(lengths)
+            exact, (k, v, indptr) = self.rows, self.cache.gather(seqs)
+            for found, rows, name in ((k, exact[0], "int8"), (v, exact[1], "int4")):
+                for i, length in enumerate(lengths):
+                    got = found.numpy()[indptr.numpy()[i] : indptr.numpy()[i + 1]]
+                    codes = coded(rows[:length], name)
+                    assert ((got == rows[:length]) | (got == codes)).all()
+            for seq in (self.seq, self.twin):
+                seq.free()
+            for pool in (self.cache.exact, self.cache.coded):
+                assert pool.num_free_pages == pool.num_pages
+
+    def test_an_append(self, rng, device):
+        lengths = set()
+        for given, is_done in at_every_line(
+            lambda: self.Given(rng, device), lambda given: given.cache.append([given.seq], *given.new), step=5
+        ):
+            lengths.add((len(given.seq), len(given.seq.coded)))
+            assert (len(given.seq), len(given.seq.coded)) == (30, 16) or not is_done
+            given.check(len(given.seq), 26)
+        assert {(26, 12), (30, 16)} < lengths <= {(26, 12), (30, 12), (30, 16)}
+
+    @pytest.mark.parametrize("length", [20, 9, 2])
+    def test_a_truncation(self, rng, device, length):
+        # Of the newest tokens alone, into the codes, and into the sinks.
+        for given, is_done in at_every_line(lambda: self.Given(rng, device), lambda given: given.seq.truncate(length)):
+            assert len(given.seq) in ((length,) if is_done else (length, 26))
+            given.check(len(given.seq), 26)
+
+    def test_a_fork_and_a_free(self, rng, device):
+        for given, _ in at_every_line(lambda: self.Given(rng, device), lambda given: given.seq.fork().free()):
+            given.check(26, 26)
+        for given, is_done in at_every_line(lambda: self.Given(rng, device), lambda given: given.twin.free()):
+            assert given.twin.is_freed or not is_done
+            given.check(26, *[26] * (not given.twin.is_freed))
 
 
 class TestRefusals:
