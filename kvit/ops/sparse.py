@@ -15,6 +15,7 @@ from kvit.layouts.views import CacheView, PageTable
 from kvit.ops import aliases
 from kvit.ops.attention import Attention
 from kvit.ops.chosen_view import ChosenView
+from kvit.ops.modifiers import require_whole_scores
 from kvit.ops.operation import Launch, Operation, rows_per_sequence
 from kvit.selection import choose, registry
 
@@ -81,6 +82,7 @@ class SparseAttention(Operation):
             chosen.view, self.query_heads // self.choosers, causal=False, scale=scale, softcap=softcap, sinks=sinks,
             kernel=kernel, launch=launch, faults=self.faults,
         )  # fmt: skip
+        require_whole_scores(view, self.attention.plan.modifiers)
 
     def __call__(
         self,

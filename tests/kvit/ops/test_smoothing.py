@@ -204,6 +204,10 @@ class TestRefusals:
             with pytest.raises(kvit.DtypeError, match=f"{next(iter(options))} want the scores of whole keys"):
                 kvit.Attention(case.view, 3, **options)
             kvit.Attention(widths.view, 3, **options)
+            entries = {"entry_tokens": 4, "entries": 2, "queries": 3}
+            with pytest.raises(kvit.DtypeError, match="want the scores of whole keys"):
+                kvit.SparseAttention(case.view, 3, **entries, **options)
+            kvit.SparseAttention(widths.view, 3, **entries, **options)
 
     def test_other_heads_and_channels(self, rng, device):
         k, v = (to_device(np.zeros((2, 16, 3, 64), FLOAT16), device) for _ in range(2))
