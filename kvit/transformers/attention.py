@@ -8,7 +8,7 @@ import torch
 
 from kvit.errors import KernelMissing
 from kvit.transformers.latent import absorbed, expanded
-from kvit.transformers.padding import HIDES
+from kvit.transformers.padding import HIDES, PADDING
 
 NAME = "kvit"
 """Of the attention implementation."""
@@ -48,7 +48,9 @@ def attend(
 ) -> tuple[torch.Tensor, None]:
     """Store the new K and V in the pages of a KvitCache, and attend the new queries to all its tokens.
 
-    query           [batch, query_heads, tokens, head_dim]: the new tokens, after RoPE
+    module          with layer_idx. One that stores no K and V of its own reads those that another layer has stored
+    query           [batch, query_heads, tokens, head_dim]: the new tokens, after RoPE; of a module that reads, the last
+                    of them may be all
     key, value      [batch, kv_heads, tokens, head_dim]: the same tokens, as KvitCache.update returned them; of latent
                     rows what the model made of those, which is not read
     attention_mask  what padding_mask made: None, or bool [batch, tokens so far and new], False for padding
@@ -69,7 +71,9 @@ def attend(
             "past_key_values=kvit.transformers.KvitCache(model.config, pages=...). If it was given, and this is the "
             "layer of an assistant_model, give that one its own by kvit.transformers.AssistantCache"
         )
-    modifiers = dict(getattr(attention_mask, HIDES, {}))
+    attention_mask = getattr(attention_mask, PADDING, attention_mask)
+    reader = layer.reader(getattr(module, "layer_idx", None))
+    modifiers = dict(getattr(attention_mask, HIDES, {}) if reader is None else layer.hides)
     # Some models tell attention its window and some the mask alone. One that hides nothing yet need not be told.
     window, cap = others.pop("sliding_window", None), others.pop("softcap", None)
     if window is not None and layer.outgrows(int(window), key.shape[2]):
@@ -90,6 +94,9 @@ def attend(
             )
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise KernelMissing(f"{place} wants gradients and kvit computes none; call the model under torch.no_grad()")
+    if reader is not None:
+        return layer.read(reader, query, scaling, modifiers), None
+    layer.hides = dict(getattr(attention_mask, HIDES, {}))
     if latent is None:
         return layer.attend(query, key, value, attention_mask, scaling, modifiers), None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling

@@ -11,7 +11,7 @@ from kvit.cache.layer import CacheLayer
 from kvit.cache.paged_cache import PagedCache
 from kvit.cache.sequence import Sequence
 from kvit.cache.step import Step
-from kvit.errors import KvitError, ShapeError
+from kvit.errors import KernelMissing, KvitError, ShapeError
 from kvit.transformers.padding import NewTokens
 from kvit.transformers.pages import ModelPages
 
@@ -54,17 +54,18 @@ class Pass:
 class CachedBatch:
     """The sequences of a batch, and what is the same for all layers: how long they are, and which tokens are real.
 
-    pages   where K and V are
-    layers  of the model, by their index, that store K and V
-    limits  tokens of the windows and chunks of layers: attention is told of one when a sequence has outgrown it
+    pages    where K and V are
+    layers   of the model, by their index, that store K and V
+    limits   tokens of the windows and chunks of layers: attention is told of one when a sequence has outgrown it
+    readers  layers that store none and attend to those of another layer
 
     A forward pass is whole or has not been: its first layer begins a step, and the sequences grow when every layer has
     attended. A pass that was interrupted leaves the sequences as they were.
     """
 
-    def __init__(self, pages: ModelPages, layers: Iterable[int], limits: Iterable[int]):
+    def __init__(self, pages: ModelPages, layers: Iterable[int], limits: Iterable[int], readers: Iterable[int] = ()):
         self.pages = pages
-        self.layers, self.limits = frozenset(layers), set(limits)
+        self.layers, self.limits, self.readers = frozenset(layers), set(limits), frozenset(readers)
         self.size = 0  # sequences; 0 before the first pass
         self.length = 0  # tokens of each sequence, padding included: what transformers counts
         self.mask: torch.Tensor | None = None  # bool [size, length] in host memory; None without padding
@@ -89,13 +90,31 @@ class CachedBatch:
             self._require_no_pass()
             tokens = NewTokens(mask, self.size, new)
             tokens.check_past(self.mask, self.length)
-            self._pass = Pass(new, tokens, set(self.layers), mask)
+            self._pass = Pass(new, tokens, {*self.layers, *self.readers}, mask)
         tokens = self._pass.tokens_of(mask, self.size, new)
         step = self._pass.steps.get(layer.cache)
         if step is None:
             step = layer.cache.step(self.sequences[layer.cache], tokens.counts, stream=stream)
             self._pass.steps[layer.cache] = step
         return step, tokens
+
+    def begin_reader(self, index: int, layer: CacheLayer, new: int) -> tuple[Step, NewTokens]:
+        """The open step in which a layer of the model shall read what `layer` holds, and the tokens that have queries.
+
+        index  of the layer that reads
+        new    positions of each sequence that have queries, the last ones: models leave out those that nobody asks for
+
+        Raises KernelMissing (no pass in which `layer` has stored its tokens), ShapeError (more than are new).
+        """
+        now = self._pass
+        if now is None or index not in now.waiting or layer.cache not in now.steps:
+            raise KernelMissing(
+                f"layer {index} attends to K and V of another layer, outside of the forward pass that stored them; "
+                "use another attn_implementation for this model"
+            )
+        if new > now.new:
+            raise ShapeError(f"layer {index} has queries of {new} tokens and the layers before it {now.new} new tokens")
+        return now.steps[layer.cache], now.tokens.last(now.new, new)
 
     def end_layer(self, index: int) -> None:
         """Note that a layer has attended. The last one of a pass ends it: the sequences grow."""
@@ -116,7 +135,7 @@ class CachedBatch:
         Raises KvitError (the pass before this one ended early).
         """
         self._require_no_pass()
-        self._pass = Pass(1, NewTokens(None, self.size, 1), set(self.layers), None, is_owned=True)
+        self._pass = Pass(1, NewTokens(None, self.size, 1), {*self.layers, *self.readers}, None, is_owned=True)
         self._pass.steps[paged] = step
         try:
             yield
@@ -185,7 +204,7 @@ class CachedBatch:
         pages = self.pages
         if not pages.caches:
             pages = ModelPages(pages.config, pages.options, pages.scales)
-        twin = CachedBatch(pages, self.layers, self.limits)
+        twin = CachedBatch(pages, self.layers, self.limits, self.readers)
         twin.sequences = {paged: [sequence.fork() for sequence in own] for paged, own in self.sequences.items()}
         twin.size, twin.length, twin.mask = self.size, self.length, self.mask
         return twin

@@ -31,7 +31,8 @@ class KvitCache(Cache):
     layout            of pages: "HND" or "NHD"
 
     Layers of a hybrid model that keep a state (linear attention, convolutions), instead of K and V or beside them, keep
-    it as they do in transformers' own caches; layers without attention keep nothing.
+    it as they do in transformers' own caches; layers without attention keep nothing, nor do layers that attend to K and
+    V of other layers.
 
     Memory is taken on the device of a layer when its first K comes, and stays until the cache goes; reset() empties it
     for another batch. Layers on several devices have pages on each. Beams, forks and copies (copy.deepcopy) share
@@ -81,7 +82,8 @@ class KvitCache(Cache):
             raise KernelMissing("the model has no layer with K and V; give it transformers' own cache")
         # Windows and chunks that masks have: layers tell of others, as they attend.
         limits = {int(layers[i].sliding_window) for i in paged if getattr(layers[i], "sliding_window", None)}
-        self.batch = CachedBatch(model_pages, paged, limits)
+        modes = getattr(decoder, "kv_sharing_modes", None) or ()
+        self.batch = CachedBatch(model_pages, paged, limits, [i for i, mode in enumerate(modes) if mode == "reuse"])
         for i in paged:
             layers[i] = _layer(layers[i], decoder, i, self.batch)
         super().__init__(layers=layers)
@@ -193,9 +195,4 @@ def _refuse(decoder: PretrainedConfig) -> None:
         raise KernelMissing(
             f"the model has layers of {', '.join(others)}; kvit's attention does {', '.join(sorted(known))}. "
             "Use another attn_implementation for this model"
-        )
-    if "reuse" in (getattr(decoder, "kv_sharing_modes", None) or ()):
-        raise KernelMissing(
-            "the model has layers that attend to K and V of other layers; kvit's cache for transformers stores those "
-            "of each layer for itself. Use another attn_implementation for this model"
         )

@@ -16,6 +16,7 @@ from kvit.errors import KernelMissing, KvitError, ShapeError
 from kvit.transformers.attention import LAYER, NAME
 from kvit.transformers.batch import CachedBatch
 from kvit.transformers.latent import are_latent
+from kvit.transformers.padding import NewTokens
 
 
 class KvitLayer(CacheLayerMixin):
@@ -34,6 +35,7 @@ class KvitLayer(CacheLayerMixin):
         self._has_new = False  # K and V that update was given and attention has not stored
         self._latent: tuple[torch.Tensor, torch.Tensor] | None = None  # given by update, until attention takes it
         self._sinks: torch.Tensor | None = None  # of the model, in float32
+        self.hides: dict[str, int] = {}  # what the mask hid besides padding, for layers that read this one
 
     @property
     def stored(self) -> CacheLayer | None:
@@ -114,8 +116,8 @@ class KvitLayer(CacheLayerMixin):
         """
         if not self._has_new:
             raise KernelMissing(
-                "a layer of the model attends to K and V of another one; kvit's cache for transformers stores those of "
-                "each layer for itself. Use another attn_implementation for this model"
+                "a layer of the model attends to K and V of another one, and the config says nothing of it in "
+                "kv_sharing_modes; use another attn_implementation for this model"
             )
         try:
             return self._attend(query, key, value, mask, scaling, modifiers)
@@ -134,7 +136,7 @@ class KvitLayer(CacheLayerMixin):
     ) -> torch.Tensor:
         stored = self.stored
         assert stored is not None, "update comes before attention"
-        batch, heads, new, _ = query.shape
+        batch, _, new, _ = query.shape
         stream = torch.cuda.current_stream(query.device).cuda_stream if query.is_cuda else None
         step, tokens = self._batch.begin_layer(self._index, stored, mask, new, stream)
         rows = [_rows(states) for states in (query, key, value)]
@@ -147,9 +149,36 @@ class KvitLayer(CacheLayerMixin):
         attention(q, stored, step, out=out, scale=scaling, stream=stream, **modifiers)
         self._batch.end_layer(self._index)
         self._has_new = False
-        if tokens.index is not None:
-            out = out.new_zeros(batch * new, heads, stored.v_dim).index_copy_(0, tokens.index, out)
-        return out.view(batch, new, heads, stored.v_dim)
+        return _spread(out, tokens, batch, new)
+
+    def reader(self, index: int | None) -> int | None:
+        """`index`, of the layer that calls attention, if it is one that reads what this layer has stored; else None."""
+        return None if self._has_new or index not in self._batch.readers else index
+
+    def read(self, reader: int, query: torch.Tensor, scaling: float | None, modifiers: dict[str, Any]) -> torch.Tensor:
+        """Attend queries of another layer of the model to the tokens of this one, in the pass that stored them.
+
+        reader  the other layer's index
+        query   [batch, query_heads, tokens, head_dim] of the last new tokens; the others as in `attend`
+
+        Raises what CachedBatch.begin_reader raises, and an error ends the pass.
+        """
+        try:
+            stored = self.stored
+            assert stored is not None, "a layer is read behind its update"
+            batch, _, new, _ = query.shape
+            stream = torch.cuda.current_stream(query.device).cuda_stream if query.is_cuda else None
+            step, tokens = self._batch.begin_reader(reader, stored, new)
+            q = _rows(query)
+            if tokens.index is not None:
+                q = q.index_select(0, tokens.index)
+            out = torch.empty((*q.shape[:2], stored.v_dim), dtype=q.dtype, device=q.device)
+            attention(q, stored, step, tokens.counts, out=out, scale=scaling, stream=stream, **modifiers)
+            self._batch.end_layer(reader)
+            return _spread(out, tokens, batch, new)
+        except BaseException:
+            self._batch.drop_pass()
+            raise
 
     def sinks(self, parameter: torch.Tensor) -> torch.Tensor:
         """The sinks of the layer's query heads in float32, as kvit reads them: always in the same memory, since an
@@ -209,3 +238,10 @@ def _rows(states: torch.Tensor) -> torch.Tensor:
     """
     rows = states.transpose(1, 2)
     return rows.reshape(-1, *rows.shape[2:])
+
+
+def _spread(out: torch.Tensor, tokens: NewTokens, batch: int, new: int) -> torch.Tensor:
+    """Outputs of the real tokens, [tokens, heads, channels], as [batch, new, heads, channels]: zeros for padding."""
+    if tokens.index is not None:
+        out = out.new_zeros(batch * new, *out.shape[1:]).index_copy_(0, tokens.index, out)
+    return out.view(batch, new, *out.shape[1:])

@@ -12,6 +12,9 @@ from kvit.errors import KernelMissing, ShapeError
 HIDES = "kvit_hides"
 """Attribute of a mask that hides more than padding: {"window": tokens} or {"chunk": tokens}, as in kvit.attention."""
 
+PADDING = "kvit_padding"
+"""Attribute of a mask that has the four axes which some models cut or read: the mask that attention takes, or None."""
+
 
 def padding_mask(
     *,
@@ -22,6 +25,7 @@ def padding_mask(
     q_offset: int | torch.Tensor = 0,
     batch_size: int = 1,
     local_size: int | None = None,
+    config: Any = None,
     **_: Any,
 ) -> torch.Tensor | None:
     """What kvit's attention must know of a mask: transformers asks once for each forward pass and kind of mask.
@@ -31,8 +35,10 @@ def padding_mask(
     attention_mask  bool [batch, kv_length], False for padding
     q_length        new tokens; q_offset are those before them, in a cache that makes no room in advance
     local_size      tokens of a window
+    config          of the model
 
     Returns a view of attention_mask, or None if it hides nothing; finding out waits for the GPU, unless it is None.
+    A model whose last layers read K and V of others cuts its mask along queries: it gets [batch, 1, 1, kv_length].
     Raises KernelMissing (not plainly causal), ShapeError, TypeError (a cache that is no KvitCache).
     """
     hides = None
@@ -51,12 +57,28 @@ def padding_mask(
             "past_key_values=kvit.transformers.KvitCache(model.config, pages=...), and no cache_implementation"
         )
     if hides is not None and kv_length > local_size:
-        return _hiding(attention_mask, batch_size, kv_length, {hides: local_size})
+        found = _hiding(attention_mask, batch_size, kv_length, {hides: local_size})
+    else:
+        found = _padding(attention_mask, kv_length)
+    if found is None or not reads_others(config):
+        return found
+    wide = found[:, None, None]
+    setattr(wide, PADDING, found)
+    return wide
+
+
+def reads_others(config: Any) -> bool:
+    """Whether layers of a model attend to K and V of other layers, and store none."""
+    return "reuse" in (getattr(config, "kv_sharing_modes", None) or ())
+
+
+def _padding(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
+    """The mask, or None if it hides nothing. Raises ShapeError."""
     if attention_mask is None:
         return None
-    if attention_mask.shape[-1] != kv_length:
+    if attention_mask.shape[-1] != length:
         raise ShapeError(
-            f"attention_mask is for {attention_mask.shape[-1]} tokens, and there are {kv_length} with those in the "
+            f"attention_mask is for {attention_mask.shape[-1]} tokens, and there are {length} with those in the "
             "cache; give a mask of all of them"
         )
     return None if attention_mask.all() else attention_mask.detach()
@@ -130,6 +152,18 @@ class NewTokens:
         if not fresh.all():
             self.counts = fresh.sum(1).tolist()
             self.index = fresh.flatten().nonzero().flatten().to(mask.device)
+
+    def last(self, new: int, kept: int) -> NewTokens:
+        """Those among the last `kept` of the `new` positions; `index` counts among [batch * kept]."""
+        if kept == new:
+            return self
+        twin = NewTokens(None, len(self.counts), kept)
+        if self.index is not None:
+            assert self.mask is not None, "padding among new tokens comes from a mask"
+            fresh = self.mask[:, self.mask.shape[1] - kept :]
+            twin.counts = fresh.sum(1).tolist()
+            twin.index = fresh.flatten().nonzero().flatten().to(self.index.device)
+        return twin
 
     def check_past(self, past: torch.Tensor | None, length: int) -> None:
         """Raise ShapeError unless the mask says of the `length` tokens in the cache what `past` said of them."""

@@ -86,8 +86,11 @@ FAMILIES = {
     "gemma2": Family({"sliding_window": 9, "attn_logit_softcapping": 1.5, "query_pre_attn_scalar": 16,
                       "head_dim": 256}, seed=18),
     "gemma3_text": Family({**WINDOW, "head_dim": 256}, seed=19),
-    "gemma4_text": Family({**WINDOW, "vocab_size_per_layer_input": 16, "attention_k_eq_v": True, "head_dim": 256,
-                           "global_head_dim": 512, "num_global_key_value_heads": 1}, seed=9),
+    # Two layers as the 31B has them, and two that read their K and V, as the last ones of E2B do.
+    "gemma4_text": Family({"sliding_window": 9, "layer_types": ["sliding_attention", "full_attention"] * 2,
+                           "num_hidden_layers": 4, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 16,
+                           "attention_k_eq_v": True, "head_dim": 256, "global_head_dim": 512,
+                           "num_global_key_value_heads": 1}, seed=6, tokens=6),
     "mimo_v2_flash": Family({**EXPERTS, **WINDOW, "head_dim": 192, "v_head_dim": 128, "num_attention_heads": 4},
                             seed=23),
     "ministral3": Family({}, seed=2),
@@ -118,11 +121,6 @@ REFUSED = {
     "deepseek_v32": (Family({**EXPERTS, **LATENT}), "layers of indexed_attention"),
     "deepseek_v4": (Family({**EXPERTS}), "layers of heavily_compressed_attention"),
     "glm_moe_dsa": (Family({**EXPERTS, **LATENT}), "layers of indexed_attention"),
-    "gemma4_text": (
-        Family({**WINDOW, "num_hidden_layers": 4, "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 16,
-                "layer_types": ["sliding_attention", "full_attention"] * 2}),
-        "layers that attend to K and V of other layers",
-    ),
     "minimax_m3_vl_text": (
         Family({**EXPERTS, "layer_types": ["full_attention", "minimax_m3_sparse"]}, model="MiniMaxM3VLForCausalLM"),
         "layers of minimax_m3_sparse",

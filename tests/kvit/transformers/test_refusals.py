@@ -210,7 +210,7 @@ def test_k_of_another_layer_is_not_stored_again(cache):
     for layer_idx in (1, 0):
         key, value = cache.update(states.clone(), states.clone(), layer_idx)
         attend(SimpleNamespace(is_causal=True, layer_idx=layer_idx), states, key, value, None)
-    with pytest.raises(kvit.KernelMissing, match="a layer of the model attends to K and V of another one"):
+    with pytest.raises(kvit.KernelMissing, match="to K and V of another one, and the config says nothing of it"):
         attend(SimpleNamespace(is_causal=True, layer_idx=1), states, key, value, None)
     assert cache.get_seq_length() == len(cache.layers[0].sequences[0]) == 5
 
