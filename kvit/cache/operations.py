@@ -9,9 +9,13 @@ from kvit._native.tensor import Tensor
 from kvit.layouts.views import CacheView
 from kvit.ops.attention import Attention
 from kvit.ops.faults import FaultRecord
+from kvit.ops.sparse import SparseAttention
 
 MOST_KEPT = 32
 """Operations that a cache keeps: more than the layers of a model have kinds of calls, however many scales they use."""
+
+MOST_SPARSE = 4
+"""Operations for queries that choose: each has memory for what all of its queries may choose."""
 
 
 class CachedOperations:
@@ -27,6 +31,8 @@ class CachedOperations:
         self._view, self._faults = view, faults
         self._kept: dict[tuple, Attention] = {}  # the one that was used last comes last
         self._plain: dict[tuple, Attention] = {}  # of calls without modifiers and scale, found by fewer questions
+
+        self._sparse: dict[tuple, SparseAttention] = {}  # the one that was used last comes last
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -78,6 +84,36 @@ class CachedOperations:
             if len(self._plain) >= MOST_KEPT:
                 self._plain.clear()
             self._plain[query_heads, tokens_per_sequence, causal] = found
+        return found
+
+    def find_sparse(
+        self,
+        query_heads: int,
+        tokens: int,
+        *,
+        entry_tokens: int,
+        entries: int,
+        per_head: bool,
+        scale: float | None,
+        **modifiers: Any,
+    ) -> SparseAttention:
+        """The operation for queries that choose; arguments as SparseAttention has them. Raises what that raises.
+
+        tokens     queries of the call: operations have room for powers of two
+        modifiers  softcap and sinks, but for those that are None
+        """
+        queries = 1 << (max(1, tokens) - 1).bit_length()
+        own = tuple((name, _identity(modifier)) for name, modifier in sorted(modifiers.items()))
+        key = (query_heads, queries, entry_tokens, entries, per_head, scale, own)
+        found = self._sparse.pop(key, None)
+        if found is None:
+            found = SparseAttention(
+                self._view, query_heads, entry_tokens=entry_tokens, entries=entries, queries=queries,
+                per_head=per_head, scale=scale, faults=self._faults, **modifiers,
+            )  # fmt: skip
+            while len(self._sparse) >= MOST_SPARSE:
+                del self._sparse[next(iter(self._sparse))]
+        self._sparse[key] = found
         return found
 
 

@@ -15,6 +15,7 @@ from kvit.layouts.views import CacheView, PageTable
 from kvit.ops import aliases
 from kvit.ops.attention import Attention
 from kvit.ops.chosen_view import ChosenView
+from kvit.ops.faults import FaultRecord
 from kvit.ops.modifiers import require_whole_scores
 from kvit.ops.operation import Launch, Operation, rows_per_sequence
 from kvit.selection import choose, registry
@@ -31,7 +32,7 @@ class SparseAttention(Operation):
     queries       most query tokens of a call; memory for their tables is taken now, 4 bytes for each page they choose
     per_head      whether every KV head chooses for itself, or all together
     causal        a query sees no token behind its own, of its own entry either
-    scale, softcap, sinks, kernel, launch
+    scale, softcap, sinks, kernel, launch, faults
                   as kvit.Attention has them; launch is of its kernel
 
     A call is two launches, captures into a graph, and allocates nothing but the outputs that are not given.
@@ -55,8 +56,9 @@ class SparseAttention(Operation):
         sinks: Any = None,
         kernel: choose.Wanted = None,
         launch: Launch = "direct",
+        faults: FaultRecord | None = None,
     ):
-        super().__init__(view, None, launch)
+        super().__init__(view, faults, launch)
         self.entry_tokens, self.entries, self.queries = _checks.require_counts(
             entry_tokens=entry_tokens, entries=entries, queries=queries
         )

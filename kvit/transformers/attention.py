@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from kvit.errors import KernelMissing
+from kvit.transformers.chosen import chosen_by
 from kvit.transformers.latent import absorbed, expanded
 from kvit.transformers.padding import HIDES, PADDING
 
@@ -55,8 +56,8 @@ def attend(
                     rows what the model made of those, which is not read
     attention_mask  what padding_mask made: None, or bool [batch, tokens so far and new], False for padding
     scaling         of the scores; head_dim ** -0.5 if absent
-    others          sliding_window, softcap and s_aux (sinks, [query_heads]) mean what they mean in transformers; what
-                    kvit does not know is refused
+    others          sliding_window, softcap, s_aux (sinks, [query_heads]), indices and block_indices (what queries have
+                    chosen) mean what they mean in transformers; what kvit does not know is refused
 
     Returns ([batch, tokens, query_heads, head_dim], None): rows of padding are zeros, and there are no weights.
     Raises TypeError (K does not come from a KvitCache), KernelMissing (anything that kvit's attention does not do),
@@ -83,6 +84,7 @@ def attend(
     sinks = others.pop("s_aux", None)
     if sinks is not None:
         modifiers["sinks"] = layer.sinks(sinks)
+    chosen = chosen_by(module, place, query, others)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     wishes = {name: wish for name, wish in others.items() if name not in _IGNORED and wish is not False}
@@ -94,14 +96,15 @@ def attend(
             )
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         raise KernelMissing(f"{place} wants gradients and kvit computes none; call the model under torch.no_grad()")
-    if reader is not None:
+    if reader is not None and chosen is None:
         return layer.read(reader, query, scaling, modifiers), None
     layer.hides = dict(getattr(attention_mask, HIDES, {}))
     if latent is None:
-        return layer.attend(query, key, value, attention_mask, scaling, modifiers), None
+        return layer.attend(query, key, value, attention_mask, scaling, modifiers, chosen=chosen), None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows, turned = layer.take_latent()
-    found = layer.attend(absorbed(module, place, query), turned, rows, attention_mask, scaling, modifiers)
+    query = absorbed(module, place, query)
+    found = layer.attend(query, turned, rows, attention_mask, scaling, modifiers, chosen=chosen)
     return expanded(module, place, found), None
 
 

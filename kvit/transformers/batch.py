@@ -58,14 +58,24 @@ class CachedBatch:
     layers   of the model, by their index, that store K and V
     limits   tokens of the windows and chunks of layers: attention is told of one when a sequence has outgrown it
     readers  layers that store none and attend to those of another layer
+    blocks   whether queries of some layers choose blocks, which transformers counts from the padding of a sequence on
 
     A forward pass is whole or has not been: its first layer begins a step, and the sequences grow when every layer has
     attended. A pass that was interrupted leaves the sequences as they were.
     """
 
-    def __init__(self, pages: ModelPages, layers: Iterable[int], limits: Iterable[int], readers: Iterable[int] = ()):
+    def __init__(
+        self,
+        pages: ModelPages,
+        layers: Iterable[int],
+        limits: Iterable[int],
+        readers: Iterable[int] = (),
+        *,
+        blocks: bool = False,
+    ):
         self.pages = pages
         self.layers, self.limits, self.readers = frozenset(layers), set(limits), frozenset(readers)
+        self.blocks = blocks
         self.size = 0  # sequences; 0 before the first pass
         self.length = 0  # tokens of each sequence, padding included: what transformers counts
         self.mask: torch.Tensor | None = None  # bool [size, length] in host memory; None without padding
@@ -90,6 +100,8 @@ class CachedBatch:
             self._require_no_pass()
             tokens = NewTokens(mask, self.size, new)
             tokens.check_past(self.mask, self.length)
+            if self.blocks:
+                tokens.require_none_before()
             self._pass = Pass(new, tokens, {*self.layers, *self.readers}, mask)
         tokens = self._pass.tokens_of(mask, self.size, new)
         step = self._pass.steps.get(layer.cache)
@@ -204,7 +216,7 @@ class CachedBatch:
         pages = self.pages
         if not pages.caches:
             pages = ModelPages(pages.config, pages.options, pages.scales)
-        twin = CachedBatch(pages, self.layers, self.limits, self.readers)
+        twin = CachedBatch(pages, self.layers, self.limits, self.readers, blocks=self.blocks)
         twin.sequences = {paged: [sequence.fork() for sequence in own] for paged, own in self.sequences.items()}
         twin.size, twin.length, twin.mask = self.size, self.length, self.mask
         return twin

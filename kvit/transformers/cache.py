@@ -15,6 +15,7 @@ from kvit.codecs import codec_of
 from kvit.errors import KernelMissing, KvitError, ShapeError, refuse_copy
 from kvit.layouts.views import Layout
 from kvit.transformers.batch import CachedBatch
+from kvit.transformers.indexed_layer import KvitIndexedLayer
 from kvit.transformers.layer import KvitLayer
 from kvit.transformers.pages import ModelPages
 from kvit.transformers.state_layer import KvitStateLayer, select_states
@@ -32,7 +33,7 @@ class KvitCache(Cache):
 
     Layers of a hybrid model that keep a state (linear attention, convolutions), instead of K and V or beside them, keep
     it as they do in transformers' own caches; layers without attention keep nothing, nor do layers that attend to K and
-    V of other layers.
+    V of other layers. Of layers whose queries choose tokens or blocks, an indexer's keys are kept in PyTorch's memory.
 
     Memory is taken on the device of a layer when its first K comes, and stays until the cache goes; reset() empties it
     for another batch. Layers on several devices have pages on each. Beams, forks and copies (copy.deepcopy) share
@@ -83,7 +84,10 @@ class KvitCache(Cache):
         # Windows and chunks that masks have: layers tell of others, as they attend.
         limits = {int(layers[i].sliding_window) for i in paged if getattr(layers[i], "sliding_window", None)}
         modes = getattr(decoder, "kv_sharing_modes", None) or ()
-        self.batch = CachedBatch(model_pages, paged, limits, [i for i, mode in enumerate(modes) if mode == "reuse"])
+        self.batch = CachedBatch(
+            model_pages, paged, limits, [i for i, mode in enumerate(modes) if mode == "reuse"],
+            blocks=any(hasattr(layer, "update_index") for layer in layers),
+        )  # fmt: skip
         for i in paged:
             layers[i] = _layer(layers[i], decoder, i, self.batch)
         super().__init__(layers=layers)
@@ -130,6 +134,8 @@ class KvitCache(Cache):
             layer.reset()
         for layer in self.paged_layers:
             layer.is_initialized = False
+        for layer in self.indexed_layers:
+            layer.indexer_keys = None
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Sequence i becomes a fork of sequence beam_idx[i]: no token moves until one of the forks grows."""
@@ -147,6 +153,13 @@ class KvitCache(Cache):
         self.batch.select(places)
         for layer in self.state_layers:
             select_states(layer, places)
+        for layer in self.indexed_layers:
+            layer.select_keys(places)
+
+    @property
+    def indexed_layers(self) -> list[KvitIndexedLayer]:
+        """The layers whose queries choose, with an indexer's keys, in order: none of most models."""
+        return [layer for layer in self.layers if isinstance(layer, KvitIndexedLayer)]
 
     @property
     def state_layers(self) -> list[LinearAttentionCacheLayerMixin]:
@@ -183,16 +196,19 @@ def _layer(theirs: Any, decoder: PretrainedConfig, index: int, batch: CachedBatc
     """Ours for a layer of transformers' own cache with K and V."""
     if isinstance(theirs, LinearAttentionCacheLayerMixin):
         return KvitStateLayer(decoder, index, batch, theirs.number_of_states)
+    if hasattr(theirs, "update_indexer") or hasattr(theirs, "update_index"):
+        return KvitIndexedLayer(decoder, index, batch)
     return KvitLayer(decoder, index, batch)
 
 
 def _refuse(decoder: PretrainedConfig) -> None:
     """Raise KernelMissing for a model with layers whose attention kvit does not know."""
     known = {"full_attention", "sliding_attention", "chunked_attention"}
+    choosing = {"indexed_attention", "minimax_m3_sparse"}
     with_states = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
-    others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known - with_states - {"moe", "mlp"})
+    others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known - choosing - with_states - {"moe", "mlp"})
     if others:
         raise KernelMissing(
-            f"the model has layers of {', '.join(others)}; kvit's attention does {', '.join(sorted(known))}. "
-            "Use another attn_implementation for this model"
+            f"the model has layers of {', '.join(others)}; kvit's attention does "
+            f"{', '.join(sorted(known | choosing))}. Use another attn_implementation for this model"
         )

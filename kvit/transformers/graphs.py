@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from kvit.cache.batch import Batch
 from kvit.cache.paged_cache import PagedCache
-from kvit.errors import KvitError
+from kvit.errors import KernelMissing, KvitError
 from kvit.transformers.batch import CachedBatch
 from kvit.transformers.cache import KvitCache
 from kvit.transformers.padding import NewTokens
@@ -46,13 +46,19 @@ class DecodeGraphs:
     num_captures  were captured, and
     num_replays   were replays of a graph, those that were captured included
 
-    Raises TypeError (no KvitCache). A step raises KvitError: the model is on several devices, an argument is neither a
-    tensor nor hashable, position_ids are absent, or the step cannot be captured, which PyTorch's error explains.
+    Raises TypeError (no KvitCache), KernelMissing (layers whose queries choose). A step raises KvitError: the model is
+    on several devices, an argument is neither a tensor nor hashable, position_ids are absent, or the step cannot be
+    captured, which PyTorch's error explains.
     """
 
     def __init__(self, model: PreTrainedModel, cache: KvitCache):
         if not isinstance(cache, KvitCache):
             raise TypeError(f"cache is a {type(cache).__name__}; give the kvit.transformers.KvitCache of the model")
+        if cache.indexed_layers:
+            raise KernelMissing(
+                "queries of the model choose what they attend to, among keys of an indexer that grow with every step: "
+                "a graph repeats a step of one size. Generate without DecodeGraphs"
+            )
         self.num_steps = self.num_captures = self.num_replays = 0
         self._model, self._cache = model, cache
         self._batch: CachedBatch = cache.batch

@@ -15,6 +15,7 @@ from kvit.cache.sequence import Sequence
 from kvit.errors import KernelMissing, KvitError, ShapeError
 from kvit.transformers.attention import LAYER, NAME
 from kvit.transformers.batch import CachedBatch
+from kvit.transformers.chosen import Chosen
 from kvit.transformers.latent import are_latent
 from kvit.transformers.padding import NewTokens
 
@@ -105,10 +106,13 @@ class KvitLayer(CacheLayerMixin):
         mask: torch.Tensor | None,
         scaling: float | None,
         modifiers: dict[str, Any],
+        *,
+        chosen: Chosen | None = None,
     ) -> torch.Tensor:
         """Store K and V of the real tokens and attend their queries; arguments and result are those of `attend`.
 
         modifiers  what kvit.attention shall do besides: window, chunk, softcap, sinks
+        chosen     what the queries shall read; all that they may see if absent
 
         K, V and queries are read where they are and the result is written where torch wants it, except in a pass with
         padding among its new tokens, and where _rows copies. Raises KernelMissing for K that were stored already, and
@@ -120,7 +124,7 @@ class KvitLayer(CacheLayerMixin):
                 "kv_sharing_modes; use another attn_implementation for this model"
             )
         try:
-            return self._attend(query, key, value, mask, scaling, modifiers)
+            return self._attend(query, key, value, mask, scaling, modifiers, chosen)
         except BaseException:
             self._batch.drop_pass()
             raise
@@ -133,6 +137,7 @@ class KvitLayer(CacheLayerMixin):
         mask: torch.Tensor | None,
         scaling: float | None,
         modifiers: dict[str, Any],
+        chosen: Chosen | None,
     ) -> torch.Tensor:
         stored = self.stored
         assert stored is not None, "update comes before attention"
@@ -145,8 +150,13 @@ class KvitLayer(CacheLayerMixin):
             rows = [states.index_select(0, tokens.index) for states in rows]
         q, k, v = rows
         out = torch.empty((*q.shape[:2], stored.v_dim), dtype=q.dtype, device=q.device)
-        stored.append(step, k, v)
-        attention(q, stored, step, out=out, scale=scaling, stream=stream, **modifiers)
+        if chosen is None or chosen.are_all(self._batch.length + new):
+            stored.append(step, k, v)
+            attention(q, stored, step, out=out, scale=scaling, stream=stream, **modifiers)
+        else:
+            find = chosen.prepared(stored, step, q, tokens, scaling, modifiers)
+            stored.append(step, k, v)
+            find(out)
         self._batch.end_layer(self._index)
         self._has_new = False
         return _spread(out, tokens, batch, new)

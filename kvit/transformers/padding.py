@@ -26,6 +26,7 @@ def padding_mask(
     batch_size: int = 1,
     local_size: int | None = None,
     config: Any = None,
+    device: torch.device | None = None,
     **_: Any,
 ) -> torch.Tensor | None:
     """What kvit's attention must know of a mask: transformers asks once for each forward pass and kind of mask.
@@ -35,10 +36,11 @@ def padding_mask(
     attention_mask  bool [batch, kv_length], False for padding
     q_length        new tokens; q_offset are those before them, in a cache that makes no room in advance
     local_size      tokens of a window
-    config          of the model
+    config, device  of the model
 
     Returns a view of attention_mask, or None if it hides nothing; finding out waits for the GPU, unless it is None.
-    A model whose last layers read K and V of others cuts its mask along queries: it gets [batch, 1, 1, kv_length].
+    A model whose last layers read K and V of others cuts its mask along queries: it gets [batch, 1, 1, kv_length]. One
+    with an indexer of tokens shows it what each query may see: bool [batch, 1, q_length, kv_length].
     Raises KernelMissing (not plainly causal), ShapeError, TypeError (a cache that is no KvitCache).
     """
     hides = None
@@ -60,9 +62,14 @@ def padding_mask(
         found = _hiding(attention_mask, batch_size, kv_length, {hides: local_size})
     else:
         found = _padding(attention_mask, kv_length)
-    if found is None or not reads_others(config):
+    if "indexed_attention" in (getattr(config, "layer_types", None) or ()):
+        at = torch.arange(kv_length, device=device)
+        wide = (at <= at[kv_length - (q_length or 0) :, None]).expand(batch_size, 1, -1, -1)
+        wide = wide if found is None else wide & found.to(wide.device)[:, None, None]
+    elif found is None or not reads_others(config):
         return found
-    wide = found[:, None, None]
+    else:
+        wide = found[:, None, None]
     setattr(wide, PADDING, found)
     return wide
 
@@ -164,6 +171,14 @@ class NewTokens:
             twin.counts = fresh.sum(1).tolist()
             twin.index = fresh.flatten().nonzero().flatten().to(self.index.device)
         return twin
+
+    def require_none_before(self) -> None:
+        """Raise KernelMissing for padding in front of a token."""
+        if self.mask is not None and bool((self.mask.to(torch.int8).diff(dim=1) > 0).any()):
+            raise KernelMissing(
+                "queries of the model choose blocks of tokens, which it counts from the padding of a sequence on and "
+                "kvit from its first token; give sequences of as many tokens each, or one at a time"
+            )
 
     def check_past(self, past: torch.Tensor | None, length: int) -> None:
         """Raise ShapeError unless the mask says of the `length` tokens in the cache what `past` said of them."""

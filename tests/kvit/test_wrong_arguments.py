@@ -182,7 +182,7 @@ RIGHT = {
     "SparseAttention": lambda s: (
         kvit.SparseAttention,
         dict(view=s.view, query_heads=4, entry_tokens=1, entries=2, queries=2, per_head=False, causal=True, scale=None,
-             softcap=None, sinks=None, kernel=None, launch="direct"),
+             softcap=None, sinks=None, kernel=None, launch="direct", faults=None),
     ),
     "SparseAttention.__call__": lambda s: (
         kvit.SparseAttention(s.view, 4, entry_tokens=1, entries=2, queries=2).__call__,

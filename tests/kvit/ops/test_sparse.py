@@ -146,6 +146,10 @@ def test_a_page_that_does_not_exist_is_told_and_gives_nan(rng, device):
     assert np.isnan(out.numpy().astype(np.float32)).all()
     op(q, case.view, table, to_device(np.array([[[0, 9]]], np.int32), device))
     op.check()  # nobody has chosen that page
+    other = kvit.SparseAttention(case.view, 8, entry_tokens=4, entries=2, queries=1, faults=op.faults)
+    other(q, case.view, table, to_device(np.array([[[5, 0]]], np.int32), device))
+    with pytest.raises(kvit.PageTableError, match="99"):
+        op.check()  # they share a record
 
 
 def test_a_call_captures_into_a_graph_and_choices_may_change(rng, device):

@@ -42,8 +42,8 @@ def assert_unused(cache):
 
 def test_models_with_layers_of_another_kind_get_no_cache():
     config = LlamaConfig(num_hidden_layers=2)
-    config.layer_types = ["full_attention", "indexed_attention"]
-    with pytest.raises(kvit.KernelMissing, match="the model has layers of indexed_attention"):
+    config.layer_types = ["full_attention", "heavily_compressed_attention"]
+    with pytest.raises(kvit.KernelMissing, match="the model has layers of heavily_compressed_attention"):
         KvitCache(config, 65)
 
 
