@@ -94,6 +94,7 @@ class CachedOperations:
         entry_tokens: int,
         entries: int,
         per_head: bool,
+        causal: bool = True,
         scale: float | None,
         **modifiers: Any,
     ) -> SparseAttention:
@@ -104,12 +105,12 @@ class CachedOperations:
         """
         queries = 1 << (max(1, tokens) - 1).bit_length()
         own = tuple((name, _identity(modifier)) for name, modifier in sorted(modifiers.items()))
-        key = (query_heads, queries, entry_tokens, entries, per_head, scale, own)
+        key = (query_heads, queries, entry_tokens, entries, per_head, causal, scale, own)
         found = self._sparse.pop(key, None)
         if found is None:
             found = SparseAttention(
                 self._view, query_heads, entry_tokens=entry_tokens, entries=entries, queries=queries,
-                per_head=per_head, scale=scale, faults=self._faults, **modifiers,
+                per_head=per_head, causal=causal, scale=scale, faults=self._faults, **modifiers,
             )  # fmt: skip
             while len(self._sparse) >= MOST_SPARSE:
                 del self._sparse[next(iter(self._sparse))]

@@ -64,8 +64,8 @@ def attend(
     and what PagedCache.append raises. Nothing is stored then.
     """
     place = f"layer {getattr(module, 'layer_idx', '?')} ({type(module).__name__})"
-    latent = others.pop(LAYER, None)  # said by a layer that was given latent rows
-    layer = getattr(key, LAYER, latent)
+    told = others.pop(LAYER, None)  # by a layer behind which the model makes other K
+    layer = getattr(key, LAYER, told)
     if layer is None:
         raise TypeError(
             f"{place} got K and V that no KvitCache holds; give the model or generate() "
@@ -73,6 +73,10 @@ def attend(
             "layer of an assistant_model, give that one its own by kvit.transformers.AssistantCache"
         )
     attention_mask = getattr(attention_mask, PADDING, attention_mask)
+    chosen = chosen_by(module, place, query, others)
+    if layer.takes_entries:
+        chosen = layer.entries_of(query, key, attention_mask)
+        key, value, attention_mask = layer.take_rows()
     reader = layer.reader(getattr(module, "layer_idx", None))
     modifiers = dict(getattr(attention_mask, HIDES, {}) if reader is None else layer.hides)
     # Some models tell attention its window and some the mask alone. One that hides nothing yet need not be told.
@@ -84,7 +88,6 @@ def attend(
     sinks = others.pop("s_aux", None)
     if sinks is not None:
         modifiers["sinks"] = layer.sinks(sinks)
-    chosen = chosen_by(module, place, query, others)
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     wishes = {name: wish for name, wish in others.items() if name not in _IGNORED and wish is not False}
@@ -99,7 +102,7 @@ def attend(
     if reader is not None and chosen is None:
         return layer.read(reader, query, scaling, modifiers), None
     layer.hides = dict(getattr(attention_mask, HIDES, {}))
-    if latent is None:
+    if told is None or layer.takes_entries:
         return layer.attend(query, key, value, attention_mask, scaling, modifiers, chosen=chosen), None
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     rows, turned = layer.take_latent()

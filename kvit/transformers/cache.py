@@ -15,8 +15,10 @@ from kvit.codecs import codec_of
 from kvit.errors import KernelMissing, KvitError, ShapeError, refuse_copy
 from kvit.layouts.views import Layout
 from kvit.transformers.batch import CachedBatch
+from kvit.transformers.compressed_layer import KvitCompressedLayer
 from kvit.transformers.indexed_layer import KvitIndexedLayer
 from kvit.transformers.layer import KvitLayer
+from kvit.transformers.padding import COMPRESSED
 from kvit.transformers.pages import ModelPages
 from kvit.transformers.state_layer import KvitStateLayer, select_states
 
@@ -33,7 +35,8 @@ class KvitCache(Cache):
 
     Layers of a hybrid model that keep a state (linear attention, convolutions), instead of K and V or beside them, keep
     it as they do in transformers' own caches; layers without attention keep nothing, nor do layers that attend to K and
-    V of other layers. Of layers whose queries choose tokens or blocks, an indexer's keys are kept in PyTorch's memory.
+    V of other layers. Of layers whose queries choose tokens or blocks, an indexer's keys are kept in PyTorch's memory,
+    and of those that read entries of many tokens each (DeepSeek V4) the entries and what they are made of.
 
     Memory is taken on the device of a layer when its first K comes, and stays until the cache goes; reset() empties it
     for another batch. Layers on several devices have pages on each. Beams, forks and copies (copy.deepcopy) share
@@ -120,9 +123,15 @@ class KvitCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Forget the last -tokens_to_remove tokens of each sequence, padding included; give pages back.
 
-        Raises ShapeError (positive, or more than there are), RuntimeError (layers whose state remembers no older ones).
+        Raises ShapeError (positive, or more than there are), KernelMissing (layers with entries of many tokens each),
+        RuntimeError (layers whose state remembers no older ones).
         """
         self.batch.require_removable(tokens_to_remove)
+        if tokens_to_remove and self.compressed_layers:
+            raise KernelMissing(
+                "the model makes entries of many tokens each and keeps no older ones, so that none can be removed; "
+                "generate without assistants and prompt lookup, and fork() the cache where it may have to go back"
+            )
         for layer in self.state_layers:
             layer.crop(tokens_to_remove)
         self.batch.crop(tokens_to_remove)
@@ -136,6 +145,8 @@ class KvitCache(Cache):
             layer.is_initialized = False
         for layer in self.indexed_layers:
             layer.indexer_keys = None
+        for layer in self.compressed_layers:
+            layer.forget_states()
 
     def reorder_cache(self, beam_idx: torch.Tensor) -> None:
         """Sequence i becomes a fork of sequence beam_idx[i]: no token moves until one of the forks grows."""
@@ -155,6 +166,13 @@ class KvitCache(Cache):
             select_states(layer, places)
         for layer in self.indexed_layers:
             layer.select_keys(places)
+        for layer in self.compressed_layers:
+            layer.select_states(places)
+
+    @property
+    def compressed_layers(self) -> list[KvitCompressedLayer]:
+        """The layers of a model whose queries read entries besides tokens, in order: none of most models."""
+        return [layer for layer in self.layers if isinstance(layer, KvitCompressedLayer)]
 
     @property
     def indexed_layers(self) -> list[KvitIndexedLayer]:
@@ -196,6 +214,8 @@ def _layer(theirs: Any, decoder: PretrainedConfig, index: int, batch: CachedBatc
     """Ours for a layer of transformers' own cache with K and V."""
     if isinstance(theirs, LinearAttentionCacheLayerMixin):
         return KvitStateLayer(decoder, index, batch, theirs.number_of_states)
+    if COMPRESSED.intersection(getattr(decoder, "layer_types", None) or ()):
+        return KvitCompressedLayer(decoder, index, batch, theirs)
     if hasattr(theirs, "update_indexer") or hasattr(theirs, "update_index"):
         return KvitIndexedLayer(decoder, index, batch)
     return KvitLayer(decoder, index, batch)
@@ -204,7 +224,7 @@ def _layer(theirs: Any, decoder: PretrainedConfig, index: int, batch: CachedBatc
 def _refuse(decoder: PretrainedConfig) -> None:
     """Raise KernelMissing for a model with layers whose attention kvit does not know."""
     known = {"full_attention", "sliding_attention", "chunked_attention"}
-    choosing = {"indexed_attention", "minimax_m3_sparse"}
+    choosing = {"indexed_attention", "minimax_m3_sparse", *COMPRESSED}
     with_states = {"linear_attention", "conv", "hybrid", "hybrid_sliding"}
     others = sorted({*(getattr(decoder, "layer_types", None) or ())} - known - choosing - with_states - {"moe", "mlp"})
     if others:

@@ -54,9 +54,9 @@ class DecodeGraphs:
     def __init__(self, model: PreTrainedModel, cache: KvitCache):
         if not isinstance(cache, KvitCache):
             raise TypeError(f"cache is a {type(cache).__name__}; give the kvit.transformers.KvitCache of the model")
-        if cache.indexed_layers:
+        if cache.indexed_layers or cache.compressed_layers:
             raise KernelMissing(
-                "queries of the model choose what they attend to, among keys of an indexer that grow with every step: "
+                "queries of the model choose what they attend to, among keys or entries that grow with every step: "
                 "a graph repeats a step of one size. Generate without DecodeGraphs"
             )
         self.num_steps = self.num_captures = self.num_replays = 0

@@ -29,6 +29,7 @@ class KvitLayer(CacheLayerMixin):
     """
 
     is_croppable = True
+    takes_entries = False  # K that attention is given are not those of update alone
 
     def __init__(self, config: PretrainedConfig, index: int, batch: CachedBatch):
         super().__init__()
@@ -149,6 +150,7 @@ class KvitLayer(CacheLayerMixin):
             # Padding lies between the rows of one sequence and the next, and kvit reads them end to end.
             rows = [states.index_select(0, tokens.index) for states in rows]
         q, k, v = rows
+        v = None if key is value else v  # rows are stored once
         out = torch.empty((*q.shape[:2], stored.v_dim), dtype=q.dtype, device=q.device)
         if chosen is None or chosen.are_all(self._batch.length + new):
             stored.append(step, k, v)

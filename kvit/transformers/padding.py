@@ -15,6 +15,12 @@ HIDES = "kvit_hides"
 PADDING = "kvit_padding"
 """Attribute of a mask that has the four axes which some models cut or read: the mask that attention takes, or None."""
 
+ENTRIES_MASK = torch.float8_e5m2
+"""Dtype of a mask of no keys, behind which models put what hides entries (0, or minus infinity). No caller's has it."""
+
+COMPRESSED = {"compressed_sparse_attention", "heavily_compressed_attention"}
+"""Types of layers whose queries read entries besides tokens."""
+
 
 def padding_mask(
     *,
@@ -40,7 +46,8 @@ def padding_mask(
 
     Returns a view of attention_mask, or None if it hides nothing; finding out waits for the GPU, unless it is None.
     A model whose last layers read K and V of others cuts its mask along queries: it gets [batch, 1, 1, kv_length]. One
-    with an indexer of tokens shows it what each query may see: bool [batch, 1, q_length, kv_length].
+    with an indexer of tokens shows it what each query may see: bool [batch, 1, q_length, kv_length]. One whose queries
+    read entries besides puts those behind a mask of no keys, [batch, 1, q_length, 0].
     Raises KernelMissing (not plainly causal), ShapeError, TypeError (a cache that is no KvitCache).
     """
     hides = None
@@ -58,11 +65,19 @@ def padding_mask(
             "static one, and attn_implementation='kvit' needs a KvitCache. Give the model or generate() "
             "past_key_values=kvit.transformers.KvitCache(model.config, pages=...), and no cache_implementation"
         )
+    types = set(getattr(config, "layer_types", None) or ())
+    if types & COMPRESSED:
+        if _padding(attention_mask, kv_length) is not None:
+            raise KernelMissing(
+                "the model makes entries of so many tokens each, and counts padding as tokens, which kvit does not "
+                "store; give sequences of as many tokens each, or one at a time"
+            )
+        return torch.empty(batch_size, 1, q_length or 0, 0, dtype=ENTRIES_MASK, device=device)
     if hides is not None and kv_length > local_size:
         found = _hiding(attention_mask, batch_size, kv_length, {hides: local_size})
     else:
         found = _padding(attention_mask, kv_length)
-    if "indexed_attention" in (getattr(config, "layer_types", None) or ()):
+    if "indexed_attention" in types:
         at = torch.arange(kv_length, device=device)
         wide = (at <= at[kv_length - (q_length or 0) :, None]).expand(batch_size, 1, -1, -1)
         wide = wide if found is None else wide & found.to(wide.device)[:, None, None]

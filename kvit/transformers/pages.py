@@ -9,8 +9,10 @@ from transformers import PretrainedConfig
 
 from kvit.cache.layer import CacheLayer
 from kvit.cache.layers import LayerSpec
+from kvit.cache.operations import CachedOperations
 from kvit.cache.paged_cache import PagedCache
 from kvit.errors import DeviceError, DtypeError
+from kvit.layouts.views import CacheView
 from kvit.transformers.latent import are_latent
 
 
@@ -27,6 +29,7 @@ class ModelPages:
         self.caches: dict[tuple[str, str], PagedCache] = {}  # by device and dtype: one of each in most models
         self.scales = scales
         self._layers: dict[int, CacheLayer] = {}  # by their index in the model
+        self._entry_operations: dict[int, CachedOperations] = {}  # by the group of layers whose queries they take
 
     def find(self, index: int) -> CacheLayer | None:
         """Layer `index` of the model in its pages, if it has any yet."""
@@ -36,13 +39,21 @@ class ModelPages:
         """Layer `index` of the model in its pages, which are made for rows like these unless there are some.
 
         key, value  [batch, kv_heads, tokens, channels]. Latent rows and their rotary parts, which models with MLA
-                    give, lie side by side and are stored once
+                    give, lie side by side and are stored once; so is one tensor that is both
 
         Raises DtypeError, DeviceError, and what PagedCache and its add_layers raise.
         """
         found = self._layers.get(index)
         if found is None:
             found = self._layers[index] = self._new_layer(index, key, value)
+        return found
+
+    def entry_operations(self, stored: CacheLayer, view: CacheView) -> CachedOperations:
+        """Operations of all layers like `stored` on entries that models keep beside tokens, in views like this one."""
+        group = stored.place.group
+        found = self._entry_operations.get(id(group))
+        if found is None:
+            found = self._entry_operations[id(group)] = CachedOperations(view, group.faults)
         return found
 
     def _new_layer(self, index: int, key: torch.Tensor, value: torch.Tensor) -> CacheLayer:
@@ -55,6 +66,7 @@ class ModelPages:
         shares_kv = are_latent(self.config, key, value)
         if shares_kv:
             k_dim, v_dim = k_dim + v_dim, k_dim
+        shares_kv = shares_kv or key is value
         k_scale, v_scale = self.scales[index]
         device = device_of(key)
         kind = device, str(key.dtype)

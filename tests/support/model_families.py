@@ -81,6 +81,13 @@ FAMILIES = {
     # Behind a prompt of 33 tokens a query leaves out 5 of 33 and more. Were it most of them, it would turn on roundings
     # which ones, and "eager" would lose as much as there is.
     "deepseek_v32": Family({**EXPERTS, **DEEPSEEK, **INDEXER}, seed=10, tokens=6),
+    # A window, beside it 14 of the entries of 2 tokens (of which there are 16 behind the prompt), or all those of 8.
+    "deepseek_v4": Family({**EXPERTS, "num_hidden_layers": 3, "head_dim": 512, "num_key_value_heads": 1,
+                           "layer_types": ["sliding_attention", "compressed_sparse_attention",
+                                           "heavily_compressed_attention"], "mlp_layer_types": ["moe"] * 3,
+                           "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 8},
+                           "index_topk": 14, "index_n_heads": 4, "index_head_dim": 64, "sliding_window": 9,
+                           "q_lora_rank": 48, "o_groups": 2, "o_lora_rank": 32, "hc_mult": 2}, seed=3, tokens=4),
     "kimi_linear": Family({**EXPERTS, **LATENT, **STATE}, seed=2),
     "glm": Family({}, seed=2),
     "glm4_moe": Family({**EXPERTS, "num_attention_heads": 12, "num_key_value_heads": 1}, seed=8),
@@ -127,11 +134,10 @@ FAMILIES = {
     "stablelm": Family({"head_dim": None, "hidden_size": 320}, seed=2),
 }  # fmt: skip
 
-CHOOSING = {"deepseek_v32", "glm_moe_dsa", "minimax_m3_vl_text"}
+CHOOSING = {"deepseek_v32", "deepseek_v4", "glm_moe_dsa", "minimax_m3_vl_text"}
 """Families whose queries choose what they attend to; DecodeGraphs refuses them."""
 
 REFUSED = {
-    "deepseek_v4": (Family({**EXPERTS}), "layers of heavily_compressed_attention"),
     "bloom": (Family({}), "config says 'eager'"),
     "mpt": (Family({}), "config says 'eager'"),
 }  # fmt: skip

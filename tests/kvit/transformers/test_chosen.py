@@ -23,7 +23,7 @@ TOKENS, BLOCKS = "deepseek_v32", "minimax_m3_vl_text"
 
 def small(name, **changes):
     """A model of a family. Its queries choose 8 tokens or 3 blocks of 4, so that those behind leave most of 25 out."""
-    few = {"index_topk": 8} if name != BLOCKS else {"index_topk_blocks": 3, "index_block_size": 4}
+    few = {"index_topk_blocks": 3, "index_block_size": 4} if name == BLOCKS else {"index_topk": 8}
     return FAMILIES[name]._replace(changes={**FAMILIES[name].changes, **few, **changes}).make(name, "host")
 
 
@@ -210,7 +210,7 @@ def test_choices_that_say_nothing_are_refused_before_anything_is_stored(said, er
 @pytest.mark.parametrize("name", sorted(CHOOSING))
 def test_graphs_of_steps_are_refused_by_name(name):
     model = small(name)
-    with pytest.raises(kvit.KernelMissing, match="keys of an indexer that grow with every step"):
+    with pytest.raises(kvit.KernelMissing, match="among keys or entries that grow with every step"):
         DecodeGraphs(model, new_cache(model))
 
 

@@ -42,8 +42,8 @@ def assert_unused(cache):
 
 def test_models_with_layers_of_another_kind_get_no_cache():
     config = LlamaConfig(num_hidden_layers=2)
-    config.layer_types = ["full_attention", "heavily_compressed_attention"]
-    with pytest.raises(kvit.KernelMissing, match="the model has layers of heavily_compressed_attention"):
+    config.layer_types = ["full_attention", "attention_of_tomorrow"]
+    with pytest.raises(kvit.KernelMissing, match="the model has layers of attention_of_tomorrow"):
         KvitCache(config, 65)
 
 
