@@ -11,8 +11,9 @@ from kvit.transformers.attention import NAME, attend
 from kvit.transformers.cache import KvitCache, KvitLayer
 from kvit.transformers.graphs import DecodeGraphs
 from kvit.transformers.padding import padding_mask
+from kvit.transformers.prepare import prepare
 
 AttentionInterface.register(NAME, attend)
 AttentionMaskInterface.register(NAME, padding_mask)
 
-__all__ = ["AssistantCache", "DecodeGraphs", "KvitCache", "KvitLayer"]
+__all__ = ["AssistantCache", "DecodeGraphs", "KvitCache", "KvitLayer", "prepare"]

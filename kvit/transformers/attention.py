@@ -57,7 +57,8 @@ def attend(
     attention_mask  what padding_mask made: None, or bool [batch, tokens so far and new], False for padding
     scaling         of the scores; head_dim ** -0.5 if absent
     others          sliding_window, softcap, s_aux (sinks, [query_heads]), indices and block_indices (what queries have
-                    chosen) mean what they mean in transformers; what kvit does not know is refused
+                    chosen) mean what they mean in transformers, and alibi (slopes, float32 [query_heads] in memory that
+                    stays) what it means in kvit.attention; what kvit does not know is refused
 
     Returns ([batch, tokens, query_heads, head_dim], None): rows of padding are zeros, and there are no weights.
     Raises TypeError (K does not come from a KvitCache), KernelMissing (anything that kvit's attention does not do),
@@ -88,6 +89,9 @@ def attend(
     sinks = others.pop("s_aux", None)
     if sinks is not None:
         modifiers["sinks"] = layer.sinks(sinks)
+    alibi = others.pop("alibi", None)
+    if alibi is not None:
+        modifiers["alibi"] = alibi
     if is_causal is None:
         is_causal = getattr(module, "is_causal", True)
     wishes = {name: wish for name, wish in others.items() if name not in _IGNORED and wish is not False}

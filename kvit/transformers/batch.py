@@ -81,6 +81,21 @@ class CachedBatch:
         self.mask: torch.Tensor | None = None  # bool [size, length] in host memory; None without padding
         self.sequences: dict[PagedCache, list[Sequence]] = {}  # the same ones in the pages of each device
         self._pass: Pass | None = None
+        self._given: int | None = None  # the layer that was given K and V last, until attention asks for it
+
+    def give(self, index: int) -> None:
+        """Note that a layer of the model has new K and V, which its attention shall ask for.
+
+        Raises KernelMissing where the layer before it got some, and its attention has not asked.
+        """
+        before, self._given = self._given, index
+        if before is not None and before == max((i for i in self.layers if i < index), default=None):
+            self._given = None
+            raise KernelMissing(
+                f"layer {before} of the model had new K and V, and no attention of kvit's has asked for them before "
+                f"layer {index} had its own: the model computes attention by itself. kvit.transformers.prepare(model) "
+                "teaches BLOOM and MPT to ask; use another cache for other models"
+            )
 
     def enter(self, layer: CacheLayer, size: int) -> None:
         """Have `size` sequences without tokens where a layer is, unless there are some."""
@@ -96,6 +111,7 @@ class CachedBatch:
         Raises KvitError (the pass before this one ended early), ShapeError (the mask, other tokens than the layers
         before it), CacheFull.
         """
+        self._given = None
         if self._pass is None or index not in self._pass.waiting:
             self._require_no_pass()
             tokens = NewTokens(mask, self.size, new)
@@ -160,6 +176,7 @@ class CachedBatch:
 
     def drop_pass(self) -> None:
         """Forget a pass that has not ended. Its pages go back, and the sequences are what they were."""
+        self._given = None
         now, self._pass = self._pass, None
         for step in () if now is None or now.is_owned else now.steps.values():
             step.close()

@@ -69,19 +69,22 @@ class KvitLayer(CacheLayerMixin):
         """Send new K and V [batch, kv_heads, tokens, head_dim] on to attention, which stores them.
 
         Only there is known which tokens are padding. Returns the new tokens alone: the others are in the pages.
-        Raises TypeError (the model uses another attention), ShapeError (another batch), and lazy_initialization's.
+        Raises TypeError (the model uses another attention), ShapeError (another batch), KernelMissing (the layer before
+        has not attended), and lazy_initialization's.
         """
         found = self._config._attn_implementation
         if found != NAME:
             raise TypeError(
                 f"a KvitCache serves attn_implementation={NAME!r} and its config says {found!r}; load the model with "
-                f"attn_implementation={NAME!r} and give the cache model.config itself"
+                f"attn_implementation={NAME!r} and give the cache model.config itself. BLOOM and MPT take that by "
+                "kvit.transformers.prepare(model)"
             )
         if self._batch.size and key_states.shape[0] != self._batch.size:
             raise ShapeError(
                 f"a batch of {key_states.shape[0]} for a cache of {self._batch.size} sequences; "
                 "reset() the cache for another batch"
             )
+        self._batch.give(self._index)
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         self._has_new = True

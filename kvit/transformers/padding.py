@@ -47,7 +47,8 @@ def padding_mask(
     Returns a view of attention_mask, or None if it hides nothing; finding out waits for the GPU, unless it is None.
     A model whose last layers read K and V of others cuts its mask along queries: it gets [batch, 1, 1, kv_length]. One
     with an indexer of tokens shows it what each query may see: bool [batch, 1, q_length, kv_length]. One whose queries
-    read entries besides puts those behind a mask of no keys, [batch, 1, q_length, 0].
+    read entries besides puts those behind a mask of no keys, [batch, 1, q_length, 0]. MPT asks its mask for another
+    dtype: it gets one that hides nothing where others get None.
     Raises KernelMissing (not plainly causal), ShapeError, TypeError (a cache that is no KvitCache).
     """
     hides = None
@@ -81,6 +82,8 @@ def padding_mask(
         at = torch.arange(kv_length, device=device)
         wide = (at <= at[kv_length - (q_length or 0) :, None]).expand(batch_size, 1, -1, -1)
         wide = wide if found is None else wide & found.to(wide.device)[:, None, None]
+    elif getattr(config, "model_type", None) == "mpt":
+        wide = _for_mpt(found)
     elif found is None or not reads_others(config):
         return found
     else:
@@ -92,6 +95,23 @@ def padding_mask(
 def reads_others(config: Any) -> bool:
     """Whether layers of a model attend to K and V of other layers, and store none."""
     return "reuse" in (getattr(config, "kv_sharing_modes", None) or ())
+
+
+def _for_mpt(found: torch.Tensor | None) -> torch.Tensor:
+    """The mask of padding as MPT takes it. Raises KernelMissing for padding behind tokens: MPT counts it as tokens."""
+    if found is None:
+        return torch.zeros((), dtype=torch.bool)
+    _require_none_behind(found, "MPT's ALiBi")
+    return found.to(torch.bool).view(found.shape)  # a tensor that may carry an attribute of its own
+
+
+def _require_none_behind(mask: torch.Tensor, what: str) -> None:
+    """Raise KernelMissing for padding behind tokens. Waits for the GPU."""
+    if bool((mask.to(torch.int8).diff(dim=-1) < 0).any()):
+        raise KernelMissing(
+            f"the model has {what} and a padded batch has padding behind tokens, which counts as tokens there and not "
+            "in kvit's pages; pad on the left"
+        )
 
 
 def _padding(attention_mask: torch.Tensor | None, length: int) -> torch.Tensor | None:
@@ -116,12 +136,8 @@ def _hiding(attention_mask: torch.Tensor | None, batch: int, length: int, hides:
         mask = torch.ones(batch, length, dtype=torch.bool)
     else:
         mask = attention_mask.detach().to(torch.bool).clone()
-        real = mask.to(torch.int8)
-        if mask.shape[-1] == length and bool((real.diff(dim=-1) < 0).any()):
-            raise KernelMissing(
-                f"the model has {hides} and a padded batch has padding behind tokens, which counts as tokens there and "
-                "not in kvit's pages; pad on the left"
-            )
+        if mask.shape[-1] == length:
+            _require_none_behind(mask, str(hides))
     if mask.shape[-1] != length:
         raise ShapeError(
             f"attention_mask is for {mask.shape[-1]} tokens, and there are {length} with those in the cache; give a "

@@ -18,6 +18,8 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
+from kvit.transformers import prepare
+
 VOCABULARY = 16  # few tokens lie further apart: more prompts have no close second
 NEW_TOKENS = 12
 SHAPE = {
@@ -30,6 +32,9 @@ FAMILIES = {
     "qwen2": (Qwen2Config, Qwen2ForCausalLM, {"num_key_value_heads": 1}),  # has biases of q, k and v
     "mistral": (MistralConfig, MistralForCausalLM, {"num_key_value_heads": 4, "sliding_window": None}),
 }
+
+# Families whose attention transformers computes by itself.
+PREPARED = ("bloom", "mpt")
 
 # Families that turn a part of the channels, or cut q, k and v out of one product: batches come with gaps in memory.
 WITH_GAPS = ("glm", "gpt_neox", "nemotron", "persimmon", "phi", "phi3", "stablelm")
@@ -53,9 +58,13 @@ def with_weights(model: torch.nn.Module, family: str, device: str, attention: st
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             drawn = np.random.default_rng(zlib.crc32(f"{family} {name}".encode())).standard_normal(parameter.shape)
-            deviation, mean = (0.5, 0.0) if name.endswith("bias") else (0.1, 1.0) if "norm" in name else (0.07, 0.0)
+            is_norm = any(word in name for word in ("norm", "ln_"))
+            deviation, mean = (0.5, 0.0) if name.endswith("bias") else (0.1, 1.0) if is_norm else (0.07, 0.0)
             parameter.copy_(torch.from_numpy(drawn * deviation + mean))
-    model.set_attn_implementation(attention)
+    if attention == "kvit" and family in PREPARED:
+        prepare(model)
+    else:
+        model.set_attn_implementation(attention)
     return model.to(torch_device(device), torch.bfloat16).eval()
 
 
