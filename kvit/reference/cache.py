@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .codec import Codec
 from .codecs import UNCODED, codec_of
+from .float4 import Float4, NvFp4
 
 Layout = Literal["NHD", "HND"]
 
@@ -31,6 +32,7 @@ class Pool:
     data: NDArray  # [page, token, head, element] in the codec's data_dtype
     codec: Codec = UNCODED
     params: NDArray | None = None  # Encoded.params of all rows: [page, token, head, 2]; float8: [page, token, head]
+    scale: NDArray | None = None  # nvfp4's, [page, token, head]; 1 if absent
 
     @property
     def head_dim(self) -> int:
@@ -41,14 +43,20 @@ class Pool:
         data = self.data[page, row]
         if dtype is None:
             dtype = data.dtype if self.codec.keeps_values else np.float64
-        return self.codec.decode(data, None if self.params is None else self.params[page, row], dtype)
+        params = None if self.params is None else self.params[page, row]
+        if isinstance(self.codec, NvFp4):
+            return self.codec.decode(data, params, dtype, self._scale(page, row))
+        return self.codec.decode(data, params, dtype)
 
     def write(self, page: NDArray[np.intp], row: NDArray[np.intp], x: NDArray) -> None:
         """Encode rows x [places, head, channel] into their places; by the scales that lie there, if it is scaled."""
-        scale = self.params[page, row] if self.codec.is_scaled and self.params is not None else None
+        scale = self.params[page, row] if self.codec.is_scaled and self.params is not None else self._scale(page, row)
         self.data[page, row], params = self.codec.encode(x, scale)
         if self.params is not None and not self.codec.is_scaled:
             self.params[page, row] = params
+
+    def _scale(self, page: NDArray[np.intp], row: NDArray[np.intp]) -> NDArray | None:
+        return None if self.scale is None else self.scale[page, row]
 
 
 @dataclass(frozen=True)
@@ -56,11 +64,12 @@ class Cache:
     """Pages of K and V, each stored by its own codec.
 
     k, v                NHD: [pages, page_size, kv_heads, elements];  HND: [pages, kv_heads, page_size, elements]; any
-                        strides; elements is head_dim, of int4 head_dim / 2
+                        strides; elements is head_dim, of codecs in 4 bits head_dim / 2
     k_codec, v_codec    how rows are stored; as they are if absent
     k_params, v_params  of int8 and int4: like k or v, with the pair (scale, zero) in T in place of the elements.
                         Of float8: the scales in float32: one, [kv_heads], or like k or v without the elements; 1 if
-                        absent
+                        absent. Of nvfp4 and mxfp4: like k or v, with the scales of the blocks in place of the elements
+    k_scale, v_scale    of nvfp4: float32, one or [kv_heads]; 1 if absent
     """
 
     k: NDArray
@@ -70,6 +79,8 @@ class Cache:
     v_codec: Codec = UNCODED
     k_params: NDArray | None = None
     v_params: NDArray | None = None
+    k_scale: NDArray | None = None
+    v_scale: NDArray | None = None
 
     @classmethod
     def poisoned(
@@ -86,17 +97,21 @@ class Cache:
         k_scale: ArrayLike | None = None,
         v_scale: ArrayLike | None = None,
     ) -> Cache:
-        """A cache without tokens: every byte of it is 0xff, NaN in every float type. dtype is T; scales, float8's."""
+        """A cache without tokens: every byte of it is 0xff, NaN in every float type.
+
+        dtype             T
+        k_scale, v_scale  of float8 and nvfp4
+        """
         rows = (pages, page_size, kv_heads) if layout == "NHD" else (pages, kv_heads, page_size)
         codecs = [codec_of(name) for name in (k, v)]
         data = [_poison((*rows, codec.row_elements(head_dim)), codec.data_dtype(dtype)) for codec in codecs]
+        scales = [None if scale is None else np.asarray(scale, np.float32) for scale in (k_scale, v_scale)]
         params = [
-            (None if scale is None else np.asarray(scale, np.float32))
-            if codec.is_scaled
-            else (_poison((*rows, 2), dtype) if codec.param_bytes else None)
-            for codec, scale in zip(codecs, (k_scale, v_scale), strict=True)
+            scale if codec.is_scaled else _poisoned_params(codec, rows, head_dim, dtype)
+            for codec, scale in zip(codecs, scales, strict=True)
         ]
-        return cls(*data, layout, *codecs, *params)
+        whole = [scale if isinstance(codec, NvFp4) else None for codec, scale in zip(codecs, scales, strict=True)]
+        return cls(*data, layout, *codecs, *params, *whole)
 
     def pools(self) -> tuple[NDArray, NDArray]:
         """The data of K and V as [page, token, head, element] views."""
@@ -106,7 +121,8 @@ class Cache:
         """K and V with their codecs and parameters, views of this cache."""
         k, v = self.pools()
         k_params, v_params = self._params(k, self.k_params), self._params(v, self.v_params)
-        return Pool(k, self.k_codec, k_params), Pool(v, self.v_codec, v_params)
+        k_scale, v_scale = self._params(k, self.k_scale), self._params(v, self.v_scale)
+        return Pool(k, self.k_codec, k_params, k_scale), Pool(v, self.v_codec, v_params, v_scale)
 
     @property
     def num_pages(self) -> int:
@@ -170,6 +186,12 @@ class Table:
         k, v = (np.full((len(page), *rows.shape[1:]), np.nan, rows.dtype) for rows in stored)
         k[found], v[found] = stored
         return k, v
+
+
+def _poisoned_params(codec: Codec, rows: tuple[int, ...], head_dim: int, dtype: DTypeLike) -> NDArray | None:
+    if isinstance(codec, Float4):
+        return _poison((*rows, codec.param_bytes(head_dim)), codec.scale_dtype)
+    return _poison((*rows, 2), dtype) if codec.param_bytes(head_dim) else None
 
 
 def _poison(shape: tuple[int, ...], dtype: DTypeLike) -> NDArray:

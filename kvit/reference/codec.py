@@ -17,7 +17,8 @@ class Encoded(NamedTuple):
     """Rows as a cache stores them."""
 
     data: NDArray  # [..., elements] in the codec's data_dtype
-    params: NDArray | None  # integers: [..., 2] (scale, zero) in T; float8: [...] scale in float32
+    # integers: [..., 2] (scale, zero) in T; float8: [...] scale in float32; nvfp4, mxfp4: [..., blocks] scales
+    params: NDArray | None
 
 
 class Codec(ABC):
@@ -30,7 +31,7 @@ class Codec(ABC):
 
     @abstractmethod
     def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
-        """Store rows x [..., head_dim] in T. `scale`, float32, broadcasts to [...]; float8 alone has one."""
+        """Store rows x [..., head_dim] in T. `scale`, float32, broadcasts to [...]; float8 and nvfp4 have one."""
 
     @abstractmethod
     def decode(self, data: NDArray, params: NDArray | None, dtype: DTypeLike = np.float64) -> NDArray:
@@ -63,9 +64,8 @@ class Codec(ABC):
         """Bytes of a row's data, parameters apart."""
         return head_dim * self.bits // 8
 
-    @property
-    def param_bytes(self) -> int:
-        """Bytes of a row's parameters. float8 counts none: one scale per tensor or head weighs nothing."""
+    def param_bytes(self, head_dim: int) -> int:
+        """Bytes of a row's parameters. One scale per tensor or head, which the user gives, counts none."""
         return 0
 
     def __repr__(self) -> str:
@@ -114,4 +114,4 @@ def precision_of(dtype: DTypeLike) -> type:
 def refuse_scale(codec: Codec, scale: ArrayLike | None) -> None:
     """Raise ValueError where a codec that finds its own scales is given some."""
     if scale is not None:
-        raise ValueError(f"{codec.name} takes no scale; only float8 is scaled by its user")
+        raise ValueError(f"{codec.name} takes no scale; only float8 and nvfp4 are scaled by their user")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from .codec import Codec, Encoded, Identity, compute_dtype, precision_of, refuse_scale
+from .float4 import MXFP4, NVFP4
 from .hadamard import block_of, hadamard
 from .int4 import pack_int4, unpack_int4
 
@@ -40,8 +41,7 @@ class Integer(Codec):
         """The largest code."""
         return 2**self.bits - 1
 
-    @property
-    def param_bytes(self) -> int:
+    def param_bytes(self, head_dim: int) -> int:
         return 4
 
     def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
@@ -158,9 +158,8 @@ class Hadamard(Codec):
     def __init__(self, plain: Codec):
         self.plain, self.name, self.bits = plain, f"{plain.name}_hadamard", plain.bits
 
-    @property
-    def param_bytes(self) -> int:
-        return self.plain.param_bytes
+    def param_bytes(self, head_dim: int) -> int:
+        return self.plain.param_bytes(head_dim)
 
     def encode(self, x: NDArray, scale: ArrayLike | None = None) -> Encoded:
         return self.plain.encode(hadamard(x, compute_dtype(x)), scale)
@@ -199,7 +198,7 @@ FLOAT8_E5M2 = Float8("float8_e5m2", ml_dtypes.float8_e5m2)
 INT8_HADAMARD = Hadamard(INT8)
 INT4_HADAMARD = Hadamard(INT4)
 
-_ALL = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2, INT8_HADAMARD, INT4_HADAMARD)
+_ALL = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2, INT8_HADAMARD, INT4_HADAMARD, NVFP4, MXFP4)
 CODECS: dict[str, Codec] = {codec.name: codec for codec in _ALL}
 _ALIASES = {"float8_e4m3fn": FLOAT8_E4M3}
 

@@ -149,8 +149,8 @@ def convert_pages(
     """Store whole pages of one cache in pages of another, which may lay them out and store them otherwise.
 
     K or V whose codec does not change is copied bit for bit, with the parameters of its rows. float8 whose scales
-    belong to no row keeps its bits too: both caches must have the same scales. What changes its codec is decoded to
-    T = `dtype` and encoded. Going down in steps, 16-bit to int8 to int4, adds the errors of both.
+    belong to no row keeps its bits too, and so does nvfp4: both caches must have the same scales. What changes its
+    codec is decoded to T = `dtype` and encoded. Going down in steps, 16-bit to int8 to int4, adds the errors of both.
     """
     row = np.arange(source.page_size)
     old_page, _ = np.meshgrid(np.asarray(source_pages, np.intp), row, indexing="ij")
@@ -162,6 +162,8 @@ def convert_pages(
             new.write(*there, old.read(*here, dtype))
             continue
         new.data[there] = old.data[here]
+        scales = [1 if pool.scale is None else pool.scale[places] for pool, places in ((old, here), (new, there))]
+        assert np.all(np.equal(*scales)), "nvfp4 is moved between equal scales only"
         if old.params is None or new.params is None:
             assert old.params is new.params, "one of the two has scales"
         elif owns[0][side] and owns[1][side]:

@@ -46,7 +46,7 @@ class Pair:
 
     def row_bytes(self, dtype: str, head_dim: int) -> int:
         """K and V of a token and KV head, parameters included."""
-        return sum(codec.row_bytes(head_dim) + codec.param_bytes for codec in self.codecs(dtype))
+        return sum(codec.row_bytes(head_dim) + codec.param_bytes(head_dim) for codec in self.codecs(dtype))
 
 
 _NAMES = (
@@ -56,6 +56,7 @@ _NAMES = (
     "int8_hadamard:int4_hadamard", "int4_hadamard:int4_hadamard",
     "float8_e4m3:float8_e4m3", "float8_e4m3:int8", "float8_e4m3:int4",
     "float8_e5m2:float8_e5m2",
+    "int8:nvfp4", "nvfp4:nvfp4", "mxfp4:mxfp4",
 )  # fmt: skip
 PAIRS = tuple(map(Pair.parse, _NAMES))
 """Those that tables of errors compare, built or not; the first loses nothing."""

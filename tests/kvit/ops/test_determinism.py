@@ -78,7 +78,8 @@ class Batch:
             if len(k):
                 stored = v_codec.encode(v)
                 k, v = k_codec.decode(*k_codec.encode(k)), v_codec.decode(*stored)
-                if v_codec.param_bytes:  # scale * code and zero are rounded apart, and either may be the larger
+                if v_codec.param_bytes(v.shape[-1]):
+                    # scale * code and zero are rounded apart, and either may be the larger
                     rest = stored.params[..., 1:].astype(np.float64)
             state = reference.attention(q, k, v)
             magnitude = reference.attention(q, k, np.abs(v - rest) + np.abs(rest)).out

@@ -199,13 +199,21 @@ def test_sixteen_bits_keep_every_bit(name):
 
 @pytest.mark.parametrize(
     ("name", "data", "params"),
-    [("float16", 256, 0), ("bfloat16", 256, 0), ("int8", 128, 4), ("int4", 64, 4), ("float8_e4m3", 128, 0)],
+    [
+        ("float16", 256, 0),
+        ("bfloat16", 256, 0),
+        ("int8", 128, 4),
+        ("int4", 64, 4),
+        ("float8_e4m3", 128, 0),
+        ("nvfp4", 64, 8),
+        ("mxfp4", 64, 4),
+    ],
 )
 def test_a_row_takes_the_bytes_it_says(rng, name, data, params):
     dtype = FLOAT16 if name == "float16" else BFLOAT16
     codec, x = codec_of(name), typical_rows(rng, dtype, count=1, channels=128)
     encoded = codec.encode(x)
-    assert (codec.row_bytes(128), codec.param_bytes) == (data, params) == (encoded.data.nbytes, params)
+    assert (codec.row_bytes(128), codec.param_bytes(128)) == (data, params) == (encoded.data.nbytes, params)
     assert params == 0 or encoded.params.nbytes == params
     assert encoded.data.shape[-1] == codec.row_elements(128) and codec.channels(encoded.data.shape[-1]) == 128
     assert encoded.data.dtype == codec.data_dtype(dtype)

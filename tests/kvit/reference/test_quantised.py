@@ -22,6 +22,9 @@ PAIRS = pytest.mark.parametrize(
         ("bfloat16", "int8"),
         ("float8_e4m3", "float8_e4m3"),
         ("float8_e5m2", "int4"),
+        ("nvfp4", "nvfp4"),
+        ("int8", "mxfp4"),
+        ("mxfp4", "nvfp4"),
     ],
 )
 LAYOUTS = pytest.mark.parametrize("layout", ["NHD", "HND"])
