@@ -58,6 +58,7 @@ INT4_HADAMARD = INT4.with_hadamard()
 
 PLAIN = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)
 CODECS = (*PLAIN, INT8_HADAMARD, INT4_HADAMARD)
+_WITHOUT_KERNELS = ("nvfp4", "mxfp4")  # what kvit.reference has besides
 _BY_NAME = {codec.name: codec for codec in CODECS}
 # By the codes of dtypes, which hash in C: every new view asks twice.
 _BY_CODE = {**{codec.dtype.code: codec for codec in PLAIN}, dtypes.int8.code: INT8}
@@ -83,6 +84,8 @@ def codec_of(x: Any) -> Codec:
                 raise
     if found is None:
         names = ", ".join(codec.name for codec in CODECS)
+        if isinstance(x, str) and x in _WITHOUT_KERNELS:
+            raise DtypeError(f"{x} has no kernels yet, kvit.reference alone encodes it; caches store {names}")
         raise DtypeError(f"{x!s} is no way to store K or V{_did_you_mean(x)}; known are {names}")
     return found
 

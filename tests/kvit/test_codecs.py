@@ -3,7 +3,7 @@
 import pytest
 
 import kvit
-from kvit import codecs, dtypes
+from kvit import codecs, dtypes, reference
 from kvit.codecs import BFLOAT16, FLOAT8_E4M3, FLOAT8_E5M2, FLOAT16, INT4, INT8
 from kvit.selection import registry
 
@@ -25,6 +25,16 @@ def test_an_unknown_name_is_told_beside_what_was_meant_and_what_there_is(word, w
         with pytest.raises(kvit.DtypeError) as raised:
             codecs.pair_of(kv)
         assert words in str(raised.value)
+
+
+def test_what_the_reference_alone_has_is_refused_in_words():
+    alone = set(reference.CODECS) - {codec.name for codec in codecs.CODECS}
+    assert alone == {"nvfp4", "mxfp4"}
+    for name in alone:
+        with pytest.raises(
+            kvit.DtypeError, match=f"{name} has no kernels yet, kvit.reference alone encodes it; caches"
+        ):
+            kvit.PagedCache(4, 16, 2, 64, k=name, v="int8", device="host")
 
 
 def test_a_pair_is_one_name_or_two():
