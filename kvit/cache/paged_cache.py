@@ -45,7 +45,7 @@ class PagedCache(MaintainedCache):
                 MLA (576 and 512). Stored in 16 bits; a rope turns the last channels, those behind V
     dtype       of queries, and of rows of K and V before they are stored: "bfloat16" or "float16"
     k, v        how they are stored: "int8", "int4", "int8_hadamard", "int4_hadamard", "float8_e4m3", "float8_e5m2", or
-                the dtype itself, if absent; docs/quantisation.md says which pair to use when
+                the dtype itself, if absent; docs/codec_errors.md says which pair to use when
     k_scale     of float8, as in CacheView: float32, [] or [kv_heads]; rows are stored as row / scale. 1 if absent
     v_scale     the same
     layout      how a page lies in memory: "HND" (a head's tokens side by side) or "NHD"

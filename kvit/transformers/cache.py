@@ -29,7 +29,7 @@ class KvitCache(Cache):
     config            model.config itself, of a model with attn_implementation="kvit"
     pages, page_size  of the cache: a sequence of n tokens takes ceil(n / page_size) pages, each of all layers
     k, v              how K and V are stored: "int8", "int4", "float8_e4m3", "float8_e5m2", or the model's dtype if
-                      absent; docs/quantisation.md says which pair to use when
+                      absent; docs/codec_errors.md says which pair to use when
     k_scale, v_scale  of float8: float32 [layers] or [layers, kv_heads], on the device; 1 if absent
     layout            of pages: "HND" or "NHD"
 
