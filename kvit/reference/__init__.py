@@ -6,6 +6,7 @@ from .codec import Codec, Encoded
 from .codecs import CODECS, codec_of
 from .hadamard import hadamard
 from .int4 import pack_int4, unpack_int4
+from .latent import LATENT_ROWS, LatentRow, decode_latent, encode_latent, read_latent, write_latent
 from .layouts import from_vllm, to_vllm, turbomind_rows
 from .mask import KeyRange, Seen, seen_keys, visible_keys
 from .norm import RowNorm, normalise
@@ -19,12 +20,14 @@ from .sparse import chosen_keys, sparse_attention
 
 __all__ = [
     "CODECS",
+    "LATENT_ROWS",
     "PAIRS",
     "Cache",
     "Codec",
     "Encoded",
     "Fault",
     "KeyRange",
+    "LatentRow",
     "Pair",
     "Pool",
     "Rotation",
@@ -41,6 +44,8 @@ __all__ = [
     "convert_pages",
     "copy_pages",
     "cosine_and_sine",
+    "decode_latent",
+    "encode_latent",
     "from_vllm",
     "gather",
     "hadamard",
@@ -49,6 +54,7 @@ __all__ = [
     "normalise",
     "pack_int4",
     "paged_attention",
+    "read_latent",
     "rotate",
     "rounded",
     "seen_keys",
@@ -60,4 +66,5 @@ __all__ = [
     "turbomind_rows",
     "unpack_int4",
     "visible_keys",
+    "write_latent",
 ]
