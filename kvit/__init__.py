@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from .cache.sequence import Sequence
     from .cache.step import Step
     from .layouts.key_smoothing import KeySmoothing
+    from .layouts.latent_rows import LatentRows
     from .layouts.turbomind import TurboMindBlocks
     from .layouts.views import CacheView, PageTable
     from .layouts.vllm import VllmPages
@@ -77,6 +78,7 @@ __all__ = [
     "KernelMissing",
     "KeySmoothing",
     "KvitError",
+    "LatentRows",
     "LayerSpec",
     "LayoutError",
     "MixedBatch",
@@ -121,6 +123,7 @@ _MODULES = {
     "Gather": "ops.gather",
     "Graph": "_native.graph",
     "KeySmoothing": "layouts.key_smoothing",
+    "LatentRows": "layouts.latent_rows",
     "LayerSpec": "cache.layers",
     "MixedBatch": "cache.mixed_batch",
     "MixedCache": "cache.mixed_cache",

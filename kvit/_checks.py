@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
+from types import UnionType
 from typing import TYPE_CHECKING, Any
 
 from . import dtypes
@@ -107,13 +108,13 @@ def require_layout(layout: Any) -> None:
         )
 
 
-def instance(name: str, given: Any, kind: type, wanted: str) -> None:
+def instance(name: str, given: Any, kind: type | UnionType, wanted: str) -> None:
     """Raise TypeError, which says what to give, unless `given` is of this class."""
     if not isinstance(given, kind):
         raise TypeError(f"{name} is a {type(given).__name__}; give {wanted}")
 
 
-def made(name: str, given: Any, kind: type, wanted: str) -> None:
+def made(name: str, given: Any, kind: type | UnionType, wanted: str) -> None:
     """The same for a class written in Python, whose __init__ must have been called."""
     instance(name, given, kind, wanted)
     if not vars(given):

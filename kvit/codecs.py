@@ -56,6 +56,26 @@ FLOAT8_E5M2 = Codec("float8_e5m2", dtypes.float8_e5m2, "e5m2", "scale")
 INT8_HADAMARD = INT8.with_hadamard()
 INT4_HADAMARD = INT4.with_hadamard()
 
+
+class LatentCodec(Codec):
+    """A codec of whole latent rows (MLA), scales and rotary channels within. Defined by kvit.reference.latent."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return latent_codec, (self.short,)
+
+
+LATENT_656 = LatentCodec("fp8_ds_mla", dtypes.uint8, "ds656", "")
+LATENT_584 = LatentCodec("fp8_ds_mla", dtypes.uint8, "ds584", "")
+LATENT = (LATENT_656, LATENT_584)
+
+
+def latent_codec(short: str) -> LatentCodec:
+    """The one with this word in kernel names."""
+    return next(codec for codec in LATENT if codec.short == short)
+
+
 PLAIN = (FLOAT16, BFLOAT16, INT8, INT4, FLOAT8_E4M3, FLOAT8_E5M2)
 CODECS = (*PLAIN, INT8_HADAMARD, INT4_HADAMARD)
 _WITHOUT_KERNELS = ("nvfp4", "mxfp4")  # what kvit.reference has besides
@@ -118,7 +138,7 @@ def pair_of_key(key: str, dtype: Dtype) -> tuple[Codec, Codec]:
 
     Raises DtypeError for what key_of never gives.
     """
-    by_short = {codec.short: codec for codec in PLAIN if codec.short != "b16" or codec.dtype is dtype}
+    by_short = {codec.short: codec for codec in (*PLAIN, *LATENT) if codec.short != "b16" or codec.dtype is dtype}
     k, _, v = key.partition("_")
     if k not in by_short or (v or k) not in by_short:
         raise DtypeError(f"{key!r} is no pair of codecs; the words for one are {', '.join(by_short)}")

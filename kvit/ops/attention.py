@@ -13,6 +13,7 @@ from kvit._native.context import Device
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.errors import LayoutError, ShapeError
+from kvit.layouts.latent_rows import LatentRows
 from kvit.layouts.views import CacheView, PageTable
 from kvit.ops import aliases, explain
 from kvit.ops import modifiers as _modifiers
@@ -26,8 +27,8 @@ from kvit.selection.registry import KernelInfo
 class Attention(Operation, AttentionCall):
     """Attention of new tokens to the cache, for one shape of cache. Chooses its kernel once; a call is one launch.
 
-    view                 CacheView of the caches to come: their dtype, KV heads, head_dim and layout count, not their
-                         memory
+    view                 CacheView or LatentRows of the caches to come: their dtype, KV heads, head_dim and layout
+                         count, not their memory
     query_heads          a multiple of the view's KV heads; query head h reads KV head h // (query_heads / kv_heads)
     dtype                of queries and outputs; the view's if absent
     scale                of the scores, before exp; head_dim ** -0.5 if absent
@@ -80,9 +81,11 @@ class Attention(Operation, AttentionCall):
     the work: Osama et al., Stream-K, 2023.
     """
 
+    _views = CacheView | LatentRows
+
     def __init__(
         self,
-        view: CacheView,
+        view: CacheView | LatentRows,
         query_heads: int,
         *,
         dtype: Any = None,
@@ -194,7 +197,7 @@ class Attention(Operation, AttentionCall):
         """Bytes that calls use besides their arguments: fixed by the GPU and the shape, whatever the batch."""
         return self.plan.workspace_bytes
 
-    def require_view(self, view: CacheView) -> None:
+    def require_view(self, view: CacheView | LatentRows) -> None:
         """Raise ShapeError, DtypeError or LayoutError unless calls can read this cache."""
         self._check_view(view)
         if why := choose.why_not(self.kernel, call_on(view, self.plan.rows)):
@@ -221,7 +224,7 @@ class Attention(Operation, AttentionCall):
     def _fitting(
         self,
         q: Tensor,
-        view: CacheView,
+        view: CacheView | LatentRows,
         table: PageTable,
         out: Tensor | None,
         lse: Tensor | None,
@@ -235,7 +238,7 @@ class Attention(Operation, AttentionCall):
 
         Raises what __call__ says. Raw 16-bit integers become the operation's dtype here.
         """
-        if not isinstance(view, CacheView) or not isinstance(table, PageTable):
+        if not isinstance(view, self._views) or not isinstance(table, PageTable):
             raise TypeError(
                 f"view is a {type(view).__name__} and table a {type(table).__name__}; give a kvit.CacheView and a "
                 "kvit.PageTable, or a PagedCache and sequences to kvit.attention"

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 from kvit import _checks, dtypes
 from kvit._native.tensor import Tensor
 from kvit.errors import DtypeError, LayoutError, ShapeError
+from kvit.layouts.latent_rows import LatentRows
 from kvit.layouts.views import CacheView
 
 Window: TypeAlias = "int | tuple[int | None, int | None] | None"
@@ -53,7 +54,7 @@ class Modifiers(NamedTuple):
         return [phrase for phrase, is_asked in found.items() if is_asked]
 
 
-def require_whole_scores(view: CacheView, made: Modifiers) -> None:
+def require_whole_scores(view: CacheView | LatentRows, made: Modifiers) -> None:
     """Raise DtypeError for sinks or a softcap where the scores of a row lack a number: where keys lack a mean."""
     names = [name for name, wish in (("sinks", made.sinks), ("softcap", made.softcap or None)) if wish is not None]
     if names and view.smoothing is not None and view.smoothing.has_mean:

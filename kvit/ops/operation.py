@@ -8,6 +8,7 @@ from kvit import _checks, codecs, dtypes
 from kvit._native.stream import Stream
 from kvit._native.tensor import Tensor
 from kvit.errors import DtypeError, ShapeError, refuse_copy
+from kvit.layouts.latent_rows import LatentRows
 from kvit.layouts.views import CacheView, dims_key
 from kvit.ops.faults import FaultRecord
 
@@ -23,13 +24,15 @@ _LAUNCHES = {
 class Operation(_checks.Made):
     """Made for one shape of cache, called with any cache of that shape. Choosing and allocating is done by then.
 
-    view    CacheView of the caches to come
+    view    CacheView of the caches to come; attention takes LatentRows too
     faults  record of the faults that kernels meet, to share with other operations; its own if absent
     """
 
-    def __init__(self, view: CacheView, faults: FaultRecord | None, launch: Launch = "direct"):
+    _views: Any = CacheView  # that it takes
+
+    def __init__(self, view: CacheView | LatentRows, faults: FaultRecord | None, launch: Launch = "direct"):
         _checks.choice("launch", launch, *_LAUNCHES)
-        _checks.made("view", view, CacheView, "a kvit.CacheView (ConvertPages makes its pages)")
+        _checks.made("view", view, self._views, "a kvit.CacheView (ConvertPages makes its pages)")
         if faults is not None:
             _checks.instance("faults", faults, FaultRecord, "the faults of another operation")
         self.launch = launch
@@ -60,8 +63,8 @@ class Operation(_checks.Made):
         """A line on how this operation gives its kernel to the driver."""
         return explain_launch(self.launch)
 
-    def _check_view(self, view: CacheView) -> None:
-        _checks.made("view", view, CacheView, "a kvit.CacheView (ConvertPages makes its pages)")
+    def _check_view(self, view: CacheView | LatentRows) -> None:
+        _checks.made("view", view, self._views, "a kvit.CacheView (ConvertPages makes its pages)")
         if (view.kv_heads, view.k_dim, view.v_dim) != (self.kv_heads, self.k_dim, self.v_dim):
             dims = dims_key(self.k_dim, self.v_dim)
             raise ShapeError(
@@ -80,7 +83,7 @@ class Operation(_checks.Made):
             )
 
 
-def smoothed_as(view: CacheView) -> str:
+def smoothed_as(view: CacheView | LatentRows) -> str:
     """How keys of a view are stored besides their codec, in words."""
     if view.smoothing is None:
         return "as they come"

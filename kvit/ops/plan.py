@@ -9,6 +9,7 @@ from typing import NamedTuple
 from kvit import _checks, codecs, dtypes
 from kvit._native.context import Device
 from kvit.errors import DtypeError, ShapeError
+from kvit.layouts.latent_rows import LatentRows
 from kvit.layouts.views import CacheView
 from kvit.ops.modifiers import Modifiers
 from kvit.ops.operation import Launch
@@ -19,7 +20,7 @@ from kvit.selection.registry import KernelInfo
 from kvit.selection.rules import L2_PROMOTION, Rule, setting
 from kvit.selection.tuning import RuleSet
 
-_FAMILIES = ("decode", "prefill", "latent")
+_FAMILIES = ("decode", "prefill", "latent", "latent_rows")
 
 
 class AttentionPlan(NamedTuple):
@@ -70,7 +71,7 @@ class AttentionPlan(NamedTuple):
 
 
 def plan_attention(
-    view: CacheView,
+    view: CacheView | LatentRows,
     query_heads: int,
     *,
     dtype: dtypes.Dtype,
@@ -146,7 +147,7 @@ def _sizes(kernel: KernelInfo, card: Card, kv_heads: int, split_tokens: int | No
     return _Sizes(grid, math.gcd(grid, kv_heads), split, _workspace_bytes(kernel, grid, split is not None))
 
 
-def call_on(view: CacheView, rows: int) -> Call:
+def call_on(view: CacheView | LatentRows, rows: int) -> Call:
     """What the choice of a kernel for this cache depends on; `rows` as in AttentionPlan."""
     steps = [step for pool in (view.k, view.v) for step in zip(pool.strides[:-1], pool.shape[:-1], strict=True)]
     multiple = math.gcd(*(stride for stride, length in steps if length > 1))  # 0, of which all are, without strides
@@ -167,13 +168,15 @@ def _variant(modifiers: Modifiers, wanted: choose.Wanted) -> str:
 
 def _choose_kernel(
     dtype: dtypes.Dtype,
-    view: CacheView,
+    view: CacheView | LatentRows,
     rows: int,
     variant: str,
     card: Card,
     rules: RuleSet,
     wanted: choose.Wanted,
 ) -> choose.Choice:
+    if isinstance(view, LatentRows) and dtype is not view.dtype:
+        raise DtypeError(f"queries of {dtype} over LatentRows, which are for {view.dtype}; convert the queries first")
     key = {"dtype": dtype.short, "kv": codecs.key_of(*view.codecs)}
     found = _serving(view.dims, variant, key)
     if variant == "plain" and not any(kernel.family == "decode" for kernel in found):
@@ -211,8 +214,10 @@ def _workspace_bytes(kernel: KernelInfo, grid: int, has_splits: bool) -> int:
     )
 
 
-def _token_bytes(view: CacheView) -> int:
+def _token_bytes(view: CacheView | LatentRows) -> int:
     """What a call reads for each token: K, V and their parameters, unless those serve all tokens."""
+    if isinstance(view, LatentRows):
+        return view.token_bytes
     dims = (view.k_dim, 0 if view.shares_kv else view.v_dim)
     codes = sum(codec.dtype.bytes_for(dim) for codec, dim in zip(view.codecs, dims, strict=True))
     own = [params for params in (view.k_params, view.v_params) if params is not None and len(params.shape) > 1]
