@@ -37,8 +37,7 @@ class LatentRowsIterator : public BaseGmemIterator<T, Map, SmemLayout> {
       KVIT_UNROLL
       for (int j = 0; j < Map::kIterC; ++j) {
         const Coord at = Base::At(i, j);
-        AccessType channels = {};
-        if (has_row) channels = BitCast<AccessType>(Widen(stored, j, at.c));
+        const auto channels = BitCast<AccessType>(Widen(stored, j, at.c));  // zeros become zeros
         if (Map::Covers(at)) Base::smem_.Store(at.s, at.c, channels, stage * SmemLayout::kSize);
       }
     }
