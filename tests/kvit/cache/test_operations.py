@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import kvit
-from kvit.cache.operations import MOST_KEPT
+from kvit.cache.operations import MOST_KEPT, MOST_SPARSE
 from support.caches import BFLOAT16
 
 
@@ -72,3 +72,19 @@ def test_scales_are_honoured_whatever_was_asked_before(cache):
     for _ in range(2):
         for scale, expected in zip((0.1, 0.9), fresh, strict=True):
             np.testing.assert_array_equal(attend(scale), expected.astype(np.float32))
+
+
+def test_operations_for_queries_that_choose_have_room_for_powers_of_two(cache):
+    def find(tokens, **options):
+        given = {"entry_tokens": 4, "entries": 3, "per_head": False, "scale": None} | options
+        return cache.operations.find_sparse(4, tokens, **given)
+
+    first = find(5)
+    assert first.queries == 8 and find(8) is first and find(7) is first
+    assert first.faults is cache.operations.find(4, 1, True, None).faults
+    for options in ({"scale": 0.5}, {"entries": 4}, {"per_head": True}, {"causal": False}, {"softcap": 2.0}):
+        assert find(5) is first and find(5, **options) is not first
+    assert find(5) is first
+    for tokens in [16 << i for i in range(MOST_SPARSE)]:
+        find(tokens)
+    assert find(5) is not first  # each has memory for what its queries may choose
