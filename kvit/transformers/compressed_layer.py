@@ -94,7 +94,7 @@ class KvitCompressedLayer(KvitLayer):
             return None
         hidden = mask[:, 0].view(torch.uint8) != 0 if hides and mask is not None else None
         most = getattr(self._config, "index_topk", count) if hasattr(self._theirs, "overlap_kv") else count
-        return Entries(key[:, 0, new:], hidden, min(most, count), self._batch.pages)
+        return Entries(key[:, 0], new, hidden, min(most, count), self._batch.pages)
 
     def select_states(self, places: list[int]) -> None:
         """Have the states of the sequences at these places."""

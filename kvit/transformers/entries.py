@@ -18,14 +18,15 @@ from kvit.transformers.pages import ModelPages
 class Entries:
     """Entries of a layer, and which of them each query reads.
 
-    rows    [batch, entries, channels], K and V in one, in PyTorch's memory: attention reads them there
+    rows    [batch, first + entries, channels], K and V in one, in PyTorch's memory: attention reads them there
+    first   rows of each sequence that are no entries
     hidden  bool [batch, new tokens, entries]: which ones not; None: none of them
     most    entries that a query reads
     pages   of the model
     """
 
-    def __init__(self, rows: torch.Tensor, hidden: torch.Tensor | None, most: int, pages: ModelPages):
-        self._rows, self._hidden, self._most, self._pages = rows.contiguous(), hidden, most, pages
+    def __init__(self, rows: torch.Tensor, first: int, hidden: torch.Tensor | None, most: int, pages: ModelPages):
+        self._rows, self._first, self._hidden, self._most, self._pages = rows, first, hidden, most, pages
 
     def are_all(self, length: int) -> bool:
         """Never: tokens that queries see are not among the entries."""
@@ -44,8 +45,8 @@ class Entries:
 
         Arguments as in Chosen.prepared; sinks are counted once. Raises what kvit.SparseAttention raises.
         """
-        batch, count, channels = self._rows.shape
-        pages = self._rows.view(batch * count, 1, 1, channels)
+        batch, rows, channels = self._rows.shape
+        pages = self._rows.view(batch * rows, 1, 1, channels)
         view = CacheView(pages, pages)
         indices = self._indices(q.shape[0] // batch)
         operations = self._pages.entry_operations(stored, view)
@@ -54,9 +55,9 @@ class Entries:
             scale=scaling,
         )  # fmt: skip
         # Queries are the last tokens of a sequence, which has at least as many: entries that nobody chooses make it up.
-        length = max(count, q.shape[0] // batch)
-        places = torch.arange(length, dtype=torch.int32, device=q.device).clamp(max=count - 1)
-        first = torch.arange(0, batch * count, count, dtype=torch.int32, device=q.device)
+        length = max(rows - self._first, q.shape[0] // batch)
+        places = torch.arange(length, dtype=torch.int32, device=q.device).add_(self._first).clamp_(max=rows - 1)
+        first = torch.arange(0, batch * rows, rows, dtype=torch.int32, device=q.device)
         lengths = torch.full((batch,), length, dtype=torch.int32, device=q.device)
         table = PageTable(first[:, None] + places, lengths=lengths)
 
@@ -66,10 +67,10 @@ class Entries:
 
     def _indices(self, new: int) -> torch.Tensor:
         """int32 [batch * new, 1, room]: the entries that each query reads, and -1 for none."""
-        batch, count, _ = self._rows.shape
+        batch = self._rows.shape[0]
         room = 1 << (self._most - 1).bit_length()  # of powers of two are few, and so are the operations
         if self._hidden is None:
-            found = torch.arange(count, device=self._rows.device).expand(batch * new, count)
+            found = torch.arange(self._most, device=self._rows.device).expand(batch * new, self._most)
         else:
             seen = (~self._hidden).flatten(0, 1).to(torch.int8)
             best, found = seen.topk(self._most, dim=1)
