@@ -75,7 +75,7 @@ class MixedCache(_checks.Made):
         smoothing: KeySmoothing | None = None,
         device: str | Device = "cuda:0",
     ):
-        if isinstance(layers, Iterable):
+        if isinstance(layers, Iterable) or not hasattr(layers, "__index__"):
             layers = _checked(layers)
         [page_size] = _checks.require_counts(page_size=page_size)
         self.window, sinks = _checks.whole("window", window), _checks.whole("sinks", sinks)
@@ -86,7 +86,7 @@ class MixedCache(_checks.Made):
         alike: dict[str, Any] = {
             "dtype": dtype, "layout": layout, "rope": rope, "smoothing": smoothing, "device": device
         }  # fmt: skip
-        of_exact = layers if isinstance(layers, int) else [spec._replace(**_AS_THEY_ARE) for spec in layers]
+        of_exact = [spec._replace(**_AS_THEY_ARE) for spec in layers] if isinstance(layers, list) else layers
         self.coded = PagedCache(pages, *shape, k=k, v=v, k_scale=k_scale, v_scale=v_scale, layers=layers, **alike)
         self.exact = PagedCache(exact_pages, *shape, layers=of_exact, **alike)
         self.page_size: int = page_size
@@ -153,6 +153,7 @@ class MixedCache(_checks.Made):
         if q is not None:
             q = _checks.tensor("q", q, None, stream)
         members = self.members_of(seqs)
+        _checks.require_shape("k", rows[0][0], tokens=None, kv_heads=None, head_dim=None)
         counts = calls.counts_of("k", rows[0][0].shape[0], len(members), new_tokens)
         with self.step(members, counts, stream=stream) as step:
             for layer, (of_k, of_v) in enumerate(rows):
@@ -262,7 +263,9 @@ class MixedCache(_checks.Made):
 def _checked(layers: Iterable[Any]) -> list[LayerSpec]:
     """Layers whose tokens may lie in two caches. Raises ShapeError, TypeError."""
     found = []
-    for i, spec in enumerate(layers):
+    for i, spec in enumerate(
+        _checks.listed("layers", layers, "a list of kvit.LayerSpec, or one number for all layers")
+    ):
         _checks.instance(f"layers[{i}]", spec, LayerSpec, "a kvit.LayerSpec, or one number for all layers")
         wrong = [name for name in ("v_dim", "shares_kv", "window") if getattr(spec, name)]
         if wrong:

@@ -140,10 +140,7 @@ def _numbers(name: str, given: Any) -> NDArray:
     """A copy in float32. Raises ShapeError, ValueError."""
     import numpy
 
-    try:
-        found = numpy.array(given, numpy.float32)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} is no array of numbers in host memory that numpy takes: {error}") from error
+    found = _array(name, given, numpy.float32)
     if found.ndim != 2 or 0 in found.shape:
         raise ShapeError(f"{name} has shape {list(found.shape)}; give [kv_heads, head_dim]")
     return found
@@ -153,12 +150,22 @@ def _rows(name: str, given: Any) -> NDArray:
     """In float64. Raises ShapeError, ValueError."""
     import numpy
 
-    try:
-        found = numpy.asarray(given, numpy.float64)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} is no array of numbers in host memory that numpy takes: {error}") from error
+    found = _array(name, given, numpy.float64)
     if found.ndim != 3 or 0 in found.shape:
         raise ShapeError(f"{name} has shape {list(found.shape)}; give [tokens, heads, head_dim]")
     if not numpy.isfinite(found).all():
         raise ValueError(f"{name} has numbers that are not finite; leave such rows out")
     return found
+
+
+def _array(name: str, given: Any, dtype: Any) -> NDArray:
+    """A copy of what numpy takes as numbers. Raises ValueError."""
+    import numpy
+
+    try:
+        return numpy.array(given, dtype)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        kind = type(given).__name__
+        raise ValueError(
+            f"{name} is a {kind} that numpy does not take as numbers; give an array in host memory"
+        ) from None

@@ -64,7 +64,7 @@ class Append(Transfer):
     ):
         if rope is not None:
             _checks.made("rope", rope, Rope, "a kvit.Rope")
-        is_extended = k_norm is not None or q_norm is not None or view.smoothing is not None
+        is_extended = k_norm is not None or q_norm is not None or getattr(view, "smoothing", None) is not None
         if rope is not None and (rope.axes is not None or rope.rotary_dim % 16):
             is_extended = True
         super().__init__(view, launch=launch, faults=faults, variant="extended" if is_extended else "simple")

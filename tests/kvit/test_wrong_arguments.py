@@ -36,6 +36,18 @@ class Scene:
         self.blocks = dict(page_size=PAGE, kv_heads=HEADS, head_dim=DIM)
         self.memory = np.zeros((4, kvit.TurboMindBlocks.bytes_of_layer(PAGE, HEADS, DIM, "int8")), np.uint8)
 
+        self.smoothing = kvit.KeySmoothing(np.zeros((HEADS, DIM)))
+        self.mixed = kvit.MixedCache(
+            4, 4, HEADS, DIM, window=4, exact_pages=8, k="int8", v="int8", dtype="float16", device="host"
+        )
+        self.member = self.mixed.sequence()
+        self.member.append(rows(14), rows(14))
+
+    def mixed_batch(self):
+        batch = kvit.MixedBatch(self.mixed, [self.member], 4)
+        batch.step()
+        return batch
+
     def graph(self):
         with kvit.Graph.capture(self.stream) as graph:
             self.buffer.fill_bytes(0, self.stream)
@@ -78,7 +90,7 @@ RIGHT = {
     "CacheView": lambda s: (
         kvit.CacheView,
         dict(k=pool(), v=pool(), layout="NHD", page_size=PAGE, kv="float16", k_params=None, v_params=None,
-             k_scale=None, v_scale=None, dtype="float16"),
+             k_scale=None, v_scale=None, dtype="float16", smoothing=None),
     ),
     "ConvertPages": lambda s: (kvit.ConvertPages, dict(source=s.view, target=kvit.CacheView(pool(), pool()),
                                                       faults=None)),
@@ -107,6 +119,42 @@ RIGHT = {
     "Gather.check": lambda s: (kvit.Gather(s.view).check, dict(stream=s.stream)),
     "Graph.capture": lambda s: (kvit.Graph.capture, dict(stream=s.stream)),
     "Graph.launch": lambda s: (s.graph().launch, dict(stream=s.stream)),
+    "KeySmoothing": lambda s: (kvit.KeySmoothing, dict(mean=np.zeros((2, 64)), width=np.ones((2, 64)))),
+    "KeySmoothing.measure": lambda s: (kvit.KeySmoothing.measure, dict(k=rows(2), q=rows(2, 4))),
+    "MixedCache": lambda s: (
+        kvit.MixedCache,
+        dict(pages=2, page_size=4, kv_heads=2, head_dim=64, window=4, exact_pages=4, sinks=1, k="int8", v="int8",
+             k_scale=None, v_scale=None, dtype="float16", layers=1, layout="HND", rope=None, smoothing=None,
+             device="host"),
+    ),
+    "MixedCache.append": lambda s: (
+        s.mixed.append,
+        dict(seqs=[s.member], k=rows(2), v=rows(2), new_tokens=[2], q=None, q_out=None, rotate=True, stream=s.stream),
+    ),
+    "MixedCache.attention": lambda s: (
+        s.mixed.attention,
+        dict(q=rows(1, 4), seqs=[s.member], new_tokens=[1], layer=0, out=rows(1, 4), lse=np.zeros((1, 4), np.float32),
+             return_lse=False, scale=0.1, stream=s.stream),
+    ),
+    "MixedCache.check": lambda s: (s.mixed.check, dict(stream=s.stream)),
+    "MixedCache.gather": lambda s: (s.mixed.gather, dict(seqs=[s.member], layer=0, stream=s.stream)),
+    "MixedCache.step": lambda s: (s.mixed.step, dict(seqs=[s.member], new_tokens=1, stream=s.stream)),
+    "MixedBatch": lambda s: (
+        kvit.MixedBatch,
+        dict(cache=s.mixed, seqs=[s.member], query_heads=4, new_tokens=1, max_tokens=40, stream=s.stream),
+    ),
+    "MixedBatch.append": lambda s: (
+        s.mixed_batch().append, dict(k=rows(1), v=rows(1), layer=0, q=None, q_out=None, rotate=True)
+    ),
+    "MixedBatch.attention": lambda s: (
+        s.mixed_batch().attention,
+        dict(q=rows(1, 4), layer=0, out=rows(1, 4), lse=np.zeros((1, 4), np.float32), scale=0.1),
+    ),
+    "MixedSequence.append": lambda s: (s.member.append, dict(k=rows(2), v=rows(2), stream=s.stream)),
+    "MixedSequence.truncate": lambda s: (s.member.truncate, dict(length=1)),
+    "MixedStep.append": lambda s: (
+        s.mixed.step([s.member], 2).append, dict(k=rows(2), v=rows(2), layer=0, q=None, q_out=None, rotate=True)
+    ),
     "PageTable": lambda s: (
         kvit.PageTable, dict(pages=np.zeros((2, 2), np.int32), lengths=np.ones(2, np.int32), indptr=None, indices=None)
     ),
@@ -119,19 +167,20 @@ RIGHT = {
         kvit.PagedCache,
         dict(pages=2, page_size=4, kv_heads=2, head_dim=64, dtype="float16", k="float16", v="int8", k_scale=None,
              v_scale=None, layout="HND", rope=None, device="host", layers=1, storage="layers", v_dim=64,
-             shares_kv=False),
+             shares_kv=False, smoothing=None),
     ),
     "PagedCache.append": lambda s: (
         s.cache.append,
         dict(seqs=[s.sequence], k=rows(2), v=rows(2), new_tokens=[2], q=None, q_out=None, rotate=True,
-             stream=s.stream),
+             positions=None, stream=s.stream),
     ),
     "Batch": lambda s: (kvit.Batch, dict(cache=s.cache, seqs=[s.sequence], max_tokens=8, stream=s.stream)),
     "Batch.step": lambda s: (kvit.Batch(s.cache, [s.sequence]).step, dict(new_tokens=1)),
     "Batch.use": lambda s: (kvit.Batch(s.cache, [s.sequence]).use, dict(seqs=[s.cache.sequence()])),
     "CacheLayer.append": lambda s: (
         s.cache.layer(0).append,
-        dict(step=s.cache.step([s.sequence], 2), k=rows(2), v=rows(2), q=None, q_out=None, rotate=True),
+        dict(step=s.cache.step([s.sequence], 2), k=rows(2), v=rows(2), q=None, q_out=None, rotate=True,
+             positions=None),
     ),
     "CacheLayer.gather": lambda s: (
         s.cache.layer(0).gather, dict(seqs=[s.sequence], out=(rows(3), rows(3)), layout="NHD", stream=s.stream)
@@ -219,7 +268,8 @@ RIGHT = {
         kvit.attention,
         dict(q=rows(1, 4), cache=s.cache, seqs=[s.sequence], new_tokens=[1], out=rows(1, 4),
              lse=np.zeros((1, 4), np.float32), return_lse=False, causal=True, scale=0.1, window=None, chunk=None,
-             softcap=None, sinks=None, alibi=None, temperature=None, spans=None, tree=None, stream=s.stream),
+             softcap=None, sinks=None, alibi=None, temperature=None, spans=None, tree=None, shared_prefix=False,
+             stream=s.stream),
     ),
     "merge_state": lambda s: (
         kvit.merge_state,
@@ -323,7 +373,8 @@ def test_every_public_call_with_arguments_is_tried():
     # Buffer's own are Tensor's; a LayerSpec is looked at by the cache, and the others are for kvit's own use.
     inherited = [
         "Batch.rows_of", "Batch.stream_of", "Buffer.from_pointer", "Buffer.wrap", "CacheLayer", "CopyPages.prepare",
-        "LayerSpec", "LayerSpec.index", "PagePool.becoming", "PagePool.enter", "PagePool.moves_to_front",
+        "LayerSpec", "LayerSpec.index", "MixedCache.members_of", "MixedSequence", "MixedSequence.begin_ageing",
+        "MixedSequence.settle", "MixedStep", "PagePool.becoming", "PagePool.enter", "PagePool.moves_to_front",
         "PagePool.next_free", "PagePool.renaming", "PagePool.shifted", "PagePool.take_free", "PagedCache.only_place",
         "Sequence", "Sequence.outside", "Sequence.share_with", "Shift.prepare", "Step", "Step.rows_of",
         "Step.stream_of",

@@ -62,8 +62,8 @@ def test_channels_that_never_change_or_that_nobody_asks_for_have_no_width(rng):
     ((None, np.zeros((1, 8))), ValueError, "width has numbers that are not from"),
     ((None, np.full((1, 8), -1.0)), ValueError, "width has numbers that are not from"),
     ((None, np.full((1, 8), np.inf)), ValueError, "width has numbers that are not from"),
-    (("mean",), ValueError, "mean is no array of numbers"),
-    (([[1, 2], [3]],), ValueError, "mean is no array of numbers"),
+    (("mean",), ValueError, "mean is a str that numpy does not take"),
+    (([[1, 2], [3]],), ValueError, "mean is a list that numpy does not take"),
 ], ids=str)  # fmt: skip
 def test_wrong_numbers_are_refused_by_name(arguments, error, words):
     with pytest.raises(error, match=words):
