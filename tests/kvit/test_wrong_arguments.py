@@ -155,6 +155,7 @@ RIGHT = {
     "MixedStep.append": lambda s: (
         s.mixed.step([s.member], 2).append, dict(k=rows(2), v=rows(2), layer=0, q=None, q_out=None, rotate=True)
     ),
+    "LatentRows": lambda s: (kvit.LatentRows, dict(rows=np.zeros((2, 4, 656), np.uint8))),
     "PageTable": lambda s: (
         kvit.PageTable, dict(pages=np.zeros((2, 2), np.int32), lengths=np.ones(2, np.int32), indptr=None, indices=None)
     ),
