@@ -114,6 +114,23 @@ cdef extern from "kvit.h" nogil:
         int32_t (*op_convert_pages)(kvit_op *op, kvit_view *source, kvit_view *target, const kvit_tensor *source_pages,
                                     const kvit_tensor *target_pages, kvit_stream stream) noexcept nogil
 
+        int32_t (*batch_create)(kvit_cache *cache, kvit_sequence *const *sequences, int64_t count,
+                                const kvit_batch_options *options, kvit_batch **batch) noexcept nogil
+        int32_t (*batch_query)(kvit_batch *batch, kvit_batch_info *info) noexcept nogil
+        int32_t (*batch_use)(kvit_batch *batch, kvit_sequence *const *sequences, int64_t count) noexcept nogil
+        int32_t (*batch_step)(kvit_batch *batch, const int64_t *new_tokens, kvit_step **step) noexcept nogil
+        int32_t (*batch_attention)(kvit_batch *batch, int32_t layer, const kvit_tensor *q, const kvit_tensor *out,
+                                   const kvit_tensor *lse, const int64_t *new_tokens,
+                                   const kvit_attention_options *options) noexcept nogil
+        int32_t (*batch_destroy)(kvit_batch *batch) noexcept nogil
+
+        int32_t (*cache_swap_out)(kvit_cache *cache, kvit_sequence *sequence, kvit_stream stream,
+                                  kvit_swapped **swapped) noexcept nogil
+        int32_t (*cache_swap_in)(kvit_cache *cache, kvit_swapped *swapped, kvit_stream stream,
+                                 kvit_sequence **sequence) noexcept nogil
+        int32_t (*swapped_query)(kvit_swapped *swapped, kvit_swapped_info *info) noexcept nogil
+        int32_t (*swapped_destroy)(kvit_swapped *swapped) noexcept nogil
+
     kvit_tensor kvit_dense(void *data, int32_t dtype, int32_t device_type, int32_t device_id, int32_t ndim,
                            const int64_t *shape)
 

@@ -108,6 +108,10 @@ cdef extern from "kvit.h" nogil:
         pass
     ctypedef struct kvit_step:
         pass
+    ctypedef struct kvit_batch:
+        pass
+    ctypedef struct kvit_swapped:
+        pass
 
     ctypedef struct kvit_view_options:
         uint32_t size
@@ -281,3 +285,20 @@ cdef extern from "kvit.h" nogil:
         uint32_t size
         int64_t length
         int64_t num_pages
+
+    ctypedef struct kvit_batch_options:
+        uint32_t size
+        int64_t max_tokens
+        kvit_stream stream
+
+    ctypedef struct kvit_batch_info:
+        uint32_t size
+        int32_t has_open_step
+        int64_t num_sequences
+        int64_t max_pages
+
+    ctypedef struct kvit_swapped_info:
+        uint32_t size
+        int64_t length
+        int64_t num_pages
+        int64_t bytes

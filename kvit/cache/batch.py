@@ -77,6 +77,11 @@ class Batch(_checks.Made):
         return self._sent.table
 
     @property
+    def has_open_step(self) -> bool:
+        """Whether a step was begun, and neither committed nor closed."""
+        return self._step is not None and self._step.is_open
+
+    @property
     def open_step(self) -> Step:
         """The step that is open. Raises KvitError."""
         step = self._step
@@ -110,7 +115,7 @@ class Batch(_checks.Made):
         Raises KvitError (a step is open), SequenceFreed, ShapeError; the batch has the old ones then.
         """
         seqs = calls.members(seqs)
-        if self._step is not None and self._step.is_open:
+        if self.has_open_step:
             raise KvitError("the batch has a step that is open; commit that one, or close it, before other sequences")
         if len(seqs) != len(self.seqs):
             raise ShapeError(

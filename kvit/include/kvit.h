@@ -22,7 +22,7 @@ extern "C" {
 #endif
 
 // Grows by one whenever something is added. Nothing is ever removed or moved.
-#define KVIT_API_VERSION 6
+#define KVIT_API_VERSION 7
 
 // The functions. All but last_error return an enum kvit_status. What is refused has launched and changed nothing, and
 // last_error() has the words. `q`, `out`, `k` and `v` are [tokens, heads, head_dim], sequence after
@@ -187,6 +187,34 @@ typedef struct kvit_api {
                            const kvit_tensor* chains, kvit_stream stream);
   int32_t (*op_convert_pages)(kvit_op* op, kvit_view* source, kvit_view* target, const kvit_tensor* source_pages,
                               const kvit_tensor* target_pages, kvit_stream stream);
+
+  // Since version 7:
+
+  // A batch: sequences that take many steps together. Its page table keeps its place on the device, so that a graph of
+  // one step's calls stands for later steps. options NULL: all defaults.
+  int32_t (*batch_create)(kvit_cache* cache, kvit_sequence* const* sequences, int64_t count,
+                          const kvit_batch_options* options, kvit_batch** batch);
+  int32_t (*batch_query)(kvit_batch* batch, kvit_batch_info* info);
+  // Other sequences of the cache in the place of those before, as many. KVIT_ERROR_STEP while a step is open.
+  int32_t (*batch_use)(kvit_batch* batch, kvit_sequence* const* sequences, int64_t count);
+  // As step_create, with the table and the stream of the batch, which has one open step at a time. Outside of captures:
+  // it sends what changed in the table. A graph that holds the calls of a step is launched between this and
+  // step_commit, in a step of as many new tokens of each sequence.
+  int32_t (*batch_step)(kvit_batch* batch, const int64_t* new_tokens, kvit_step** step);
+  // As step_attention of the step that is open. While none is open: attend the last tokens of the sequences as they are.
+  int32_t (*batch_attention)(kvit_batch* batch, int32_t layer, const kvit_tensor* q, const kvit_tensor* out,
+                             const kvit_tensor* lse, const int64_t* new_tokens, const kvit_attention_options* options);
+  // Graphs of its steps must be done: its page table goes back to the device. An open step keeps the table until it is
+  // destroyed.
+  int32_t (*batch_destroy)(kvit_batch* batch);
+
+  // Copy the bytes of a sequence, as they are stored in all layers, to host memory. Waits for the stream. The sequence
+  // stays as it is: destroy it to have its pages back.
+  int32_t (*cache_swap_out)(kvit_cache* cache, kvit_sequence* sequence, kvit_stream stream, kvit_swapped** swapped);
+  // A new sequence of these bytes, in that cache or in another one of the same layers, as often as is wanted.
+  int32_t (*cache_swap_in)(kvit_cache* cache, kvit_swapped* swapped, kvit_stream stream, kvit_sequence** sequence);
+  int32_t (*swapped_query)(kvit_swapped* swapped, kvit_swapped_info* info);
+  int32_t (*swapped_destroy)(kvit_swapped* swapped);
 } kvit_api;
 
 // A C-contiguous tensor of `ndim` axes; not for uint4, whose strides are the caller's to say.

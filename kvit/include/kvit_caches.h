@@ -95,6 +95,32 @@ typedef struct kvit_sequence_info {
   int64_t length, num_pages;
 } kvit_sequence_info;
 
+// Since version 7.
+typedef struct kvit_batch_options {
+  uint32_t size;
+  int32_t reserved;  // 0
+  // Tokens of each sequence that the page table has room for, counted in pages of all of them together. By default
+  // there is room for twice as many pages as the cache has, which is enough unless most of them are shared.
+  int64_t max_tokens;
+  kvit_stream stream;  // of all calls of the batch and of its steps
+} kvit_batch_options;
+
+// Since version 7.
+typedef struct kvit_batch_info {
+  uint32_t size;
+  int32_t has_open_step;     // 1: a step was begun, and neither committed nor destroyed
+  int64_t num_sequences;
+  int64_t max_pages;         // of all sequences together, that the page table has room for
+} kvit_batch_info;
+
+// Since version 7.
+typedef struct kvit_swapped_info {
+  uint32_t size;
+  int32_t reserved;           // 0
+  int64_t length, num_pages;  // tokens, and the pages that they take in a cache
+  int64_t bytes;              // of host memory
+} kvit_swapped_info;
+
 #ifdef __cplusplus
 }
 #endif

@@ -119,6 +119,8 @@ typedef struct kvit_cache kvit_cache;        // a paged cache that owns its memo
 typedef struct kvit_sequence kvit_sequence;  // a growing list of tokens in a kvit_cache
 typedef struct kvit_rope kvit_rope;          // how keys and queries turn with their positions, since version 5
 typedef struct kvit_step kvit_step;          // new tokens of sequences in all layers of a cache, since version 6
+typedef struct kvit_batch kvit_batch;        // sequences that take many steps together, since version 7
+typedef struct kvit_swapped kvit_swapped;    // the tokens of a sequence in host memory, since version 7
 
 // Options and answers begin with their size as the caller knows it (sizeof), so that they can grow at the end. In
 // options 0 is every field's default; of an answer the first `size` bytes are filled.

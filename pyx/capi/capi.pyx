@@ -1,6 +1,9 @@
 """The table of kvit.h: C functions, in the order of struct kvit_api, behind the capsule `_C_API`."""
 from cpython.pycapsule cimport PyCapsule_New
 
+from kvit._native.capi_batch cimport (
+    batch_attention, batch_create, batch_destroy, batch_query, batch_step, batch_use,
+)
 from kvit._native.capi_cache cimport (
     cache_append, cache_append_rotated, cache_attention, cache_check, cache_create, cache_destroy, cache_gather,
     cache_gather_layout, cache_query, cache_view,
@@ -17,6 +20,7 @@ from kvit._native.capi_sequence cimport (
     sequence_create, sequence_destroy, sequence_fork, sequence_pages, sequence_query, sequence_truncate,
 )
 from kvit._native.capi_step cimport step_append, step_attention, step_commit, step_create, step_destroy
+from kvit._native.capi_swap cimport cache_swap_in, cache_swap_out, swapped_destroy, swapped_query
 from kvit._native.capi_upkeep cimport (
     cache_defragment, cache_requantise, convert_pages, copy_pages, op_convert_pages, op_copy_pages,
 )
@@ -83,5 +87,15 @@ table.step_commit = step_commit
 table.step_destroy = step_destroy
 table.op_copy_pages = op_copy_pages
 table.op_convert_pages = op_convert_pages
+table.batch_create = batch_create
+table.batch_query = batch_query
+table.batch_use = batch_use
+table.batch_step = batch_step
+table.batch_attention = batch_attention
+table.batch_destroy = batch_destroy
+table.cache_swap_out = cache_swap_out
+table.cache_swap_in = cache_swap_in
+table.swapped_query = swapped_query
+table.swapped_destroy = swapped_destroy
 
 _C_API = PyCapsule_New(&table, b"kvit._native.capi._C_API", NULL)

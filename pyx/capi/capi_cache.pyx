@@ -8,6 +8,7 @@ import kvit
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
+from kvit._native.capi_cache_args cimport attend as attend_to
 from kvit._native.capi_cache_args cimport device_for, require_one_layer, shares_kv, stream_for, to_counts
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
@@ -168,14 +169,12 @@ cdef int32_t attend(kvit_cache *cache, kvit_sequence *const *sequences, int64_t 
     try:
         ref = find(cache, HANDLE_CACHE)
         seqs = find_all(sequences, count)
-        causal = is_causal(mask)
+        wishes = {"causal": is_causal(mask), "scale": scale or None}
         ref.lock.acquire()
         try:
             require_one_layer(ref.value, "cache_attention", "layer_attention, or step_attention in a step")
-            kvit.attention(
-                to_tensor(q, "q"), ref.value, seqs, to_counts(new_tokens, count), out=to_tensor(out, "out"),
-                lse=to_tensor(lse, "lse", True), causal=causal, scale=scale or None,
-                stream=stream_for(ref.value, stream),
+            attend_to(
+                ref.value, seqs, to_counts(new_tokens, count), q, out, lse, stream_for(ref.value, stream), wishes
             )
         finally:
             ref.lock.release()

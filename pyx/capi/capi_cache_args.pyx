@@ -1,4 +1,6 @@
 """Arguments that calls on caches, their layers and their steps have in common."""
+import kvit
+
 from kvit._native.capi_option cimport check_size, is_causal
 from kvit._native.capi_tensor cimport to_stream, to_tensor
 from kvit._native.checks cimport device_id_of
@@ -18,6 +20,10 @@ cdef Stream stream_for(object cache, kvit_stream stream):
 
 cdef object to_counts(const int64_t *new_tokens, int64_t count):
     return None if new_tokens == NULL else tuple_of(new_tokens, count)
+
+
+cdef object to_growth(const int64_t *new_tokens, int64_t count):
+    return 1 if new_tokens == NULL else tuple_of(new_tokens, count)
 
 
 cdef object to_window(int32_t left, int32_t right, str name):
@@ -60,3 +66,12 @@ cdef dict to_attention(const kvit_attention_options *options):
         "spans": to_tensor(options.spans, "spans", True),
         "tree": to_tensor(options.tree, "tree", True),
     }
+
+
+cdef int attend(object layer, object members, object counts, const kvit_tensor *q, const kvit_tensor *out,
+                const kvit_tensor *lse, object stream, dict wishes) except -1:
+    kvit.attention(
+        to_tensor(q, "q"), layer, members, counts, out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True),
+        stream=stream, **wishes,
+    )
+    return 0

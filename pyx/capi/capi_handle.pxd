@@ -8,6 +8,8 @@ cdef enum:
     HANDLE_SEQUENCE = 4
     HANDLE_ROPE = 5
     HANDLE_STEP = 6
+    HANDLE_BATCH = 7
+    HANDLE_SWAPPED = 8
 
 
 # Gives up what a handle stood for; with the GIL. Returns a kvit_status.

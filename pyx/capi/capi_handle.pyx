@@ -43,8 +43,9 @@ cdef Slot *blocks[BLOCKS]
 cdef uint32_t num_slots = 0
 cdef int32_t first_free = 0                # index + 1; 0: none
 
-cdef const char *NAMES[7]
-NAMES[:] = [b"handle", b"kvit_view", b"kvit_op", b"kvit_cache", b"kvit_sequence", b"kvit_rope", b"kvit_step"]
+cdef const char *NAMES[9]
+NAMES[:] = [b"handle", b"kvit_view", b"kvit_op", b"kvit_cache", b"kvit_sequence", b"kvit_rope", b"kvit_step",
+            b"kvit_batch", b"kvit_swapped"]
 
 
 # The GIL is the lock of publish and destroy.
@@ -169,7 +170,7 @@ cdef int32_t refuse(uint64_t word, int kind) noexcept nogil:
     if word == 0:
         snprintf(error_text(), ERROR_BYTES, b"ArgumentError: the %s is NULL; give one that was created", NAMES[kind])
         return KVIT_ERROR_ARGUMENT
-    if (other < HANDLE_VIEW or other > HANDLE_STEP or slot == NULL or generation == 0
+    if (other < HANDLE_VIEW or other > HANDLE_SWAPPED or slot == NULL or generation == 0
             or generation > slot.generation):
         snprintf(error_text(), ERROR_BYTES, b"HandleError: %p is no %s; give one that was created", <void *>word,
                  NAMES[kind])

@@ -3,7 +3,8 @@ import kvit
 
 from libc.string cimport memset
 
-from kvit._native.capi_cache_args cimport from_window, shares_kv, stream_for, to_attention, to_counts
+from kvit._native.capi_cache_args cimport attend as attend_to
+from kvit._native.capi_cache_args cimport from_window, shares_kv, stream_for, to_attention, to_counts, to_growth
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_CACHE
@@ -83,10 +84,9 @@ cdef int32_t attend(kvit_cache *cache, int32_t layer, kvit_sequence *const *sequ
         seqs, wishes = find_all(sequences, count), to_attention(options)
         ref.lock.acquire()
         try:
-            kvit.attention(
-                to_tensor(q, "q"), ref.value.layer(layer), seqs, to_counts(new_tokens, count),
-                out=to_tensor(out, "out"), lse=to_tensor(lse, "lse", True), stream=stream_for(ref.value, stream),
-                **wishes,
+            attend_to(
+                ref.value.layer(layer), seqs, to_counts(new_tokens, count), q, out, lse,
+                stream_for(ref.value, stream), wishes,
             )
         finally:
             ref.lock.release()
@@ -190,7 +190,7 @@ cdef int32_t count_pages(kvit_cache *cache, kvit_sequence *const *sequences, int
         check_target(pages, "pages", "int64_t")
         ref.lock.acquire()
         try:
-            needed = ref.value.pages_needed(seqs, 1 if new_tokens == NULL else to_counts(new_tokens, count))
+            needed = ref.value.pages_needed(seqs, to_growth(new_tokens, count))
         finally:
             ref.lock.release()
         pages[0] = needed

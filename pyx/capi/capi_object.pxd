@@ -1,4 +1,4 @@
-# Objects of Python behind handles: the caches that own their memory, their sequences, and ropes.
+# Objects of Python behind handles: caches that own their memory, and what belongs to them; ropes.
 from libc.stdint cimport int32_t, int64_t
 
 from kvit._native.capi_handle cimport Drop
@@ -16,7 +16,7 @@ cdef class CacheLock:
 
 
 cdef class ObjectRef:
-    cdef object value                  # kvit.PagedCache, kvit.Sequence or kvit.Rope
+    cdef object value                  # a cache, or a sequence, step or batch of one; a swapped sequence, a rope
     cdef CacheLock lock                # of the cache, if it is of one
 
 cdef ObjectRef hold(object value, CacheLock lock)

@@ -1,4 +1,4 @@
-"""Objects of Python behind handles: the caches that own their memory, their sequences, and ropes."""
+"""Objects of Python behind handles: caches that own their memory, and what belongs to them; ropes."""
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t
 
@@ -44,7 +44,7 @@ cdef class CacheLock:
 
 
 cdef class ObjectRef:
-    """What a handle of a cache or a sequence stands for."""
+    """What a handle stands for, but those of views and operations."""
 
 
 cdef ObjectRef hold(object value, CacheLock lock):

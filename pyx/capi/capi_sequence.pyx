@@ -5,7 +5,7 @@ from libc.string cimport memset
 from kvit._native.capi_entry cimport enter_python, leave_python
 from kvit._native.capi_error cimport set_last_error
 from kvit._native.capi_handle cimport HANDLE_CACHE, HANDLE_SEQUENCE, destroy
-from kvit._native.capi_object cimport ObjectRef, decref, find, hand_out, hold
+from kvit._native.capi_object cimport CacheLock, ObjectRef, decref, find, hand_out, hold
 from kvit._native.capi_option cimport answer, check_target
 from kvit.capi cimport KVIT_ERROR_NO_INTERPRETER, KVIT_OK
 
@@ -27,7 +27,7 @@ cdef int32_t create_sequence(kvit_cache *cache, kvit_sequence **sequence) noexce
             made = ref.value.sequence()
         finally:
             ref.lock.release()
-        sequence[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, ref.lock), drop)
+        sequence[0] = publish_sequence(made, ref.lock)
     except BaseException as error:
         status = set_last_error(error)
     return status
@@ -98,7 +98,7 @@ cdef int32_t fork_sequence(kvit_sequence *sequence, kvit_sequence **fork) noexce
             made = ref.value.fork()
         finally:
             ref.lock.release()
-        fork[0] = <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(made, ref.lock), drop)
+        fork[0] = publish_sequence(made, ref.lock)
     except BaseException as error:
         status = set_last_error(error)
     return status
@@ -125,6 +125,10 @@ cdef int32_t truncate_sequence(kvit_sequence *sequence, int64_t length) noexcept
 
 cdef int32_t sequence_destroy(kvit_sequence *sequence) noexcept nogil:
     return destroy(sequence, HANDLE_SEQUENCE)
+
+
+cdef kvit_sequence *publish_sequence(object sequence, CacheLock lock) except NULL:
+    return <kvit_sequence *>hand_out(HANDLE_SEQUENCE, hold(sequence, lock), drop)
 
 
 cdef int32_t drop(void *state) noexcept:

@@ -50,7 +50,7 @@ def c_host(c_host_file):
     return load("c_host", c_host_file)
 
 
-@pytest.fixture(scope="session", params=[1, 2, 3, 4, 5])
+@pytest.fixture(scope="session", params=[1, 2, 3, 4, 5, 6])
 def older_c_host(request, tmp_path_factory):
     """The same host, compiled against kvit.h as it was when it had an older version."""
     version = request.param
@@ -64,7 +64,7 @@ def older_c_host(request, tmp_path_factory):
             )
         if version < 4:
             text = re.sub(r"\n.*since version 4: Ctrl-C.*", "", text)
-        for later in range(version + 1, 7):
+        for later in range(version + 1, 8):
             text = re.sub(rf"\n.*since version {later}(:.*)?$", "", text, flags=re.M)
             text = re.sub(rf"\n// (?:(?!\n//).)*?[Ss]ince version {later}\.\n.*?\n\}} \w+;\n", "", text, flags=re.S)
             # From there to the end of the struct, or to what a later version added.
@@ -81,6 +81,8 @@ def older_c_host(request, tmp_path_factory):
     texts = types + (folder / "kvit.h").read_text(encoding="utf-8")
     texts += (folder / "kvit_caches.h").read_text(encoding="utf-8")
     for field in ("kvit_step", "kvit_layer_spec", "num_layers", "KVIT_OP_COPY_PAGES", "KVIT_STORAGE", "v_dim"):
+        assert (field in texts) == (version >= 6)
+    for field in ("kvit_batch", "kvit_swapped", "cache_swap_in"):
         assert field not in texts
     return load("c_host", build("c_host", folder, CFLAGS=f"-I{folder}"))
 

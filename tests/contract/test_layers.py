@@ -34,6 +34,7 @@ CYTHON = [
     ("xla", {"xla_handlers"}),
     ("xla", {"xla_abi"}),
     ("capi", {"capi"}),
+    ("capi", {"capi_batch", "capi_swap"}),
     ("capi", {"capi_call", "capi_cache", "capi_layer", "capi_sequence", "capi_step", "capi_upkeep"}),
     ("capi", {"capi_pinned", "capi_python", "capi_spec"}),
     ("capi", {"capi_op"}),

@@ -170,6 +170,31 @@ class SequenceInfo(ctypes.Structure):
     ]
 
 
+class BatchOptions(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("reserved", c_int32),
+        ("max_tokens", c_int64),
+        ("stream", c_void_p),
+    ]
+
+
+class BatchInfo(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("has_open_step", c_int32),
+        *[(name, c_int64) for name in ("num_sequences", "max_pages")],
+    ]
+
+
+class SwappedInfo(ctypes.Structure):
+    _fields_ = [
+        ("size", c_uint32),
+        ("reserved", c_int32),
+        *[(name, c_int64) for name in ("length", "num_pages", "bytes")],
+    ]
+
+
 def _call(*arguments: Any) -> Any:
     return ctypes.CFUNCTYPE(c_int32, *arguments)
 
@@ -251,6 +276,19 @@ class Table(ctypes.Structure):
         ("step_destroy", _call(_HANDLE)),
         ("op_copy_pages", _call(_HANDLE, _HANDLE, _TENSOR, _TENSOR, _TENSOR, _STREAM)),
         ("op_convert_pages", _call(_HANDLE, _HANDLE, _HANDLE, _TENSOR, _TENSOR, _STREAM)),
+        ("batch_create", _call(*_SEQUENCES, POINTER(BatchOptions), _NEW)),
+        ("batch_query", _call(_HANDLE, POINTER(BatchInfo))),
+        ("batch_use", _call(*_SEQUENCES)),
+        ("batch_step", _call(_HANDLE, POINTER(c_int64), _NEW)),
+        (
+            "batch_attention",
+            _call(_HANDLE, c_int32, _TENSOR, _TENSOR, _TENSOR, POINTER(c_int64), POINTER(AttentionOptions)),
+        ),
+        ("batch_destroy", _call(_HANDLE)),
+        ("cache_swap_out", _call(_HANDLE, _HANDLE, _STREAM, _NEW)),
+        ("cache_swap_in", _call(_HANDLE, _HANDLE, _STREAM, _NEW)),
+        ("swapped_query", _call(_HANDLE, POINTER(SwappedInfo))),
+        ("swapped_destroy", _call(_HANDLE)),
     ]
 
 
@@ -270,6 +308,9 @@ STRUCTS = {
     "kvit_rope_options": RopeOptions,
     "kvit_append_extras": AppendExtras,
     "kvit_sequence_info": SequenceInfo,
+    "kvit_batch_options": BatchOptions,
+    "kvit_batch_info": BatchInfo,
+    "kvit_swapped_info": SwappedInfo,
     "kvit_api": Table,
 }
 

@@ -1,0 +1,455 @@
+"""Batches of a cache of several layers, through the table: a graph of one step stands for all that follow.
+
+Chosen: three layers alike and sequences of 10 and 3 tokens in pages of 4, so that a step ends within a page, later ones
+begin new pages, and one of forks copies pages.
+"""
+
+import itertools
+import threading
+from ctypes import POINTER, byref, c_void_p, sizeof
+from itertools import starmap
+
+import numpy as np
+import pytest
+
+import kvit
+from kvit import reference
+from support import capi, tolerances
+from support.caches import BFLOAT16
+from support.capi_layers import LayeredCache, given, handles, numbers, refused, same, specs
+from support.interrupts import Interrupt, interrupt_at
+
+
+class Batched(LayeredCache):
+    """The two caches, with sequences 0 and 1 of 10 and 3 tokens, and a batch of them in both."""
+
+    def __init__(self, api, rng, device="host", fields=None, words=None, stream=None):
+        super().__init__(api, fields or {"num_layers": 3}, words or {"layers": 3}, device)
+        self.append_all(rng, [self.sequence(), self.sequence()], [10, 3])
+        self.stream, self.batches = stream, []
+        self.batch = self.make([0, 1])
+        self.theirs_batch = kvit.Batch(self.python, self.theirs[:2])
+
+    def make(self, indices, **fields):
+        """A kvit_batch."""
+        stream = None if self.stream is None else self.stream.handle
+        options, batch = capi.options(capi.BatchOptions, **({"stream": stream} | fields)), c_void_p()
+        self.api.batch_create(*self.chosen(indices), byref(options), byref(batch))
+        self.batches.append(batch)
+        return batch
+
+    def use(self, indices):
+        self.api.batch_use(self.batch, *self.chosen(indices)[1:])
+        self.theirs_batch.use([self.theirs[i] for i in indices])
+
+    def begin(self, new_tokens=None):
+        """A step of both batches."""
+        step = c_void_p()
+        self.api.batch_step(self.batch, numbers(new_tokens), byref(step))
+        self.steps.append(step)
+        return step, self.theirs_batch.step(new_tokens or 1)
+
+    def batch_info(self):
+        return self.api.ask("batch_query", self.batch, capi.BatchInfo)
+
+    def close(self):
+        for batch in self.batches:
+            self.api.table.batch_destroy(batch)  # some are gone already
+        super().close()
+
+
+@pytest.fixture
+def new(api, rng):
+    made = []
+
+    def make(*arguments, **words):
+        made.append(Batched(api, rng, *arguments, **words))
+        return made[-1]
+
+    yield make
+    for cache in made:
+        cache.close()
+
+
+def write(cache, step, rng, layers, count):
+    """K and V of new tokens in layers of both steps; the rows."""
+    rows = {}
+    for layer in layers:
+        rows[layer] = k, v = cache.rows(rng, layer, count)
+        cache.api.step_append(step[0], layer, given(k), given(v), None, None)
+        cache.python.layer(layer).append(step[1], k, v)
+    return rows
+
+
+def end(cache, step):
+    cache.api.step_commit(step[0])
+    step[1].commit()
+
+
+def attend(cache, rng, layer, count, new_tokens=None, options=None, **words):
+    """Attention of both batches to a layer, compared bit for bit; q, out and lse."""
+    q, (out, lse) = cache.queries(rng, layer, count), cache.outputs(layer, count)
+    cache.api.batch_attention(
+        cache.batch, layer, given(q), given(out), given(lse), numbers(new_tokens), options and byref(options)
+    )
+    wanted = kvit.attention(q, cache.python.layer(layer), cache.theirs_batch, new_tokens, return_lse=True, **words)
+    for mine, theirs in zip((out, lse), wanted, strict=True):
+        same(mine.numpy(), theirs.numpy())
+    return q.numpy(), out.numpy(), lse.numpy()
+
+
+def test_steps_of_a_batch_write_and_attend_layer_by_layer(new, rng, device):
+    cache = new(device)
+    before = {layer: [cache.held(layer, i) for i in (0, 1)] for layer in range(3)}
+    new_tokens = [2, 5]
+    step = cache.begin(new_tokens)
+    for layer in range(3):
+        [[k, v]] = write(cache, step, rng, [layer], 7).values()
+        q, out, lse = attend(cache, rng, layer, 7)
+        for i, rows in enumerate(reference.token_ranges(new_tokens)):
+            whole = [np.concatenate([had, x.numpy()[rows]]) for had, x in zip(before[layer][i], (k, v), strict=True)]
+            state = reference.attention(q[rows], *whole)
+            magnitude = reference.attention(q[rows], whole[0], np.abs(whole[1])).out
+            tolerances.assert_within(out[rows], state.out, tolerances.attention_bound(magnitude, BFLOAT16))
+            tolerances.assert_within(lse[rows], state.lse, tolerances.LSE)
+        assert [cache.length(i) for i in (0, 1)] == [10, 3]  # until it is committed
+    end(cache, step)
+    assert [cache.length(i) for i in (0, 1)] == [12, 8]
+    for _ in range(3):  # one new token of each by default
+        step = cache.begin()
+        write(cache, step, rng, range(3), 2)
+        end(cache, step)
+    cache.check()
+
+
+def test_attention_without_a_step_takes_the_sequences_as_they_are(new, rng, device):
+    cache = new(device)
+    attend(cache, rng, 1, 4)  # of the last 2 tokens of each
+    attend(cache, rng, 2, 3, [0, 3])
+    attend(cache, rng, 0, 2, options=capi.options(capi.AttentionOptions, window_left=2, mask=1), causal=False, window=2)
+    step = cache.begin([3, 1])
+    write(cache, step, rng, range(3), 4)
+    attend(cache, rng, 0, 2, [1, 1])  # in a step as well
+    end(cache, step)
+    cache.check()
+
+
+def test_step_attention_is_that_of_the_batch(new, rng):
+    cache = new()
+    step = cache.begin()
+    write(cache, step, rng, range(3), 2)
+    q, (out, _) = cache.queries(rng, 0, 2), cache.outputs(0, 2)
+    cache.api.step_attention(step[0], 0, given(q), given(out), None, None, None)
+    same(out.numpy(), kvit.attention(q, cache.python.layer(0), cache.theirs_batch).numpy())
+    end(cache, step)
+
+
+def captured(cache, rng):
+    """A graph of the calls of a step in all layers, made in an open step, and the memory that it reads and writes."""
+    step, buffers = c_void_p(), []
+    cache.api.batch_step(cache.batch, None, byref(step))
+    with kvit.Graph.capture(cache.stream) as graph:
+        for layer in range(3):
+            (k, v), q, (out, _) = cache.rows(rng, layer, 2), cache.queries(rng, layer, 2), cache.outputs(layer, 2)
+            buffers.append((k, v, q, out))
+            cache.api.step_append(step, layer, given(k), given(v), None, None)
+            cache.api.step_attention(step, layer, given(q), given(out), None, None, None)
+    cache.stream.synchronize()
+    assert all(np.isnan(out.numpy().astype(np.float32)).all() for *_, out in buffers)  # nothing ran
+    cache.api.step_destroy(step)
+    return graph, buffers
+
+
+def replay(cache, rng, graph, buffers):
+    """A step that is the launch of the graph, beside calls of Python on the same rows."""
+    step = c_void_p()
+    cache.api.batch_step(cache.batch, None, byref(step))
+    with cache.theirs_batch.step() as theirs:
+        for layer, (k, v, q, out) in enumerate(buffers):
+            fresh = [*cache.rows(rng, layer, 2), cache.queries(rng, layer, 2)]
+            for buffer, rows in zip((k, v, q), fresh, strict=True):
+                buffer.copy_from(rows)
+            out.fill_bytes(0xFF)
+        graph.launch()
+        cache.stream.synchronize()
+        for layer, (k, v, q, out) in enumerate(buffers):
+            cache.python.layer(layer).append(theirs, k, v)
+            same(out.numpy(), kvit.attention(q, cache.python.layer(layer), theirs).numpy())
+    cache.api.step_commit(step)
+    cache.api.step_destroy(step)
+
+
+def test_a_graph_of_one_step_stands_for_those_that_follow(new, rng, device):
+    cache = new(device, stream=kvit.Stream(device))
+    graph, buffers = captured(cache, rng)
+    for _ in range(6):  # both sequences go on to new pages meanwhile
+        replay(cache, rng, graph, buffers)
+    cache.check()
+    cache.fork(0)  # copied from, as the next step goes on within a page that is shared now
+    replay(cache, rng, graph, buffers)
+    others = [cache.sequence(), 1]
+    cache.append_all(rng, others[:1], [2])
+    cache.use(others)
+    for _ in range(3):
+        replay(cache, rng, graph, buffers)
+    cache.check()
+    assert [cache.length(i) for i in range(4)] == [17, 13, 16, 5]
+
+
+def test_a_step_begins_outside_of_a_capture(new):
+    cache = new(stream=kvit.Stream("host"))
+    step = c_void_p()
+    cache.api.batch_step(cache.batch, None, byref(step))
+    cache.api.step_destroy(step)
+    with kvit.Graph.capture(cache.stream), refused("DRIVER", "differs from the last call"):
+        cache.api.batch_step(cache.batch, numbers([2, 2]), byref(step))
+    cache.check()
+    cache.api.batch_step(cache.batch, None, byref(step))
+    cache.api.step_destroy(step)
+
+
+def test_groups_of_layers_take_steps_of_a_batch(new, rng, device):
+    words = [kvit.LayerSpec(count=2, window=4), kvit.LayerSpec(kv_heads=1, head_dim=128, k="int8", v="int4")]
+    fields = specs({"count": 2, "window_left": 4}, {"kv_heads": 1, "head_dim": 128, "k_dtype": 4, "v_dtype": 5})
+    cache = new(device, fields, {"layers": words})
+    for _ in range(2):
+        step = cache.begin([4, 1])
+        write(cache, step, rng, range(3), 5)
+        for layer in range(3):
+            attend(cache, rng, layer, 5)
+        end(cache, step)
+    cache.check()
+
+
+def test_a_step_that_is_destroyed_leaves_the_batch_as_it_was(new, rng):
+    cache = new()
+    free = cache.info().num_free_pages
+    step = cache.begin([9, 9])
+    info = cache.batch_info()
+    assert (info.has_open_step, info.num_sequences) == (1, 2)
+    write(cache, step, rng, [0, 2], 18)
+    cache.api.step_destroy(step[0])
+    step[1].close()
+    assert cache.info().num_free_pages == free and cache.batch_info().has_open_step == 0
+    attend(cache, rng, 0, 2)  # of the tokens before
+    step = cache.begin()
+    write(cache, step, rng, range(3), 2)
+    end(cache, step)
+    cache.check()
+
+
+def test_a_step_outlives_the_handles_of_its_batch_cache_and_sequences(api, rng):
+    cache = api.make(
+        "cache_create",
+        capi.options(capi.CacheOptions, pages=4, page_size=4, kv_heads=2, head_dim=64, device_type=1, num_layers=2),
+    )
+    sequence, batch, step = api.make("sequence_create", cache), c_void_p(), c_void_p()
+    api.batch_create(cache, handles([sequence]), 1, None, byref(batch))
+    api.batch_step(batch, None, byref(step))
+    api.cache_destroy(cache)
+    api.batch_destroy(batch)
+    k, v = (given(x) for x in rng.standard_normal((2, 1, 2, 64)).astype(BFLOAT16))
+    for layer in range(2):
+        api.step_append(step, layer, k, v, None, None)
+    api.step_commit(step)
+    assert api.ask("sequence_query", sequence, capi.SequenceInfo).length == 1
+    api.sequence_destroy(sequence)
+    api.step_destroy(step)
+
+
+def test_room_of_the_table_is_what_max_tokens_says(new, rng):
+    cache = new()
+    assert cache.batch_info().max_pages >= 2 * cache.info().num_pages
+    small = cache.make([0, 1], max_tokens=12)  # 3 pages of each, together
+    assert cache.api.ask("batch_query", small, capi.BatchInfo).max_pages < 12
+    with refused("CACHE_FULL", "the table of the batch has room for .* pages of all sequences; make a Batch of more"):
+        for _ in range(30):
+            step = c_void_p()
+            cache.api.batch_step(small, numbers([4, 4]), byref(step))
+            for layer in range(3):
+                k, v = cache.rows(rng, layer, 8)
+                cache.api.step_append(step, layer, given(k), given(v), None, None)
+            cache.api.step_commit(step)
+            cache.api.step_destroy(step)
+    assert cache.info().num_free_pages > 0  # it is the table that was full
+
+
+def test_wrong_arguments_are_refused_and_change_nothing(new, rng):
+    cache, other = new(), new()
+    api, place = cache.api, c_void_p()
+    first = cache.chosen([0, 1])
+    with refused("ARGUMENT", "batch is NULL; give the address of a kvit_batch"):
+        api.batch_create(*first, None, None)
+    with refused("ARGUMENT", r"kvit_batch_options.size is 8; set it to sizeof\(kvit_batch_options\), which is 24"):
+        api.batch_create(*first, byref(capi.BatchOptions(size=8)), byref(place))
+    with refused("SHAPE", "max_tokens is -4"):
+        api.batch_create(*first, byref(capi.options(capi.BatchOptions, max_tokens=-4)), byref(place))
+    with refused("SHAPE", "the sequences have 4 pages, and max_tokens leaves room for 2; give more"):
+        api.batch_create(*first, byref(capi.options(capi.BatchOptions, max_tokens=4)), byref(place))
+    with refused("DEVICE", "stream is 0x7b, which is none of the host's"):
+        api.batch_create(*first, byref(capi.options(capi.BatchOptions, stream=123)), byref(place))
+    with refused("SHAPE", r"seqs\[1\] is the same sequence as seqs\[0\]|more than once|twice"):
+        api.batch_create(*cache.chosen([0, 0]), None, byref(place))
+    with refused("SHAPE", "another cache"):
+        api.batch_create(cache.handle, *other.chosen([0])[1:], None, byref(place))
+    with refused("ARGUMENT", "sequences is NULL and count 2"):
+        api.batch_create(cache.handle, None, 2, None, byref(place))
+    with refused("HANDLE", "this is a kvit_cache and must be a kvit_batch"):
+        api.batch_step(cache.handle, None, byref(place))
+    with refused("HANDLE", "this is a kvit_batch and must be a kvit_step"):
+        api.step_commit(cache.batch)
+    with refused("ARGUMENT", "the kvit_batch is NULL; give one that was created"):
+        api.batch_destroy(None)
+    with refused("ARGUMENT", "step is NULL; give the address of a kvit_step"):
+        api.batch_step(cache.batch, None, None)
+    with refused("SHAPE", r"new_tokens are \[-3, 1\]; they must be one number of tokens for each of the 2 sequences"):
+        api.batch_step(cache.batch, numbers([-3, 1]), byref(place))
+    with refused("CACHE_FULL", "the cache needs .* more pages and has"):
+        api.batch_step(cache.batch, numbers([1000, 1]), byref(place))
+    with refused("SHAPE", "1 sequences for a batch of 2, whose table has rows for so many"):
+        api.batch_use(cache.batch, *cache.chosen([0])[1:])
+    with refused("SHAPE", "another cache"):
+        api.batch_use(cache.batch, *other.chosen([0, 1])[1:])
+    with refused("ARGUMENT", "kvit_batch_info is NULL"):
+        api.batch_query(cache.batch, None)
+    with refused("ARGUMENT", "kvit_batch_info.size is 4"):
+        api.batch_query(cache.batch, byref(capi.BatchInfo(4)))
+    q, out = given(cache.queries(rng, 0, 2)), given(cache.outputs(0, 2)[0])
+    with refused("SHAPE", "layer 3 of a cache of 3; give 0 to 2"):
+        api.batch_attention(cache.batch, 3, q, out, None, None, None)
+    with refused("ARGUMENT", "out is NULL"):
+        api.batch_attention(cache.batch, 0, q, None, None, None, None)
+    with refused("ARGUMENT", "mask is 9"):
+        api.batch_attention(cache.batch, 0, q, out, None, None, byref(capi.options(capi.AttentionOptions, mask=9)))
+    assert place.value is None
+    assert cache.batch_info().has_open_step == 0
+    cache.check()
+    other.check()
+
+
+def test_a_batch_takes_one_step_at_a_time(new, rng):
+    cache = new()
+    cache.sequence()
+    step, place = cache.begin(), c_void_p()
+    with refused("STEP", r"seqs\[0\] is in a step that is still open; commit that one, or close it"):
+        cache.api.batch_step(cache.batch, None, byref(place))
+    with refused("STEP", "the batch has a step that is open; commit that one, or close it, before other sequences"):
+        cache.api.batch_use(cache.batch, *cache.chosen([0, 2])[1:])
+    with refused("SHAPE", "q has 1 tokens and the step 2"):
+        cache.api.batch_attention(
+            cache.batch, 0, given(cache.queries(rng, 0, 1)), given(cache.outputs(0, 1)[0]), None, None, None
+        )
+    write(cache, step, rng, range(3), 2)
+    end(cache, step)
+    cache.check()
+
+
+def test_a_batch_of_a_sequence_that_was_destroyed_says_so_and_goes_on_with_others(new, rng):
+    cache = new()
+    cache.sequence()
+    cache.api.sequence_destroy(cache.mine[1])
+    place = c_void_p()
+    with refused("SEQUENCE_FREED", "."):
+        cache.api.batch_step(cache.batch, None, byref(place))
+    q, out = given(cache.queries(rng, 0, 2)), given(cache.outputs(0, 2)[0])
+    with refused("SEQUENCE_FREED", "."):
+        cache.api.batch_attention(cache.batch, 0, q, out, None, None, None)
+    cache.api.batch_use(cache.batch, *cache.chosen([2, 0])[1:])
+    cache.api.batch_step(cache.batch, None, byref(place))
+    for layer in range(3):
+        k, v = map(given, cache.rows(rng, layer, 2))
+        cache.api.step_append(place, layer, k, v, None, None)
+    cache.api.step_commit(place)
+    cache.api.step_destroy(place)
+    assert [cache.length(i) for i in (0, 2)] == [11, 1]
+
+
+def test_batches_of_two_threads_take_turns_within_a_call(new, rng):
+    # Each has a sequence, and so steps of its own, that are open at the same time.
+    cache, problems = new(), []
+    cache.api.batch_destroy(cache.batch)
+    batches = [cache.make([i]) for i in (0, 1)]
+    rows = [[cache.rows(rng, layer, 1) for layer in range(3)] for _ in batches]
+
+    def work(i):
+        try:
+            for _ in range(10):
+                step = c_void_p()
+                cache.api.batch_step(batches[i], None, byref(step))
+                for layer, (k, v) in enumerate(rows[i]):
+                    cache.api.step_append(step, layer, given(k), given(v), None, None)
+                cache.api.step_commit(step)
+                cache.api.step_destroy(step)
+        except Exception as error:
+            problems.append(error)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not problems and [cache.length(i) for i in (0, 1)] == [20, 13]
+    for _ in range(10):
+        cache.python.append(cache.theirs, *([np.concatenate([a[layer][side] for a in rows]) for layer in range(3)]
+                                            for side in (0, 1)))  # fmt: skip
+    cache.check()
+
+
+class OpenBatch:
+    """A cache of two layers and a batch of one of its sequences, of 5 tokens, which a fork shares, and calls on it."""
+
+    def __init__(self, api, rng):
+        self.api, self.table = api, api.table
+        options = capi.options(
+            capi.CacheOptions, pages=6, page_size=4, kv_heads=2, head_dim=64, device_type=1, num_layers=2
+        )
+        self.cache = api.make("cache_create", options)
+        self.sequence, self.batch, self.place = api.make("sequence_create", self.cache), c_void_p(), c_void_p()
+        rows = rng.standard_normal((2, 5, 2, 64)).astype(BFLOAT16)
+        k, v = map(given, rows)
+        of_all = [(POINTER(capi.Tensor) * 2)(side, side) for side in (k, v)]
+        members = handles([self.sequence])
+        api.cache_append_layers(self.cache, members, 1, *of_all, 2, None, None)
+        self.other = api.make("sequence_fork", self.sequence)
+        api.batch_create(self.cache, members, 1, None, byref(self.batch))
+        self.out = np.zeros_like(rows[0])
+        self.calls = {
+            "batch_create": (self.cache, members, 1, None, byref(self.place)),
+            "batch_use": (self.batch, handles([self.other]), 1),
+            "batch_step": (self.batch, numbers([3]), byref(self.place)),
+            "batch_attention": (self.batch, 1, k, given(self.out), None, None, None),
+            "batch_query": (self.batch, byref(capi.BatchInfo(sizeof(capi.BatchInfo)))),
+        }
+
+    def close(self, name):
+        """The batch takes a step still, and every page must come back."""
+        if name == "batch_step" and self.place.value:
+            self.api.step_destroy(self.place)
+        assert self.api.ask("cache_query", self.cache, capi.CacheInfo).num_free_pages == 4
+        step = c_void_p()
+        self.api.batch_step(self.batch, None, byref(step))
+        self.api.step_destroy(step)
+        for handle in (self.sequence, self.other):
+            self.api.sequence_destroy(handle)
+        self.api.batch_destroy(self.batch)
+        if name == "batch_create" and self.place.value:
+            self.api.batch_destroy(self.place)
+        assert self.api.ask("cache_query", self.cache, capi.CacheInfo).num_free_pages == 6
+        self.api.cache_destroy(self.cache)
+
+
+@pytest.mark.parametrize("name", ["batch_create", "batch_use", "batch_step", "batch_attention", "batch_query"])
+def test_a_call_that_is_interrupted_anywhere_loses_no_page(api, rng, name):
+    for line in itertools.count(1, 3):
+        opened, statuses, is_interrupted = OpenBatch(api, rng), [], False
+        try:
+            with interrupt_at(line):
+                statuses.extend(starmap(getattr(api.table, name), [opened.calls[name]]))
+        except Interrupt:
+            is_interrupted = True
+        assert (opened.place.value is None) or statuses == [0]
+        opened.close(name)
+        if not is_interrupted:
+            break
+        assert statuses == [capi.STATUSES.index("INTERRUPTED")]
+    assert statuses == [0] and line > 3
