@@ -201,7 +201,7 @@ typedef struct kvit_api {
   // it sends what changed in the table. A graph that holds the calls of a step is launched between this and
   // step_commit, in a step of as many new tokens of each sequence.
   int32_t (*batch_step)(kvit_batch* batch, const int64_t* new_tokens, kvit_step** step);
-  // As step_attention of the step that is open. While none is open: attend the last tokens of the sequences as they are.
+  // As step_attention of the step that is open. While none is: attend the last tokens of the sequences as they are.
   int32_t (*batch_attention)(kvit_batch* batch, int32_t layer, const kvit_tensor* q, const kvit_tensor* out,
                              const kvit_tensor* lse, const int64_t* new_tokens, const kvit_attention_options* options);
   // Graphs of its steps must be done: its page table goes back to the device. An open step keeps the table until it is

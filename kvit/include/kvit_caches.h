@@ -108,9 +108,9 @@ typedef struct kvit_batch_options {
 // Since version 7.
 typedef struct kvit_batch_info {
   uint32_t size;
-  int32_t has_open_step;     // 1: a step was begun, and neither committed nor destroyed
+  int32_t has_open_step;  // 1: a step was begun, and neither committed nor destroyed
   int64_t num_sequences;
-  int64_t max_pages;         // of all sequences together, that the page table has room for
+  int64_t max_pages;  // of all sequences together, that the page table has room for
 } kvit_batch_info;
 
 // Since version 7.

@@ -12,7 +12,7 @@ import kvit
 from support import capi
 from support.caches import BFLOAT16, make_case, new_cache
 
-KINDS = ("view", "op", "cache", "sequence")
+KINDS = ("view", "op", "cache", "sequence", "step", "batch", "swapped")
 
 
 def cache_options():
@@ -28,6 +28,11 @@ class Handles:
         self.op = api.op(self.view, query_heads=4)
         self.cache = api.make("cache_create", cache_options())
         self.sequence = api.make("sequence_create", self.cache)
+        self.step, self.batch, self.swapped = c_void_p(), c_void_p(), c_void_p()
+        members = (self.cache, byref(self.sequence), 1)
+        api.batch_create(*members, None, byref(self.batch))
+        api.step_create(*members, None, None, byref(self.step))
+        api.cache_swap_out(self.cache, self.sequence, None, byref(self.swapped))
 
     def close(self):
         for kind in KINDS:
@@ -61,6 +66,10 @@ def uses(api, kind, handle):
             ("cache_attention", (handle, None, 0, None, None, None, None, 0, 0, None)),
             ("cache_check", (handle, None, None)),
             ("sequence_create", (handle, out)),
+            ("batch_create", (handle, None, 0, None, out)),
+            ("step_create", (handle, None, 0, None, None, out)),
+            ("cache_swap_out", (handle, None, None, out)),
+            ("cache_swap_in", (handle, None, None, out)),
             ("cache_destroy", (handle,)),
         ],
         "sequence": [
@@ -69,6 +78,20 @@ def uses(api, kind, handle):
             ("sequence_truncate", (handle, 0)),
             ("sequence_destroy", (handle,)),
         ],
+        "step": [
+            ("step_append", (handle, 0, None, None, None, None)),
+            ("step_attention", (handle, 0, None, None, None, None, None)),
+            ("step_commit", (handle,)),
+            ("step_destroy", (handle,)),
+        ],
+        "batch": [
+            ("batch_query", (handle, None)),
+            ("batch_use", (handle, None, 0)),
+            ("batch_step", (handle, None, out)),
+            ("batch_attention", (handle, 0, None, None, None, None, None)),
+            ("batch_destroy", (handle,)),
+        ],
+        "swapped": [("swapped_query", (handle, None)), ("swapped_destroy", (handle,))],
     }
     for name, arguments in calls[kind]:
         yield name, lambda name=name, arguments=arguments: getattr(api, name)(*arguments)
