@@ -33,7 +33,7 @@ cdef bint shares_kv(object cache, int32_t layer) except -1
 # Keyword arguments of kvit.attention; none for NULL. Raises ArgumentError, and what to_tensor raises.
 cdef dict to_attention(const kvit_attention_options *options)
 
-# kvit.attention of a cache of one layer, or of a layer, to `members` of it: sequences, a step or a batch. Under the lock
-# of the cache.
+# kvit.attention of a cache of one layer, or of a layer, to `members` of it: sequences, a step or a batch. Under the
+# lock of the cache.
 cdef int attend(object layer, object members, object counts, const kvit_tensor *q, const kvit_tensor *out,
                 const kvit_tensor *lse, object stream, dict wishes) except -1
