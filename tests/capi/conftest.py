@@ -11,6 +11,7 @@ import pytest
 
 import kvit
 from support import ROOT, capi
+from support.capi_batches import Batched
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +91,17 @@ def older_c_host(request, tmp_path_factory):
 @pytest.fixture(scope="session")
 def cython_host(tmp_path_factory):
     return load("cython_host", build("cython_host", tmp_path_factory.mktemp("cython_host")))
+
+
+@pytest.fixture
+def new_batch(api, rng):
+    """Makes caches with a batch, both through the table and in Python: support.capi_batches.Batched."""
+    made = []
+
+    def make(*arguments, **words):
+        made.append(Batched(api, rng, *arguments, **words))
+        return made[-1]
+
+    yield make
+    for cache in made:
+        cache.close()

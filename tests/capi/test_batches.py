@@ -16,74 +16,9 @@ import kvit
 from kvit import reference
 from support import capi, tolerances
 from support.caches import BFLOAT16
-from support.capi_layers import LayeredCache, given, handles, numbers, refused, same, specs
+from support.capi_batches import end, write
+from support.capi_layers import given, handles, numbers, refused, same, specs
 from support.interrupts import Interrupt, interrupt_at
-
-
-class Batched(LayeredCache):
-    """The two caches, with sequences 0 and 1 of 10 and 3 tokens, and a batch of them in both."""
-
-    def __init__(self, api, rng, device="host", fields=None, words=None, stream=None):
-        super().__init__(api, fields or {"num_layers": 3}, words or {"layers": 3}, device)
-        self.append_all(rng, [self.sequence(), self.sequence()], [10, 3])
-        self.stream, self.batches = stream, []
-        self.batch = self.make([0, 1])
-        self.theirs_batch = kvit.Batch(self.python, self.theirs[:2])
-
-    def make(self, indices, **fields):
-        """A kvit_batch."""
-        stream = None if self.stream is None else self.stream.handle
-        options, batch = capi.options(capi.BatchOptions, **({"stream": stream} | fields)), c_void_p()
-        self.api.batch_create(*self.chosen(indices), byref(options), byref(batch))
-        self.batches.append(batch)
-        return batch
-
-    def use(self, indices):
-        self.api.batch_use(self.batch, *self.chosen(indices)[1:])
-        self.theirs_batch.use([self.theirs[i] for i in indices])
-
-    def begin(self, new_tokens=None):
-        """A step of both batches."""
-        step = c_void_p()
-        self.api.batch_step(self.batch, numbers(new_tokens), byref(step))
-        self.steps.append(step)
-        return step, self.theirs_batch.step(new_tokens or 1)
-
-    def batch_info(self):
-        return self.api.ask("batch_query", self.batch, capi.BatchInfo)
-
-    def close(self):
-        for batch in self.batches:
-            self.api.table.batch_destroy(batch)  # some are gone already
-        super().close()
-
-
-@pytest.fixture
-def new(api, rng):
-    made = []
-
-    def make(*arguments, **words):
-        made.append(Batched(api, rng, *arguments, **words))
-        return made[-1]
-
-    yield make
-    for cache in made:
-        cache.close()
-
-
-def write(cache, step, rng, layers, count):
-    """K and V of new tokens in layers of both steps; the rows."""
-    rows = {}
-    for layer in layers:
-        rows[layer] = k, v = cache.rows(rng, layer, count)
-        cache.api.step_append(step[0], layer, given(k), given(v), None, None)
-        cache.python.layer(layer).append(step[1], k, v)
-    return rows
-
-
-def end(cache, step):
-    cache.api.step_commit(step[0])
-    step[1].commit()
 
 
 def attend(cache, rng, layer, count, new_tokens=None, options=None, **words):
@@ -98,8 +33,8 @@ def attend(cache, rng, layer, count, new_tokens=None, options=None, **words):
     return q.numpy(), out.numpy(), lse.numpy()
 
 
-def test_steps_of_a_batch_write_and_attend_layer_by_layer(new, rng, device):
-    cache = new(device)
+def test_steps_of_a_batch_write_and_attend_layer_by_layer(new_batch, rng, device):
+    cache = new_batch(device)
     before = {layer: [cache.held(layer, i) for i in (0, 1)] for layer in range(3)}
     new_tokens = [2, 5]
     step = cache.begin(new_tokens)
@@ -122,8 +57,8 @@ def test_steps_of_a_batch_write_and_attend_layer_by_layer(new, rng, device):
     cache.check()
 
 
-def test_attention_without_a_step_takes_the_sequences_as_they_are(new, rng, device):
-    cache = new(device)
+def test_attention_without_a_step_takes_the_sequences_as_they_are(new_batch, rng, device):
+    cache = new_batch(device)
     attend(cache, rng, 1, 4)  # of the last 2 tokens of each
     attend(cache, rng, 2, 3, [0, 3])
     attend(cache, rng, 0, 2, options=capi.options(capi.AttentionOptions, window_left=2, mask=1), causal=False, window=2)
@@ -134,8 +69,8 @@ def test_attention_without_a_step_takes_the_sequences_as_they_are(new, rng, devi
     cache.check()
 
 
-def test_step_attention_is_that_of_the_batch(new, rng):
-    cache = new()
+def test_step_attention_is_that_of_the_batch(new_batch, rng):
+    cache = new_batch()
     step = cache.begin()
     write(cache, step, rng, range(3), 2)
     q, (out, _) = cache.queries(rng, 0, 2), cache.outputs(0, 2)
@@ -179,8 +114,8 @@ def replay(cache, rng, graph, buffers):
     cache.api.step_destroy(step)
 
 
-def test_a_graph_of_one_step_stands_for_those_that_follow(new, rng, device):
-    cache = new(device, stream=kvit.Stream(device))
+def test_a_graph_of_one_step_stands_for_those_that_follow(new_batch, rng, device):
+    cache = new_batch(device, stream=kvit.Stream(device))
     graph, buffers = captured(cache, rng)
     for _ in range(6):  # both sequences go on to new pages meanwhile
         replay(cache, rng, graph, buffers)
@@ -196,8 +131,8 @@ def test_a_graph_of_one_step_stands_for_those_that_follow(new, rng, device):
     assert [cache.length(i) for i in range(4)] == [17, 13, 16, 5]
 
 
-def test_a_step_begins_outside_of_a_capture(new):
-    cache = new(stream=kvit.Stream("host"))
+def test_a_step_begins_outside_of_a_capture(new_batch):
+    cache = new_batch(stream=kvit.Stream("host"))
     step = c_void_p()
     cache.api.batch_step(cache.batch, None, byref(step))
     cache.api.step_destroy(step)
@@ -208,10 +143,10 @@ def test_a_step_begins_outside_of_a_capture(new):
     cache.api.step_destroy(step)
 
 
-def test_groups_of_layers_take_steps_of_a_batch(new, rng, device):
+def test_groups_of_layers_take_steps_of_a_batch(new_batch, rng, device):
     words = [kvit.LayerSpec(count=2, window=4), kvit.LayerSpec(kv_heads=1, head_dim=128, k="int8", v="int4")]
     fields = specs({"count": 2, "window_left": 4}, {"kv_heads": 1, "head_dim": 128, "k_dtype": 4, "v_dtype": 5})
-    cache = new(device, fields, {"layers": words})
+    cache = new_batch(device, fields, {"layers": words})
     for _ in range(2):
         step = cache.begin([4, 1])
         write(cache, step, rng, range(3), 5)
@@ -221,8 +156,8 @@ def test_groups_of_layers_take_steps_of_a_batch(new, rng, device):
     cache.check()
 
 
-def test_a_step_that_is_destroyed_leaves_the_batch_as_it_was(new, rng):
-    cache = new()
+def test_a_step_that_is_destroyed_leaves_the_batch_as_it_was(new_batch, rng):
+    cache = new_batch()
     free = cache.info().num_free_pages
     step = cache.begin([9, 9])
     info = cache.batch_info()
@@ -257,9 +192,9 @@ def test_a_step_outlives_the_handles_of_its_batch_cache_and_sequences(api, rng):
     api.step_destroy(step)
 
 
-def test_room_of_the_table_is_what_max_tokens_says(new, rng):
+def test_room_of_the_table_is_what_max_tokens_says(new_batch, rng):
     # Pages that sequences share are in the table once for each: forks of 7 pages fill it while the cache has free ones.
-    cache = new()
+    cache = new_batch()
     assert cache.batch_info().max_pages >= 2 * cache.info().num_pages
     cache.append_all(rng, [0], [18])
     long, empty = [0, cache.fork(0)], [cache.sequence(), cache.sequence()]
@@ -276,99 +211,9 @@ def test_room_of_the_table_is_what_max_tokens_says(new, rng):
     cache.api.step_destroy(step)
 
 
-def test_wrong_arguments_are_refused_and_change_nothing(new, rng):
-    cache, other = new(), new()
-    api, place = cache.api, c_void_p()
-    first = cache.chosen([0, 1])
-    with refused("ARGUMENT", "batch is NULL; give the address of a kvit_batch"):
-        api.batch_create(*first, None, None)
-    with refused("ARGUMENT", r"kvit_batch_options.size is 8; set it to sizeof\(kvit_batch_options\), which is 24"):
-        api.batch_create(*first, byref(capi.BatchOptions(size=8)), byref(place))
-    with refused("SHAPE", "max_tokens is -4"):
-        api.batch_create(*first, byref(capi.options(capi.BatchOptions, max_tokens=-4)), byref(place))
-    with refused("SHAPE", "the sequences have 4 pages, and max_tokens leaves room for 2; give more"):
-        api.batch_create(*first, byref(capi.options(capi.BatchOptions, max_tokens=4)), byref(place))
-    with refused("DEVICE", "stream is 0x7b, which is none of the host's"):
-        api.batch_create(*first, byref(capi.options(capi.BatchOptions, stream=123)), byref(place))
-    with refused("SHAPE", r"seqs\[1\] is seqs\[0\] again"):
-        api.batch_create(*cache.chosen([0, 0]), None, byref(place))
-    with refused("SHAPE", "another cache"):
-        api.batch_create(cache.handle, *other.chosen([0])[1:], None, byref(place))
-    with refused("ARGUMENT", "sequences is NULL and count 2"):
-        api.batch_create(cache.handle, None, 2, None, byref(place))
-    with refused("HANDLE", "this is a kvit_cache and must be a kvit_batch"):
-        api.batch_step(cache.handle, None, byref(place))
-    with refused("HANDLE", "this is a kvit_batch and must be a kvit_step"):
-        api.step_commit(cache.batch)
-    with refused("ARGUMENT", "the kvit_batch is NULL; give one that was created"):
-        api.batch_destroy(None)
-    with refused("ARGUMENT", "step is NULL; give the address of a kvit_step"):
-        api.batch_step(cache.batch, None, None)
-    with refused("SHAPE", r"new_tokens are \[-3, 1\]; they must be one number of tokens for each of the 2 sequences"):
-        api.batch_step(cache.batch, numbers([-3, 1]), byref(place))
-    with refused("CACHE_FULL", "the cache needs .* more pages and has"):
-        api.batch_step(cache.batch, numbers([1000, 1]), byref(place))
-    with refused("SHAPE", "1 sequences for a batch of 2, whose table has rows for so many"):
-        api.batch_use(cache.batch, *cache.chosen([0])[1:])
-    with refused("SHAPE", "another cache"):
-        api.batch_use(cache.batch, *other.chosen([0, 1])[1:])
-    with refused("ARGUMENT", "kvit_batch_info is NULL"):
-        api.batch_query(cache.batch, None)
-    with refused("ARGUMENT", "kvit_batch_info.size is 4"):
-        api.batch_query(cache.batch, byref(capi.BatchInfo(4)))
-    q, out = given(cache.queries(rng, 0, 2)), given(cache.outputs(0, 2)[0])
-    with refused("SHAPE", "layer 3 of a cache of 3; give 0 to 2"):
-        api.batch_attention(cache.batch, 3, q, out, None, None, None)
-    with refused("ARGUMENT", "out is NULL"):
-        api.batch_attention(cache.batch, 0, q, None, None, None, None)
-    with refused("ARGUMENT", "mask is 9"):
-        api.batch_attention(cache.batch, 0, q, out, None, None, byref(capi.options(capi.AttentionOptions, mask=9)))
-    assert place.value is None
-    assert cache.batch_info().has_open_step == 0
-    cache.check()
-    other.check()
-
-
-def test_a_batch_takes_one_step_at_a_time(new, rng):
-    cache = new()
-    cache.sequence()
-    step, place = cache.begin(), c_void_p()
-    with refused("STEP", r"seqs\[0\] is in a step that is still open; commit that one, or close it"):
-        cache.api.batch_step(cache.batch, None, byref(place))
-    with refused("STEP", "the batch has a step that is open; commit that one, or close it, before other sequences"):
-        cache.api.batch_use(cache.batch, *cache.chosen([0, 2])[1:])
-    with refused("SHAPE", "q has 1 tokens and the step 2"):
-        cache.api.batch_attention(
-            cache.batch, 0, given(cache.queries(rng, 0, 1)), given(cache.outputs(0, 1)[0]), None, None, None
-        )
-    write(cache, step, rng, range(3), 2)
-    end(cache, step)
-    cache.check()
-
-
-def test_a_batch_of_a_sequence_that_was_destroyed_says_so_and_goes_on_with_others(new, rng):
-    cache = new()
-    cache.sequence()
-    cache.api.sequence_destroy(cache.mine[1])
-    place = c_void_p()
-    with refused("SEQUENCE_FREED", "."):
-        cache.api.batch_step(cache.batch, None, byref(place))
-    q, out = given(cache.queries(rng, 0, 2)), given(cache.outputs(0, 2)[0])
-    with refused("SEQUENCE_FREED", "."):
-        cache.api.batch_attention(cache.batch, 0, q, out, None, None, None)
-    cache.api.batch_use(cache.batch, *cache.chosen([2, 0])[1:])
-    cache.api.batch_step(cache.batch, None, byref(place))
-    for layer in range(3):
-        k, v = map(given, cache.rows(rng, layer, 2))
-        cache.api.step_append(place, layer, k, v, None, None)
-    cache.api.step_commit(place)
-    cache.api.step_destroy(place)
-    assert [cache.length(i) for i in (0, 2)] == [11, 1]
-
-
-def test_batches_of_two_threads_take_turns_within_a_call(new, rng):
+def test_batches_of_two_threads_take_turns_within_a_call(new_batch, rng):
     # Each has a sequence, and so steps of its own, that are open at the same time.
-    cache, problems = new(), []
+    cache, problems = new_batch(), []
     cache.api.batch_destroy(cache.batch)
     batches = [cache.make([i]) for i in (0, 1)]
     rows = [[cache.rows(rng, layer, 1) for layer in range(3)] for _ in batches]

@@ -171,28 +171,15 @@ class SequenceInfo(ctypes.Structure):
 
 
 class BatchOptions(ctypes.Structure):
-    _fields_ = [
-        ("size", c_uint32),
-        ("reserved", c_int32),
-        ("max_tokens", c_int64),
-        ("stream", c_void_p),
-    ]
+    _fields_ = [("size", c_uint32), ("reserved", c_int32), ("max_tokens", c_int64), ("stream", c_void_p)]
 
 
 class BatchInfo(ctypes.Structure):
-    _fields_ = [
-        ("size", c_uint32),
-        ("has_open_step", c_int32),
-        *[(name, c_int64) for name in ("num_sequences", "max_pages")],
-    ]
+    _fields_ = [("size", c_uint32), ("has_open_step", c_int32), ("num_sequences", c_int64), ("max_pages", c_int64)]
 
 
 class SwappedInfo(ctypes.Structure):
-    _fields_ = [
-        ("size", c_uint32),
-        ("reserved", c_int32),
-        *[(name, c_int64) for name in ("length", "num_pages", "bytes")],
-    ]
+    _fields_ = [("size", c_uint32), ("reserved", c_int32), *[(n, c_int64) for n in ("length", "num_pages", "bytes")]]
 
 
 def _call(*arguments: Any) -> Any:
