@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import difflib
 import functools
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
 from kvit.errors import DeviceError
-from kvit.selection import capabilities
+from kvit.selection import capabilities, json_file
 
 
 class Card(NamedTuple):
@@ -70,7 +69,7 @@ def known_cards() -> Mapping[str, Card]:
     The rate of the memory is its bus width times its data rate, or what is published where that is round. All agree
     with published specifications; only that of "NVIDIA H100 80GB HBM3" was measured against.
     """
-    rows = json.loads((Path(__file__).parent / "cards.json").read_text(encoding="utf-8"))
+    rows = json_file.load(Path(__file__).parent / "cards.json")
     cards = (Card(row["name"], tuple(row["compute_capability"]), row["num_sms"], row["peak_gbps"]) for row in rows)
     return {card.name: card for card in cards}
 

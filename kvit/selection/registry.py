@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,7 +10,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from kvit.errors import KernelMissing
-from kvit.selection import capabilities, missing
+from kvit.selection import capabilities, json_file, missing
 from kvit.selection.axes import AxisValue, channels, words
 
 KERNELS = Path(__file__).resolve().parents[1] / "_kernels"
@@ -114,7 +113,7 @@ class Registry:
         """Read folder/index.json. Raises KernelMissing where there is none."""
         path = folder / "index.json"
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = json_file.load(path)
         except FileNotFoundError:
             raise KernelMissing(f"no kernels are built: {path} does not exist.\n  Run: pip install .") from None
         self.folder = folder

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from kvit.selection import json_file
 from kvit.selection.axes import AxisValue
 from kvit.selection.call import Call
 from kvit.selection.cards import Card
@@ -50,7 +50,7 @@ class Rule(NamedTuple):
 @functools.cache
 def installed_rules() -> tuple[Rule, ...]:
     """The rules that kvit ships."""
-    return parse_rules(json.loads((Path(__file__).parent / "rules.json").read_text(encoding="utf-8")))
+    return parse_rules(json_file.load(Path(__file__).parent / "rules.json"))
 
 
 def parse_rules(rows: Any, source: str = SHIPPED) -> tuple[Rule, ...]:

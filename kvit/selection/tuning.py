@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from kvit.errors import KvitError
-from kvit.selection import registry
+from kvit.selection import json_file, registry
 from kvit.selection.cards import Card, Facts, card_of
 from kvit.selection.rules import L2_PROMOTION, Rule, installed_rules, parse_rules, setting
 
@@ -105,7 +105,7 @@ def usual_path(card: Card) -> Path | None:
 def read(path: Path) -> TuningFile:
     """The file. Raises FileNotFoundError, and KvitError where it cannot be read or is no file of `kvit tune`."""
     try:
-        return _parse(path, json.loads(path.read_text(encoding="utf-8")))
+        return _parse(path, json_file.load(path))
     except FileNotFoundError:
         raise
     except OSError as error:
