@@ -234,9 +234,13 @@ class Target(NamedTuple):
     letter: str
 
 
+# Compiled when kvit is imported, and by no call: where memory is short, Python's compiler of patterns may never end.
+_TARGET = re.compile(r"(sm|compute)_([0-9]+)([0-9])([af]?)")
+
+
 def parse_arch(arch: str) -> Target:
     """The parts of a target's name. Raises ValueError."""
-    match = re.fullmatch(r"(sm|compute)_([0-9]+)([0-9])([af]?)", arch)
+    match = _TARGET.fullmatch(arch)
     if match is None:
         raise ValueError(f"{arch!r} is no target; targets look like sm_80, sm_90a or compute_90")
     return Target(match[1], (int(match[2]), int(match[3])), match[4])

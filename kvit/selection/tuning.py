@@ -25,6 +25,7 @@ VARIABLE = "KVIT_TUNING"
 """Environment variable with the path of the file; `none`: no file is read."""
 
 _KEYS = ("kvit", "card", "driver", "date", "rules")
+_BETWEEN_WORDS = re.compile("[^a-z0-9]+")
 
 _instead: contextvars.ContextVar[RuleSet | None] = contextvars.ContextVar("instead", default=None)
 
@@ -99,7 +100,7 @@ def usual_path(card: Card) -> Path | None:
     folder = configured if os.path.isabs(configured) else os.path.expanduser("~/.config")
     if not os.path.isabs(folder):  # a user without a home
         return None
-    return Path(folder) / "kvit" / f"tuning-{re.sub('[^a-z0-9]+', '-', card.name.lower()).strip('-')}.json"
+    return Path(folder) / "kvit" / f"tuning-{_BETWEEN_WORDS.sub('-', card.name.lower()).strip('-')}.json"
 
 
 def read(path: Path) -> TuningFile:
