@@ -6,11 +6,12 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 from kvit import _checks
+from kvit._native.growth import Growth
 from kvit._native.sent_tables import SentTables
 from kvit._native.stream import Stream
 from kvit.cache import calls
 from kvit.cache.layer import CacheLayer
-from kvit.cache.layer_group import LayerGroup, Members, Place, new_members
+from kvit.cache.layer_group import LayerGroup, Members, Place, copy_pages, new_members
 from kvit.cache.layers import LayerKind, LayerSpec, kinds_of
 from kvit.cache.page_pool import PagePool
 from kvit.cache.sequence import Sequence
@@ -172,6 +173,30 @@ class MaintainedCache(_checks.Made):
 
         _checks.instance("swapped", swapped, SwappedSequence, "what cache.swap_out returned")
         return swapped_in(self, swapped, Stream.wrap(stream, self.device))
+
+
+# Apart from what checks the arguments: CPython 3.11 never leaves a `with` that stands far behind the beginning of its
+# function, where no memory is left for the number of the instruction.
+def append_to_one(
+    cache: Any,
+    seqs: tuple[Sequence, ...],
+    counts: list[int] | int,
+    new: tuple[Any, Any],
+    is_turned: bool,
+    others: dict[str, Any],
+    stream: Stream,
+) -> None:
+    """PagedCache.append of a cache of one layer: rows of K and V that were checked, and what Append takes besides."""
+    group, _, _, rows = cache.places[0]
+    append = group.append if is_turned else group.append_as_it_is
+    with Growth(cache.pool, seqs, counts) as growth:
+        if growth.num_copies:
+            rows_like_each_other(*new, rows, stream)
+            copy_pages(cache.groups, growth.copies, stream)
+        sent = cache.tables.take(cache.pool, seqs, growth, counts, stream)
+        append(*new, rows, sent.table, query_indptr=sent.rows, stream=stream, **others)
+        growth.keep()
+    cache.tables.give(sent)
 
 
 def append_to_all(

@@ -16,7 +16,7 @@ from kvit.cache.gathered import gather_layer
 from kvit.cache.layer import CacheLayer
 from kvit.cache.layer_group import Members, Place, Storage, copy_pages, new_members
 from kvit.cache.layers import LayerKind, LayerSpec, kinds_of
-from kvit.cache.maintained import MaintainedCache, append_to_all
+from kvit.cache.maintained import MaintainedCache, append_to_all, append_to_one
 from kvit.cache.operations import CachedOperations
 from kvit.cache.page_pool import PagePool
 from kvit.cache.sequence import Sequence
@@ -234,16 +234,7 @@ class PagedCache(MaintainedCache):
         if len(k.shape) != 3:
             k, v = rows_like_each_other(k, v, self.places[0].rows, stream)  # which says what is wrong
         counts = calls.counts_of("k", k.shape[0], len(seqs), new_tokens)
-        group, _, _, rows = self.places[0]
-        with Growth(self.pool, seqs, counts) as growth:
-            if growth.num_copies:
-                rows_like_each_other(k, v, rows, stream)
-                copy_pages(self.groups, growth.copies, stream)
-            sent = self.tables.take(self.pool, seqs, growth, counts, stream)
-            append = group.append if is_turned else group.append_as_it_is
-            append(k, v, rows, sent.table, query_indptr=sent.rows, q=q, q_out=q_out, positions=positions, stream=stream)
-            growth.keep()
-        self.tables.give(sent)
+        append_to_one(self, seqs, counts, (k, v), is_turned, {"q": q, "q_out": q_out, "positions": positions}, stream)
 
     def gather(
         self,
