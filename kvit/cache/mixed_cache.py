@@ -141,7 +141,8 @@ class MixedCache(_checks.Made):
         q     [tokens, query_heads, head_dim], of a cache of one layer: turned and smoothed as k is
 
         Queries of more tokens than the window has are attended inside of a step, before the others become codes.
-        All or nothing, and raises, as PagedCache.append and MixedCache.step.
+        All or nothing, and raises, as PagedCache.append and MixedCache.step; but where no memory is left for encoding,
+        that error comes when the tokens are there already, in 16 bits: len(seq) tells, and the next step encodes them.
         """
         stream, is_single = Stream.wrap(stream, self.device), self.num_layers == 1
         rows = [(k, v)] if is_single else list(zip(*self._of_each_layer(k, v), strict=True))
